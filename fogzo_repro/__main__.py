@@ -1,0 +1,108 @@
+"""``python -m fogzo_repro``: one run, or a Hydra multirun sweep.
+
+Exit status: 0 finished or skipped; 2 an error that the user can mend, in one line; 3 a run diverged;
+75 stopped by a signal with the checkpoint written, run the same command again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fogzo_repro.config import ConfigError, UserError, parse_config
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DIVERGED_STATUS = 3
+
+
+def _error(error: Exception) -> None:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+
+
+def check(overrides: list[str]) -> None:
+    """Compose and parse before anything else; each value of a sweep once.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        keys = {o.get_key_element() for o in parsed}
+        if {"estimator.beta_min", "estimator.noise"} <= keys:
+            raise ConfigError("give either estimator.beta_min or estimator.noise, not both")
+        plain = [o.input_line for o in parsed if not o.is_sweep_override()]
+        sweeps = [
+            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+            for o in parsed
+            if o.is_sweep_override()
+        ]
+        first = [values[0] for values in sweeps]
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            for position, values in enumerate(sweeps or [[""]]):
+                for value in values:
+                    chosen = [*first[:position], value, *first[position + 1 :]]
+                    parse_config(compose("config", [*plain, *filter(None, chosen)]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_readable(str(error))) from None
+
+
+def _readable(message: str) -> str:
+    """Put Hydra's several lines about a group option into one."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(
+        line for line in lines if not line.startswith(("Config search path", "provider="))
+    )
+
+
+def main() -> int:
+    """Run what the command line says; return the exit status."""
+    overrides = [a for a in sys.argv[1:] if not a.startswith("-")]
+    if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
+        try:
+            check(overrides)
+        except ConfigError as error:
+            _error(error)
+            return 2
+    statuses = [0]
+
+    @hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")
+    def job(composed: DictConfig) -> None:
+        try:
+            config = parse_config(composed)
+            from fogzo_repro.run import describe, execute
+            from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted
+
+            if config.dry_run:
+                print(describe(config))
+                return
+            try:
+                record = execute(config)
+            except Preempted:
+                sys.exit(REQUEUE_STATUS)
+            print(summary(record))
+            statuses.append(DIVERGED_STATUS if record["status"] != "finished" else 0)
+        except UserError as error:
+            _error(error)
+            statuses.append(2)
+
+    job()
+    return max(statuses)
+
+
+def summary(record: dict) -> str:
+    """Return the last line of a run."""
+    parts = [f"{record['run_id']}: {record['status']}"]
+    for split, values in record["metrics"]["last"].items():
+        parts += [f"{split} {k} {v:.4f}" for k, v in values.items() if k != "step"]
+    return "  ".join([*parts, f"{record['wall_seconds']:.1f} s", record["notes"]]).rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,437 @@
+"""The configuration: types here, values in configs/. `parse_config` is the only door.
+
+Every section is a frozen dataclass without defaults; its `name` selects the schema. A model,
+quantizer or estimator that is added as one file and one YAML needs no schema here: it gets the
+section's shared fields and a free mapping `options` (README, "Adding an estimator").
+
+This module imports neither torch nor hydra, so that a configuration error is printed at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fogzo_repro import METHOD_VERSION
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that names the remedy; the process ends with status 2."""
+
+
+class ConfigError(UserError):
+    """A setting that is unknown, missing, of the wrong type or against a rule."""
+
+
+def _require(rule: bool, message: str) -> None:
+    if not rule:
+        raise ConfigError(message)
+
+
+def _choice(key: str, value: str, options: tuple[str, ...]) -> None:
+    _require(value in options, f"{key}={value} is not an option; options: {', '.join(options)}")
+
+
+def _finite(key: str, value: float | None, low: float, *, strict: bool = False) -> None:
+    if value is None:
+        return
+    good = math.isfinite(value) and (value > low if strict else value >= low)
+    _require(good, f"{key}={value} must be {'above' if strict else 'at least'} {low:g}")
+
+
+# --- model ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MlpConfig:
+    """Two-layer perceptron 784-hidden-classes (PAPER 2, "Shallow networks")."""
+
+    name: str
+    hidden: int
+    first_last: list[str]
+
+    def __post_init__(self) -> None:
+        _finite("model.hidden", self.hidden, 1)
+
+
+@dataclass(frozen=True)
+class AddedModel:
+    """A model that is one file in fogzo_repro/models and one YAML."""
+
+    name: str
+    first_last: list[str]
+    options: dict[str, Any]
+
+
+# --- dataset -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """MNIST or scikit-learn's digits: small images held in memory."""
+
+    name: str
+
+
+# --- quantizer -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NoQuantizer:
+    """Full precision."""
+
+    name: str
+
+
+_FIRST_LAST = ("float", "8bit", "quantized")
+
+
+@dataclass(frozen=True)
+class RoundConfig:
+    """Fixed scale, rounding to 2^b levels (PAPER 4, "Grid of round")."""
+
+    name: str
+    weight_bits: int
+    surrogate: str
+    grid: str
+    clip_gradient: bool
+    first_last: str
+
+    def __post_init__(self) -> None:
+        _require(
+            2 <= self.weight_bits <= 8,
+            f"quantizer.weight_bits={self.weight_bits} is outside 2..8 for quantizer=round"
+            + (" (for 1 bit use quantizer=sign)" if self.weight_bits == 1 else ""),
+        )
+        _choice("quantizer.surrogate", self.surrogate, ("identity",))
+        _choice("quantizer.grid", self.grid, ("integer", "half_integer"))
+        _choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+
+
+@dataclass(frozen=True)
+class SignConfig:
+    """Fixed scale, one bit (PAPER 1, "Smoothing law")."""
+
+    name: str
+    surrogate: str
+    first_last: str
+
+    def __post_init__(self) -> None:
+        _choice("quantizer.surrogate", self.surrogate, ("hardtanh", "tanh", "approxsign"))
+        _choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+
+
+@dataclass(frozen=True)
+class AddedQuantizer:
+    """A quantizer that is one file in fogzo_repro/quantization and one YAML."""
+
+    name: str
+    weight_bits: int
+    first_last: str
+    options: dict[str, Any]
+
+
+# --- estimator -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SteConfig:
+    """Straight-through estimator."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class SpsaConfig:
+    """n-SPSA (PAPER 1)."""
+
+    name: str
+    n: int
+    start_fraction: float
+    probe_fraction: float
+    evaluator: str
+    random_sign: bool
+
+    def __post_init__(self) -> None:
+        _require(
+            self.n >= 1, f"estimator.n={self.n} must be at least 1; use estimator=ste for none"
+        )
+        for key in ("start_fraction", "probe_fraction"):
+            value = getattr(self, key)
+            _require(0 <= value <= 1, f"estimator.{key}={value} is outside [0, 1]")
+        _require(self.probe_fraction > 0, "estimator.probe_fraction=0.0 must be above 0")
+        _choice("estimator.evaluator", self.evaluator, ("auto", "sequential", "batched"))
+
+
+@dataclass(frozen=True)
+class FogzoConfig(SpsaConfig):
+    """FOGZO (PAPER 1, Algorithm 1). `noise` is 1 - beta_min; both are always set after parsing."""
+
+    beta_min: float
+    noise: float | None
+    beta_schedule: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.beta_min <= 1, f"estimator.beta_min={self.beta_min} is outside [0, 1]")
+        if self.noise is None:  # exact in decimal: 1 - 0.999 is 0.001, not 0.0010000000000000009
+            object.__setattr__(self, "noise", float(1 - Decimal(repr(self.beta_min))))
+        else:
+            _require(0 <= self.noise <= 1, f"estimator.noise={self.noise} is outside [0, 1]")
+            object.__setattr__(self, "beta_min", float(1 - Decimal(repr(self.noise))))
+        _choice("estimator.beta_schedule", self.beta_schedule, ("constant", "linear"))
+
+
+@dataclass(frozen=True)
+class AddedEstimator:
+    """An estimator that is one file in fogzo_repro/estimators and one YAML."""
+
+    name: str
+    options: dict[str, Any]
+
+
+# --- recipe, hardware, tracker -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """Optimizer, schedule, batch and length."""
+
+    name: str
+    optimizer: str
+    lr: float
+    global_batch_size: int
+    epochs: int
+    max_steps: int | None
+    schedule: str
+    weight_decay: float
+    betas: list[float]
+    eps: float
+    momentum: float
+    clip_norm: float | None
+    accumulate: bool
+    autocast: bool
+    eval_every_epochs: int
+
+    def __post_init__(self) -> None:
+        _choice("recipe.optimizer", self.optimizer, ("adamw", "sgd"))
+        _choice("recipe.schedule", self.schedule, ("cosine", "constant"))
+        _finite("recipe.lr", self.lr, 0, strict=True)
+        _finite("recipe.weight_decay", self.weight_decay, 0)
+        _finite("recipe.eps", self.eps, 0, strict=True)
+        _finite("recipe.clip_norm", self.clip_norm, 0, strict=True)
+        _require(0 <= self.momentum < 1, f"recipe.momentum={self.momentum} is outside [0, 1)")
+        _require(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            f"recipe.betas={self.betas} must be two numbers in [0, 1)",
+        )
+        for key in ("global_batch_size", "epochs", "eval_every_epochs"):
+            _finite(f"recipe.{key}", getattr(self, key), 1)
+        _finite("recipe.max_steps", self.max_steps, 1)
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """Where and how to compute; never what."""
+
+    name: str
+    device: str
+    precision: str
+    compile: bool
+    cuda_graph: bool | None
+    probe_memory_mb: int
+
+    def __post_init__(self) -> None:
+        kind = self.device.split(":")[0]
+        _choice("hardware.device", kind, ("auto", "cpu", "cuda"))
+        _choice("hardware.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        _finite("hardware.probe_memory_mb", self.probe_memory_mb, 1)
+
+
+@dataclass(frozen=True)
+class NoTracker:
+    """metrics.jsonl alone."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """An optional mirror of metrics.jsonl."""
+
+    name: str
+    project: str
+    group: str | None
+
+
+@dataclass(frozen=True)
+class CellConfig:
+    """Labels: where the run stands in a table. They change nothing in the run."""
+
+    table: str
+    row: str
+    column: str
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, complete and checked."""
+
+    model: Any
+    dataset: Any
+    quantizer: Any
+    estimator: Any
+    recipe: RecipeConfig
+    hardware: HardwareConfig
+    tracker: Any
+    cell: CellConfig
+    seed: int
+    scale: str
+    data_dir: str
+    output_root: str
+    force: bool
+    dry_run: bool
+    snapshots: int
+    checkpoint_minutes: float
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**31, f"seed={self.seed} is outside [0, 2^31)")
+        _choice("scale", self.scale, ("full", "mini", "smoke"))
+        _finite("snapshots", self.snapshots, 0)
+        _finite("checkpoint_minutes", self.checkpoint_minutes, 0)
+        if self.quantizer.name == "none":
+            _require(
+                self.estimator.name == "ste",
+                f"estimator={self.estimator.name} perturbs quantized weights and quantizer=none has "
+                "none; add quantizer=round or estimator=ste",
+            )
+
+
+SCHEMAS: dict[str, dict[str, type]] = {
+    "model": {"mlp": MlpConfig},
+    "dataset": {"digits": ImagesConfig, "mnist": ImagesConfig},
+    "quantizer": {"none": NoQuantizer, "round": RoundConfig, "sign": SignConfig},
+    "estimator": {"ste": SteConfig, "nspsa": SpsaConfig, "fogzo": FogzoConfig},
+    "tracker": {"none": NoTracker, "wandb": WandbConfig},
+}
+UNIFORM_SECTIONS: dict[str, type] = {
+    "recipe": RecipeConfig,
+    "hardware": HardwareConfig,
+    "cell": CellConfig,
+}
+ADDED: dict[str, tuple[str, type]] = {  # section: (package that holds the file, shared fields)
+    "model": ("models", AddedModel),
+    "quantizer": ("quantization", AddedQuantizer),
+    "estimator": ("estimators", AddedEstimator),
+}
+
+
+def _schema(section: str, node: Any) -> type:
+    """Return the dataclass for a section, by its `name`."""
+    _require(isinstance(node, DictConfig), f"{section} is missing; give {section}=<option>")
+    if section in UNIFORM_SECTIONS:
+        return UNIFORM_SECTIONS[section]
+    name = node.get("name")
+    known = SCHEMAS[section]
+    if name in known:
+        return known[name]
+    if section in ADDED:
+        package, shared = ADDED[section]
+        if (Path(__file__).parent / package / f"{name}.py").is_file():
+            return shared
+    raise ConfigError(f"{section}={name} is not an option; options: {', '.join(sorted(known))}")
+
+
+def _check_keys(where: str, given: set[str], wanted: set[str]) -> None:
+    for key in sorted(given - wanted):
+        near = difflib.get_close_matches(key, wanted, n=1, cutoff=0.0)
+        raise ConfigError(f"{where}{key} is not a setting; did you mean {where}{near[0]}?")
+    for key in sorted(wanted - given):
+        raise ConfigError(f"{where}{key} is missing")
+
+
+def _parse_section(section: str, node: Any) -> Any:
+    schema = _schema(section, node)
+    _check_keys(f"{section}.", set(node), {f.name for f in fields(schema)})
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), node)
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{section}.{_one_line(error)}") from None
+
+
+def _one_line(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "key", None)
+    return f"{key}: {str(error).splitlines()[0]}"
+
+
+def parse_config(config: DictConfig) -> RunConfig:
+    """Turn a composed Hydra config into a checked `RunConfig`.
+
+    Raises:
+        ConfigError: with one line that names the key, the rule and, where there is one, the remedy.
+    """
+    sections = {*SCHEMAS, *UNIFORM_SECTIONS}
+    names = {f.name for f in fields(RunConfig)}
+    _check_keys("", set(config), names)
+    scalars = OmegaConf.create({k: config[k] for k in sorted(names - sections)})
+    values: dict[str, Any] = {s: _parse_section(s, config[s]) for s in sorted(sections)}
+    for field in fields(RunConfig):
+        if field.name not in sections:
+            values[field.name] = _scalar(field.name, str(field.type), scalars[field.name])
+    return RunConfig(**values)
+
+
+_SCALARS = {"int": int, "str": str, "bool": bool, "float": float}
+
+
+def _scalar(key: str, kind: str, value: Any) -> Any:
+    wanted = _SCALARS[kind]
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if wanted is str and value is not None:
+        value = str(value)
+    _require(type(value) is wanted, f"{key}={value} is not of type {kind}")
+    return value
+
+
+# --- identity ------------------------------------------------------------------------------------
+
+# What does not change the result, and so is not part of a run's identity.
+_FREE = {
+    "tracker", "cell", "data_dir", "output_root", "force", "dry_run", "snapshots",
+    "checkpoint_minutes", "hardware",
+}  # fmt: skip
+
+
+def result_fields(config: RunConfig, resolved: dict[str, Any]) -> dict[str, Any]:
+    """Return all that determines the result: settings, resolved hardware facts, method version.
+
+    Args:
+        config: the run.
+        resolved: what only the machine or the data can say: precision, world size, evaluator,
+            the data's fingerprint.
+    """
+    kept = {k: v for k, v in asdict(config).items() if k not in _FREE}
+    return {**kept, "resolved": resolved, "method_version": METHOD_VERSION}
+
+
+def config_hash(result: dict[str, Any]) -> str:
+    """Return 8 hexadecimal digits over `result_fields`."""
+    text = json.dumps(result, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_id(config: RunConfig, result: dict[str, Any]) -> str:
+    """Return `{model}-{dataset}-{quantizer}-{estimator}-s{seed}-{hash8}`."""
+    names = (config.model.name, config.dataset.name, config.quantizer.name, config.estimator.name)
+    return f"{'-'.join(names)}-s{config.seed}-{config_hash(result)}"

@@ -1,0 +1,27 @@
+"""The three gradient estimators of the paper, as a library that needs torch alone.
+
+After `loss.backward()` the latent weights hold the STE gradient. An estimator replaces it:
+
+    weights = [QuantizedWeight(layer.weight, scale=alpha, law=smoothing_law("round", "identity"))]
+    fogzo(weights, loss_fn, beta=0.999, n=1, generator=generator)
+    optimizer.step()
+
+`loss_fn()` returns the loss at the current parameters, on the same batch and with the same masks.
+"""
+
+from fogzo_repro.estimators.fogzo import fogzo
+from fogzo_repro.estimators.perturbation import RandomSign, SequentialProbes
+from fogzo_repro.estimators.protocol import Estimate, QuantizedWeight
+from fogzo_repro.estimators.smoothing import SmoothingLaw, smoothing_law
+from fogzo_repro.estimators.spsa import nspsa
+
+__all__ = [
+    "Estimate",
+    "QuantizedWeight",
+    "RandomSign",
+    "SequentialProbes",
+    "SmoothingLaw",
+    "fogzo",
+    "nspsa",
+    "smoothing_law",
+]

@@ -1,0 +1,143 @@
+r"""FOGZO: first-order-guided zeroth-order gradient descent (PAPER 1, Algorithm 1).
+
+    v_i = sqrt(beta) s_i g^ + sqrt(1 - beta) u_i,     g^ = g / ||g|| from the STE,  s_i = +-1
+    G   = 1/n sum_i [L(theta + eps v_i) - L(theta - eps v_i)] / (2 eps) v_i
+
+With one scale per tensor or row, everything is written in units of epsilon: weight l moves by
++-eps_l v_l, the guide is eps_l g_l normalised over all quantized weights together, and the estimate
+for theta_l is (L+ - L-)/2 * v_l / eps_l. With one common epsilon this is the formula above.
+
+To first order in eps, E[G] = beta g^ g^T grad + (1 - beta) grad: a biased part that shrinks by
+itself where the STE is wrong, and an unbiased part. Cost: the STE pass and 2n forward passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fogzo_repro.estimators.perturbation import (
+    SequentialProbes,
+    direction_blocks,
+    guide_norm,
+    outer,
+    random_signs,
+    two_sided_differences,
+    write_gradients,
+)
+from fogzo_repro.estimators.protocol import Estimate, LossFunction, Probes, QuantizedWeight
+
+
+@torch.no_grad()
+def fogzo(
+    weights: Sequence[QuantizedWeight],
+    loss: LossFunction | None = None,
+    *,
+    beta: float | tuple[Tensor, Tensor],
+    n: int = 1,
+    generator: torch.Generator,
+    signs: torch.Generator | None = None,
+    probes: Probes | None = None,
+) -> Estimate:
+    """Replace the STE gradient in `.grad` of each weight by the FOGZO estimate.
+
+    Args:
+        weights: the quantized weights; `.grad` holds the STE gradient. Left bitwise unchanged.
+        loss: returns the loss at the current parameters; or give `probes`.
+        beta: share of the guide in the direction, in [0, 1]; or the pair sqrt(beta),
+            sqrt(1 - beta) as 0-dim tensors, which a captured graph can read.
+        n: number of probe pairs, at least 1.
+        generator: the stream of the directions u.
+        signs: the stream of the signs s; `generator` where not given.
+        probes: how the losses are measured; one pair after another by default.
+
+    Returns:
+        What the estimate rested on. A probe that is not finite leaves the STE gradient in place.
+
+    Raises:
+        ValueError: where a weight has no gradient, beta is outside [0, 1] or n < 1.
+    """
+    if n < 1:
+        raise ValueError(f"n={n} must be at least 1")
+    sqrt_beta, sqrt_noise = beta if isinstance(beta, tuple) else mixing(beta)
+    if probes is None:
+        if loss is None:
+            raise ValueError("give a loss function or probes")
+        probes = SequentialProbes(loss)
+
+    norm = guide_norm(weights)
+    inverse_norm = torch.where(norm > 0, 1 / norm, 0.0)  # a zero guide gives v = sqrt(1 - beta) u
+
+    def directions() -> Iterator[list[Tensor]]:
+        for u in direction_blocks(weights, n, generator):  # per weight (k, *shape)
+            s = random_signs(u[0].new_empty(len(u[0])), signs or generator)
+            for w, v in zip(weights, u, strict=True):
+                guide = w.epsilon() * w.gradient() * inverse_norm  # g^
+                v.mul_(sqrt_noise).add_(outer(s * sqrt_beta, guide))
+            yield u
+
+    return write_gradients(weights, two_sided_differences(weights, directions(), probes, n), norm)
+
+
+def mixing(beta: float) -> tuple[float, float]:
+    """Return sqrt(beta) and sqrt(1 - beta) as Python floats: 1 - 1e-9 is 1.0 in float32.
+
+    >>> mixing(1 - 1e-9)[1] > 3.1e-5
+    True
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta={beta} is outside [0, 1]")
+    return math.sqrt(beta), math.sqrt(1 - beta)
+
+
+class Fogzo:
+    """FOGZO in the training loop: beta by its schedule, the plain STE before `start_fraction`.
+
+    Args:
+        n: probe pairs per step.
+        noise: 1 - beta_min.
+        schedule: `constant`, or `linear` from beta = 1 to beta_min over the probed steps [rep].
+        start_fraction: share of the steps that are left to the STE ("r% STE then FOGZO" [sum]).
+        device: where the weights are.
+    """
+
+    def __init__(
+        self, n: int, noise: float, schedule: str, start_fraction: float, device: torch.device
+    ) -> None:
+        self.n = n
+        self.noise = noise
+        self.schedule = schedule
+        self.start_fraction = start_fraction
+        self._mix = tuple(torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+
+    def noise_at(self, step: int, total_steps: int) -> float | None:
+        """Return 1 - beta at a step, or None before the start (PAPER 4, "beta schedule")."""
+        start = math.ceil(self.start_fraction * total_steps)
+        if step < start:
+            return None
+        if self.schedule == "constant":
+            return self.noise
+        return self.noise * (step - start) / max(1, total_steps - 1 - start)
+
+    def prepare(self, step: int, total_steps: int) -> bool:
+        """Set beta for a step; return whether it is probed."""
+        noise = self.noise_at(step, total_steps)
+        if noise is None:
+            return False
+        self._mix[0].fill_(math.sqrt(1 - noise))
+        self._mix[1].fill_(math.sqrt(noise))
+        return True
+
+    def __call__(
+        self,
+        weights: Sequence[QuantizedWeight],
+        probes: Probes,
+        generator: torch.Generator,
+        signs: torch.Generator,
+    ) -> Estimate:
+        """Write the estimate."""
+        mix = (self._mix[0], self._mix[1])
+        return fogzo(weights, beta=mix, n=self.n, generator=generator, signs=signs, probes=probes)

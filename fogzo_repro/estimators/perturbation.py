@@ -1,0 +1,184 @@
+"""Directions, and the losses on both sides of theta."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fogzo_repro.estimators.protocol import (
+    Estimate,
+    LossFunction,
+    ProbeLosses,
+    Probes,
+    QuantizedWeight,
+)
+
+# Directions are drawn in blocks of at most this many numbers (64 MiB). The block size depends on
+# nothing but the weights and n, so the draws do not depend on how the probes are evaluated.
+BLOCK_NUMBERS = 2**24
+
+
+def direction_blocks(
+    weights: Sequence[QuantizedWeight], n: int, generator: torch.Generator
+) -> Iterator[list[Tensor]]:
+    """Yield n directions u in blocks: per weight a tensor (k, *shape) of the weight's law."""
+    block = max(1, BLOCK_NUMBERS // sum(w.parameter.numel() for w in weights))
+    for start in range(0, n, block):
+        k = min(block, n - start)
+        yield [
+            w.law.sample_(w.parameter.new_empty((k, *w.parameter.shape)), generator)
+            for w in weights
+        ]
+
+
+def count_flips(weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]) -> Tensor:
+    """Return how many weights change their level between the two probes, summed over k pairs."""
+    total = directions[0].new_zeros(())
+    for w, v in zip(weights, directions, strict=True):
+        if w.levels is not None:
+            offset = w.rotate_back(w.epsilon() * v)
+            changed = w.levels(w.parameter + offset) != w.levels(w.parameter - offset)
+            total += changed.sum()
+    return total
+
+
+class SequentialProbes:
+    """Probes of any model: displace the weights in place, take the loss, copy the weights back.
+
+    Restoring is a copy and therefore bitwise: adding the displacement back would drift. The
+    parameters keep their storage, so compiled and captured graphs stay valid.
+
+    Args:
+        loss: returns the loss at the current parameters.
+    """
+
+    def __init__(self, loss: LossFunction) -> None:
+        self.loss = loss
+
+    @torch.no_grad()
+    def __call__(
+        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
+    ) -> ProbeLosses:
+        """Measure the k probe pairs one after another."""
+        saved = [w.parameter.clone() for w in weights]
+        epsilons = [w.epsilon() for w in weights]
+        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+        try:
+            for j in range(len(directions[0])):
+                for sign, losses in zip((1, -1), sides, strict=True):
+                    for w, theta, eps, v in zip(weights, saved, epsilons, directions, strict=True):
+                        w.parameter.copy_(theta + sign * w.rotate_back(eps * v[j]))
+                    losses.append(at_least_float32(self.loss().detach()))
+                    for w, theta in zip(weights, saved, strict=True):
+                        w.parameter.copy_(theta)
+        finally:
+            for w, theta in zip(weights, saved, strict=True):
+                w.parameter.copy_(theta)
+        plus, minus = map(torch.stack, sides)
+        return ProbeLosses(plus, minus, count_flips(weights, directions))
+
+
+class RandomSign:
+    """A control: swaps L+ and L- with probability 1/2, so the sign of each difference is random.
+
+    Args:
+        probes: the probes whose losses are swapped.
+        generator: a stream of its own.
+    """
+
+    def __init__(self, probes: Probes, generator: torch.Generator) -> None:
+        self.probes = probes
+        self.generator = generator
+
+    def __call__(
+        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
+    ) -> ProbeLosses:
+        """Measure, then swap."""
+        losses = self.probes(weights, directions)
+        swap = random_signs(losses.plus, self.generator) < 0
+        return ProbeLosses(
+            torch.where(swap, losses.minus, losses.plus),
+            torch.where(swap, losses.plus, losses.minus),
+            losses.flips,
+        )
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What two-sided differences along n directions give; tensors are 0-dim but `gradients`."""
+
+    gradients: list[Tensor]
+    coefficient: Tensor
+    flips: Tensor
+    flat: Tensor
+    bad: Tensor
+
+
+def two_sided_differences(
+    weights: Sequence[QuantizedWeight], blocks: Iterable[list[Tensor]], probes: Probes, n: int
+) -> Differences:
+    """Return G_l = 1/n sum_i c_i v_i / eps_l with c_i = [L(theta + eps v_i) - L(theta - eps v_i)]/2.
+
+    Args:
+        weights: the quantized weights.
+        blocks: n directions v in blocks, per weight (k, *shape).
+        probes: measures the losses.
+        n: the number of directions in all blocks together.
+    """
+    gradients: list[Tensor] = []
+    squares = flips = flat = bad = torch.zeros((), device=weights[0].parameter.device)
+    for directions in blocks:
+        losses = probes(weights, directions)
+        c = (losses.plus - losses.minus) / 2
+        for index, (w, v) in enumerate(zip(weights, directions, strict=True)):
+            part = w.rotate_back(_weighted_sum(c / n, v) / w.epsilon())
+            if index < len(gradients):
+                gradients[index] += part
+            else:
+                gradients.append(part)
+        squares = squares + c.square().sum()
+        flips = flips + losses.flips
+        flat = flat + (c == 0).sum()
+        bad = bad + (~c.isfinite()).sum()
+    coefficient = c[0] if n == 1 else (squares / n).sqrt()
+    return Differences(gradients, coefficient, flips / n, flat, bad)
+
+
+def write_gradients(
+    weights: Sequence[QuantizedWeight], differences: Differences, guide_norm: Tensor
+) -> Estimate:
+    """Put the estimate into `.grad`, or leave the STE gradient there if a probe was not finite."""
+    for w, value in zip(weights, differences.gradients, strict=True):
+        assert w.parameter.grad is not None
+        w.parameter.grad.copy_(torch.where(differences.bad > 0, w.parameter.grad, value))
+    d = differences
+    dead = (guide_norm == 0).to(guide_norm.dtype)
+    return Estimate(d.coefficient, d.flips, d.flat, d.bad, dead, guide_norm)
+
+
+def guide_norm(weights: Sequence[QuantizedWeight]) -> Tensor:
+    """Return the norm of eps * g over all quantized weights together."""
+    return torch.stack([(w.epsilon() * w.gradient()).norm() for w in weights]).norm()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x, in float32 where its type is narrower: a difference of bf16 losses is rounding."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def outer(a: Tensor, b: Tensor) -> Tensor:
+    """Return a_k b for a of shape (k,), shaped (k, *b.shape)."""
+    return a.view(-1, *([1] * b.dim())) * b
+
+
+def _weighted_sum(a: Tensor, v: Tensor) -> Tensor:
+    """Return sum_k a_k v_k."""
+    return v[0] * a[0] if len(a) == 1 else torch.tensordot(a.to(v.dtype), v, dims=1)
+
+
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return +1 or -1 with probability 1/2 each, shaped as `like`."""
+    return torch.empty_like(like).random_(0, 2, generator=generator).mul_(2).sub_(1)

@@ -1,0 +1,72 @@
+"""From the `hardware` section to the machine that is there."""
+
+from __future__ import annotations
+
+import platform
+import resource
+from dataclasses import dataclass
+
+import torch
+
+from fogzo_repro.config import RunConfig, UserError
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on.
+
+    Attributes:
+        device: of all tensors.
+        card: the card's or processor's name.
+        autocast: dtype of the forward passes, None for float32.
+        cuda_graph: whether the whole step is captured.
+    """
+
+    device: torch.device
+    card: str
+    autocast: torch.dtype | None
+    cuda_graph: bool
+
+    def peak_memory_mb(self) -> float:
+        """Return the peak of allocated device memory, or of resident memory on the CPU."""
+        if self.device.type == "cuda":
+            return round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+
+
+def resolve_machine(config: RunConfig) -> Machine:
+    """Find the device and decide the precision.
+
+    Raises:
+        UserError: where the device is not there or cannot do what is asked.
+    """
+    hardware = config.hardware
+    available = torch.cuda.is_available()
+    name = ("cuda" if available else "cpu") if hardware.device == "auto" else hardware.device
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not available:
+            raise UserError(f"hardware.device={name}: no CUDA device is here; use hardware=cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise UserError(
+                f"hardware.device={name}: there are {count} CUDA devices, from cuda:0 on"
+            )
+    precision = hardware.precision
+    if precision == "auto":
+        precision = "fp32"
+        if device.type == "cuda":
+            precision = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    autocast = DTYPES[precision] if config.recipe.autocast else None
+    graph = hardware.cuda_graph
+    if graph is None:
+        graph = device.type == "cuda" and config.model.name == "mlp" and autocast is None
+    if graph and device.type != "cuda":
+        raise UserError("hardware.cuda_graph=true needs a CUDA device; leave it out")
+    if device.type == "cuda":
+        card = torch.cuda.get_device_name(device)
+    else:
+        card = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return Machine(device, card, autocast, graph)

@@ -1,0 +1,1 @@
+"""Records, claims, tables and figures."""

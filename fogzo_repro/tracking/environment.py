@@ -1,0 +1,54 @@
+"""The machine and the software of a run, for its record."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "datasets", "hydra-core", "omegaconf")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command_line() -> str:
+    """Return the command as a user would type it from the project's root."""
+    name = Path(sys.argv[0])
+    if name.name == "__main__.py":
+        return shlex.join(["python", "-m", "fogzo_repro", *sys.argv[1:]])
+    shown = name.resolve()
+    shown = shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else Path(name.name)
+    return shlex.join(["python", str(shown), *sys.argv[1:]])
+
+
+def git_state() -> dict[str, Any]:
+    """Return the commit and whether tracked files differ from it.
+
+    FOGZO_COMMIT names the commit where the code was copied without its history.
+    """
+    if "FOGZO_COMMIT" in os.environ:
+        return {"commit": os.environ["FOGZO_COMMIT"], "dirty": False}
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except OSError:
+        return {"commit": None, "dirty": None}
+    if commit.returncode:
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

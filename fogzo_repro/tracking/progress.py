@@ -1,0 +1,69 @@
+"""Progress with an ETA: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 15.0  # without a terminal: a line at most this often
+
+
+class RunProgress:
+    """Shows the steps of one run.
+
+    Args:
+        label: what runs.
+        total: steps in all.
+        done: steps taken before, by a run that is resumed.
+    """
+
+    def __init__(self, label: str, total: int, done: int) -> None:
+        self.label = label
+        self.total = total
+        self.first = done
+        self.started = self.last_line = time.monotonic()
+        self.console = Console(file=sys.stderr)
+        self.bar: Progress | None = None
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[said]}"),
+                console=self.console, transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task(label, total=total, completed=done, said="")
+
+    def update(self, step: int, said: dict[str, Any]) -> None:
+        """Show that `step` steps are done; `said` are the numbers beside the bar."""
+        text = "  ".join(f"{k} {v:.4g}" for k, v in said.items())
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, said=text)
+        elif time.monotonic() - self.last_line > LINE_SECONDS:
+            self.last_line = time.monotonic()
+            rate = (step - self.first) / (self.last_line - self.started)
+            eta = (self.total - step) / rate if rate else float("inf")
+            self.say(f"{self.label}  step {step}/{self.total}  {text}  eta {_clock(eta)}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    return (
+        f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+        if minutes >= 60
+        else f"{minutes}:{rest:02d}"
+    )

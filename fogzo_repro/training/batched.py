@@ -1,0 +1,100 @@
+"""The batched evaluator: the losses of many perturbed MLPs at once (PAPER 1: n-SPSA, n = 7,960).
+
+The first layer of k perturbed networks is one matrix product of integer levels and integer pixels.
+Levels and pixels are exact in bf16, and their sums stay below 2^24, so on a GPU the product runs on
+the bf16 tensor cores with float32 accumulation and is exact; on the CPU it runs in float32. What
+remains, the normalisation of the inputs, is affine and is applied to the result.
+
+Shapes: k directions, B images, P pixels, H hidden units, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fogzo_repro.data.images import Batch, Images
+from fogzo_repro.estimators.protocol import ProbeLosses, QuantizedWeight
+from fogzo_repro.models.mlp import Mlp
+from fogzo_repro.quantization.fixed import FixedScale
+
+CPU_CHUNK_BYTES = 4 * 2**20  # one chunk's perturbed levels: stays in a core's cache
+
+
+def supports_batched(model: nn.Module) -> bool:
+    """Whether the batched evaluator can run a model: the MLP with round or sign weights."""
+    return isinstance(model, Mlp) and all(
+        isinstance(getattr(layer, "weight_quantizer", None), FixedScale)
+        for layer in (model.fc1, model.fc2)
+    )
+
+
+class BatchedProbes:
+    """Probes of the MLP, many directions at once, in chunks that keep to a memory budget.
+
+    Args:
+        model: the quantized MLP, see `supports_batched`.
+        images: how its inputs are normalised.
+        batch: pixels (B, 1, 28, 28) uint8 and labels (B,).
+        budget_bytes: bound on the memory of the chunks, beside the block of directions.
+    """
+
+    def __init__(self, model: Mlp, images: Images, batch: Batch, budget_bytes: int) -> None:
+        self.model = model
+        self.images = images
+        self.labels = batch.labels
+        self.dtype = torch.bfloat16 if batch.pixels.is_cuda else torch.float32
+        self.pixels = batch.pixels.flatten(1).T.to(self.dtype).contiguous()  # (P, B)
+        per_direction = sum(
+            layer.weight.numel() * (3 * 4 + 2 * self.dtype.itemsize)  # two sides and their sum
+            for layer in (model.fc1, model.fc2)
+        ) + 2 * 4 * 4 * model.fc1.out_features * len(self.labels)  # activations, four alive
+        if not batch.pixels.is_cuda:
+            budget_bytes = min(budget_bytes, CPU_CHUNK_BYTES)
+        self.chunk = max(1, budget_bytes // per_direction)
+
+    @torch.no_grad()
+    def __call__(
+        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
+    ) -> ProbeLosses:
+        """Measure k probe pairs; `weights` are those of fc1 and fc2, in this order."""
+        layers = (self.model.fc1, self.model.fc2)
+        units = [layer.weight_quantizer.units(layer.weight) for layer in layers]
+        flips = units[0].new_zeros(())
+        plus, minus = [], []
+        for start in range(0, len(directions[0]), self.chunk):
+            sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+            for layer, x, w, v in zip(layers, units, weights, directions, strict=True):
+                part, width = v[start : start + self.chunk], w.law.epsilon_bar
+                quantizer = layer.weight_quantizer
+                above = quantizer.levels(torch.add(x, part, alpha=width)).to(self.dtype)
+                below = quantizer.levels(torch.sub(x, part, alpha=width)).to(self.dtype)
+                flips += (above != below).sum()
+                sides[0].append(above)
+                sides[1].append(below)
+            plus.append(self._losses(*sides[0]))
+            minus.append(self._losses(*sides[1]))
+        return ProbeLosses(torch.cat(plus), torch.cat(minus), flips)
+
+    def _losses(self, levels1: Tensor, levels2: Tensor) -> Tensor:
+        """Return the mean cross-entropy of each network: levels (k, H, P) and (k, C, H) -> (k,)."""
+        fc1, fc2, data = self.model.fc1, self.model.fc2, self.images
+        k, hidden, _ = levels1.shape
+        sums = _exact_product(levels1.flatten(0, 1), self.pixels).view(k, hidden, -1)  # (k, H, B)
+        # fc1((p/255 - mean)/std) = alpha/(255 std) (levels p) - alpha mean/std (sum levels) + bias
+        alpha = fc1.weight_quantizer.scale / data.std
+        shift = fc1.bias - alpha * data.mean * levels1.sum(-1, dtype=torch.float32)  # (k, H)
+        activations = sums.mul_(alpha / 255).add_(shift.unsqueeze(-1)).relu_()
+        weight = levels2.float() * fc2.weight_quantizer.scale
+        logits = torch.baddbmm(fc2.bias.unsqueeze(-1), weight, activations)  # (k, C, B)
+        correct = self.labels.view(1, 1, -1).expand(k, 1, -1)
+        return (logits.logsumexp(1) - logits.gather(1, correct).squeeze(1)).mean(-1)
+
+
+def _exact_product(levels: Tensor, pixels: Tensor) -> Tensor:
+    """Return levels @ pixels in float32."""
+    if levels.dtype == torch.bfloat16:
+        return torch.mm(levels, pixels, out_dtype=torch.float32)
+    return levels @ pixels

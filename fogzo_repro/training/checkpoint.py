@@ -1,0 +1,107 @@
+"""Checkpoints: safetensors for the tensors, JSON for the rest; atomic and checksummed.
+
+A checkpoint is `checkpoint-<step>.safetensors` and `checkpoint-<step>.json`. Each file is written
+under a temporary name, flushed to the disk and renamed; the JSON comes last and carries the
+checksum of both, so a checkpoint exists only when it is whole. The last two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from fogzo_repro.config import UserError
+
+KEEP = 2
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or not there, also after a crash.
+
+    Raises:
+        UserError: where the disk is full or not writable; what was there stays.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space or give output_root=, "
+            "then run the same command again: it goes on from the last checkpoint"
+        ) from None
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]
+) -> None:
+    """Write a checkpoint, then delete all but the last two.
+
+    Args:
+        folder: the run folder.
+        step: optimizer steps taken.
+        tensors: by name.
+        state: anything JSON holds.
+    """
+    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    head = {"step": step, "state": state, "sha256": hashlib.sha256(content).hexdigest()}
+    head["checksum"] = _checksum(head)
+    stem = folder / f"checkpoint-{step:08d}"
+    write_atomically(stem.with_suffix(".safetensors"), content)
+    write_atomically(stem.with_suffix(".json"), json.dumps(head, indent=1).encode())
+    for old in _checkpoints(folder)[:-KEEP]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load_checkpoint(
+    folder: Path,
+) -> tuple[int, dict[str, torch.Tensor], dict[str, Any], list[str]] | None:
+    """Read the newest checkpoint that is whole.
+
+    Returns:
+        Step, tensors, state, and a line for each damaged checkpoint that was passed over;
+        None where there is none.
+    """
+    damaged = []
+    for path in reversed(_checkpoints(folder)):
+        try:
+            head = json.loads(path.read_bytes())
+            content = path.with_suffix(".safetensors").read_bytes()
+            if head.pop("checksum") != _checksum(head):
+                raise ValueError("its JSON does not match its checksum")
+            if hashlib.sha256(content).hexdigest() != head["sha256"]:
+                raise ValueError("its tensors do not match their checksum")
+        except (OSError, ValueError, KeyError) as error:
+            damaged.append(f"{path.stem} is damaged ({error}); using the one before")
+            continue
+        return head["step"], load(content), head["state"], damaged
+    if damaged:
+        raise UserError(
+            f"no whole checkpoint in {folder}: {damaged[0]}; start again with force=true"
+        )
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*.json"))
+
+
+def _checksum(head: dict[str, Any]) -> str:
+    text = json.dumps({k: v for k, v in head.items() if k != "checksum"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,231 @@
+"""The training loop: data, steps, metrics, evaluation, checkpoints, signals.
+
+All that decides the numbers is a function of the state and of (seed, epoch, step): a run that is
+resumed from any checkpoint ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fogzo_repro.tracking.metrics import MetricsFile, read_metrics
+from fogzo_repro.tracking.progress import RunProgress
+from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from fogzo_repro.training.optimizers import load_optimizer_tensors, optimizer_tensors
+from fogzo_repro.training.preemption import Preempted, StopRequest
+from fogzo_repro.training.randomness import generator_for
+from fogzo_repro.training.step import MAX_BAD_STREAK, ROW, TrainStep
+
+FLUSH_STEPS = 100  # rows are fetched from the device and written this many at a time
+
+
+class Diverged(Exception):
+    """The run cannot go on: a loss or gradient that is not finite. One line, with the step."""
+
+
+class Data(Protocol):
+    """Batches by epoch; the order is a function of the generator alone."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in a whole epoch."""
+        ...
+
+    def epoch(self, generator: torch.Generator, start: int = 0) -> Any:
+        """Iterate over the batches from `start` on."""
+        ...
+
+
+class Mirror(Protocol):
+    """Whatever else wants the metrics."""
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """Take lines of metrics.jsonl."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how often, where.
+
+    Attributes:
+        seed: of the run; decides the order of every epoch.
+        total_steps: optimizer steps in all.
+        lr: the learning rate at (step, total_steps).
+        eval_every_epochs: epochs between evaluations; the last step is always evaluated.
+        checkpoint_seconds: wall time between checkpoints.
+        snapshot_steps: after which steps the weights are kept for good.
+        folder: the run folder.
+        label: how the run is called in progress lines.
+    """
+
+    seed: int
+    total_steps: int
+    lr: Callable[[int, int], float]
+    eval_every_epochs: int
+    checkpoint_seconds: float
+    snapshot_steps: frozenset[int]
+    folder: Path
+    label: str
+
+
+class Training:
+    """One run from its last checkpoint to its end.
+
+    Args:
+        plan: how long, how often, where.
+        step: the step, with the model and all that is trained.
+        take: takes a step: `step` itself or its captured form.
+        data: training batches.
+        evaluate: from (is last step) to metrics by split.
+        mirrors: take every line of metrics.jsonl too.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        step: TrainStep,
+        take: Callable[[Any, bool], Tensor],
+        data: Data,
+        evaluate: Callable[[bool], Mapping[str, dict[str, float]]],
+        mirrors: list[Mirror],
+    ) -> None:
+        self.plan = plan
+        self.step = step
+        self.take = take
+        self.data = data
+        self.evaluate = evaluate
+        self.mirrors = mirrors
+        self.model: nn.Module = step.model
+        self.metrics = MetricsFile(plan.folder / "metrics.jsonl")
+        self.timing = MetricsFile(plan.folder / "timing.jsonl")
+        self.done = 0
+        self.seconds_before = 0.0  # wall time of earlier processes of this run
+        steps = range(plan.total_steps)
+        prepare = step.estimator.prepare
+        self.first_probed = next((t for t in steps if prepare(t, plan.total_steps)), None)
+        self.buffer = torch.zeros(FLUSH_STEPS, len(ROW), device=step.device)
+        self.pending: list[dict[str, Any]] = []
+        self.last: dict[str, float] = {}  # the newest metrics, by split and name
+
+    def resume(self) -> list[str]:
+        """Load the newest whole checkpoint; return what there is to say about it."""
+        found = load_checkpoint(self.plan.folder)
+        said = []
+        if found is not None:
+            self.done, tensors, state, said = found
+            model = {k.removeprefix("model/"): v for k, v in tensors.items() if "model/" in k[:6]}
+            self.model.load_state_dict(model)
+            load_optimizer_tensors(self.step.optimizer, self.model, tensors)
+            self.step.bad_streak.fill_(state["bad_streak"])
+            self.step.scaler.load_state_dict(state["scaler"])
+            said.append(f"resumed after step {self.done} of {self.plan.total_steps}")
+        self.metrics.rewind(self.done)
+        self.timing.rewind(self.done)
+        times = read_metrics(self.timing.path) if self.timing.path.exists() else []
+        self.seconds_before = times[-1]["seconds"] if times else 0.0
+        return said
+
+    def run(self, progress: RunProgress, stop: StopRequest) -> None:
+        """Train to the end.
+
+        Raises:
+            Diverged: before the optimizer step that would have used the bad numbers.
+            Preempted: after a signal, with the checkpoint written.
+        """
+        plan, self.started = self.plan, time.monotonic()
+        last_checkpoint = self.started
+        self.model.train()
+        while self.done < plan.total_steps:
+            epoch, start = divmod(self.done, self.data.steps_per_epoch)
+            for batch in self.data.epoch(generator_for(plan.seed, epoch, "order"), start):
+                self._one_step(batch)
+                finished = self.done == plan.total_steps
+                epoch_ends = self.done % self.data.steps_per_epoch == 0
+                if len(self.pending) == FLUSH_STEPS or epoch_ends or finished or stop.received:
+                    self.flush(progress)
+                if finished or (epoch_ends and (epoch + 1) % plan.eval_every_epochs == 0):
+                    self._evaluate(finished)
+                if self.done in plan.snapshot_steps:
+                    self._snapshot()
+                overdue = time.monotonic() - last_checkpoint >= plan.checkpoint_seconds
+                if finished or overdue or stop.received:
+                    self.flush(progress)
+                    self.save()
+                    last_checkpoint = time.monotonic()
+                if stop.received and not finished:
+                    raise Preempted(f"{stop.received}: saved after step {self.done}")
+                if finished:
+                    break
+
+    def _one_step(self, batch: Any) -> None:
+        plan, t = self.plan, self.done
+        lr = plan.lr(t, plan.total_steps)
+        probing = self.step.prepare(t, plan.total_steps, lr)
+        line: dict[str, Any] = {"step": t + 1, "lr": lr}
+        if probing:
+            noise = getattr(self.step.estimator, "noise_at", lambda *_: None)(t, plan.total_steps)
+            if noise is not None:
+                line["noise"] = noise
+            if t == self.first_probed:
+                line["null_level"] = self.step.null_level(batch)
+        self.buffer[len(self.pending)].copy_(self.take(batch, probing))
+        self.pending.append(line)
+        self.done += 1
+
+    def flush(self, progress: RunProgress) -> None:
+        """Fetch the rows of the steps since the last time, check and write them."""
+        if not self.pending:
+            return
+        rows = self.buffer[: len(self.pending)].tolist()
+        lines = []
+        for line, row in zip(self.pending, rows, strict=True):
+            values = dict(zip(ROW, row, strict=True))
+            if values.pop("failed"):
+                self._write(lines)
+                reason = (
+                    f"{MAX_BAD_STREAK} steps in a row with a probe loss that is not finite"
+                    if values["bad_probes"]
+                    else f"loss {values['loss']:g} or a gradient is not finite"
+                )
+                raise Diverged(f"step {line['step']}: {reason}; stopped before the update")
+            lines.append({**line, **values})
+        self._write(lines)
+        self.pending = []
+        self.last["loss"] = rows[-1][0]
+        seconds = self.seconds_before + time.monotonic() - self.started
+        self.timing.append([{"step": self.done, "seconds": round(seconds, 4)}])
+        progress.update(self.done, self.last)
+
+    def _evaluate(self, finished: bool) -> None:
+        lines = []
+        for split, values in self.evaluate(finished).items():
+            lines.append({"step": self.done, "split": split, **values})
+            self.last.update({f"{split} {k}": v for k, v in values.items()})
+        self._write(lines)
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        self.metrics.append(lines)
+        for mirror in self.mirrors:
+            mirror.append(lines)
+
+    def save(self) -> None:
+        """Write a checkpoint of the whole state."""
+        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= optimizer_tensors(self.step.optimizer, self.model)
+        scaler = self.step.scaler.state_dict()
+        state = {"bad_streak": self.step.bad_streak.item(), "scaler": scaler}
+        save_checkpoint(self.plan.folder, self.done, tensors, state)
+
+    def _snapshot(self) -> None:
+        from safetensors.torch import save
+
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        write_atomically(self.plan.folder / f"snapshot-{self.done:08d}.safetensors", save(tensors))

@@ -1,0 +1,72 @@
+"""Optimizers by torch, with weight decay on weights only.
+
+All are the fused kind: its kernels skip the update where `optimizer.found_inf` is set, so a step
+that must not be taken is stopped on the device, without waiting for it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fogzo_repro.config import RecipeConfig
+
+
+def build_optimizer(
+    recipe: RecipeConfig, model: nn.Module, capturable: bool
+) -> torch.optim.Optimizer:
+    """Build AdamW or SGD; tensors of fewer than two axes (biases, norms, steps) are not decayed.
+
+    Args:
+        recipe: lr, weight decay and the optimizer's constants.
+        model: its trainable parameters are optimized.
+        capturable: keep lr and step counts on the device, for a captured graph.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    device = trainable[0].device
+    lr = torch.tensor(recipe.lr, device=device) if capturable else recipe.lr
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, fused=True)
+    beta1, beta2 = recipe.betas
+    return torch.optim.AdamW(
+        groups, lr=lr, betas=(beta1, beta2), eps=recipe.eps, fused=True, capturable=capturable
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate, in place where it lives on the device."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> dict[str, torch.Tensor]:
+    """Return the optimizer's state as `optimizer/{parameter}/{entry}`."""
+    names = {p: name for name, p in model.named_parameters()}
+    return {
+        f"optimizer/{names[p]}/{key}": value
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Restore what `optimizer_tensors` gave."""
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        if not name.startswith("optimizer/"):
+            continue
+        _, parameter, key = name.split("/")
+        p = parameters[parameter]
+        optimizer.state[p][key] = value.to(p.device)

@@ -1,0 +1,211 @@
+"""One training step, in the order of PAPER 4 "Order within a step".
+
+backward -> unscale -> finite check -> guide from the unclipped gradient -> probes -> G written to
+.grad -> clipping over all parameters together -> optimizer.
+
+Nothing here waits for the device: a step that must not be taken is stopped by a flag that the
+optimizer's kernels read, and what the step has to say is one row of numbers on the device. So the
+same code runs eagerly and inside a captured CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogzo_repro.estimators.perturbation import RandomSign, SequentialProbes
+from fogzo_repro.estimators.protocol import Estimator, LossFunction, Probes, QuantizedWeight
+from fogzo_repro.training.optimizers import set_lr
+from fogzo_repro.training.randomness import derive_seed
+
+STREAMS = ("directions", "signs", "control")
+ROW = (
+    "loss", "coefficient", "flips", "flat_probes", "bad_probes", "dead_guides", "guide_norm",
+    "grad_norm_quantized", "grad_norm_other", "skipped", "failed",
+)  # fmt: skip
+MAX_BAD_STREAK = 10  # steps in a row with a probe that is not finite, before the run stops
+
+
+class TrainStep:
+    """The step of one run.
+
+    Args:
+        model: in training mode.
+        loss: (model, batch) -> 0-dim loss in float32.
+        optimizer: of the fused kind.
+        estimator: replaces the gradients of `weights`.
+        weights: the quantized weights.
+        seed: of the run.
+        batched_probes: batch -> probes, in place of the sequential ones.
+        probe_fraction: share of the batch that the probes see.
+        random_sign: the control of PAPER 4.
+        autocast: dtype of the forward passes, or None for float32.
+        clip_norm: bound on the norm of all gradients together, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Any], Tensor],
+        optimizer: torch.optim.Optimizer,
+        estimator: Estimator,
+        weights: Sequence[QuantizedWeight],
+        *,
+        seed: int,
+        batched_probes: Callable[[Any], Probes] | None = None,
+        probe_fraction: float = 1.0,
+        random_sign: bool = False,
+        autocast: torch.dtype | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.estimator = estimator
+        self.weights = weights
+        self.seed = seed
+        self.batched_probes = batched_probes
+        self.probe_fraction = probe_fraction
+        self.random_sign = random_sign
+        self.autocast = autocast
+        self.clip_norm = clip_norm
+
+        quantized = {w.parameter for w in weights}
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.others = [p for p in self.parameters if p not in quantized]
+        self.device = self.parameters[0].device
+        fp16 = autocast == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
+        self.generators = {name: torch.Generator(self.device) for name in STREAMS}
+        self.failed = torch.zeros((), device=self.device)  # 1 once the run must stop
+        self.bad_streak = torch.zeros((), device=self.device)
+
+    def prepare(self, step: int, total_steps: int, lr: float) -> bool:
+        """Set what depends on the step: streams, learning rate, beta.
+
+        Returns:
+            Whether this step is probed.
+        """
+        for name, generator in self.generators.items():
+            generator.manual_seed(derive_seed(self.seed, step, name))
+        self.mask_seed = derive_seed(self.seed, step, "masks")
+        set_lr(self.optimizer, lr)
+        return self.estimator.prepare(step, total_steps)
+
+    def __call__(self, batch: Any, probing: bool) -> Tensor:
+        """Take one step; return its row, see `ROW`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._forward(batch)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm_quantized = self._norm(w.parameter for w in self.weights)
+        norm_other = self._norm(self.others)
+        norm = torch.stack([norm_quantized, norm_other]).norm()
+        finite = loss.isfinite() & norm.isfinite()
+
+        estimate = None
+        if probing:
+            probes = self.probes(batch)
+            streams = self.generators["directions"], self.generators["signs"]
+            estimate = self.estimator(self.weights, probes, *streams)
+        if self.clip_norm is not None:
+            norm_written = self._norm(self.parameters)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm_written)
+        skipped = self._update(finite, estimate.bad_probes if estimate else None)
+
+        zero = torch.zeros_like(norm)
+        said: tuple[Tensor, ...] = (zero,) * 6
+        if estimate:
+            e = estimate
+            said = (
+                e.coefficient,
+                e.flips,
+                e.flat_probes,
+                e.bad_probes,
+                e.dead_guides,
+                e.guide_norm,
+            )
+        row = (loss.detach(), *said, norm_quantized, norm_other, skipped, self.failed)
+        return torch.stack([value.float() for value in row])
+
+    def _update(self, finite: Tensor, bad_probes: Tensor | None) -> Tensor:
+        """Step the optimizer unless the run has failed; return 1 where the update was skipped."""
+        if bad_probes is not None:
+            self.bad_streak.copy_(torch.where(bad_probes > 0, self.bad_streak + 1, 0))
+        stop = self.bad_streak >= MAX_BAD_STREAK
+        if self.scaler.is_enabled():  # fp16: the scaler skips a step that is not finite
+            self.failed.copy_(torch.maximum(self.failed, stop.float()))
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.failed.copy_(torch.maximum(self.failed, (stop | ~finite).float()))
+            self.optimizer.found_inf = self.failed  # type: ignore[attr-defined]
+            self.optimizer.step()
+        return (~finite).float()
+
+    def probes(self, batch: Any) -> Probes:
+        """Return what measures the loss around the current weights on this batch."""
+        part = _first_part(batch, self.probe_fraction)
+        probes: Probes
+        if self.batched_probes is not None:
+            probes = self.batched_probes(part)
+        else:
+            probes = SequentialProbes(self.probe_loss(part))
+        return RandomSign(probes, self.generators["control"]) if self.random_sign else probes
+
+    def probe_loss(self, batch: Any) -> LossFunction:
+        """Return a closure: the loss in training mode, with the masks of the STE pass.
+
+        Buffers (BatchNorm's statistics and counters) are put back, bit for bit.
+        """
+        buffers = list(self.model.buffers())
+
+        @torch.no_grad()
+        def loss() -> Tensor:
+            with _restored(buffers):
+                return self._forward(batch)
+
+        return loss
+
+    def null_level(self, batch: Any) -> float:
+        """Return |L(theta) - L(theta)| of a probe pair along nothing: 0, or far below |c|."""
+        nowhere = [torch.zeros_like(w.parameter).unsqueeze(0) for w in self.weights]
+        losses = self.probes(batch)(self.weights, nowhere)
+        return (losses.plus - losses.minus).abs().item()
+
+    def _norm(self, parameters: Iterable[Tensor]) -> Tensor:
+        """Return the norm of all gradients together; 0 for none."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return torch.zeros((), device=self.device)
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _forward(self, batch: Any) -> Tensor:
+        if not _capturing(self.device):
+            torch.manual_seed(self.mask_seed)  # dropout and drop-path: one draw for all passes
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            return self.loss(self.model, batch)
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+@contextmanager
+def _restored(buffers: list[Tensor]) -> Iterator[None]:
+    saved = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        for b, value in zip(buffers, saved, strict=True):
+            b.copy_(value)
+
+
+def _first_part(batch: Any, fraction: float) -> Any:
+    if fraction == 1:
+        return batch
+    return type(batch)(*(t[: max(1, round(fraction * len(t)))] for t in batch))

@@ -1,0 +1,73 @@
+"""Tasks: what a dataset brings to training: batches, a loss, an evaluation.
+
+The loop, the step and the run know a task and nothing of images or tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fogzo_repro.config import RunConfig
+from fogzo_repro.estimators.protocol import Probes
+from fogzo_repro.training.classification import in_memory_images
+from fogzo_repro.training.loop import Data
+
+
+class Task(Protocol):
+    """What a run needs of its dataset.
+
+    Attributes:
+        fingerprint: identifies the data; part of the run's identity.
+        model_arguments: what `build_model` needs beside the `model` section.
+        examples: training examples in an epoch.
+        unit: what a step consumes, `images` or `tokens`.
+        units_per_example: 1 for images, the sequence length for tokens.
+        best_by: the test metric that decides which evaluation was best, and whether more is better.
+    """
+
+    fingerprint: str
+    model_arguments: dict[str, Any]
+    examples: int
+    unit: str
+    units_per_example: int
+    best_by: tuple[str, str, bool]  # (split, metric, more is better)
+
+    def load(self, device: torch.device) -> None:
+        """Get ready to train: move to the device what lives there, start workers."""
+        ...
+
+    def batches(self, global_batch_size: int) -> Data:
+        """Return the training batches."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the training loss, a 0-dim float32 tensor."""
+        ...
+
+    def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:
+        """Return metrics by split; after the last step those of the final report too."""
+        ...
+
+    def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
+        """Return the batched evaluator, given a memory budget in bytes; None if unsupported."""
+        ...
+
+
+TASKS: dict[str, Callable[[RunConfig, Path], Task]] = {
+    "digits": in_memory_images,
+    "mnist": in_memory_images,
+}
+
+
+def build_task(config: RunConfig) -> Task:
+    """Build the task of a run's dataset.
+
+    Raises:
+        UserError: where the data are missing or corrupt, with the remedy.
+    """
+    return TASKS[config.dataset.name](config, Path(config.data_dir))
