@@ -1,7 +1,7 @@
 """``python -m fogzo_repro``: one run, or a Hydra multirun sweep.
 
-Exit status: 0 finished or skipped; 2 an error that the user can mend, in one line; 3 a run diverged;
-75 stopped by a signal with the checkpoint written, run the same command again.
+Exit status: 0 finished or skipped; 2 an error that the user can mend, in one line; 3 a run
+diverged; 75 stopped by a signal with the checkpoint written, run the same command again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def check(overrides: list[str]) -> None:
         keys = {o.get_key_element() for o in parsed}
         if {"estimator.beta_min", "estimator.noise"} <= keys:
             raise ConfigError("give either estimator.beta_min or estimator.noise, not both")
-        plain = [o.input_line for o in parsed if not o.is_sweep_override()]
+        plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
         sweeps = [
             [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
             for o in parsed

@@ -25,7 +25,7 @@ from fogzo_repro import METHOD_VERSION
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the remedy; the process ends with status 2."""
+    """Something the user can mend: one line that names the remedy; exit status 2."""
 
 
 class ConfigError(UserError):
@@ -311,8 +311,8 @@ class RunConfig:
         if self.quantizer.name == "none":
             _require(
                 self.estimator.name == "ste",
-                f"estimator={self.estimator.name} perturbs quantized weights and quantizer=none has "
-                "none; add quantizer=round or estimator=ste",
+                f"estimator={self.estimator.name} perturbs quantized weights and quantizer=none "
+                "has none; add quantizer=round or estimator=ste",
             )
 
 

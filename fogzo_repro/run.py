@@ -105,8 +105,8 @@ def _batched_probes(
     found = task.batched_probes(network.model, config.hardware.probe_memory_mb * 2**20)
     if found is None and wanted == "batched":
         raise UserError(
-            "estimator.evaluator=batched runs model=mlp with quantizer=round or sign on all layers; "
-            "use estimator.evaluator=sequential for anything else"
+            "estimator.evaluator=batched runs model=mlp with quantizer=round or sign on all "
+            "layers; use estimator.evaluator=sequential for anything else"
         )
     return found
 
@@ -129,9 +129,8 @@ def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
         record = finished_record(prepared)
         if record is not None:
             if not quiet:
-                print(
-                    f"{prepared.run_id}: {record['status']} before, skipped (force=true runs it again)"
-                )
+                said = f"{record['status']} before, skipped (force=true runs it again)"
+                print(f"{prepared.run_id}: {said}")
             return record
     with _run_folder(prepared):
         return _train(prepared)
@@ -143,7 +142,7 @@ def _run_folder(prepared: Prepared) -> Iterator[None]:
     folder = prepared.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
+        lock = (folder / "lock").open("w")
     except OSError as error:
         raise UserError(
             f"output_root={prepared.config.output_root} is not writable ({error.strerror}); "

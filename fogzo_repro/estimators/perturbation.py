@@ -120,7 +120,7 @@ class Differences:
 def two_sided_differences(
     weights: Sequence[QuantizedWeight], blocks: Iterable[list[Tensor]], probes: Probes, n: int
 ) -> Differences:
-    """Return G_l = 1/n sum_i c_i v_i / eps_l with c_i = [L(theta + eps v_i) - L(theta - eps v_i)]/2.
+    """Return G_l = 1/n sum_i c_i v_i / eps_l, c_i = [L(theta + eps v_i) - L(theta - eps v_i)] / 2.
 
     Args:
         weights: the quantized weights.

@@ -1,4 +1,4 @@
-"""`quantizer=round`: rounding to 2^b levels at a fixed scale, identity surrogate (PAPER 1 and 4)."""
+"""`quantizer=round`: rounding to 2^b levels at a fixed scale (PAPER 1 and 4)."""
 
 from __future__ import annotations
 

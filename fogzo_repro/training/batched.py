@@ -11,6 +11,7 @@ Shapes: k directions, B images, P pixels, H hidden units, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ class BatchedProbes:
     """
 
     def __init__(self, model: Mlp, images: Images, batch: Batch, budget_bytes: int) -> None:
-        self.model = model
+        self.fc1: Any = model.fc1
+        self.fc2: Any = model.fc2
         self.images = images
         self.labels = batch.labels
         self.dtype = torch.bfloat16 if batch.pixels.is_cuda else torch.float32
@@ -60,7 +62,7 @@ class BatchedProbes:
         self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
     ) -> ProbeLosses:
         """Measure k probe pairs; `weights` are those of fc1 and fc2, in this order."""
-        layers = (self.model.fc1, self.model.fc2)
+        layers = (self.fc1, self.fc2)
         units = [layer.weight_quantizer.units(layer.weight) for layer in layers]
         flips = units[0].new_zeros(())
         plus, minus = [], []
@@ -80,7 +82,7 @@ class BatchedProbes:
 
     def _losses(self, levels1: Tensor, levels2: Tensor) -> Tensor:
         """Return the mean cross-entropy of each network: levels (k, H, P) and (k, C, H) -> (k,)."""
-        fc1, fc2, data = self.model.fc1, self.model.fc2, self.images
+        fc1, fc2, data = self.fc1, self.fc2, self.images
         k, hidden, _ = levels1.shape
         sums = _exact_product(levels1.flatten(0, 1), self.pixels).view(k, hidden, -1)  # (k, H, B)
         # fc1((p/255 - mean)/std) = alpha/(255 std) (levels p) - alpha mean/std (sum levels) + bias

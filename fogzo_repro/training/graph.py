@@ -1,8 +1,8 @@
 """The whole training step as one CUDA graph: small networks are bound by kernel launches.
 
-The first steps run eagerly, as the warm-up that capturing needs; they are ordinary steps of the run.
-Random streams are registered with the graph: reseeding a generator between replays has the same
-effect as between eager steps.
+The first steps run eagerly, as the warm-up that capturing needs; they are ordinary steps of the
+run. Random streams are registered with the graph: reseeding a generator between replays has the
+same effect as between eager steps.
 """
 
 from __future__ import annotations

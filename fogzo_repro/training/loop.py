@@ -118,7 +118,7 @@ class Training:
     def resume(self) -> list[str]:
         """Load the newest whole checkpoint; return what there is to say about it."""
         found = load_checkpoint(self.plan.folder)
-        said = []
+        said: list[str] = []
         if found is not None:
             self.done, tensors, state, said = found
             model = {k.removeprefix("model/"): v for k, v in tensors.items() if "model/" in k[:6]}
@@ -185,7 +185,7 @@ class Training:
         if not self.pending:
             return
         rows = self.buffer[: len(self.pending)].tolist()
-        lines = []
+        lines: list[dict[str, Any]] = []
         for line, row in zip(self.pending, rows, strict=True):
             values = dict(zip(ROW, row, strict=True))
             if values.pop("failed"):
@@ -205,7 +205,7 @@ class Training:
         progress.update(self.done, self.last)
 
     def _evaluate(self, finished: bool) -> None:
-        lines = []
+        lines: list[dict[str, Any]] = []
         for split, values in self.evaluate(finished).items():
             lines.append({"step": self.done, "split": split, **values})
             self.last.update({f"{split} {k}": v for k, v in values.items()})

@@ -63,8 +63,8 @@ def _quantizer(config: RunConfig, name: str, weight: Tensor) -> nn.Module | None
     return build_quantizer(section, weight)
 
 
-def _perturbed_weight(layer: nn.Module) -> QuantizedWeight:
-    quantizer: Any = layer.weight_quantizer
+def _perturbed_weight(layer: Any) -> QuantizedWeight:
+    quantizer = layer.weight_quantizer
     return QuantizedWeight(
         parameter=layer.weight,
         scale=quantizer.perturbation_scale,

@@ -50,7 +50,7 @@ def optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: nn.Module
 ) -> dict[str, torch.Tensor]:
     """Return the optimizer's state as `optimizer/{parameter}/{entry}`."""
-    names = {p: name for name, p in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
         f"optimizer/{names[p]}/{key}": value
         for p, state in optimizer.state.items()
