@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -34,6 +35,16 @@ class Machine:
         if self.device.type == "cuda":
             return round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+
+
+def _processor() -> str:
+    """Return the processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def resolve_machine(config: RunConfig) -> Machine:
@@ -68,5 +79,5 @@ def resolve_machine(config: RunConfig) -> Machine:
     if device.type == "cuda":
         card = torch.cuda.get_device_name(device)
     else:
-        card = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        card = f"{_processor()}, {torch.get_num_threads()} threads"
     return Machine(device, card, autocast, graph)

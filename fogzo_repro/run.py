@@ -297,7 +297,7 @@ def _record(
         **asdict(config.cell),
         "scale": config.scale,
         "status": status,
-        "config": asdict(config),
+        "config": {k: v for k, v in asdict(config).items() if k not in ("data_dir", "output_root")},
         "resolved": prepared.result["resolved"],
         "command": command_line(),
         **git_state(),
