@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogzo_repro.data.images import Batch, Images
@@ -85,14 +86,15 @@ class BatchedProbes:
         fc1, fc2, data = self.fc1, self.fc2, self.images
         k, hidden, _ = levels1.shape
         sums = _exact_product(levels1.flatten(0, 1), self.pixels).view(k, hidden, -1)  # (k, H, B)
-        # fc1((p/255 - mean)/std) = alpha/(255 std) (levels p) - alpha mean/std (sum levels) + bias
-        alpha = fc1.weight_quantizer.scale / data.std
-        shift = fc1.bias - alpha * data.mean * levels1.sum(-1, dtype=torch.float32)  # (k, H)
-        activations = sums.mul_(alpha / 255).add_(shift.unsqueeze(-1)).relu_()
-        weight = levels2.float() * fc2.weight_quantizer.scale
+        # fc1((p/255 - mean)/std) = a [levels p - 255 mean (sum levels) + bias/a], a = alpha/(255 std).
+        # a > 0 passes through the ReLU and goes into the second layer's weights.
+        a = fc1.weight_quantizer.scale / (255 * data.std)
+        shift = fc1.bias / a - 255 * data.mean * levels1.sum(-1, dtype=torch.float32)  # (k, H)
+        activations = sums.add_(shift.unsqueeze(-1)).relu_()
+        weight = levels2.float() * (a * fc2.weight_quantizer.scale)
         logits = torch.baddbmm(fc2.bias.unsqueeze(-1), weight, activations)  # (k, C, B)
-        correct = self.labels.view(1, 1, -1).expand(k, 1, -1)
-        return (logits.logsumexp(1) - logits.gather(1, correct).squeeze(1)).mean(-1)
+        correct = self.labels.expand(k, -1)
+        return F.cross_entropy(logits, correct, reduction="none").mean(-1)
 
 
 def _exact_product(levels: Tensor, pixels: Tensor) -> Tensor:
