@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogzo_repro.data.images import Batch, Images
@@ -71,6 +70,8 @@ class BatchedProbes:
             sides: tuple[list[Tensor], list[Tensor]] = ([], [])
             for layer, x, w, v in zip(layers, units, weights, directions, strict=True):
                 part, width = v[start : start + self.chunk], w.law.epsilon_bar
+                if part.is_cuda:
+                    x = x.expand_as(part).contiguous()  # twice as fast as to broadcast twice
                 quantizer = layer.weight_quantizer
                 above = quantizer.levels(torch.add(x, part, alpha=width)).to(self.dtype)
                 below = quantizer.levels(torch.sub(x, part, alpha=width)).to(self.dtype)
@@ -93,8 +94,8 @@ class BatchedProbes:
         activations = sums.add_(shift.unsqueeze(-1)).relu_()
         weight = levels2.float() * (a * fc2.weight_quantizer.scale)
         logits = torch.baddbmm(fc2.bias.unsqueeze(-1), weight, activations)  # (k, C, B)
-        correct = self.labels.expand(k, -1)
-        return F.cross_entropy(logits, correct, reduction="none").mean(-1)
+        correct = self.labels.view(1, 1, -1).expand(k, 1, -1)
+        return -logits.log_softmax(1).gather(1, correct).mean((1, 2))
 
 
 def _exact_product(levels: Tensor, pixels: Tensor) -> Tensor:
