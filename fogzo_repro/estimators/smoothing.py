@@ -30,13 +30,17 @@ class SmoothingLaw:
         """Fill `out` with independent draws of u and return it.
 
         r = (k + 1/2)/2^24 with k uniform on 0 .. 2^24 - 1 is never 0 or 1, where atanh(2r - 1)
-        would be infinite. 2r - 1 is an odd multiple of 2^-24, exact in float32.
+        would be infinite. 2r - 1 is an odd multiple of 2^-24: exact in float32, where it is drawn
+        whatever the type of `out`. In bf16 it would round to +-1, in fp16 k would overflow, and
+        float64's own uniform has 53 bits, so that r could pass 1.
         """
-        if out.device.type == "cpu":  # the same k, four times faster: uniform_ draws k / 2^24
-            out.uniform_(generator=generator).mul_(2.0**24)
+        t = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+        if t.device.type == "cpu":  # the same k, four times faster: uniform_ draws k / 2^24
+            t.uniform_(generator=generator).mul_(2.0**24)
         else:
-            out.random_(0, 2**24, generator=generator)
-        return self.from_symmetric(out.mul_(2.0**-23).add_(2.0**-24 - 1))
+            t.random_(0, 2**24, generator=generator)
+        t = t.mul_(2.0**-23).add_(2.0**-24 - 1).to(torch.promote_types(out.dtype, torch.float32))
+        return out.copy_(self.from_symmetric(t))
 
 
 def _uniform(t: Tensor) -> Tensor:
