@@ -27,7 +27,7 @@ ROW = (
     "loss", "coefficient", "flips", "flat_probes", "bad_probes", "dead_guides", "guide_norm",
     "grad_norm_quantized", "grad_norm_other", "skipped", "failed",
 )  # fmt: skip
-# The gradient norms are of what is written for the optimizer, the estimate included, before clipping.
+# The gradient norms are of what the optimizer gets, the estimate included, before clipping.
 MAX_BAD_STREAK = 10  # steps in a row with a probe that is not finite, before the run stops
 
 
