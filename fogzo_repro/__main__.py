@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from fogzo_repro.config import ConfigError, UserError, parse_config
+from fogzo_repro.config import CompositionError, ConfigError, UserError, parse_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DIVERGED_STATUS = 3
@@ -49,7 +48,7 @@ def check(overrides: list[str]) -> None:
                 for value in values:
                     chosen = [*first[:position], value, *first[position + 1 :]]
                     parse_config(compose("config", [*plain, *filter(None, chosen)]))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, CompositionError) as error:
         raise ConfigError(_readable(str(error))) from None
 
 
@@ -73,7 +72,7 @@ def main() -> int:
     statuses = [0]
 
     @hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")
-    def job(composed: DictConfig) -> None:
+    def job(composed: Any) -> None:
         try:
             config = parse_config(composed)
             from fogzo_repro.run import describe, execute

@@ -23,6 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fogzo_repro import METHOD_VERSION
 
+CompositionError = OmegaConfBaseException  # what Hydra lets through while it composes
+
 
 class UserError(Exception):
     """Something the user can mend: one line that names the remedy; exit status 2."""
