@@ -1,6 +1,7 @@
 """The batched evaluator against the sequential one, on uint8 images."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
 from fogzo_repro.config import UserError
-from fogzo_repro.data import Batch, Images
+from fogzo_repro.data import Batch, Images, mnist
 from fogzo_repro.estimators import QuantizedWeight, SequentialProbes, fogzo, nspsa, perturbation
 from fogzo_repro.estimators.perturbation import direction_blocks
 from fogzo_repro.estimators.protocol import ProbeLosses, Probes
@@ -28,7 +29,9 @@ QUANTIZERS = ["round2", "round2_half", "round3", "round8", "hardtanh", "tanh", "
 class Problem:
     """The 784-H-10 MLP and a batch whose pixels look like digits: mostly 0, strokes up to 255."""
 
-    def __init__(self, quantizer: str, images: int = 48, hidden: int = 10) -> None:
+    def __init__(
+        self, quantizer: str, images: int = 48, hidden: int = 10, batch: Batch | None = None
+    ) -> None:
         generator = torch.Generator().manual_seed(3)
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -38,7 +41,7 @@ class Problem:
         ink = torch.rand(images, 1, 28, 28, generator=generator) < 0.2
         pixels = (noise * ink).to(torch.uint8)
         labels = torch.randint(10, (images,), generator=generator)
-        self.batch = Batch(pixels, labels)
+        self.batch = batch or Batch(pixels, labels)
         self.images = Images(self.batch, self.batch, 0.1307, 0.3081, 10)
 
     def loss(self) -> Tensor:
@@ -82,6 +85,16 @@ def test_losses_and_flips_equal_the_sequential_ones(quantizer: str) -> None:
     assert torch.equal(found.flips, sequential.flips)
     assert found.flips > 0 and (found.plus != found.minus).all()
     assert found.plus.std() > 1e-3, "losses that do not vary would agree without a proof"
+
+
+def test_losses_and_flips_equal_the_sequential_ones_on_mnist(data_dir: Path) -> None:
+    batch = Batch(*(t[:512] for t in mnist.load(data_dir).train))
+    problem = Problem("round2", batch=batch)
+    directions = problem.directions(6)
+    sequential = SequentialProbes(problem.loss)(problem.weights, directions)
+    found = problem.batched()(problem.weights, directions)
+    assert close(found, sequential)
+    assert torch.equal(found.flips, sequential.flips)
 
 
 @pytest.mark.parametrize("beta", [None, 0.9], ids=["nspsa", "fogzo"])

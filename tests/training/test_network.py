@@ -1,5 +1,6 @@
 """From a model to the weights that are perturbed."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fogzo_repro.config import RoundConfig
 from fogzo_repro.estimators import nspsa
 from fogzo_repro.training import network
 from fogzo_repro.training.network import Network, build_network
 
-ROUND = SimpleNamespace(
-    name="round", weight_bits=2, grid="integer", clip_gradient=False, first_last="float"
-)
+ROUND = RoundConfig("round", 2, "identity", "integer", clip_gradient=False, first_last="float")
 
 
 class Tied(nn.Module):
@@ -79,24 +79,19 @@ def test_initialisation_is_a_function_of_the_seed_and_leaves_the_global_stream(
 
 
 @pytest.mark.parametrize(
-    ("choice", "perturbed"),
-    [("float", ["once"]), ("quantized", ["head", "once", "tail"]), ("8bit", None)],
+    ("choice", "bits"),
+    [("float", [None, 2, None]), ("quantized", [2, 2, 2]), ("8bit", [8, 2, 8])],
     ids=["float", "quantized", "8bit"],
 )
 def test_first_and_last_layers_are_treated_as_chosen(
-    monkeypatch: pytest.MonkeyPatch, choice: str, perturbed: list[str] | None
+    monkeypatch: pytest.MonkeyPatch, choice: str, bits: list[int | None]
 ) -> None:
-    quantizer = SimpleNamespace(**{**vars(ROUND), "first_last": choice})
-    if perturbed is None:
-        from fogzo_repro.config import RoundConfig
-
-        quantizer = RoundConfig(**{**vars(quantizer), "surrogate": "identity"})  # type: ignore[assignment]
-    built = build(monkeypatch, quantizer, ("head", "tail"))
+    built = build(monkeypatch, replace(ROUND, first_last=choice), ("head", "tail"))
     model: Any = built.model
-    names = [n for n in ("head", "once", "tail") if hasattr(getattr(model, n), "weight_quantizer")]
-    assert names == (perturbed or ["head", "once", "tail"])
-    if perturbed is None:
-        assert model.head.weight_quantizer.bits == 8 and model.once.weight_quantizer.bits == 2
+    layers = (model.head, model.once, model.tail)
+    quantizers = [getattr(layer, "weight_quantizer", None) for layer in layers]
+    assert [q and q.bits for q in quantizers] == bits
+    assert len(built.weights) == sum(b is not None for b in bits)
 
 
 def test_nothing_is_quantized_or_perturbed_in_full_precision(
