@@ -157,7 +157,7 @@ def test_extreme_draws_are_finite_and_symmetric(key: tuple[str, str]) -> None:
 
 def test_draw_before_the_law_is_exact_in_float32() -> None:
     seen = []
-    keep = SmoothingLaw(1.0, lambda t: seen.append(t.clone()) or t)  # type: ignore[func-returns-value]
+    keep = SmoothingLaw(1.0, 1.0, lambda t: seen.append(t.clone()) or t)  # type: ignore[func-returns-value]
     keep.sample_(torch.empty(len(CHOSEN)).as_subclass(ChosenUniform), torch.Generator())
     exact = [(2 * k + 1 - 2**24) / 2**24 for k in CHOSEN]  # an odd multiple of 2^-24
     assert seen[0].tolist() == exact
