@@ -9,16 +9,21 @@ from __future__ import annotations
 import difflib
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from fogzo_repro.config import ConfigError, UserError, parse_config
+from fogzo_repro.config import (
+    CompositionError,
+    ConfigError,
+    UserError,
+    parse_config,
+    setting_names,
+)
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DIVERGED_STATUS = 3
@@ -53,7 +58,7 @@ def check(overrides: list[str]) -> None:
                     parse_config(compose("config", [*plain, *filter(None, chosen)]))
     except OverrideParseException as error:
         raise ConfigError(f"{error.override}: {_readable(str(error))}") from None
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, CompositionError) as error:
         _check_names(parsed)
         raise ConfigError(_readable(str(error))) from None
 
@@ -65,25 +70,14 @@ def _check_names(overrides: list[Override]) -> None:
     with initialize_config_dir(str(CONFIGS), version_base=None):
         try:
             lines = [str(o.input_line) for o in chosen if not o.is_sweep_override()]
-            known = groups | _dotted(compose("config", lines))
-        except (HydraException, OmegaConfBaseException):
+            known = groups | setting_names(compose("config", lines))
+        except (HydraException, CompositionError):
             return  # an unknown option: Hydra's message has the list
     for override in overrides:
         key = override.get_key_element()
         if key not in known and not key.startswith(("hydra", "+", "~")):
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             raise ConfigError(f"{key} is not a setting; did you mean {near[0]}?")
-
-
-def _dotted(config: DictConfig, prefix: str = "") -> set[str]:
-    """Return the dotted names of all settings."""
-    found: set[str] = set()
-    for key in config:
-        name = f"{prefix}{key}"
-        found.add(name)
-        if not OmegaConf.is_missing(config, key) and isinstance(config._get_node(key), DictConfig):
-            found |= _dotted(config[key], f"{name}.")
-    return found
 
 
 def _readable(message: str) -> str:
@@ -106,7 +100,7 @@ def main() -> int:
     statuses = [0]
 
     @hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")
-    def job(composed: DictConfig) -> None:
+    def job(composed: Any) -> None:
         try:
             config = parse_config(composed)
             from fogzo_repro.run import describe, execute

@@ -23,6 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fogzo_repro import METHOD_VERSION
 
+CompositionError = OmegaConfBaseException  # what Hydra lets through while it composes
+
 
 class UserError(Exception):
     """Something the user can mend: one line that names the remedy; exit status 2."""
@@ -389,6 +391,18 @@ def parse_config(config: DictConfig) -> RunConfig:
         if field.name not in sections:
             values[field.name] = _scalar(field.name, str(field.type), scalars[field.name])
     return RunConfig(**values)
+
+
+def setting_names(config: DictConfig, prefix: str = "") -> set[str]:
+    """Return the dotted names of all settings of a composed config."""
+    found: set[str] = set()
+    for key in config:
+        name = prefix + str(key)
+        found.add(name)
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none():
+            found |= setting_names(node, f"{name}.")
+    return found
 
 
 _SCALARS = {"int": int, "str": str, "bool": bool, "float": float}

@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from fogzo_repro.training.preemption import SIGNALS
 from tests.forked import finish, start
 
 STEPS = 40
