@@ -81,7 +81,7 @@ class Effort:
         return self.batches * (self.directions // self.batches + (1 + len(NOISES)) * self.draws)
 
 
-MANY = Effort(directions=2**15, batches=8, draws=400)  # where the batched evaluator runs the model
+MANY = Effort(directions=2**14, batches=8, draws=200)  # where the batched evaluator runs the model
 FEW = Effort(directions=2**8, batches=4, draws=100)  # one pair after another
 
 
@@ -159,7 +159,8 @@ class Diagnosis:
             return quality
 
         n = effort.draws
-        qualities = {("ste", None): ste_quality(weights, reference)}
+        qualities: dict[tuple[str, float | None], Quality] = {}
+        qualities["ste", None] = ste_quality(weights, reference)
         g = stream("nspsa")
         qualities["nspsa", None] = measure(lambda p: nspsa(weights, n=n, generator=g, probes=p))
         for noise in NOISES:
@@ -259,7 +260,11 @@ def main() -> None:
         "smoothed gradient), batches=, draws= (probe pairs for each estimator on each batch)",
     )
     arguments = parser.parse_args()
-    known = {"data_dir": str, "device": read_device, **dict.fromkeys(Effort.__annotations__, int)}
+    known: dict[str, Any] = {
+        "data_dir": str,
+        "device": read_device,
+        **dict.fromkeys(Effort.__annotations__, int),
+    }
     settings = parse_settings(arguments.settings, known)
     data_dir = settings.pop("data_dir", None)
     device = settings.pop("device", None) or read_device("auto")

@@ -1,4 +1,4 @@
-"""Finished runs: `load_run` gives the model back, `python -m fogzo_repro.evaluate RUN` evaluates it.
+"""Finished runs: `load_run` gives the model back, `fogzo_repro.evaluate` evaluates it.
 
     python -m fogzo_repro.evaluate runs/<run_id> [data_dir=...] [device=cpu]
 

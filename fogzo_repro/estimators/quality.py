@@ -101,24 +101,29 @@ class Recorder:
         return losses
 
     def _group(self, n: int, rows: Tensor) -> None:
-        """Add rows to the sums of n; a full sum gives one length and one alignment."""
-        for part in self._parts(n, rows):
-            group, before = part.sum(0), self.open[n]
-            group = group if before is None else before + group
-            self.filled[n] += len(part)
-            self.open[n] = group
-            if self.filled[n] == n:
-                assert self.reference is not None
-                norm = group.norm()
-                self.lengths[n].append(norm / n)
-                cosine = torch.dot(group, self.reference) / norm
-                self.alignments[n].append(torch.where(norm > 0, cosine, torch.zeros_like(cosine)))
-                self.open[n], self.filled[n] = None, 0
+        """Add rows to the sums of n; every full sum gives one length and one alignment."""
+        before = self.open[n]
+        if before is not None:
+            missing = n - self.filled[n]
+            group = before + rows[:missing].sum(0)
+            if len(rows) < missing:
+                self.open[n], self.filled[n] = group, self.filled[n] + len(rows)
+                return
+            self._close(n, group.unsqueeze(0))
+            rows = rows[missing:]
+        whole = len(rows) // n * n
+        self._close(n, rows[:whole].view(-1, n, rows.shape[1]).sum(1) if n > 1 else rows)
+        rest = rows[whole:]
+        self.filled[n] = len(rest)
+        self.open[n] = rest.sum(0) if len(rest) else None
 
-    def _parts(self, n: int, rows: Tensor) -> Sequence[Tensor]:
-        """Cut rows where a group of n ends."""
-        first = min(n - self.filled[n], len(rows))
-        return [rows[:first], *(rows[first:].split(n) if first < len(rows) else ())]
+    def _close(self, n: int, sums: Tensor) -> None:
+        """Take in full sums (m, d) of n single estimates."""
+        assert self.reference is not None
+        norms = sums.norm(dim=1)
+        cosines = sums @ self.reference / norms
+        self.lengths[n].append(norms / n)
+        self.alignments[n].append(torch.where(norms > 0, cosines, torch.zeros_like(cosines)))
 
     def square(self) -> float:
         """Return ||E[G]||^2 from all pairs of different draws."""
@@ -201,4 +206,4 @@ def _gradients_kept(weights: Sequence[QuantizedWeight]) -> Iterator[None]:
 
 
 def _mean(values: list[Tensor]) -> float:
-    return torch.stack(values).double().mean().item() if values else float("nan")
+    return torch.cat(values).double().mean().item()
