@@ -122,9 +122,9 @@ def _line(label: str, cells: list[str]) -> str:
 
 
 def _pm(x: Interval) -> str:
-    if math.isnan(x.value):
-        return "-"
     half = (x.high - x.low) / 2
+    if math.isnan(half):
+        return "-"
     digits = max(0, 2 - math.floor(math.log10(abs(half)))) if half > 0 else 3
     digits = min(digits, 4) if abs(x.value) < 1 else min(digits, 1)
     return f"{x.value:.{digits}f}±{half:.{digits}f}"
@@ -132,7 +132,7 @@ def _pm(x: Interval) -> str:
 
 def _root(square: Interval) -> str:
     """Show the root of a square that is measured with an interval; an upper bound where it is 0."""
-    if math.isnan(square.value):
+    if math.isnan(square.high - square.low):
         return "-"
     if square.low > 0 or square.high == square.value:
         low, value, high = (math.sqrt(max(0.0, s)) for s in (square.low, square.value, square.high))
@@ -157,21 +157,22 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
         2, len(sizes), figsize=(4 * len(sizes) + 1.6, 7), sharex=True, sharey="row", squeeze=False
     )
     for column, n in enumerate(sizes):
-        chosen = [row for row in rows if row.n in (0, n)]
-        for label, group in groupby(sorted(chosen, key=_line_order), key=lambda row: row.label):
-            line = list(group)
+        chosen = sorted((row for row in rows if row.n in (0, n)), key=_line_order)
+        lines = [(label, list(group)) for label, group in groupby(chosen, lambda row: row.label)]
+        for index, (label, line) in enumerate(lines):
             first = line[0]
             style: dict[str, Any] = {"color": colours.get(first.noise), "label": label}
             if first.noise is None:
                 ste = first.estimator == "ste"
                 style |= {"color": "black" if ste else "tab:red", "ls": "-" if ste else "--"}
-            x = [row.progress for row in line]
+            shift = 0.006 * (index - (len(lines) - 1) / 2)  # so that intervals do not overlap
+            x = [row.progress + shift for row in line]
             y = [row.cosine.value for row in line]
             ends = (
                 [row.cosine.value - row.cosine.low for row in line],
                 [row.cosine.high - row.cosine.value for row in line],
             )
-            axes[0][column].errorbar(x, y, yerr=ends, marker="o", ms=3, capsize=2, **style)
+            axes[0][column].errorbar(x, y, yerr=ends, marker="o", ms=3, elinewidth=0.8, **style)
             axes[1][column].plot(x, [row.error for row in line], marker="o", ms=3, **style)
         axes[0][column].set_title(f"n = {n} probe pairs")
         axes[1][column].set_xlabel("progress of training")
@@ -179,8 +180,9 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
         for panel in axes[:, column]:
             panel.grid(alpha=0.3)
         axes[0][column].axhline(0, color="grey", lw=0.8)
+        axes[1][column].axhline(1, color="grey", lw=0.8)
     axes[0][0].set_ylabel("cosine to the smoothed gradient")
-    axes[1][0].set_ylabel("error: sqrt(bias² + variance) / ||R||")
+    axes[1][0].set_ylabel("error: sqrt(bias² + variance) / ||R||\n(an estimate of zero has 1)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.suptitle(title, fontsize=10)
     figure.tight_layout(rect=(0, 0, 1 - 1.6 / (4 * len(sizes) + 1.6), 1))
