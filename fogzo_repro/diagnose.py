@@ -43,7 +43,8 @@ from fogzo_repro.estimators.quality import (
     ste_quality,
 )
 from fogzo_repro.evaluate import StoredRun, one_line_errors, open_run, parse_settings, read_device
-from fogzo_repro.reporting.diagnosis import Interval, Row, draw, table, write_csv
+from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
+from fogzo_repro.reporting.jackknife import jackknife
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.network import Network
 from fogzo_repro.training.randomness import derive_seed, generator_for
@@ -100,7 +101,7 @@ class Diagnosis:
         run: the run.
         network: built from it, on the device.
         task: its data, loaded.
-        effort: how much to measure; None for what the model allows.
+        effort: from the default for this model to how much is measured.
         device: of all tensors.
     """
 
@@ -190,24 +191,6 @@ def _rows(step: int, progress: float, measured: Sequence[Measured]) -> Iterator[
                 variance=jackknife(samples, lambda x: x[4] / x[0]),
                 smoothed_square=smoothed,
             )  # fmt: skip
-
-
-def jackknife(samples: Sequence[Sequence[float]], figure: Callable[[Tensor], Tensor]) -> Interval:
-    """Return a function of the mean of B samples, with a 95% interval by the jackknife.
-
-    Args:
-        samples: B rows of k numbers, independent and alike.
-        figure: from the mean row (k,) to a number.
-    """
-    from scipy.stats import t
-
-    rows = torch.tensor(samples, dtype=torch.float64)
-    count = len(rows)
-    value = figure(rows.mean(0)).item()
-    without = torch.stack([figure((rows.sum(0) - row) / (count - 1)) for row in rows])
-    error = ((count - 1) * without.var(correction=0)).sqrt().item()
-    half = error * float(t.ppf(0.975, count - 1))
-    return Interval(value, value - half, value + half)
 
 
 def step_of(path: Path) -> int:

@@ -93,6 +93,15 @@ def open_run(path: str | Path) -> StoredRun:
     return StoredRun(folder, parse_config(config), resolved["model_arguments"])
 
 
+def config_from(stored: dict[str, Any]) -> RunConfig:
+    """Return the configuration that was stored as plain dictionaries.
+
+    Raises:
+        ConfigError: where this code does not know its settings.
+    """
+    return parse_config(OmegaConf.create(stored))
+
+
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     """Return the trained model of a run, in evaluation mode; needs no data.
 

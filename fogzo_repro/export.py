@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from fogzo_repro.config import UserError, parse_config
-from fogzo_repro.evaluate import one_line_errors, open_run
+from fogzo_repro.config import UserError
+from fogzo_repro.evaluate import config_from, one_line_errors, open_run
 from fogzo_repro.training.checkpoint import write_atomically
 from fogzo_repro.training.network import build_network
 
@@ -113,7 +112,7 @@ def load_export(path: str | Path) -> nn.Module:
         ) from None
     if not readable:
         raise UserError(f"{folder} has format {metadata['format']}, this code reads {FORMAT}")
-    config = parse_config(OmegaConf.create({**metadata["config"], **dict.fromkeys(PLACES, ".")}))
+    config = config_from({**metadata["config"], **dict.fromkeys(PLACES, ".")})
     model = build_network(config, metadata["model_arguments"], torch.device("cpu")).model
     for name, layer in _quantized_layers(model).items():
         levels, scale = tensors.pop(f"{name}.levels"), tensors.pop(f"{name}.scale")

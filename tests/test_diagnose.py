@@ -4,12 +4,11 @@ import sys
 
 import pytest
 import torch
-from scipy import stats
 from short_runs import train
 
 from fogzo_repro import diagnose
 from fogzo_repro.config import UserError
-from fogzo_repro.diagnose import Effort, jackknife, main
+from fogzo_repro.diagnose import Effort, main
 from fogzo_repro.evaluate import open_run
 from fogzo_repro.training.classification import InMemoryImages
 
@@ -69,30 +68,11 @@ def test_variance_over_n_and_bias_without_n(folder):
 
 
 def test_nspsa_is_unbiased_within_its_interval_on_a_real_network(folder):
-    """Both snapshots at 95%: a false alarm about once in ten if seeds were drawn; they are not."""
+    """Within twice the 95% interval, 6.4 standard errors of Student's t(3): once in 130."""
     for row in rows_of(folder, Effort(directions=1600, batches=4, draws=200)):
         if row.estimator == "nspsa":
-            assert row.bias_squared.low <= 0 <= row.bias_squared.high
-
-
-def test_jackknife_of_a_mean_is_students_interval():
-    x = torch.randn(9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = jackknife([[v] for v in x.tolist()], lambda row: row[0])
-    half = stats.t.ppf(0.975, 8) * x.std().item() / 3
-    assert found.value == pytest.approx(x.mean().item())
-    assert found.high - found.value == pytest.approx(half)
-
-
-def test_jackknife_of_a_ratio_covers_at_its_level():
-    """95% of 400 intervals of 8 samples each; 90 to 99% is about 4 standard errors."""
-    g = torch.Generator().manual_seed(0)
-    samples = torch.randn(400, 8, 2, generator=g, dtype=torch.float64) * 0.2
-    samples += torch.tensor([3.0, 2.0])
-    covered = 0
-    for rows in samples:
-        found = jackknife(rows.tolist(), lambda row: row[0] / row[1])
-        covered += found.low <= 1.5 <= found.high
-    assert 0.90 < covered / 400 < 0.99
+            value, low, high = row.bias_squared
+            assert abs(value) < high - low
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-from fogzo_repro.reporting.diagnosis import Interval, Row, table
+from fogzo_repro.reporting.diagnosis import Row, table
+from fogzo_repro.reporting.jackknife import Interval
 
 
 def row(low: float, bias: Interval) -> Row:
