@@ -28,7 +28,8 @@ MARKERS = "osD^vP"
 STYLE = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 6.5,
     "xtick.labelsize": 7, "ytick.labelsize": 7, "lines.linewidth": 1.1, "lines.markersize": 3.5,
-    "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "pdf.fonttype": 42,
 }  # fmt: skip
 WIDTH, HEIGHT, DPI = 6.75, 3.0, 300  # inches: the text width of a two-column paper
 UNKNOWN_HALF = 0.0  # one seed has no interval; it is drawn without a bar
@@ -115,11 +116,16 @@ def _level(axes: Any, points: Sequence[Point], color: str, label: str) -> None:
         axes.axhline(p.mean, color=color, linestyle="--", linewidth=0.9, label=label, zorder=1)
 
 
+def _letter(axes: Any, letter: str) -> None:
+    axes.text(-0.16, 1.03, f"({letter})", transform=axes.transAxes, fontweight="bold")
+
+
 def _against_cost(axes: Any, points: Sequence[Point]) -> None:
     import matplotlib
 
     _level(axes, _at(points, STE), BLACK, "STE")
     _level(axes, _at(points, FULL_PRECISION), GREY, "full precision")
+    _curve(axes, _at(points, STE), lambda p: p.evaluations, color=BLACK, marker="*", markersize=6)
     spsa = [p for p in points if p.row.startswith("n-SPSA")]
     _curve(
         axes, spsa, lambda p: p.evaluations, color=VERMILION, marker="x", markersize=4.5,
@@ -128,14 +134,14 @@ def _against_cost(axes: Any, points: Sequence[Point]) -> None:
     fogzo = [p for p in points if p.row.startswith("FOGZO") and "sign" not in p.row and p.noise]
     noises = sorted({p.noise for p in fogzo if p.noise}, reverse=True)
     for index, noise in enumerate(noises):
-        color = matplotlib.colormaps["viridis"](0.05 + 0.85 * index / max(1, len(noises) - 1))
+        color = matplotlib.colormaps["viridis"](0.05 + 0.75 * index / max(1, len(noises) - 1))
         look = {"color": color, "marker": MARKERS[index % len(MARKERS)], "label": _beta(noise)}
         _curve(axes, [p for p in fogzo if p.noise == noise], lambda p: p.evaluations, **look)
     axes.set_xscale("log")
     axes.set_xlabel("network evaluations per step")
     axes.set_ylabel("train loss (nats)")
-    axes.set_title("(a)", loc="left")
-    axes.legend(frameon=False, loc="upper right", handlelength=1.8, labelspacing=0.25)
+    _letter(axes, "a")
+    axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
 
 
 def _beta(noise: float) -> str:
@@ -168,8 +174,8 @@ def _against_noise(axes: Any, points: Sequence[Point]) -> None:
         )  # fmt: skip
     axes.set_xscale("log")
     _noise_ticks(axes, edge, max(noises), swept[0].perturbed)
-    axes.set_title("(b)", loc="left")
-    axes.legend(frameon=False, loc="upper left", handlelength=1.8, labelspacing=0.25)
+    _letter(axes, "b")
+    axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
 
 
 def _noise_ticks(axes: Any, edge: float, top: float, perturbed: int) -> None:

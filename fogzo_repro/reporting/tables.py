@@ -63,11 +63,11 @@ def _markdown(results: TableResults, judged: Sequence[Judged]) -> str:
         "Stated before the runs in `results/paper/claims.csv`. Gain: how much better the claimed "
         "side is, per seed. Two-sided paired t test of the gain against the margin, Holm over "
         "this table, level 5%; fewer than 5 seeds or a diverged run give at most inconclusive. "
-        "Evaluations: how many times as many the other side takes per step, under both countings.",
+        "Evaluations: how many times as many the other side takes in a run, under both countings.",
         _grid(VERDICT_TITLES, [_verdict_line(j) for j in judged]),
     ]
     diverged = [
-        f"- {c.row} | {c.column}, seed {s}: {c.runs[s]['notes']}"
+        f"- {_named(c.row, c.column)}, seed {s}: {c.runs[s]['notes']}"
         for c in results.cells.values()
         for s in (*c.diverged(), *c.diverged(tuning=True))
     ]
@@ -142,7 +142,7 @@ VERDICT_TITLES = (
 def _verdict_line(judged: Judged) -> list[str]:
     claim, test = judged.claim, judged.test
     better, worse = (
-        f"{c.row} | {c.column}" if c is not None else f"{named[0]} | {named[1]}"
+        _named(c.row, c.column) if c is not None else _named(*named)
         for c, named in ((judged.better, claim.better), (judged.worse, claim.worse))
     )
     numbers = [""] * 4
@@ -157,14 +157,18 @@ def _verdict_line(judged: Judged) -> list[str]:
     ]  # fmt: skip
 
 
+def _named(row: str, column: str) -> str:
+    return row if column == "-" else f"{row} ({column})"
+
+
 def _cost_ratio(better: CellResult | None, worse: CellResult | None) -> str:
-    """Return worse / better evaluations per step under both countings of PAPER 2."""
+    """Return worse / better evaluations of a whole run under both countings of PAPER 2."""
     good, bad = (c.any_record if c is not None else None for c in (better, worse))
     if good is None or bad is None:
         return ""
     ratios = []
     for counting in ("probes", "total"):
-        a, b = (r["evaluations_per_step"][counting] for r in (bad, good))
+        a, b = (r["evaluations_per_step"][counting] * r["steps"] for r in (bad, good))
         ratios.append(f"{a / b:.4g}" if a and b else "–")
     return " / ".join(ratios)
 
