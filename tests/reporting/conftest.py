@@ -93,7 +93,7 @@ def full_table(results: Path, save: Callable[..., dict[str, Any]]) -> Path:
             centre = 0.31
         if row.startswith("STE") and column != "-":
             centre = 0.6 + 1e3 * (float(column.removeprefix("lr=")) - 0.032) ** 2 / 10
-        tuned = row == "STE" or re.fullmatch(r"FOGZO n=\d+", row) and key != "0"
+        tuned = row == "STE" or (re.fullmatch(r"FOGZO n=\d+", row) and key != "0")
         for seed in [*range(10), *((100, 101, 102) if tuned else ())]:
             save(row, column, seed, centre + draw.gauss(0, 0.04), 80 + draw.gauss(0, 1))
     return results

@@ -112,7 +112,7 @@ def test_a_record_that_may_not_stand_there_is_refused_by_name(
 def test_two_records_of_one_cell_and_seed_are_one_clear_error(results: Path, save: Save) -> None:
     save("STE", "lr=0.032", 0, 1.0)
     save("STE", "lr=0.032", 0, 1.0, run_id="another-s0-bbbbbbbb")
-    with pytest.raises(UserError, match="two records of STE | lr=0.032, seed 0"):
+    with pytest.raises(UserError, match=r"two records of STE \| lr=0.032, seed 0"):
         read_results(results, TABLE)
 
 
