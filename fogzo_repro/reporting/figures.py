@@ -25,7 +25,7 @@ BLACK, ORANGE, BLUE, GREEN, VERMILION, GREY = (
     "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#808080",
 )  # fmt: skip
 MARKERS = "osD^vP"
-STYLE = {
+STYLE: Any = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 6.5,
     "xtick.labelsize": 7, "ytick.labelsize": 7, "lines.linewidth": 1.1, "lines.markersize": 3.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,

@@ -71,7 +71,7 @@ def missing_jobs(jobs: Iterable[Job], records: Path) -> list[Job]:
         jobs: of one table.
         records: the folder of committed records; a run that has one there is over.
     """
-    found = {}
+    found: dict[str, Job] = {}
     for job in jobs:
         over = (job.folder / "record.json").is_file() or (
             records / job.config.cell.table / f"{job.run_id}.json"

@@ -107,29 +107,28 @@ def test_bad_input_is_one_line_and_status_2(
 def test_an_interrupted_queue_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     command = [
         sys.executable, str(SCRIPT), f"{TABLE}/full-precision", "--seeds", "0,1",
-        "--workers", "2", "--records", str(tmp_path / "records"), "dataset=digits",
-        "recipe=digits_mlp", "recipe.max_steps=4000", "hardware=cpu",
+        "--workers", "1", "--records", str(tmp_path / "records"), "dataset=digits",
+        "recipe=digits_mlp", "recipe.max_steps=1500", "hardware=cpu",
         f"output_root={tmp_path / 'runs'}",
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 240
-        while len(list(tmp_path.glob("runs/*/timing.jsonl"))) < 2:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("runs/*/timing.jsonl")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 75, said
+    assert "0 finished, 0 diverged, 0 failed, 2 not run" in said
     assert "run the same command again" in said
-    stopped = list(tmp_path.glob("runs/mlp-*"))
-    assert len(stopped) == 2
-    assert all(list(folder.glob("checkpoint-*.json")) for folder in stopped)
-    assert not list(tmp_path.glob("runs/*/record.json"))
+    (stopped,) = tmp_path.glob("runs/mlp-*")
+    assert list(stopped.glob("checkpoint-*.json"))
+    assert not (stopped / "record.json").exists()
 
-    again = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert "2 finished, 0 diverged, 0 failed, 0 not run" in again.stderr
-    for folder in stopped:
-        assert "resumed after step" in (folder / "log.txt").read_text()
+    assert "resumed after step" in (stopped / "log.txt").read_text()
     records = [json.loads(p.read_text()) for p in (tmp_path / "records" / TABLE).glob("*.json")]
     assert sorted(r["seed"] for r in records) == [0, 1]
-    assert {(r["row"], r["steps"]) for r in records} == {("Full precision", 4000)}
+    assert {(r["row"], r["steps"]) for r in records} == {("Full precision", 1500)}
