@@ -90,13 +90,13 @@ def run_queue(
                         crew[place] = _start(place, workers, gpus, logs, run)
                     if waiting and crew[place].job is None:
                         crew[place].give(waiting.pop(0))
-                for place in _ready(crew):
-                    if not _settle(crew[place], outcome):
-                        crew.pop(place).connection.close()
                 now = time.monotonic()
                 running = [Running(w.job, now - w.started) for w in crew.values() if w.job]
                 done = len(outcome.finished) + len(outcome.diverged)
                 overview.show(done, running, len(waiting), len(outcome.failed))
+                for place in _ready(crew):
+                    if not _settle(crew[place], outcome):
+                        crew.pop(place).connection.close()
         finally:
             outcome.interrupted |= bool(stop.received)
             for worker in crew.values():

@@ -6,6 +6,7 @@ It does not import torch before its environment is set.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -33,6 +34,8 @@ def run_job(config: RunConfig) -> Ending:
         return "stopped", ""
     except UserError as error:
         return "failed", " ".join(str(error).split())
+    finally:
+        gc.collect()  # a captured graph of this run must not be freed while the next one captures
 
 
 def work(
