@@ -365,7 +365,8 @@ def _parse_section(section: str, node: Any) -> Any:
     schema = _schema(section, node)
     _check_keys(f"{section}.", set(node), {f.name for f in fields(schema)})
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), node)
+        values = OmegaConf.to_container(node, resolve=True)  # labels refer to other sections
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{section}.{_one_line(error)}") from None
