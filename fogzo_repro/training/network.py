@@ -48,8 +48,11 @@ def build_network(
     )
     _check_chosen_layers(config, list(layers))
     model.to(device)
-    quantized: list[Any] = [x for x in layers.values() if x.weight_quantizer is not None]
-    return Network(model, [_perturbed_weight(layer) for layer in quantized])
+    distinct: dict[int, Any] = {}  # a weight that layers share is perturbed once
+    for layer in layers.values():
+        if layer.weight_quantizer is not None:
+            distinct.setdefault(id(layer.weight), layer)
+    return Network(model, [_perturbed_weight(layer) for layer in distinct.values()])
 
 
 OFF = 16  # bits: full precision
