@@ -41,7 +41,8 @@ class Quest(nn.Module):
         row: the length of a row.
         bits: b, 1 to 8.
         hadamard: `full`, Q(x H) H^T; `half`, Q(x H) without the rotation back, so that with both
-            operands (x H)(w H)^T = x w^T; or `none`.
+            operands (x H)(w H)^T = x w^T; or `none`. With weights alone, half computes
+            x Q(w H)^T as upstream does: the stored weight then lives in a rotated basis.
         trust_width: T in units of rms, for b >= 2; None is half a level, Delta/2.
         clip_scale: the mask at 1 bit is 1{|x| <= clip_scale alpha} [RECIPES D.2].
         row_axes: how many of the last axes make up a row; 0 for axis 1, the channels of an image.

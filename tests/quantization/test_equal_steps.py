@@ -47,7 +47,7 @@ def test_two_ranks_hold_equal_steps_after_ten_updates(tmp_path):
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(timeout=120)
+        process.join(timeout=300)
         assert process.exitcode == 0
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert len(one) == 5  # the start of one activation; two weights' and two activations' steps

@@ -123,7 +123,7 @@ def test_a_quantizer_is_added_by_one_file_and_one_yaml(tmp_path):
         env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "runs").glob("mlp-digits-ternary-fogzo-s0-*/record.json")
