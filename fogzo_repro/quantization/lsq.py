@@ -90,8 +90,10 @@ class Lsq(nn.Module):
     def quantize(self, v: Tensor, step: Tensor) -> Tensor:
         """Return v_hat, with the derivatives of the head of this file."""
         units = v.to(torch.promote_types(v.dtype, torch.float32)) / step
-        clipped = units.clamp(self.grid.low, self.grid.high)
-        return (step * with_surrogate_gradient(self.levels(units), clipped)).to(v.dtype)
+        clipped = units.detach().clamp(self.grid.low, self.grid.high)
+        # Not clamp alone: its derivative at the bounds is 1 or 0, depending on torch's version.
+        surrogate = torch.where(units == clipped, units, clipped)
+        return (step * with_surrogate_gradient(self.levels(units), surrogate)).to(v.dtype)
 
 
 class LsqWeight(Lsq):
@@ -111,7 +113,10 @@ class LsqWeight(Lsq):
         magnitude = weight.detach().abs()
         mean = magnitude.flatten(1).mean(1) if per_channel else magnitude.mean()
         if not (mean.isfinite() & (mean > 0)).all():
-            raise ValueError(f"initial weights of shape {tuple(weight.shape)} have no spread")
+            raise ValueError(
+                "the step starts from the mean magnitude of the initial weights, and those of "
+                f"shape {tuple(weight.shape)} have no spread; name the layer in model.first_last"
+            )
         super().__init__(levels, 2 * mean / levels.q_p**0.5)
         self.count = weight.numel() // mean.numel()
         self.shape = (-1, *[1] * (weight.dim() - 1)) if per_channel else ()

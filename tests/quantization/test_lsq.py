@@ -80,6 +80,13 @@ def test_gradients_equal_autograd_through_a_float64_reference(bits, half):
     torch.testing.assert_close(quantizer.step.grad, expected, rtol=1e-10, atol=1e-10)
 
 
+def test_the_bounds_belong_to_the_range_that_takes_gradient():
+    v = torch.tensor([-2.0, 1.0, -2.1, 1.1]).requires_grad_()
+    quantizer = quantizer_with_step("weight", 2, False, v.detach(), 1.0)
+    quantizer(v).sum().backward()
+    assert v.grad.tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
 def expected_step_gradient(step: float, bits: int) -> float:
     """E[(v_hat - v) d v_hat / d s] for v ~ N(0, 1) and the loss (v_hat - v)^2 / 2, integer grid."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1

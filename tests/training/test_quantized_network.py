@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
+from scipy.linalg import hadamard
 from torch import nn
 
 from fogzo_repro.config import RunConfig, UserError, parse_config
@@ -117,6 +118,8 @@ def test_quest_is_perturbed_in_rotated_coordinates_by_its_live_level_spacing(bit
     quantizer = network.model.fc1.weight_quantizer
     v = torch.randn(w.parameter.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
+        dense = torch.tensor(hadamard(16) / 4, dtype=torch.float32)
+        torch.testing.assert_close(w.rotate(w.parameter), w.parameter @ dense)
         moved = w.rotate(w.parameter + w.rotate_back(w.epsilon() * v)) - w.rotate(w.parameter)
         torch.testing.assert_close(moved, w.epsilon() * v, rtol=1e-4, atol=1e-6)
         narrow = w.epsilon().clone()
