@@ -97,18 +97,34 @@ class NoQuantizer:
 _FIRST_LAST = ("float", "8bit", "quantized")
 
 
+def _bits(key: str, value: int) -> None:
+    _require(
+        1 <= value <= 8 or value == 16, f"{key}={value} is outside 1..8 (16 is full precision)"
+    )
+
+
+def _no_activations(name: str, bits: int) -> None:
+    _require(
+        bits == 16,
+        f"quantizer.activation_bits={bits}: quantizer={name} takes its fixed scale from the "
+        "initial weights and has none for activations; use quantizer=lsq or quantizer=quest",
+    )
+
+
 @dataclass(frozen=True)
 class RoundConfig:
     """Fixed scale, rounding to 2^b levels (PAPER 4, "Grid of round")."""
 
     name: str
     weight_bits: int
+    activation_bits: int
     surrogate: str
     grid: str
     clip_gradient: bool
     first_last: str
 
     def __post_init__(self) -> None:
+        _no_activations("round", self.activation_bits)
         _require(
             2 <= self.weight_bits <= 8,
             f"quantizer.weight_bits={self.weight_bits} is outside 2..8 for quantizer=round"
@@ -124,11 +140,63 @@ class SignConfig:
     """Fixed scale, one bit (PAPER 1, "Smoothing law")."""
 
     name: str
+    activation_bits: int
     surrogate: str
     first_last: str
 
     def __post_init__(self) -> None:
+        _no_activations("sign", self.activation_bits)
         _choice("quantizer.surrogate", self.surrogate, ("hardtanh", "tanh", "approxsign"))
+        _choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+
+
+@dataclass(frozen=True)
+class LsqConfig:
+    """Learned step size (RECIPES D.4)."""
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    grid: str
+    per_channel: bool
+    unsigned_inputs: list[str]
+    first_last: str
+
+    def __post_init__(self) -> None:
+        _bits("quantizer.weight_bits", self.weight_bits)
+        _bits("quantizer.activation_bits", self.activation_bits)
+        _choice("quantizer.grid", self.grid, ("integer", "half_integer"))
+        _choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+        _require(
+            not (self.per_channel and self.weight_bits == 16),
+            "quantizer.per_channel=true is a step for each output channel of a weight, and "
+            "quantizer.weight_bits=16 leaves the weights alone; an activation has one step",
+        )
+        _require(
+            not (self.unsigned_inputs and self.activation_bits == 16),
+            f"quantizer.unsigned_inputs={self.unsigned_inputs} needs quantized activations, and "
+            "quantizer.activation_bits=16 leaves them alone",
+        )
+
+
+@dataclass(frozen=True)
+class QuestConfig:
+    """QuEST (RECIPES D.1 to D.3)."""
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    hadamard: str
+    trust_width: float | None
+    clip_scale: float
+    first_last: str
+
+    def __post_init__(self) -> None:
+        _bits("quantizer.weight_bits", self.weight_bits)
+        _bits("quantizer.activation_bits", self.activation_bits)
+        _choice("quantizer.hadamard", self.hadamard, ("full", "half", "none"))
+        _finite("quantizer.trust_width", self.trust_width, 0, strict=True)
+        _finite("quantizer.clip_scale", self.clip_scale, 0, strict=True)
         _choice("quantizer.first_last", self.first_last, _FIRST_LAST)
 
 
@@ -138,6 +206,7 @@ class AddedQuantizer:
 
     name: str
     weight_bits: int
+    activation_bits: int
     first_last: str
     options: dict[str, Any]
 
@@ -310,18 +379,26 @@ class RunConfig:
         _choice("scale", self.scale, ("full", "mini", "smoke"))
         _finite("snapshots", self.snapshots, 0)
         _finite("checkpoint_minutes", self.checkpoint_minutes, 0)
-        if self.quantizer.name == "none":
+        none = self.quantizer.name == "none"
+        if none or getattr(self.quantizer, "weight_bits", 1) == 16:
             _require(
                 self.estimator.name == "ste",
-                f"estimator={self.estimator.name} perturbs quantized weights and quantizer=none "
-                "has none; add quantizer=round or estimator=ste",
+                f"estimator={self.estimator.name} perturbs quantized weights and "
+                f"{'quantizer=none' if none else 'quantizer.weight_bits=16'} has none; "
+                f"add {'quantizer=round' if none else 'quantizer.weight_bits=2'} or estimator=ste",
             )
 
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "model": {"mlp": MlpConfig},
     "dataset": {"digits": ImagesConfig, "mnist": ImagesConfig},
-    "quantizer": {"none": NoQuantizer, "round": RoundConfig, "sign": SignConfig},
+    "quantizer": {
+        "none": NoQuantizer,
+        "round": RoundConfig,
+        "sign": SignConfig,
+        "lsq": LsqConfig,
+        "quest": QuestConfig,
+    },
     "estimator": {"ste": SteConfig, "nspsa": SpsaConfig, "fogzo": FogzoConfig},
     "tracker": {"none": NoTracker, "wandb": WandbConfig},
 }

@@ -29,6 +29,7 @@ def supports_batched(model: nn.Module) -> bool:
     """Whether the batched evaluator can run a model: the MLP with round or sign weights."""
     return isinstance(model, Mlp) and all(
         isinstance(getattr(layer, "weight_quantizer", None), FixedScale)
+        and layer.input_quantizer is None
         for layer in (model.fc1, model.fc2)
     )
 
