@@ -31,12 +31,13 @@ from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import write_atomically
+from fogzo_repro.training.distributed import current_ranks
 from fogzo_repro.training.graph import CapturedStep
 from fogzo_repro.training.loop import Diverged, Mirror, Plan, Training
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.preemption import Preempted, StopRequest
-from fogzo_repro.training.schedules import SCHEDULES
+from fogzo_repro.training.schedules import learning_rate
 from fogzo_repro.training.step import TrainStep
 from fogzo_repro.training.tasks import Task, build_task
 
@@ -80,6 +81,8 @@ def prepare(config: RunConfig) -> Prepared:
             f"dataset={config.dataset.name}"
         )
     network = build_network(config, task.model_arguments, machine.device)
+    if machine.channels_last:
+        network.model.to(memory_format=torch.channels_last)
     batched_probes = _batched_probes(config, task, network)
     resolved = {
         "device": machine.device.type,
@@ -185,10 +188,11 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     step = _build_step(prepared)
     take = CapturedStep(step) if machine.cuda_graph else step
     total = prepared.total_steps
+    batches = task.batches(config.recipe.global_batch_size)
     plan = Plan(
         seed=config.seed,
         total_steps=total,
-        lr=lambda t, steps: config.recipe.lr * SCHEDULES[config.recipe.schedule](t, steps),
+        lr=lambda t, steps: learning_rate(config.recipe, t, steps, batches.steps_per_epoch),
         eval_every_epochs=config.recipe.eval_every_epochs,
         checkpoint_seconds=60 * config.checkpoint_minutes,
         snapshot_steps=frozenset(
@@ -199,7 +203,6 @@ def _train(prepared: Prepared) -> dict[str, Any]:
         label=prepared.run_id,
     )
     mirrors: list[Mirror] = []
-    batches = task.batches(config.recipe.global_batch_size)
     evaluate = partial(task.evaluate, prepared.network.model)
     training = Training(plan, step, take, batches, evaluate, mirrors)
     said = training.resume()
@@ -254,6 +257,8 @@ class _Log:
 
 def _build_step(prepared: Prepared) -> TrainStep:
     config, machine, network = prepared.config, prepared.machine, prepared.network
+    if machine.compile:
+        network.model.compile()
     return TrainStep(
         network.model,
         prepared.task.loss,
@@ -266,6 +271,7 @@ def _build_step(prepared: Prepared) -> TrainStep:
         random_sign=getattr(config.estimator, "random_sign", False),
         autocast=machine.autocast,
         clip_norm=config.recipe.clip_norm,
+        ranks=current_ranks(),
     )
 
 
