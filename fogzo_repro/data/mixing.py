@@ -90,13 +90,14 @@ def cutmix_box(
     """Return CutMix's box: sides sqrt(1 - share) of the image's, clipped at its borders.
 
     >>> cutmix_box(10, 10, 0.75, (5, 0))
-    (3, 7, 0, 2)
+    (3, 8, 0, 3)
     """
     side = math.sqrt(1 - share)
     edges: list[int] = []
     for extent, middle in zip((height, width), centre, strict=True):
-        half = int(extent * side) // 2
-        edges += [min(max(edge, 0), extent) for edge in (middle - half, middle + half)]
+        cut = int(extent * side)
+        borders = middle - cut // 2, middle + (cut + 1) // 2
+        edges += [min(max(border, 0), extent) for border in borders]
     return edges[0], edges[1], edges[2], edges[3]
 
 
