@@ -341,6 +341,12 @@ class VisionRecipe(RecipeConfig):
             not self.mixes or self.global_batch_size % 2 == 0,
             f"recipe.global_batch_size={self.global_batch_size} must be even: mixup pairs images",
         )
+        _require(
+            self.repeats == 1
+            or (self.drop_last and self.global_batch_size % self.repeat_ranks == 0),
+            f"recipe.repeats={self.repeats} needs recipe.drop_last=true and a global_batch_size "
+            f"that is a multiple of recipe.repeat_ranks={self.repeat_ranks}",
+        )
 
     @property
     def mixes(self) -> bool:

@@ -291,6 +291,7 @@ def _record(
     config, machine = prepared.config, prepared.machine
     evaluations = [line for line in read_metrics(training.metrics.path) if "split" in line]
     last = {e["split"]: {k: v for k, v in e.items() if k != "split"} for e in evaluations}
+    last.setdefault("train", training.last_epoch_loss())
     split, metric, more = prepared.task.best_by
     candidates = [e for e in evaluations if e["split"] == split]
     best = (max if more else min)(candidates, key=lambda e: e[metric], default=None)

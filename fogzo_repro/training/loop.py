@@ -219,6 +219,13 @@ class Training:
         for mirror in self.mirrors:
             mirror.append(lines)
 
+    def last_epoch_loss(self) -> dict[str, float]:
+        """Return the mean of the steps' losses in the last epoch, as they were trained on."""
+        first = self.done - self.data.steps_per_epoch
+        lines = read_metrics(self.metrics.path) if self.metrics.path.exists() else []
+        losses = [x["loss"] for x in lines if "split" not in x and x["step"] > first]
+        return {"step": self.done, "loss": sum(losses) / len(losses)} if losses else {}
+
     def save(self) -> None:
         """Write a checkpoint of the whole state."""
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
