@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ def resolve_machine(config: RunConfig) -> Machine:
     hardware = config.hardware
     available = torch.cuda.is_available()
     name = ("cuda" if available else "cpu") if hardware.device == "auto" else hardware.device
+    if name == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # torchrun: one card a process
     device = torch.device(name)
     if device.type == "cuda":
         if not available:

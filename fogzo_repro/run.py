@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -72,8 +73,14 @@ def prepare(config: RunConfig) -> Prepared:
         UserError: where the data, the device or the batch are not as the run needs them.
     """
     machine = resolve_machine(config)
+    ranks = current_ranks()
     task = build_task(config)
     batch = config.recipe.global_batch_size
+    if batch % ranks.world_size:
+        raise UserError(
+            f"recipe.global_batch_size={batch} is not a multiple of the {ranks.world_size} "
+            "processes; start another number of them"
+        )
     steps_per_epoch = task.batches(batch).steps_per_epoch
     if steps_per_epoch == 0:
         raise UserError(
@@ -87,7 +94,8 @@ def prepare(config: RunConfig) -> Prepared:
     resolved = {
         "device": machine.device.type,
         "precision": str(machine.autocast or torch.float32).removeprefix("torch."),
-        "world_size": 1,
+        "world_size": ranks.world_size,
+        "rank_batch": batch // ranks.world_size,
         "evaluator": "batched" if batched_probes else "sequential",
         "data": task.fingerprint,
         "model_arguments": task.model_arguments,
@@ -127,15 +135,17 @@ def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
         UserError: for what the user can mend.
         Preempted: after a signal, with the checkpoint written.
     """
-    prepared = prepare(config)
+    prepared, ranks = prepare(config), current_ranks()
     if not config.force:
         record = finished_record(prepared)
         if record is not None:
-            if not quiet:
+            if ranks.first and not quiet:
                 said = f"{record['status']} before, skipped (force=true runs it again)"
                 print(f"{prepared.run_id}: {said}")
             return record
-    with _run_folder(prepared):
+    ranks.meet()  # all have looked before the first rank writes
+    with _run_folder(prepared) if ranks.first else contextlib.nullcontext():
+        ranks.meet()
         return _train(prepared)
 
 
@@ -202,11 +212,12 @@ def _train(prepared: Prepared) -> dict[str, Any]:
         folder=folder,
         label=prepared.run_id,
     )
+    ranks = current_ranks()
     mirrors: list[Mirror] = []
     evaluate = partial(task.evaluate, prepared.network.model)
     training = Training(plan, step, take, batches, evaluate, mirrors)
     said = training.resume()
-    if config.tracker.name == "wandb":
+    if config.tracker.name == "wandb" and ranks.first:
         from fogzo_repro.tracking.wandb import WandbMirror
 
         settings = asdict(config)
@@ -216,8 +227,8 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = datetime.now(UTC)
-    progress = RunProgress(prepared.run_id, total, training.done)
-    log = _Log(folder / "log.txt", progress)
+    progress = RunProgress(prepared.run_id, total, training.done, quiet=not ranks.first)
+    log = _Log(folder / "log.txt" if ranks.first else Path(os.devnull), progress)
     log.say(f"{prepared.run_id}: {total} steps on {machine.card}")
     for line in said:
         log.say(f"{prepared.run_id}: {line}")
@@ -234,10 +245,15 @@ def _train(prepared: Prepared) -> dict[str, Any]:
         progress.close()
         for mirror in mirrors:
             mirror.finish()  # type: ignore[attr-defined]
+    skipped = getattr(task, "skipped", 0)
+    if skipped:
+        notes = f"{notes} {skipped} unreadable images were replaced".lstrip()
     log.say(f"{prepared.run_id}: {status} {notes}".rstrip())
-    record = _record(prepared, training, status, notes, started)
-    write_record(folder / "record.json", record)
-    return record
+    if ranks.first:
+        record = _record(prepared, training, status, notes, started)
+        write_record(folder / "record.json", record)
+    ranks.meet()
+    return read_record(folder / "record.json")
 
 
 class _Log:

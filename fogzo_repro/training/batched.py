@@ -87,8 +87,8 @@ class BatchedProbes:
         fc1, fc2, data = self.fc1, self.fc2, self.images
         k, hidden, _ = levels1.shape
         sums = _exact_product(levels1.flatten(0, 1), self.pixels).view(k, hidden, -1)  # (k, H, B)
-        # fc1((p/255 - mean)/std) = a [levels p - 255 mean (sum levels) + bias/a], a = alpha/(255 std).
-        # a > 0 passes through the ReLU and goes into the second layer's weights.
+        # fc1((p/255 - mean)/std) = a [levels p - 255 mean (sum levels) + bias/a] with
+        # a = alpha/(255 std); a > 0 passes through the ReLU into the second layer's weights.
         a = fc1.weight_quantizer.scale / (255 * data.std)
         shift = fc1.bias / a - 255 * data.mean * levels1.sum(-1, dtype=torch.float32)  # (k, H)
         activations = sums.add_(shift.unsqueeze(-1)).relu_()

@@ -79,6 +79,7 @@ class InMemoryImages:
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:
         """Return the test split; after the last step the whole training split too."""
+        self.ranks.same_buffers(model)
         splits = {"test": self.images.test, **({"train": self.images.train} if last else {})}
         return {k: evaluate_classifier(model, self.images, data) for k, data in splits.items()}
 

@@ -73,6 +73,10 @@ class Ranks:
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.control)
         return bool(votes.item())
 
+    def meet(self) -> None:
+        """Wait for all ranks."""
+        self.any(False)
+
     def same_buffers(self, model: torch.nn.Module) -> None:
         """Give all ranks the first rank's buffers: BatchNorm's running statistics differ."""
         if self.world_size > 1:
