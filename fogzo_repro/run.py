@@ -31,6 +31,7 @@ from fogzo_repro.reporting.records import SCHEMA_VERSION, read_record, write_rec
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.tracking.progress import RunProgress
+from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.checkpoint import write_atomically
 from fogzo_repro.training.distributed import current_ranks
 from fogzo_repro.training.graph import CapturedStep
@@ -88,6 +89,9 @@ def prepare(config: RunConfig) -> Prepared:
             f"dataset={config.dataset.name}"
         )
     network = build_network(config, task.model_arguments, machine.device)
+    shares_batchnorm = config.hardware.sync_batchnorm and ranks.world_size > 1
+    if shares_batchnorm:
+        share_batchnorm(network.model)
     if machine.channels_last:
         network.model.to(memory_format=torch.channels_last)
     batched_probes = _batched_probes(config, task, network)
@@ -96,6 +100,7 @@ def prepare(config: RunConfig) -> Prepared:
         "precision": str(machine.autocast or torch.float32).removeprefix("torch."),
         "world_size": ranks.world_size,
         "rank_batch": batch // ranks.world_size,
+        "sync_batchnorm": shares_batchnorm,
         "evaluator": "batched" if batched_probes else "sequential",
         "data": task.fingerprint,
         "model_arguments": task.model_arguments,

@@ -72,8 +72,7 @@ def read_index(config: Any, data_dir: Path) -> ImageNetIndex:
     root = data_dir / "imagenet"
     wanted = None if config.classes is None else read_class_list(config.classes)
     listing = _manifest(root) or {
-        split: list_split(root / split, None if wanted is None else set(wanted))
-        for split in SPLITS
+        split: list_split(root / split, None if wanted is None else set(wanted)) for split in SPLITS
     }
     classes = _classes(config, root, listing, wanted)
     digest = hashlib.sha256("\n".join(classes).encode())
@@ -127,9 +126,7 @@ def list_split(folder: Path, wanted: set[str] | None = None) -> dict[str, list[s
             f"scripts/prepare_imagenet.py --root {folder.parent} to see what is wrong"
         )
     return {
-        wnid: sorted(
-            e.name for e in os.scandir(folder / wnid) if e.name.lower().endswith(SUFFIXES)
-        )
+        wnid: sorted(e.name for e in os.scandir(folder / wnid) if e.name.lower().endswith(SUFFIXES))
         for wnid in sorted(wnids)
         if wanted is None or wnid in wanted
     }

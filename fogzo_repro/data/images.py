@@ -115,4 +115,4 @@ def batches_in(images: int, batch_size: int, world_size: int, drop_last: bool) -
     5005
     """
     full, rest = divmod(images, batch_size)
-    return full + (0 < full and rest >= world_size and not drop_last)
+    return full + (full > 0 and rest >= world_size and not drop_last)

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from fogzo_repro.config import UserError
 from fogzo_repro.data.augmentation import UnreadableImage, drawn_from, read_image
-from fogzo_repro.data.images import Batch, batches_in, rank_share
 from fogzo_repro.data.imagenet import Files
+from fogzo_repro.data.images import Batch, batches_in, rank_share
 
 ROUND = 256  # repeated augmentation keeps a multiple of this many images an epoch (RECIPES B.3)
 SUBSTITUTES = 10  # neighbours tried in place of an unreadable image

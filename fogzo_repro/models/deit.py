@@ -1,4 +1,4 @@
-"""DeiT-Tiny and DeiT-Small by timm (RECIPES B.4): class token, learned positions, pre-norm blocks."""
+"""DeiT-Tiny and -Small by timm (RECIPES B.4): class token, learned positions, pre-norm."""
 
 from __future__ import annotations
 

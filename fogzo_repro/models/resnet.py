@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-50 by torchvision (RECIPES A): stride in the 3 x 3 convolution, fan-out init.
+"""ResNet-18 and -50 by torchvision (RECIPES A): stride in the 3 x 3 convolution, fan-out init.
 
 With 3 channels and width 64 the network is torchvision's own, random draws included. One channel
 (MNIST) changes the first convolution alone: the stem keeps its 7 x 7 convolution of stride 2 and

@@ -22,7 +22,7 @@ from fogzo_repro.data import (
 )
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.batched import BatchedProbes, supports_batched
-from fogzo_repro.training.distributed import Ranks, current_ranks
+from fogzo_repro.training.distributed import ALONE, Ranks, current_ranks
 
 EVALUATION_BATCH = 10_000  # images a pass
 
@@ -46,7 +46,7 @@ class InMemoryImages:
         self,
         images: Images,
         fingerprint: str,
-        ranks: Ranks = Ranks(),
+        ranks: Ranks = ALONE,
         mixing: Mixing | None = None,
         drop_last: bool = True,
     ) -> None:
@@ -65,9 +65,7 @@ class InMemoryImages:
     def batches(self, global_batch_size: int) -> ImageBatches | MixedBatches:
         """Return this rank's share of shuffled batches."""
         rank, world_size = self.ranks.rank, self.ranks.world_size
-        plain = ImageBatches(
-            self.images.train, global_batch_size, rank, world_size, self.drop_last
-        )
+        plain = ImageBatches(self.images.train, global_batch_size, rank, world_size, self.drop_last)
         if self.mixing is None:
             return plain
         return MixedBatches(plain, self.mixing, self.images.normalize, self.images.classes)

@@ -90,6 +90,9 @@ class Ranks:
         return values
 
 
+ALONE = Ranks()
+
+
 class RankAveraged:
     """Probes whose losses are means over the ranks' shares of the batch: one coefficient for all.
 

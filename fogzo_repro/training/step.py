@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fogzo_repro.estimators.perturbation import RandomSign, SequentialProbes
 from fogzo_repro.estimators.protocol import Estimator, LossFunction, Probes, QuantizedWeight
-from fogzo_repro.training.distributed import RankAveraged, Ranks
+from fogzo_repro.training.distributed import ALONE, RankAveraged, Ranks
 from fogzo_repro.training.optimizers import set_lr
 from fogzo_repro.training.randomness import derive_seed
 
@@ -65,7 +65,7 @@ class TrainStep:
         random_sign: bool = False,
         autocast: torch.dtype | None = None,
         clip_norm: float | None = None,
-        ranks: Ranks = Ranks(),
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model
         self.loss = loss
