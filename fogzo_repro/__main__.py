@@ -104,6 +104,7 @@ def main() -> int:
         try:
             config = parse_config(composed)
             from fogzo_repro.run import describe, execute
+            from fogzo_repro.training.distributed import current_ranks
             from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted
 
             if config.dry_run:
@@ -113,7 +114,8 @@ def main() -> int:
                 record = execute(config)
             except Preempted:
                 sys.exit(REQUEUE_STATUS)
-            print(summary(record))
+            if current_ranks().first:
+                print(summary(record))
             statuses.append(DIVERGED_STATUS if record["status"] != "finished" else 0)
         except UserError as error:
             _error(error)

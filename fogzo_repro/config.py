@@ -16,7 +16,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -66,6 +66,39 @@ class MlpConfig:
 
 
 @dataclass(frozen=True)
+class ResNetConfig:
+    """ResNet-18 or -50 by torchvision (RECIPES A)."""
+
+    name: str
+    depth: int
+    width: int
+    first_last: list[str]
+
+    def __post_init__(self) -> None:
+        _require(self.depth in (18, 50), f"model.depth={self.depth} must be 18 or 50")
+        _finite("model.width", self.width, 1)
+
+
+@dataclass(frozen=True)
+class DeiTConfig:
+    """DeiT-Tiny or -Small by timm (RECIPES B.4)."""
+
+    name: str
+    depth: int
+    heads: int
+    head_dim: int
+    patch_size: int
+    small_patch_size: int
+    drop_path: float
+    first_last: list[str]
+
+    def __post_init__(self) -> None:
+        for key in ("depth", "heads", "head_dim", "patch_size", "small_patch_size"):
+            _finite(f"model.{key}", getattr(self, key), 1)
+        _require(0 <= self.drop_path < 1, f"model.drop_path={self.drop_path} is outside [0, 1)")
+
+
+@dataclass(frozen=True)
 class AddedModel:
     """A model that is one file in fogzo_repro/models and one YAML."""
 
@@ -82,6 +115,21 @@ class ImagesConfig:
     """MNIST or scikit-learn's digits: small images held in memory."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class ImageNetConfig:
+    """A subset of the classes of an ImageNet tree `data_dir`/imagenet/{train,val}/<wnid>/."""
+
+    name: str
+    classes: str | None
+    allow_partial: bool
+    image_size: int
+    on_bad_image: str
+
+    def __post_init__(self) -> None:
+        _finite("dataset.image_size", self.image_size, 16)
+        _choice("dataset.on_bad_image", self.on_bad_image, ("error", "skip"))
 
 
 # --- quantizer -----------------------------------------------------------------------------------
@@ -277,7 +325,10 @@ class AddedEstimator:
 class RecipeConfig:
     """Optimizer, schedule, batch and length."""
 
+    SCHEDULES: ClassVar[tuple[str, ...]] = ("cosine", "constant")
+
     name: str
+    kind: str
     optimizer: str
     lr: float
     global_batch_size: int
@@ -285,6 +336,8 @@ class RecipeConfig:
     max_steps: int | None
     schedule: str
     weight_decay: float
+    decay: str
+    no_decay: list[str]
     betas: list[float]
     eps: float
     momentum: float
@@ -295,7 +348,8 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         _choice("recipe.optimizer", self.optimizer, ("adamw", "sgd"))
-        _choice("recipe.schedule", self.schedule, ("cosine", "constant"))
+        _choice("recipe.schedule", self.schedule, self.SCHEDULES)
+        _choice("recipe.decay", self.decay, ("weights", "all"))
         _finite("recipe.lr", self.lr, 0, strict=True)
         _finite("recipe.weight_decay", self.weight_decay, 0)
         _finite("recipe.eps", self.eps, 0, strict=True)
@@ -311,13 +365,77 @@ class RecipeConfig:
 
 
 @dataclass(frozen=True)
+class VisionRecipe(RecipeConfig):
+    """A recipe for image classification: schedules by epoch, augmentation, mixing (RECIPES A, B).
+
+    What changes photographs (`augmentation` and the keys after it) is for ImageNet; small images
+    that are held in memory are trained on as they are.
+    """
+
+    SCHEDULES: ClassVar[tuple[str, ...]] = (*RecipeConfig.SCHEDULES, "step", "epoch_cosine")
+
+    step_epochs: int
+    step_factor: float
+    warmup_epochs: int
+    warmup_lr: float
+    min_lr: float
+    lagged: bool
+    drop_last: bool
+    mixup: float
+    cutmix: float
+    mix_probability: float
+    cutmix_share: float
+    label_smoothing: float
+    augmentation: str
+    interpolation: str
+    test_resize: int
+    rand_augment: str | None
+    color_jitter: float
+    erase_probability: float
+    repeats: int
+    repeat_ranks: int
+    inert: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("step_epochs", "repeats", "repeat_ranks", "test_resize"):
+            _finite(f"recipe.{key}", getattr(self, key), 1)
+        for key in ("step_factor", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix"):
+            _finite(f"recipe.{key}", getattr(self, key), 0)
+        shares = ("mix_probability", "cutmix_share", "label_smoothing", "erase_probability")
+        for key in shares:
+            value = getattr(self, key)
+            _require(0 <= value <= 1, f"recipe.{key}={value} is outside [0, 1]")
+        _choice("recipe.augmentation", self.augmentation, ("torchvision", "timm"))
+        _choice("recipe.interpolation", self.interpolation, ("bilinear", "bicubic"))
+        _require(
+            not self.mixes or self.global_batch_size % 2 == 0,
+            f"recipe.global_batch_size={self.global_batch_size} must be even: mixup pairs images",
+        )
+        _require(
+            self.repeats == 1
+            or (self.drop_last and self.global_batch_size % self.repeat_ranks == 0),
+            f"recipe.repeats={self.repeats} needs recipe.drop_last=true and a global_batch_size "
+            f"that is a multiple of recipe.repeat_ranks={self.repeat_ranks}",
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or CutMix is on."""
+        return self.mix_probability > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+
+@dataclass(frozen=True)
 class HardwareConfig:
     """Where and how to compute; never what."""
 
     name: str
     device: str
     precision: str
-    compile: bool
+    compile: bool | None
+    channels_last: bool | None
+    sync_batchnorm: bool
+    workers: int
     cuda_graph: bool | None
     probe_memory_mb: int
 
@@ -326,6 +444,7 @@ class HardwareConfig:
         _choice("hardware.device", kind, ("auto", "cpu", "cuda"))
         _choice("hardware.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         _finite("hardware.probe_memory_mb", self.probe_memory_mb, 1)
+        _finite("hardware.workers", self.workers, 0)
 
 
 @dataclass(frozen=True)
@@ -390,8 +509,19 @@ class RunConfig:
 
 
 SCHEMAS: dict[str, dict[str, type]] = {
-    "model": {"mlp": MlpConfig},
-    "dataset": {"digits": ImagesConfig, "mnist": ImagesConfig},
+    "model": {
+        "mlp": MlpConfig,
+        "resnet18": ResNetConfig,
+        "resnet50": ResNetConfig,
+        "deit_tiny": DeiTConfig,
+        "deit_small": DeiTConfig,
+    },
+    "dataset": {
+        "digits": ImagesConfig,
+        "mnist": ImagesConfig,
+        "imagenet100": ImageNetConfig,
+        "imagenet1k": ImageNetConfig,
+    },
     "quantizer": {
         "none": NoQuantizer,
         "round": RoundConfig,
@@ -402,6 +532,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "estimator": {"ste": SteConfig, "nspsa": SpsaConfig, "fogzo": FogzoConfig},
     "tracker": {"none": NoTracker, "wandb": WandbConfig},
 }
+RECIPE_KINDS: dict[str, type] = {"plain": RecipeConfig, "vision": VisionRecipe}
 UNIFORM_SECTIONS: dict[str, type] = {
     "recipe": RecipeConfig,
     "hardware": HardwareConfig,
@@ -417,6 +548,10 @@ ADDED: dict[str, tuple[str, type]] = {  # section: (package that holds the file,
 def _schema(section: str, node: Any) -> type:
     """Return the dataclass for a section, by its `name`."""
     _require(isinstance(node, DictConfig), f"{section} is missing; give {section}=<option>")
+    if section == "recipe":
+        kind = node.get("kind")
+        _choice("recipe.kind", kind, tuple(RECIPE_KINDS))
+        return RECIPE_KINDS[kind]
     if section in UNIFORM_SECTIONS:
         return UNIFORM_SECTIONS[section]
     name = node.get("name")

@@ -19,14 +19,15 @@ class RunProgress:
         label: what runs.
         total: steps in all.
         done: steps taken before, by a run that is resumed.
+        quiet: show nothing.
     """
 
-    def __init__(self, label: str, total: int, done: int) -> None:
+    def __init__(self, label: str, total: int, done: int, quiet: bool = False) -> None:
         self.label = label
         self.total = total
         self.first = done
         self.started = self.last_line = time.monotonic()
-        self.console = Console(file=sys.stderr)
+        self.console = Console(file=sys.stderr, quiet=quiet)
         self.bar: Progress | None = None
         if self.console.is_terminal:
             self.bar = Progress(
