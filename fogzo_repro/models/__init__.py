@@ -9,9 +9,18 @@ from typing import Any
 
 from torch import nn
 
+from fogzo_repro.models.llama import build_llama
 from fogzo_repro.models.mlp import build_mlp
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"mlp": build_mlp}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": build_mlp,
+    "llama_9m": build_llama,
+    "llama_20m": build_llama,
+    "llama_30m": build_llama,
+    "llama_200m": build_llama,
+    "llama_300m": build_llama,
+    "llama_mini": build_llama,
+}
 
 
 def build_model(config: Any, **arguments: Any) -> nn.Module:

@@ -17,15 +17,20 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build AdamW or SGD; tensors of fewer than two axes (biases, norms, steps) are not decayed.
 
+    Neither are those of the modules and parameters that `recipe.no_decay` names.
+
     Args:
         recipe: lr, weight decay and the optimizer's constants.
         model: its trainable parameters are optimized.
         capturable: keep lr and step counts on the device, for a captured graph.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    trainable = [p for _, p in named]
+    exempt = set(recipe.no_decay)
+    kept = {p for name, p in named if p.dim() < 2 or exempt & set(name.split("."))}
     groups = [
-        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p not in kept], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trainable if p in kept], "weight_decay": 0.0},
     ]
     device = trainable[0].device
     lr = torch.tensor(recipe.lr, device=device) if capturable else recipe.lr

@@ -20,4 +20,27 @@ def constant(step: int, total_steps: int) -> float:
     return 1.0
 
 
-SCHEDULES: dict[str, Callable[[int, int], float]] = {"cosine": cosine, "constant": constant}
+def onecycle(step: int, total_steps: int) -> float:
+    """Return QuEST's OneCycle in closed form (RECIPES C.3): 1/100 up to 1, then down to 1/10.
+
+    Both parts are half cosines. The warm-up takes W = floor(T / 10) steps and reaches 1 at step
+    W - 1; it is left out where W < 2.
+
+    >>> [round(onecycle(t, 11444), 4) for t in (0, 1143, 11443)]
+    [0.01, 1.0, 0.1]
+    """
+    warmup = max(1, total_steps // 10)
+    if step < warmup - 1:
+        return _half_cosine(0.01, 1.0, step / (warmup - 1))
+    return _half_cosine(1.0, 0.1, (step - warmup + 1) / max(1, total_steps - warmup))
+
+
+def _half_cosine(start: float, end: float, position: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * position))
+
+
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "cosine": cosine,
+    "constant": constant,
+    "onecycle": onecycle,
+}
