@@ -182,6 +182,8 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     config, machine, folder = prepared.config, prepared.machine, prepared.folder
     task = prepared.task
     task.load(machine.device)
+    if config.hardware.compile:
+        prepared.network.model.compile(dynamic=False)  # in place: the parameters keep their names
     step = _build_step(prepared)
     take = CapturedStep(step) if machine.cuda_graph else step
     total = prepared.total_steps
@@ -216,6 +218,7 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     progress = RunProgress(prepared.run_id, total, training.done)
     log = _Log(folder / "log.txt", progress)
     log.say(f"{prepared.run_id}: {total} steps on {machine.card}")
+    log.say(f"{prepared.run_id}: {prepared.network.described_parameters} parameters")
     for line in said:
         log.say(f"{prepared.run_id}: {line}")
     status, notes = "finished", ""
@@ -266,6 +269,7 @@ def _build_step(prepared: Prepared) -> TrainStep:
         random_sign=getattr(config.estimator, "random_sign", False),
         autocast=machine.autocast,
         clip_norm=config.recipe.clip_norm,
+        micro_batch=config.recipe.micro_batch_size if config.recipe.accumulate else None,
     )
 
 
@@ -335,7 +339,7 @@ def describe(config: RunConfig) -> str:
         "device": prepared.machine.card,
         "precision": prepared.result["resolved"]["precision"],
         "steps": f"{prepared.total_steps} on {prepared.task.examples:,} training examples",
-        "parameters": f"{total:,}",
+        "parameters": network.described_parameters,
         "d (perturbed weights)": f"{d:,}",
         "evaluations per step": f"{evaluations['probes']} probes; "
         f"{evaluations['total']} with the STE pass as 3 forwards",

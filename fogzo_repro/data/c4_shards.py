@@ -1,6 +1,6 @@
 """From one file of documents to its shards: tokens of the training and of the held-out documents.
 
-A part is what one source file gives: `<split>-<index>.bin` for either split (uint16, little endian)
+A part is what one source file gives: `train-<index>.bin`, `train-heldout-<index>.bin` (uint16 LE)
 and `part-<index>.json`, which is written last, so a part exists only when it is whole. Its content
 depends on the file and the settings alone, so an interrupted preparation ends with the same bytes.
 """
@@ -107,7 +107,7 @@ def tokenize_file(
         report: called with the number of new tokens now and then.
     """
     train = _ShardWriter(out, f"{prefix}-{index:05d}.bin", source.name)
-    heldout = _ShardWriter(out, f"heldout-{index:05d}.bin", source.name)
+    heldout = _ShardWriter(out, f"{prefix}-heldout-{index:05d}.bin", source.name)
     for batch in _batches(source.documents()):
         encoded = tokenizer.encode([text for _, text in batch], add_bos=True, num_threads=1)
         before = train.tokens

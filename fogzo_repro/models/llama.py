@@ -53,7 +53,7 @@ class Llama(nn.Module):
                 attn_implementation="sdpa",
             )
         )
-        self.embed_tokens: nn.Module = causal.model.embed_tokens
+        self.embed_tokens: nn.Embedding = causal.model.embed_tokens
         self.layers: nn.ModuleList = causal.model.layers
         self.norm: nn.Module = causal.model.norm
         self.rotary: nn.Module = causal.model.rotary_emb
@@ -72,6 +72,11 @@ class Llama(nn.Module):
                 continue
             residual = name.endswith(RESIDUAL_OUTPUTS)
             parameter.normal_(0, std / math.sqrt(2 * len(self.layers)) if residual else std)
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters of embedding and head, which the non-embedding count leaves out (PAPER 3)."""
+        return self.embed_tokens.weight.numel() + self.lm_head.weight.numel()
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, T) int to the head's inputs (B, T, D)."""
@@ -96,13 +101,3 @@ class Llama(nn.Module):
 def build_llama(config: Any) -> Llama:
     """Build from the `model` section."""
     return Llama(config)
-
-
-def parameter_counts(model: Llama) -> tuple[int, int]:
-    """Return the non-embedding and the total count (PAPER 3): the former lacks embedding and head.
-
-    Quantizers' parameters are not counted.
-    """
-    total = sum(p.numel() for n, p in model.named_parameters() if "quantizer" not in n)
-    outside = model.embed_tokens.weight.numel() + model.lm_head.weight.numel()
-    return total - outside, total

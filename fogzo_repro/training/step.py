@@ -45,6 +45,7 @@ class TrainStep:
         random_sign: the control of PAPER 4.
         autocast: dtype of the forward passes, or None for float32.
         clip_norm: bound on the norm of all gradients together, or None.
+        micro_batch: examples of one pass, where the batch is accumulated; None for all at once.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class TrainStep:
         random_sign: bool = False,
         autocast: torch.dtype | None = None,
         clip_norm: float | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -73,6 +75,7 @@ class TrainStep:
         self.random_sign = random_sign
         self.autocast = autocast
         self.clip_norm = clip_norm
+        self.micro_batch = micro_batch
 
         quantized = {w.parameter for w in weights}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -99,8 +102,7 @@ class TrainStep:
     def __call__(self, batch: Any, probing: bool) -> Tensor:
         """Take one step; return its row, see `ROW`."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._forward(batch)
-        self.scaler.scale(loss).backward()
+        loss = self._mean_loss(batch, backward=True)
         self.scaler.unscale_(self.optimizer)
         norm_quantized = self._norm(w.parameter for w in self.weights)
         norm_other = self._norm(self.others)
@@ -167,7 +169,7 @@ class TrainStep:
         @torch.no_grad()
         def loss() -> Tensor:
             with _restored(buffers):
-                return self._forward(batch)
+                return self._mean_loss(batch)
 
         return loss
 
@@ -184,9 +186,22 @@ class TrainStep:
             return torch.zeros((), device=self.device)
         return torch.nn.utils.get_total_norm(gradients)
 
-    def _forward(self, batch: Any) -> Tensor:
-        if not _capturing(self.device):
-            torch.manual_seed(self.mask_seed)  # dropout and drop-path: one draw for all passes
+    def _mean_loss(self, batch: Any, backward: bool = False) -> Tensor:
+        """Return the loss of the whole batch, one micro-batch after another."""
+        size = len(batch[0])
+        micro_batch = self.micro_batch or size
+        total = torch.zeros((), device=self.device)
+        for index, start in enumerate(range(0, size, micro_batch)):
+            part = type(batch)(*(t[start : start + micro_batch] for t in batch))
+            loss = self._forward(part, index) * (len(part[0]) / size)
+            if backward:
+                self.scaler.scale(loss).backward()
+            total = total + loss.detach()
+        return total
+
+    def _forward(self, batch: Any, index: int = 0) -> Tensor:
+        if not _capturing(self.device):  # dropout and drop-path: one draw for all passes
+            torch.manual_seed(self.mask_seed + index)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return self.loss(self.model, batch)
 
