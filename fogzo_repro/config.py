@@ -151,6 +151,10 @@ class C4Config:
         _finite("dataset.interim_windows", self.interim_windows, 1)
         _finite("dataset.train_windows", self.train_windows, 1)
 
+    def smoke(self) -> C4Config:
+        """Return the same data with short evaluations, for scale=smoke."""
+        return replace(self, interim_windows=8, train_windows=8)
+
 
 # --- quantizer -----------------------------------------------------------------------------------
 
@@ -494,8 +498,10 @@ def parse_config(config: DictConfig) -> RunConfig:
     for field in fields(RunConfig):
         if field.name not in sections:
             values[field.name] = _scalar(field.name, str(field.type), scalars[field.name])
-    if values["scale"] == "smoke" and isinstance(values["model"], LlamaConfig):
-        values["model"] = values["model"].smoke()
+    if values["scale"] == "smoke":
+        for section in sections:
+            if hasattr(values[section], "smoke"):
+                values[section] = values[section].smoke()
     return RunConfig(**values)
 
 

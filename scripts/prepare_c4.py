@@ -101,7 +101,7 @@ def announce(args: argparse.Namespace, train: list[SourceFile], validation: bool
     size = 2 * total * (1 + args.held_out)
     workers = min(args.workers, len(train))
     print(
-        f"about {tokens:.3g} training tokens from {args.source}: {size / 1e9:.2f} GB in {args.out}"
+        f"about {tokens:.3g} training tokens from {args.source}: {size / 1e6:,.1f} MB in {args.out}"
         + (
             f", {HUB_FILE_BYTES * total / 170e6 / 1e9:.1f} GB to fetch"
             if args.source == "hub"
