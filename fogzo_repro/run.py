@@ -285,14 +285,13 @@ def evaluations_per_step(estimator: Any) -> dict[str, int]:
 def _record(
     prepared: Prepared, training: Training, status: str, notes: str, started: datetime
 ) -> dict[str, Any]:
+    wall = training.seconds()
     config, machine = prepared.config, prepared.machine
     evaluations = [line for line in read_metrics(training.metrics.path) if "split" in line]
     last = {e["split"]: {k: v for k, v in e.items() if k != "split"} for e in evaluations}
     split, metric, more = prepared.task.best_by
     candidates = [e for e in evaluations if e["split"] == split]
     best = (max if more else min)(candidates, key=lambda e: e[metric], default=None)
-    times = read_metrics(training.timing.path) if training.timing.path.exists() else []
-    wall = times[-1]["seconds"] if times else 0.0
     on_gpu = machine.device.type == "cuda"
     return {
         "schema_version": SCHEMA_VERSION,
@@ -315,7 +314,8 @@ def _record(
         f"{prepared.task.unit}_seen": training.done
         * config.recipe.global_batch_size
         * prepared.task.units_per_example,
-        "wall_seconds": wall,
+        "wall_seconds": round(wall, 4),  # first to last step, evaluations and checkpoints included
+        "capture_seconds": round(getattr(training.take, "capture_seconds", 0.0), 4),  # part of wall
         "gpu_hours": wall / 3600 if on_gpu else 0.0,
         "peak_memory_mb": machine.peak_memory_mb(),
         "started": started.isoformat(timespec="seconds"),

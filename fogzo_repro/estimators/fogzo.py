@@ -20,15 +20,17 @@ import torch
 from torch import Tensor
 
 from fogzo_repro.estimators.perturbation import (
-    SequentialProbes,
+    checked_probes,
     direction_blocks,
     guide_norm,
     outer,
     random_signs,
+    split_stream,
     two_sided_differences,
     write_gradients,
 )
 from fogzo_repro.estimators.protocol import Estimate, LossFunction, Probes, QuantizedWeight
+from fogzo_repro.estimators.schedule import noise_at
 
 
 @torch.no_grad()
@@ -51,29 +53,26 @@ def fogzo(
             sqrt(1 - beta) as 0-dim tensors, which a captured graph can read.
         n: number of probe pairs, at least 1.
         generator: the stream of the directions u.
-        signs: the stream of the signs s; `generator` where not given.
+        signs: the stream of the signs s; where not given, one split off from `generator`, so that
+            the directions are those of n-SPSA with the same seed.
         probes: how the losses are measured; one pair after another by default.
 
     Returns:
         What the estimate rested on. A probe that is not finite leaves the STE gradient in place.
 
     Raises:
-        ValueError: where a weight has no gradient, beta is outside [0, 1] or n < 1.
+        ValueError: where a weight has no gradient or is listed twice, beta is outside [0, 1] or
+            n < 1.
     """
-    if n < 1:
-        raise ValueError(f"n={n} must be at least 1")
+    probes = checked_probes(weights, loss, n, probes)
     sqrt_beta, sqrt_noise = beta if isinstance(beta, tuple) else mixing(beta)
-    if probes is None:
-        if loss is None:
-            raise ValueError("give a loss function or probes")
-        probes = SequentialProbes(loss)
-
+    signs = signs or split_stream(generator)
     norm = guide_norm(weights)
     inverse_norm = torch.where(norm > 0, 1 / norm, 0.0)  # a zero guide gives v = sqrt(1 - beta) u
 
     def directions() -> Iterator[list[Tensor]]:
         for u in direction_blocks(weights, n, generator):  # per weight (k, *shape)
-            s = random_signs(u[0].new_empty(len(u[0])), signs or generator)
+            s = random_signs(u[0].new_empty(len(u[0])), signs)
             for w, v in zip(weights, u, strict=True):
                 guide = w.epsilon() * w.gradient() * inverse_norm  # g^
                 v.mul_(sqrt_noise).add_(outer(s * sqrt_beta, guide))
@@ -114,13 +113,14 @@ class Fogzo:
         self._mix = tuple(torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
 
     def noise_at(self, step: int, total_steps: int) -> float | None:
-        """Return 1 - beta at a step, or None before the start (PAPER 4, "beta schedule")."""
-        start = math.ceil(self.start_fraction * total_steps)
-        if step < start:
-            return None
-        if self.schedule == "constant":
-            return self.noise
-        return self.noise * (step - start) / max(1, total_steps - 1 - start)
+        """Return 1 - beta at a step, or None before the start."""
+        return noise_at(
+            step,
+            total_steps,
+            noise=self.noise,
+            schedule=self.schedule,
+            start_fraction=self.start_fraction,
+        )
 
     def prepare(self, step: int, total_steps: int) -> bool:
         """Set beta for a step; return whether it is probed."""

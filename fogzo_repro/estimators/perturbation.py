@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,25 @@ from fogzo_repro.estimators.protocol import (
 # Directions are drawn in blocks of at most this many numbers (64 MiB). The block size depends on
 # nothing but the weights and n, so the draws do not depend on how the probes are evaluated.
 BLOCK_NUMBERS = 2**24
+
+
+def checked_probes(
+    weights: Sequence[QuantizedWeight], loss: LossFunction | None, n: int, probes: Probes | None
+) -> Probes:
+    """Return the probes to use, sequential ones by default.
+
+    Raises:
+        ValueError: where the estimate would be wrong without a word.
+    """
+    if n < 1:
+        raise ValueError(f"n={n} must be at least 1")
+    if len({id(w.parameter) for w in weights}) < len(weights):
+        raise ValueError("a tied weight is perturbed once: list each parameter once in `weights`")
+    if probes is not None:
+        return probes
+    if loss is None:
+        raise ValueError("give a loss function or probes")
+    return SequentialProbes(loss)
 
 
 def direction_blocks(
@@ -177,6 +197,13 @@ def outer(a: Tensor, b: Tensor) -> Tensor:
 def _weighted_sum(a: Tensor, v: Tensor) -> Tensor:
     """Return sum_k a_k v_k."""
     return v[0] * a[0] if len(a) == 1 else torch.tensordot(a.to(v.dtype), v, dims=1)
+
+
+def split_stream(generator: torch.Generator) -> torch.Generator:
+    """Return a new stream that follows from the generator's state; the state is left as it is."""
+    state = hashlib.blake2b(bytes(generator.get_state().tolist()), digest_size=8).digest()
+    seed = int.from_bytes(state, "little") >> 1
+    return torch.Generator(generator.device).manual_seed(seed)
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:

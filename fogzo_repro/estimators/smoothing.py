@@ -20,28 +20,39 @@ class SmoothingLaw:
 
     Attributes:
         epsilon_bar: the width of the noise in units of the quantizer's scale.
-        from_symmetric: maps t = 2r - 1, r uniform on (0, 1), to a draw of u; may work in place.
+        factor: u = transform(factor * t), with t = 2r - 1 and r uniform on (0, 1).
+        transform: works in place.
     """
 
     epsilon_bar: float
-    from_symmetric: Callable[[Tensor], Tensor]
+    factor: float
+    transform: Callable[[Tensor], Tensor]
+
+    def from_symmetric(self, t: Tensor) -> Tensor:
+        """Return the u that belong to t = 2r - 1."""
+        return self.transform(t * self.factor)
 
     def sample_(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """Fill `out` with independent draws of u and return it.
 
         r = (k + 1/2)/2^24 with k uniform on 0 .. 2^24 - 1 is never 0 or 1, where atanh(2r - 1)
-        would be infinite. 2r - 1 is an odd multiple of 2^-24, exact in float32.
+        would be infinite. k + 1/2 - 2^23 is exact in float32, where it is drawn whatever the type
+        of `out`: in bf16 t would round to +-1, in fp16 k would overflow, and float64's own uniform
+        has 53 bits, so that r could pass 1.
         """
-        if out.device.type == "cpu":  # the same k, four times faster: uniform_ draws k / 2^24
-            out.uniform_(generator=generator).mul_(2.0**24)
+        t = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+        if t.device.type == "cpu":  # the same k, four times faster: uniform_ draws k / 2^24
+            t.uniform_(generator=generator).mul_(2.0**24)
         else:
-            out.random_(0, 2**24, generator=generator)
-        return self.from_symmetric(out.mul_(2.0**-23).add_(2.0**-24 - 1))
+            t.random_(0, 2**24, generator=generator)
+        t = t.add_(0.5 - 2.0**23).to(torch.promote_types(out.dtype, torch.float32))
+        u = self.transform(t.mul_(2.0**-23 * self.factor))  # one rounding: 2^-23 is exact
+        return u if u is out else out.copy_(u)
 
 
 def _uniform(t: Tensor) -> Tensor:
-    """sqrt(3) (2r - 1): uniform on +-sqrt(3)."""
-    return t.mul_(math.sqrt(3))
+    """sqrt(3) (2r - 1), uniform on +-sqrt(3): the factor has done it."""
+    return t
 
 
 def _triangular(t: Tensor) -> Tensor:
@@ -59,10 +70,10 @@ def _logistic(t: Tensor) -> Tensor:
 
 
 LAWS: dict[tuple[str, str], SmoothingLaw] = {  # (operator, surrogate)
-    ("round", "identity"): SmoothingLaw(1 / (2 * math.sqrt(3)), _uniform),
-    ("sign", "hardtanh"): SmoothingLaw(1 / math.sqrt(3), _uniform),
-    ("sign", "tanh"): SmoothingLaw(_TANH_EPSILON, _logistic),
-    ("sign", "approxsign"): SmoothingLaw(1 / math.sqrt(6), _triangular),
+    ("round", "identity"): SmoothingLaw(1 / (2 * math.sqrt(3)), math.sqrt(3), _uniform),
+    ("sign", "hardtanh"): SmoothingLaw(1 / math.sqrt(3), math.sqrt(3), _uniform),
+    ("sign", "tanh"): SmoothingLaw(_TANH_EPSILON, 1.0, _logistic),
+    ("sign", "approxsign"): SmoothingLaw(1 / math.sqrt(6), 1.0, _triangular),
 }
 
 

@@ -10,19 +10,19 @@ Cost: 2n forward passes, and the STE pass for all parameters that are not quanti
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 from fogzo_repro.estimators.perturbation import (
-    SequentialProbes,
+    checked_probes,
     direction_blocks,
     guide_norm,
     two_sided_differences,
     write_gradients,
 )
 from fogzo_repro.estimators.protocol import Estimate, LossFunction, Probes, QuantizedWeight
+from fogzo_repro.estimators.schedule import start_step
 
 
 @torch.no_grad()
@@ -44,14 +44,9 @@ def nspsa(
         probes: how the losses are measured; one pair after another by default.
 
     Raises:
-        ValueError: where a weight has no gradient or n < 1.
+        ValueError: where a weight has no gradient or is listed twice, or n < 1.
     """
-    if n < 1:
-        raise ValueError(f"n={n} must be at least 1")
-    if probes is None:
-        if loss is None:
-            raise ValueError("give a loss function or probes")
-        probes = SequentialProbes(loss)
+    probes = checked_probes(weights, loss, n, probes)
     norm = guide_norm(weights)  # of the STE gradient that is replaced; for the log
     directions = direction_blocks(weights, n, generator)
     return write_gradients(weights, two_sided_differences(weights, directions, probes, n), norm)
@@ -71,7 +66,7 @@ class Nspsa:
 
     def prepare(self, step: int, total_steps: int) -> bool:
         """Return whether a step is probed."""
-        return step >= math.ceil(self.start_fraction * total_steps)
+        return step >= start_step(self.start_fraction, total_steps)
 
     def __call__(
         self,

@@ -19,8 +19,12 @@ class FixedScale(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         scale = weight.detach().std()
-        if not (torch.isfinite(scale) and scale > 0):
-            raise ValueError(f"initial weights of shape {tuple(weight.shape)} have no spread")
+        # Of equal weights the deviation is a rounding error of their size, not always 0.
+        if not (torch.isfinite(scale) and scale > 1e-6 * weight.detach().abs().max()):
+            raise ValueError(
+                f"quantizer: the scale is the deviation of the initial weights, and those of shape "
+                f"{tuple(weight.shape)} have no spread; name the layer in model.first_last"
+            )
         self.register_buffer("scale", scale)
 
     def units(self, weight: Tensor) -> Tensor:

@@ -61,8 +61,11 @@ def sign_levels(x: Tensor) -> Tensor:
 
 
 def hardtanh(x: Tensor) -> Tensor:
-    """Return clip(x, -1, 1), the surrogate of BNN."""
-    return x.clamp(-1, 1)
+    """Return clip(x, -1, 1), the surrogate of BNN, with derivative 1 on the closed interval.
+
+    The derivative of torch's own clamp at the bounds is 1 or 0, depending on its version.
+    """
+    return torch.where(x.abs() <= 1, x, x.sign())
 
 
 def approx_sign(x: Tensor) -> Tensor:

@@ -70,6 +70,8 @@ class BatchedProbes:
             sides: tuple[list[Tensor], list[Tensor]] = ([], [])
             for layer, x, w, v in zip(layers, units, weights, directions, strict=True):
                 part, width = v[start : start + self.chunk], w.law.epsilon_bar
+                if part.is_cuda:
+                    x = x.expand_as(part).contiguous()  # twice as fast as to broadcast twice
                 quantizer = layer.weight_quantizer
                 above = quantizer.levels(torch.add(x, part, alpha=width)).to(self.dtype)
                 below = quantizer.levels(torch.sub(x, part, alpha=width)).to(self.dtype)
@@ -85,14 +87,15 @@ class BatchedProbes:
         fc1, fc2, data = self.fc1, self.fc2, self.images
         k, hidden, _ = levels1.shape
         sums = _exact_product(levels1.flatten(0, 1), self.pixels).view(k, hidden, -1)  # (k, H, B)
-        # fc1((p/255 - mean)/std) = alpha/(255 std) (levels p) - alpha mean/std (sum levels) + bias
-        alpha = fc1.weight_quantizer.scale / data.std
-        shift = fc1.bias - alpha * data.mean * levels1.sum(-1, dtype=torch.float32)  # (k, H)
-        activations = sums.mul_(alpha / 255).add_(shift.unsqueeze(-1)).relu_()
-        weight = levels2.float() * fc2.weight_quantizer.scale
+        # fc1((p/255 - mean)/std) = a [levels p - 255 mean (sum levels) + bias/a] with
+        # a = alpha/(255 std); a > 0 passes through the ReLU into the second layer's weights.
+        a = fc1.weight_quantizer.scale / (255 * data.std)
+        shift = fc1.bias / a - 255 * data.mean * levels1.sum(-1, dtype=torch.float32)  # (k, H)
+        activations = sums.add_(shift.unsqueeze(-1)).relu_()
+        weight = levels2.float() * (a * fc2.weight_quantizer.scale)
         logits = torch.baddbmm(fc2.bias.unsqueeze(-1), weight, activations)  # (k, C, B)
         correct = self.labels.view(1, 1, -1).expand(k, 1, -1)
-        return (logits.logsumexp(1) - logits.gather(1, correct).squeeze(1)).mean(-1)
+        return -logits.log_softmax(1).gather(1, correct).mean((1, 2))
 
 
 def _exact_product(levels: Tensor, pixels: Tensor) -> Tensor:

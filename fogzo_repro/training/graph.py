@@ -7,6 +7,7 @@ same effect as between eager steps.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class CapturedStep:
         self.stream = torch.cuda.Stream()
         self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, Any, Tensor]] = {}
         self.taken = {True: 0, False: 0}
+        self.capture_seconds = 0.0
 
     def __call__(self, batch: Any, probing: bool) -> Tensor:
         """Take one step; the row is overwritten by the next."""
@@ -36,7 +38,11 @@ class CapturedStep:
             torch.cuda.current_stream().wait_stream(self.stream)
             return row
         if probing not in self.graphs:
+            torch.cuda.synchronize()
+            started = time.monotonic()
             self.graphs[probing] = self._capture(batch, probing)
+            torch.cuda.synchronize()
+            self.capture_seconds += time.monotonic() - started
         graph, inputs, row = self.graphs[probing]
         for static, value in zip(inputs, batch, strict=True):
             static.copy_(value)

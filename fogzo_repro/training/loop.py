@@ -200,9 +200,12 @@ class Training:
         self._write(lines)
         self.pending = []
         self.last["loss"] = rows[-1][0]
-        seconds = self.seconds_before + time.monotonic() - self.started
-        self.timing.append([{"step": self.done, "seconds": round(seconds, 4)}])
+        self.timing.append([{"step": self.done, "seconds": round(self.seconds(), 4)}])
         progress.update(self.done, self.last)
+
+    def seconds(self) -> float:
+        """Return the wall time of the run so far, over all its processes."""
+        return self.seconds_before + time.monotonic() - self.started
 
     def _evaluate(self, finished: bool) -> None:
         lines: list[dict[str, Any]] = []

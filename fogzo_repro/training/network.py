@@ -49,8 +49,10 @@ def build_network(
         model = build_model(config.model, **model_arguments)
     layers = quantize_layers(model, lambda name, weight: _quantizer(config, name, weight))
     model.to(device)
-    weights = [_perturbed_weight(layer) for layer in layers.values()]
-    return Network(model, weights)
+    distinct: dict[int, nn.Module] = {}  # a weight that layers share is perturbed once
+    for layer in layers.values():
+        distinct.setdefault(id(layer.weight), layer)
+    return Network(model, [_perturbed_weight(layer) for layer in distinct.values()])
 
 
 def _quantizer(config: RunConfig, name: str, weight: Tensor) -> nn.Module | None:

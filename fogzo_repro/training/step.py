@@ -27,6 +27,7 @@ ROW = (
     "loss", "coefficient", "flips", "flat_probes", "bad_probes", "dead_guides", "guide_norm",
     "grad_norm_quantized", "grad_norm_other", "skipped", "failed",
 )  # fmt: skip
+# The gradient norms are of what the optimizer is given, estimates included, before clipping.
 MAX_BAD_STREAK = 10  # steps in a row with a probe that is not finite, before the run stops
 
 
@@ -106,40 +107,48 @@ class TrainStep:
         self.scaler.unscale_(self.optimizer)
         norm_quantized = self._norm(w.parameter for w in self.weights)
         norm_other = self._norm(self.others)
-        norm = torch.stack([norm_quantized, norm_other]).norm()
-        finite = loss.isfinite() & norm.isfinite()
+        finite = loss.isfinite() & norm_quantized.isfinite() & norm_other.isfinite()
 
         estimate = None
         if probing:
             probes = self.probes(batch)
             streams = self.generators["directions"], self.generators["signs"]
             estimate = self.estimator(self.weights, probes, *streams)
+            norm_quantized = self._norm(w.parameter for w in self.weights)  # of the estimate
+        norm = torch.stack([norm_quantized, norm_other]).norm()
         if self.clip_norm is not None:
-            norm_written = self._norm(self.parameters)
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm_written)
-        skipped = self._update(finite, estimate.bad_probes if estimate else None)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+        if estimate:
+            self._count_bad(finite, estimate.bad_probes)
+        skipped = self._update(loss.isfinite(), finite, norm.isfinite())
 
         zero = torch.zeros_like(norm)
         said: tuple[Tensor, ...] = (zero,) * 6
-        if estimate:
+        if estimate:  # a step that is skipped has no estimate: its guide is not finite
             e = estimate
-            said = (
-                e.coefficient,
-                e.flips,
-                e.flat_probes,
-                e.bad_probes,
-                e.dead_guides,
-                e.guide_norm,
-            )
+            said = tuple(
+                torch.where(finite, value, zero)
+                for value in (
+                    e.coefficient, e.flips, e.flat_probes,
+                    e.bad_probes, e.dead_guides, e.guide_norm,
+                )
+            )  # fmt: skip
         row = (loss.detach(), *said, norm_quantized, norm_other, skipped, self.failed)
         return torch.stack([value.float() for value in row])
 
-    def _update(self, finite: Tensor, bad_probes: Tensor | None) -> Tensor:
-        """Step the optimizer unless the run has failed; return 1 where the update was skipped."""
-        if bad_probes is not None:
-            self.bad_streak.copy_(torch.where(bad_probes > 0, self.bad_streak + 1, 0))
-        stop = self.bad_streak >= MAX_BAD_STREAK
-        if self.scaler.is_enabled():  # fp16: the scaler skips a step that is not finite
+    def _count_bad(self, finite: Tensor, bad_probes: Tensor) -> None:
+        """Count steps in a row with a bad probe; a skipped step has no estimate and counts not."""
+        streak = torch.where(bad_probes > 0, self.bad_streak + 1, 0)
+        self.bad_streak.copy_(torch.where(finite, streak, self.bad_streak))
+
+    def _update(self, loss_finite: Tensor, finite: Tensor, written_finite: Tensor) -> Tensor:
+        """Step the optimizer unless the run has failed; return 1 where the update was skipped.
+
+        In fp16 the scaler skips a gradient that is not finite and lowers its scale; a loss that is
+        not finite does not depend on the scale and stops the run as in any other precision.
+        """
+        stop = ~loss_finite | (finite & ~written_finite) | (self.bad_streak >= MAX_BAD_STREAK)
+        if self.scaler.is_enabled():
             self.failed.copy_(torch.maximum(self.failed, stop.float()))
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -200,10 +209,22 @@ class TrainStep:
         return total
 
     def _forward(self, batch: Any, index: int = 0) -> Tensor:
-        if not _capturing(self.device):  # dropout and drop-path: one draw for all passes
-            torch.manual_seed(self.mask_seed + index)
+        if not _capturing(self.device):
+            seed_masks(self.device, self.mask_seed + index)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return self.loss(self.model, batch)
+
+
+def seed_masks(device: torch.device, seed: int) -> None:
+    """Seed the generator that dropout and drop-path draw from: one draw for all passes of a step.
+
+    torch.manual_seed does the same but formats a stack trace each time, a millisecond a call.
+    """
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def _capturing(device: torch.device) -> bool:

@@ -1,0 +1,192 @@
+"""Measure the speed of the MNIST runs and of the batched evaluator; write one JSON record.
+
+    python scripts/bench.py hardware=h200 --out results/records/bench/mnist-h200.json
+    python scripts/bench.py hardware=cpu --out results/records/bench/mnist-cpu.json
+
+Figures (each the median of its repetitions, with all of them listed):
+
+* whole runs of 10 epochs through the real entry point: from the first step to the last, with the
+  evaluation after each epoch, metrics and the last checkpoint; capturing the CUDA graph apart;
+* one step of n-SPSA with n = 7,960, batched against sequential;
+* peak memory of the batched evaluator against its budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from fogzo_repro import run  # noqa: E402
+from fogzo_repro.config import RunConfig, parse_config  # noqa: E402
+from fogzo_repro.tracking.environment import command_line, git_state, versions  # noqa: E402
+from fogzo_repro.training.step import TrainStep  # noqa: E402
+
+
+def compose_run(*overrides: str) -> RunConfig:
+    """Compose and parse a run."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+        return parse_config(compose("config", list(overrides)))
+
+
+def synchronize() -> None:
+    """Wait for the device, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def whole_run(*overrides: str, repetitions: int) -> dict[str, Any]:
+    """Time whole runs; the first is a warm-up and not counted."""
+    seconds, losses = [], []
+    for repetition in range(repetitions + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            config = compose_run(f"output_root={folder}", f"seed={repetition}", *overrides)
+            record = run.execute(config)
+        if repetition:
+            seconds.append(record["wall_seconds"] - record["capture_seconds"])
+            losses.append(record["metrics"]["last"]["train"]["loss"])
+    return {
+        "seconds": statistics.median(seconds),
+        "all_seconds": seconds,
+        "capture_seconds": record["capture_seconds"],
+        "train_loss": losses,
+    }
+
+
+def build_step(config: RunConfig) -> tuple[TrainStep, Any]:
+    """Return a step and one of its batches."""
+    prepared = run.prepare(config)
+    prepared.task.load(prepared.machine.device)
+    step = run._build_step(prepared)
+    step.model.train()
+    batches = prepared.task.batches(config.recipe.global_batch_size)
+    return step, next(batches.epoch(torch.Generator().manual_seed(0)))
+
+
+def median_step(step: TrainStep, batch: Any, repetitions: int) -> dict[str, Any]:
+    """Time single steps after one warm-up; the weights change with every step."""
+    seconds = []
+    for t in range(repetitions + 1):
+        probing = step.prepare(t, 1170, 0.032)
+        synchronize()
+        started = time.perf_counter()
+        step(batch, probing)
+        synchronize()
+        if t:
+            seconds.append(time.perf_counter() - started)
+    return {"seconds": statistics.median(seconds), "all_seconds": seconds}
+
+
+def large_n(hardware: str, repetitions: int, sequential: int) -> dict[str, Any]:
+    """Time one step with n = 7,960, batched and sequential."""
+    common = ("estimator=nspsa", "estimator.n=7960", f"hardware={hardware}")
+    found = {}
+    for evaluator, count in (("batched", repetitions), ("sequential", sequential)):
+        config = compose_run(*common, f"estimator.evaluator={evaluator}")
+        found[evaluator] = median_step(*build_step(config), count)
+    found["ratio"] = found["sequential"]["seconds"] / found["batched"]["seconds"]
+    return found
+
+
+def gemm_floor(device: torch.device) -> dict[str, Any]:
+    """Time the first layer's matrix product alone for n = 7,960: the floor of a batched step."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    levels = torch.randint(-2, 2, (4096 * 10, 784), device=device).to(dtype)
+    pixels = torch.randint(0, 256, (784, 512), device=device).to(dtype)
+    multiply: Callable[[], Any] = lambda: levels @ pixels  # noqa: E731
+    for _ in range(3):
+        multiply()
+    synchronize()
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        multiply()
+        synchronize()
+        seconds.append(time.perf_counter() - started)
+    scale = 2 * 7960 / 4096
+    flops = 2 * levels.shape[0] * 784 * 512
+    return {
+        "seconds_for_n_7960": statistics.median(seconds) * scale,
+        "tflops": flops / statistics.median(seconds) / 1e12,
+    }
+
+
+def probe_memory(hardware: str) -> list[dict[str, Any]]:
+    """Return the peak device memory of the batched evaluator at several n, beside its budget."""
+    rows = []
+    for n in (100, 1990, 7960, 31840):
+        config = compose_run(
+            "estimator=nspsa", f"estimator.n={n}", f"hardware={hardware}",
+            "hardware.cuda_graph=false", "hardware.probe_memory_mb=512",
+        )  # fmt: skip
+        step, batch = build_step(config)
+        probing = step.prepare(0, 1170, 0.032)
+        step(batch, probing)
+        synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step(batch, probing)
+        synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+        rows.append({"n": n, "budget_mb": 512, "peak_mb": round(peak / 2**20, 1)})
+    return rows
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("hardware", help="hardware=<profile>")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--quick", action="store_true", help="one repetition of everything")
+    arguments = parser.parse_args()
+    hardware = arguments.hardware.removeprefix("hardware=")
+    repetitions = 1 if arguments.quick else 5
+
+    machine = run.resolve_machine(compose_run(f"hardware={hardware}"))
+    cuda = machine.device.type == "cuda"
+    jobs: dict[str, Any] = {}
+    profile = f"hardware={hardware}"
+    jobs["mnist_ste"] = whole_run("estimator=ste", profile, repetitions=repetitions)
+    jobs["mnist_fogzo_n1"] = whole_run("estimator=fogzo", profile, repetitions=repetitions)
+    ratio = jobs["mnist_fogzo_n1"]["seconds"] / jobs["mnist_ste"]["seconds"]
+    jobs["fogzo_over_ste"] = {"ratio": ratio}
+    if cuda:
+        jobs["mnist_nspsa_n7960"] = whole_run(
+            "estimator=nspsa", "estimator.n=7960", profile, repetitions=1 if arguments.quick else 3
+        )
+        jobs["probe_memory"] = {"rows": probe_memory(hardware)}
+    jobs["step_n7960"] = large_n(hardware, repetitions, 1 if arguments.quick else 3)
+    jobs["gemm_floor"] = gemm_floor(machine.device)
+    record = {
+        "command": command_line(),
+        **git_state(),
+        "versions": versions(),
+        "hardware": machine.card,
+        "cores": torch.get_num_threads(),
+        "system": platform.system(),
+        "jobs": jobs,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    for name, job in jobs.items():
+        print(name, {k: v for k, v in job.items() if not str(k).startswith("all")})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What the tests have in common: where real data lie, a tiny quantized network, one thread."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fogzo_repro.estimators import QuantizedWeight, smoothing_law
+from fogzo_repro.quantization import quantize_layers
+from fogzo_repro.quantization.sign import Sign
+from fogzo_repro.quantization.uniform import Round
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA_DIR = Path(os.environ.get("FOGZO_DATA", ROOT.parent / "shared" / "data"))
+
+QUANTIZERS: dict[str, Callable[[Tensor], nn.Module]] = {
+    "round2": partial(Round, bits=2),
+    "round2_half": partial(Round, bits=2, half_integer=True),
+    "round3": partial(Round, bits=3),
+    "round8": partial(Round, bits=8),
+    "hardtanh": partial(Sign, surrogate="hardtanh"),
+    "tanh": partial(Sign, surrogate="tanh"),
+    "approxsign": partial(Sign, surrogate="approxsign"),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of the real data; the test is skipped where it is missing."""
+    if not DATA_DIR.is_dir():
+        pytest.skip(f"no data at {DATA_DIR}; set FOGZO_DATA")
+    return DATA_DIR
+
+
+def quantize(model: nn.Module, quantizer: str = "round2") -> list[QuantizedWeight]:
+    """Quantize all linear and convolution weights; return them as an estimator sees them."""
+    layers: dict[str, Any] = quantize_layers(model, lambda name, w: QUANTIZERS[quantizer](w))
+    return [quantized_weight(layer.weight, layer.weight_quantizer) for layer in layers.values()]
+
+
+def quantized_weight(parameter: nn.Parameter, quantizer: Any) -> QuantizedWeight:
+    return QuantizedWeight(
+        parameter,
+        quantizer.perturbation_scale,
+        smoothing_law(*quantizer.smoothing),
+        levels=lambda w: quantizer.levels(quantizer.units(w)),
+    )
+
+
+@dataclass
+class TinyNetwork:
+    """A quantized 6-5-3 perceptron in float64, a batch of 8, and its cross-entropy."""
+
+    model: nn.Module
+    weights: list[QuantizedWeight]
+    x: Tensor
+    y: Tensor
+
+    def loss(self) -> Tensor:
+        return F.cross_entropy(self.model(self.x), self.y)
+
+    def backward(self) -> list[Tensor]:
+        """Put the STE gradient into `.grad`; return copies of it for the quantized weights."""
+        self.model.zero_grad()
+        self.loss().backward()
+        return [gradient(w).clone() for w in self.weights]
+
+
+def gradient(w: QuantizedWeight) -> Tensor:
+    assert w.parameter.grad is not None
+    return w.parameter.grad
+
+
+@pytest.fixture
+def make_tiny() -> Callable[..., TinyNetwork]:
+    """Return a builder of `TinyNetwork` by quantizer and seed."""
+
+    def make(quantizer: str = "round2", seed: int = 0) -> TinyNetwork:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+            x, y = torch.randn(8, 6, dtype=torch.float64), torch.randint(3, (8,))
+        return TinyNetwork(model, quantize(model, quantizer), x, y)
+
+    return make
+
+
+@pytest.fixture
+def tiny(make_tiny: Callable[..., TinyNetwork]) -> TinyNetwork:
+    """A tiny network with 2-bit weights and its STE gradient in place."""
+    network = make_tiny()
+    network.backward()
+    return network

@@ -1,0 +1,241 @@
+"""FOGZO at its ends, beta = 0 and beta = 1, its direction, and the odd cases of PAPER 4."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from conftest import TinyNetwork, gradient
+from torch import Tensor, nn
+
+from fogzo_repro.estimators import QuantizedWeight, fogzo, nspsa, perturbation, smoothing_law
+from fogzo_repro.estimators.build import build_estimator
+from fogzo_repro.estimators.fogzo import Fogzo, mixing
+from fogzo_repro.estimators.protocol import ProbeLosses
+
+
+def stream(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def gradients(weights: Sequence[QuantizedWeight]) -> list[Tensor]:
+    return [gradient(w).clone() for w in weights]
+
+
+class Recorder:
+    """Probes that keep the directions and answer with given losses."""
+
+    def __init__(self, plus: float = 1.0, minus: float = 0.0) -> None:
+        self.plus, self.minus = plus, minus
+        self.seen: list[list[Tensor]] = []
+
+    def __call__(
+        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
+    ) -> ProbeLosses:
+        self.seen.append([v.clone() for v in directions])
+        like = directions[0].new_ones(len(directions[0]))
+        return ProbeLosses(like * self.plus, like * self.minus, torch.zeros(()))
+
+
+def single(values: list[float], grad: list[float], scale: float = 0.5) -> list[QuantizedWeight]:
+    parameter = nn.Parameter(torch.tensor(values))
+    parameter.grad = torch.tensor(grad)
+    return [QuantizedWeight(parameter, torch.tensor(scale), smoothing_law("round", "identity"))]
+
+
+@pytest.mark.parametrize("n", [1, 7], ids=["one_pair", "several_blocks"])
+@pytest.mark.parametrize("own_signs", [False, True], ids=["split_signs", "given_signs"])
+def test_beta_zero_is_nspsa_bit_for_bit(
+    tiny: TinyNetwork, monkeypatch: pytest.MonkeyPatch, n: int, own_signs: bool
+) -> None:
+    d = sum(w.parameter.numel() for w in tiny.weights)
+    monkeypatch.setattr(perturbation, "BLOCK_NUMBERS", 3 * d)  # 7 pairs: blocks of 3, 3 and 1
+    left, right = stream(4), stream(4)
+    for _ in range(2):  # the second call continues both streams
+        tiny.backward()
+        spsa = nspsa(tiny.weights, tiny.loss, n=n, generator=left)
+        expected = gradients(tiny.weights)
+        tiny.backward()
+        signs = stream(9) if own_signs else None
+        guided = fogzo(tiny.weights, tiny.loss, beta=0.0, n=n, generator=right, signs=signs)
+        assert all(map(torch.equal, gradients(tiny.weights), expected))
+        assert torch.equal(guided.coefficient, spsa.coefficient)
+        assert any(g.abs().max() > 0 for g in expected)
+
+
+def test_beta_one_is_parallel_to_the_ste_for_one_scale() -> None:
+    theta = torch.randn(40, generator=stream(0), dtype=torch.float64)
+    weights = [QuantizedWeight(nn.Parameter(theta), torch.tensor(0.3).double(),
+                               smoothing_law("round", "identity"))]  # fmt: skip
+    g = torch.randn(40, generator=stream(1), dtype=torch.float64)
+    weights[0].parameter.grad = g.clone()
+    fogzo(weights, lambda: (weights[0].parameter ** 3).sum(), beta=1.0, n=3, generator=stream(2))
+    found = gradient(weights[0])
+    assert torch.allclose(found / found.norm(), torch.sign(found @ g) * g / g.norm())
+    assert found.norm() > 0
+
+
+def test_beta_one_is_parallel_to_the_ste_in_units_of_epsilon(tiny: TinyNetwork) -> None:
+    epsilons = [w.epsilon() for w in tiny.weights]
+    assert epsilons[0] != epsilons[1]
+
+    def in_units(tensors: list[Tensor]) -> Tensor:
+        return torch.cat([(e * t).flatten() for e, t in zip(epsilons, tensors, strict=True)])
+
+    guide = in_units(tiny.backward())
+    estimate = fogzo(tiny.weights, tiny.loss, beta=1.0, generator=stream(3))
+    found = in_units(gradients(tiny.weights))
+    assert estimate.coefficient != 0
+    # G_l = c s g^_l / epsilon_l, so epsilon G = c s g^: neither tensor is weighted by its alpha
+    expected = torch.sign(found @ guide) * estimate.coefficient.abs() * guide / guide.norm()
+    assert torch.allclose(found, expected, rtol=1e-12)
+
+
+def test_noise_of_one_billionth_survives_in_float32() -> None:
+    weights = single([0.1, 0.2, 0.3], [1.0, -2.0, 3.0])
+    assert mixing(1 - 1e-9)[1] == pytest.approx(math.sqrt(1e-9), rel=1e-6)
+    builder = Fogzo(1, 1e-9, "constant", 0.0, torch.device("cpu"))
+    assert builder.prepare(0, 10)
+    for recorder in (with_guide := Recorder(), without := Recorder()):
+        guide = [1.0, -2.0, 3.0] if recorder is with_guide else [0.0, 0.0, 0.0]
+        weights[0].parameter.grad = torch.tensor(guide)
+        builder(weights, recorder, stream(5), stream(6))
+    noise = torch.empty(1, 3)
+    weights[0].law.sample_(noise, stream(5))
+    assert torch.allclose(without.seen[0][0], math.sqrt(1e-9) * noise, rtol=1e-6)
+    g = torch.tensor([1.0, -2.0, 3.0])
+    along = with_guide.seen[0][0] - math.sqrt(1e-9) * noise
+    assert torch.allclose(along.abs(), (g / g.norm()).abs(), atol=1e-7)
+    assert not torch.equal(with_guide.seen[0][0].abs()[0], (g / g.norm()).abs())
+
+
+def test_direction_is_the_formula_with_the_guide_normalised_over_all_weights() -> None:
+    weights = [*single([0.1, 0.2], [3.0, 0.0], scale=1.0), *single([0.3], [2.0], scale=2.0)]
+    recorder = Recorder()
+    fogzo(weights, beta=0.36, n=5, generator=stream(8), signs=stream(9), probes=recorder)
+    u = [torch.empty(5, *w.parameter.shape) for w in weights]
+    drawn = stream(8)
+    for w, noise in zip(weights, u, strict=True):
+        w.law.sample_(noise, drawn)
+    s = perturbation.random_signs(torch.empty(5), stream(9))
+    assert set(s.tolist()) == {1.0, -1.0}
+    guides = [torch.tensor([3.0, 0.0]) / 5, torch.tensor([4.0]) / 5]  # (1*3, 0, 2*2) over its norm
+    for found, noise, guide in zip(recorder.seen[0], u, guides, strict=True):
+        assert torch.allclose(found, 0.6 * s[:, None] * guide + 0.8 * noise, atol=1e-6)
+
+
+def test_signs_are_balanced() -> None:
+    # Binomial(100,000, 1/2), two-sided at 1e-6: 4.9 standard deviations of 158.
+    plus = (perturbation.random_signs(torch.empty(100_000), stream(1)) > 0).sum().item()
+    assert abs(plus - 50_000) < 775
+
+
+def test_splitting_signs_off_leaves_the_directions_stream_alone() -> None:
+    generator = stream(3)
+    before = generator.get_state()
+    first, second = perturbation.split_stream(generator), perturbation.split_stream(generator)
+    assert torch.equal(generator.get_state(), before)
+    assert first.initial_seed() == second.initial_seed() != generator.initial_seed()
+    torch.rand(1, generator=generator)
+    assert perturbation.split_stream(generator).initial_seed() != first.initial_seed()
+
+
+def test_zero_guide_gives_the_damped_noise_and_is_counted() -> None:
+    weights, recorder = single([0.1, 0.2, 0.3], [0.0, 0.0, 0.0]), Recorder()
+    estimate = fogzo(weights, beta=0.999, generator=stream(1), probes=recorder)
+    u = torch.empty(1, 3)
+    weights[0].law.sample_(u, stream(1))
+    assert torch.equal(recorder.seen[0][0], u * math.sqrt(1 - 0.999))
+    assert estimate.dead_guides == 1 and estimate.guide_norm == 0
+    weights[0].parameter.grad = torch.tensor([0.0, 1e-12, 0.0])
+    assert fogzo(weights, beta=0.9, generator=stream(1), probes=Recorder()).dead_guides == 0
+
+
+@pytest.mark.parametrize("method", ["fogzo", "nspsa"])
+def test_flat_probes_give_zero_and_are_counted(method: str) -> None:
+    weights, flat = single([0.1, 0.2], [1.0, 2.0]), Recorder(0.7, 0.7)
+    if method == "fogzo":
+        estimate = fogzo(weights, beta=0.9, n=3, generator=stream(1), probes=flat)
+    else:
+        estimate = nspsa(weights, n=3, generator=stream(1), probes=flat)
+    assert estimate.flat_probes == 3 and estimate.bad_probes == 0 and estimate.coefficient == 0
+    assert torch.equal(gradient(weights[0]), torch.zeros(2))
+
+
+@pytest.mark.parametrize("method", ["fogzo", "nspsa"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=str)
+def test_probe_that_is_not_finite_leaves_the_ste_gradient_and_is_counted(
+    method: str, bad: float
+) -> None:
+    weights, probes = single([0.1, 0.2], [1.0, 2.0]), Recorder(bad, 0.7)
+    if method == "fogzo":
+        estimate = fogzo(weights, beta=0.9, n=3, generator=stream(1), probes=probes)
+    else:
+        estimate = nspsa(weights, n=3, generator=stream(1), probes=probes)
+    assert estimate.bad_probes == 3
+    assert gradient(weights[0]).tolist() == [1.0, 2.0]
+
+
+def test_one_bad_pair_among_many_leaves_the_ste_gradient() -> None:
+    weights = single([0.1, 0.2], [1.0, 2.0])
+
+    def once(w: Sequence[QuantizedWeight], v: Sequence[Tensor]) -> ProbeLosses:
+        plus = torch.arange(4.0)
+        plus[2] = math.nan
+        return ProbeLosses(plus, torch.zeros(4), torch.zeros(()))
+
+    assert fogzo(weights, beta=0.9, n=4, generator=stream(1), probes=once).bad_probes == 1
+    assert gradient(weights[0]).tolist() == [1.0, 2.0]
+
+
+def test_losses_at_both_points_decide_the_estimate(tiny: TinyNetwork) -> None:
+    ste = tiny.backward()
+    called = []
+
+    def loss() -> Tensor:
+        called.append(tiny.loss())
+        return called[-1]
+
+    estimate = fogzo(tiny.weights, loss, beta=0.9, generator=stream(0))
+    assert len(called) == 2 and called[0] != called[1]
+    assert torch.equal(estimate.coefficient, (called[0] - called[1]) / 2)
+    assert estimate.flips > 0
+    found = gradients(tiny.weights)
+    assert not any(torch.equal(a, b) for a, b in zip(found, ste, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0}, "n=0 must be at least 1"),
+        ({"beta": 1.1}, r"beta=1.1 is outside \[0, 1\]"),
+        ({"beta": math.nan}, "beta=nan is outside"),
+        ({"loss": None}, "give a loss function or probes"),
+    ],
+    ids=["n_zero", "beta_above_one", "beta_nan", "no_loss"],
+)
+def test_wrong_argument_is_refused(
+    tiny: TinyNetwork, arguments: dict[str, object], message: str
+) -> None:
+    given: dict[str, object] = {"loss": tiny.loss, "beta": 0.9, "generator": stream(0), **arguments}
+    with pytest.raises(ValueError, match=message):
+        fogzo(tiny.weights, given.pop("loss"), **given)  # type: ignore[arg-type]
+
+
+def test_missing_gradient_is_refused(tiny: TinyNetwork) -> None:
+    tiny.model.zero_grad()
+    with pytest.raises(ValueError, match="a weight has no gradient"):
+        fogzo(tiny.weights, tiny.loss, beta=0.9, generator=stream(0))
+
+
+def test_tied_weight_listed_twice_is_refused(tiny: TinyNetwork) -> None:
+    with pytest.raises(ValueError, match="list each parameter once"):
+        nspsa([*tiny.weights, tiny.weights[0]], tiny.loss, generator=stream(0))
+
+
+def test_unknown_estimator_is_refused() -> None:
+    class Section:
+        name = "nothing"
+
+    with pytest.raises(ValueError, match="estimator=nothing has no file"):
+        build_estimator(Section(), torch.device("cpu"))
