@@ -487,8 +487,8 @@ def parse_config(config: DictConfig) -> RunConfig:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         raise ConfigError(
-            f"{error.full_key}: {str(error).splitlines()[0]}; recipes go with the models that "
-            "select them, else give the key itself"
+            f"{str(error).splitlines()[0]}; a recipe that needs it goes with the models that "
+            "select it, else give recipe.lr and recipe.max_steps"
         ) from None
     sections = {*SCHEMAS, *UNIFORM_SECTIONS}
     names = {f.name for f in fields(RunConfig)}

@@ -20,7 +20,7 @@ CHUNK_LOGITS = 2**27  # half a gigabyte in float32
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_logits: int = CHUNK_LOGITS
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_logits: int | None = None
 ) -> Tensor:
     """Return the mean of -log softmax(hidden weight^T)[targets], a 0-dim tensor.
 
@@ -30,9 +30,9 @@ def linear_cross_entropy(
         hidden: (N, D).
         weight: (V, D).
         targets: (N,) int64 below V.
-        chunk_logits: bound on the number of logits that are held at once.
+        chunk_logits: bound on the number of logits that are held at once; CHUNK_LOGITS by default.
     """
-    size = _chunk_size(len(hidden), len(weight), chunk_logits)
+    size = _chunk_size(len(hidden), len(weight), chunk_logits or CHUNK_LOGITS)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets, size)
     weight = _for_products(weight)
