@@ -23,6 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fogzo_repro import METHOD_VERSION
 
+CompositionError = OmegaConfBaseException  # what Hydra lets through while it composes
+
 
 class UserError(Exception):
     """Something the user can mend: one line that names the remedy; exit status 2."""
@@ -143,18 +145,34 @@ class NoQuantizer:
 _FIRST_LAST = ("float", "8bit", "quantized")
 
 
+def _bits(key: str, value: int) -> None:
+    _require(
+        1 <= value <= 8 or value == 16, f"{key}={value} is outside 1..8 (16 is full precision)"
+    )
+
+
+def _no_activations(name: str, bits: int) -> None:
+    _require(
+        bits == 16,
+        f"quantizer.activation_bits={bits}: quantizer={name} takes its fixed scale from the "
+        "initial weights and has none for activations; use quantizer=lsq or quantizer=quest",
+    )
+
+
 @dataclass(frozen=True)
 class RoundConfig:
     """Fixed scale, rounding to 2^b levels (PAPER 4, "Grid of round")."""
 
     name: str
     weight_bits: int
+    activation_bits: int
     surrogate: str
     grid: str
     clip_gradient: bool
     first_last: str
 
     def __post_init__(self) -> None:
+        _no_activations("round", self.activation_bits)
         _require(
             2 <= self.weight_bits <= 8,
             f"quantizer.weight_bits={self.weight_bits} is outside 2..8 for quantizer=round"
@@ -170,11 +188,63 @@ class SignConfig:
     """Fixed scale, one bit (PAPER 1, "Smoothing law")."""
 
     name: str
+    activation_bits: int
     surrogate: str
     first_last: str
 
     def __post_init__(self) -> None:
+        _no_activations("sign", self.activation_bits)
         _choice("quantizer.surrogate", self.surrogate, ("hardtanh", "tanh", "approxsign"))
+        _choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+
+
+@dataclass(frozen=True)
+class LsqConfig:
+    """Learned step size (RECIPES D.4)."""
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    grid: str
+    per_channel: bool
+    unsigned_inputs: list[str]
+    first_last: str
+
+    def __post_init__(self) -> None:
+        _bits("quantizer.weight_bits", self.weight_bits)
+        _bits("quantizer.activation_bits", self.activation_bits)
+        _choice("quantizer.grid", self.grid, ("integer", "half_integer"))
+        _choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+        _require(
+            not (self.per_channel and self.weight_bits == 16),
+            "quantizer.per_channel=true is a step for each output channel of a weight, and "
+            "quantizer.weight_bits=16 leaves the weights alone; an activation has one step",
+        )
+        _require(
+            not (self.unsigned_inputs and self.activation_bits == 16),
+            f"quantizer.unsigned_inputs={self.unsigned_inputs} needs quantized activations, and "
+            "quantizer.activation_bits=16 leaves them alone",
+        )
+
+
+@dataclass(frozen=True)
+class QuestConfig:
+    """QuEST (RECIPES D.1 to D.3)."""
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    hadamard: str
+    trust_width: float | None
+    clip_scale: float
+    first_last: str
+
+    def __post_init__(self) -> None:
+        _bits("quantizer.weight_bits", self.weight_bits)
+        _bits("quantizer.activation_bits", self.activation_bits)
+        _choice("quantizer.hadamard", self.hadamard, ("full", "half", "none"))
+        _finite("quantizer.trust_width", self.trust_width, 0, strict=True)
+        _finite("quantizer.clip_scale", self.clip_scale, 0, strict=True)
         _choice("quantizer.first_last", self.first_last, _FIRST_LAST)
 
 
@@ -184,6 +254,7 @@ class AddedQuantizer:
 
     name: str
     weight_bits: int
+    activation_bits: int
     first_last: str
     options: dict[str, Any]
 
@@ -427,11 +498,13 @@ class RunConfig:
         _choice("scale", self.scale, ("full", "mini", "smoke"))
         _finite("snapshots", self.snapshots, 0)
         _finite("checkpoint_minutes", self.checkpoint_minutes, 0)
-        if self.quantizer.name == "none":
+        none = self.quantizer.name == "none"
+        if none or getattr(self.quantizer, "weight_bits", 1) == 16:
             _require(
                 self.estimator.name == "ste",
-                f"estimator={self.estimator.name} perturbs quantized weights and quantizer=none "
-                "has none; add quantizer=round or estimator=ste",
+                f"estimator={self.estimator.name} perturbs quantized weights and "
+                f"{'quantizer=none' if none else 'quantizer.weight_bits=16'} has none; "
+                f"add {'quantizer=round' if none else 'quantizer.weight_bits=2'} or estimator=ste",
             )
 
 
@@ -449,7 +522,13 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "imagenet100": ImageNetConfig,
         "imagenet1k": ImageNetConfig,
     },
-    "quantizer": {"none": NoQuantizer, "round": RoundConfig, "sign": SignConfig},
+    "quantizer": {
+        "none": NoQuantizer,
+        "round": RoundConfig,
+        "sign": SignConfig,
+        "lsq": LsqConfig,
+        "quest": QuestConfig,
+    },
     "estimator": {"ste": SteConfig, "nspsa": SpsaConfig, "fogzo": FogzoConfig},
     "tracker": {"none": NoTracker, "wandb": WandbConfig},
 }
@@ -498,7 +577,8 @@ def _parse_section(section: str, node: Any) -> Any:
     schema = _schema(section, node)
     _check_keys(f"{section}.", set(node), {f.name for f in fields(schema)})
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), node)
+        values = OmegaConf.to_container(node, resolve=True)  # labels refer to other sections
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{section}.{_one_line(error)}") from None
@@ -524,6 +604,18 @@ def parse_config(config: DictConfig) -> RunConfig:
         if field.name not in sections:
             values[field.name] = _scalar(field.name, str(field.type), scalars[field.name])
     return RunConfig(**values)
+
+
+def setting_names(config: DictConfig, prefix: str = "") -> set[str]:
+    """Return the dotted names of all settings of a composed config."""
+    found: set[str] = set()
+    for key in config:
+        name = prefix + str(key)
+        found.add(name)
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none():
+            found |= setting_names(node, f"{name}.")
+    return found
 
 
 _SCALARS = {"int": int, "str": str, "bool": bool, "float": float}

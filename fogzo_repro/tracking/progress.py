@@ -47,7 +47,7 @@ class RunProgress:
             self.last_line = time.monotonic()
             rate = (step - self.first) / (self.last_line - self.started)
             eta = (self.total - step) / rate if rate else float("inf")
-            self.say(f"{self.label}  step {step}/{self.total}  {text}  eta {_clock(eta)}")
+            self.say(f"{self.label}  step {step}/{self.total}  {text}  eta {clock(eta)}")
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -59,7 +59,12 @@ class RunProgress:
             self.bar.stop()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return seconds as m:ss or h:mm:ss.
+
+    >>> clock(75), clock(3725), clock(float("inf"))
+    ('1:15', '1:02:05', 'unknown')
+    """
     if seconds == float("inf"):
         return "unknown"
     minutes, rest = divmod(round(seconds), 60)

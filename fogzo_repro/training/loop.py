@@ -146,6 +146,8 @@ class Training:
         plan, self.started = self.plan, time.monotonic()
         last_checkpoint = self.started
         self.model.train()
+        if self.done == 0 and 0 in plan.snapshot_steps:
+            self._snapshot()
         while self.done < plan.total_steps:
             epoch, start = divmod(self.done, self.data.steps_per_epoch)
             for batch in self.data.epoch(generator_for(plan.seed, epoch, "order"), start):
