@@ -36,6 +36,7 @@ from fogzo_repro.training.checkpoint import write_atomically
 from fogzo_repro.training.distributed import current_ranks
 from fogzo_repro.training.graph import CapturedStep
 from fogzo_repro.training.loop import Diverged, Mirror, Plan, Training
+from fogzo_repro.training.memory import check_batch_fits
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.preemption import Preempted, StopRequest
@@ -148,6 +149,8 @@ def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
                 said = f"{record['status']} before, skipped (force=true runs it again)"
                 print(f"{prepared.run_id}: {said}")
             return record
+    task, network, total = prepared.task, prepared.network, prepared.total_steps
+    check_batch_fits(config, task, network, prepared.machine, ranks.world_size, total)
     ranks.meet()  # all have looked before the first rank writes
     with _run_folder(prepared) if ranks.first else contextlib.nullcontext():
         ranks.meet()

@@ -86,7 +86,7 @@ def training_view(recipe: Any, size: int) -> Callable[[Any], Tensor]:
     augment = create_transform(
         size,
         is_training=True,
-        color_jitter=recipe.color_jitter or None,
+        color_jitter=recipe.color_jitter,
         auto_augment=recipe.rand_augment,
         interpolation=recipe.interpolation,
         use_prefetcher=True,  # ends with uint8 pixels

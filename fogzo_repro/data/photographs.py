@@ -25,9 +25,9 @@ SUBSTITUTES = 10  # neighbours tried in place of an unreadable image
 
 
 class Sample(NamedTuple):
-    """One image of a batch: its index in the split, and the seed of what is drawn for it."""
+    """One image of a batch: its place in the split, and the seed of what is drawn for it."""
 
-    index: int
+    image: int
     seed: int
 
 
@@ -98,7 +98,7 @@ class Photographs(Dataset):
         """Return the tensor, its label, and what was wrong; no tensor where it is an error."""
         complaints: list[str] = []
         for step in range(SUBSTITUTES if self.skip_bad else 1):
-            index = (sample.index + step) % len(self.files.names)
+            index = (sample.image + step) % len(self.files.names)
             try:
                 image = read_image(self.files.path(index))
             except UnreadableImage as error:
@@ -149,7 +149,7 @@ class PhotographLoader:
         if self._loader is None:
             self._loader = DataLoader(
                 self.photographs,
-                batch_sampler=self._wanted,  # type: ignore[arg-type]
+                batch_sampler=self._wanted,
                 num_workers=self.workers,
                 collate_fn=collate,
                 pin_memory=self.device.type == "cuda",

@@ -122,7 +122,7 @@ def test_the_last_batch_is_kept_and_cut_to_a_multiple_of_the_ranks() -> None:
 
 
 def test_evaluation_covers_every_image_once() -> None:
-    seen = [s.index for rank in range(3) for b in all_batches(100, 7, rank, 3) for s in b]
+    seen = [s.image for rank in range(3) for b in all_batches(100, 7, rank, 3) for s in b]
     assert sorted(seen) == list(range(100))
 
 
