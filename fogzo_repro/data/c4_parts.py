@@ -148,9 +148,7 @@ def _work(
 
     try:
         model = load_tokenizer(tokenizer)
-        tokenize_file(
-            file, model, out, prefix, index, every=every, limit=limit, report=report
-        )
+        tokenize_file(file, model, out, prefix, index, every=every, limit=limit, report=report)
     except UserError as error:
         pipe.send(str(error))
     except KeyboardInterrupt:

@@ -88,9 +88,7 @@ def test_perplexity_of_a_known_distribution_is_the_exponential_of_its_entropy(tm
     write_corpus(tmp_path, {"train": [block * 3], "heldout": [block * 70 + [0]]}, 4)
     corpus = read_corpus(tmp_path)
     train, heldout = (open_split(corpus, s, 4) for s in ("train", "heldout"))
-    task = Language(
-        train, heldout, context=8, interim_windows=10, train_windows=1, fingerprint=""
-    )
+    task = Language(train, heldout, context=8, interim_windows=10, train_windows=1, fingerprint="")
     for last in (False, True):
         found = task.evaluate(Unigram(probabilities), last)
         assert found["val"]["perplexity"] == pytest.approx(2**1.75, rel=1e-6)
