@@ -4,8 +4,8 @@
     python scripts/bench_language.py --toy --out toy.json           # a check on the CPU
 
 bf16 autocast, 64 sequences of 512 tokens already on the device, compiled, 2-bit round; every figure
-is the median of 50 whole steps after a warm-up: forward, backward, probes, clipping and fused AdamW,
-so the weights change at every step. The two forwards are the probes' own: the same compiled
+is the median of 50 whole steps after a warm-up: forward, backward, probes, clipping and fused
+AdamW, so the weights change at every step. The two forwards are the probes' own: the same compiled
 training-mode graph without gradients. The file is written after each size.
 
 FLOP a token = 6 (N_non-embedding + V d) + 6 L d T; the MFU is against 790 TFLOP/s, the bf16 matrix
@@ -15,6 +15,7 @@ rate measured on an H200.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -120,7 +121,7 @@ class Bench:
         if cuda:
             torch.cuda.synchronize()
         kept = marks[self.args.warmup :]
-        pairs = zip(kept[:-1], kept[1:], strict=True)
+        pairs = itertools.pairwise(kept)
         return statistics.median(a.elapsed_time(b) if cuda else b - a for a, b in pairs)
 
     def whole_step(self, step: TrainStep) -> float:

@@ -17,22 +17,33 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import json
 import math
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST
-from fogzo_repro.data.c4_documents import HUB, HUB_FILE_BYTES, REVISION, SourceFile, source_files
+from fogzo_repro.data.c4_documents import (
+    HUB,
+    HUB_FILE_BYTES,
+    HUB_FILE_TOKENS,
+    REVISION,
+    SourceFile,
+    source_files,
+)
 from fogzo_repro.data.c4_parts import tokenize_files
 from fogzo_repro.data.c4_shards import Part, Shard, load_tokenizer, write_json
 from fogzo_repro.tracking.progress import RunProgress
 
 TOKENS_PER_SECOND = 0.8e6  # a core, sentencepiece; for the estimate before the start
 CONTEXT = 512
+MOST_HELD_OUT = 0.5
 LOCK_SECONDS = 10  # workers of a killed process need a moment to go
 
 
@@ -76,8 +87,8 @@ def find_tokenizer(name: str) -> Path:
 
 def settings_of(args: argparse.Namespace, tokenizer: Path, files: list[SourceFile]) -> dict:
     """Return all that decides the shards' content."""
-    if not 0 <= args.held_out <= 0.5:
-        raise UserError(f"--held-out {args.held_out} is outside [0, 0.5]")
+    if not 0 <= args.held_out <= MOST_HELD_OUT:
+        raise UserError(f"--held-out {args.held_out} is outside [0, {MOST_HELD_OUT}]")
     if args.tokens < 1 or args.workers < 1:
         raise UserError("--tokens and --workers must be at least 1")
     content = tokenizer.read_bytes()
@@ -93,17 +104,19 @@ def settings_of(args: argparse.Namespace, tokenizer: Path, files: list[SourceFil
     }
 
 
-def announce(args: argparse.Namespace, train: list[SourceFile], validation: bool) -> None:
+def announce(
+    args: argparse.Namespace, train: list[SourceFile], validation: list[SourceFile]
+) -> None:
     """Say size and time; refuse where the disk is too small."""
     held = sum(f.expected_tokens for f in train)
     tokens = min(args.tokens, held)
-    total = tokens + (args.validation_tokens if validation else 0)
+    total = tokens + min(args.validation_tokens, sum(f.expected_tokens for f in validation))
     size = 2 * total * (1 + args.held_out)
     workers = min(args.workers, len(train))
     print(
         f"about {tokens:.3g} training tokens from {args.source}: {size / 1e6:,.1f} MB in {args.out}"
         + (
-            f", {HUB_FILE_BYTES * total / 170e6 / 1e9:.1f} GB to fetch"
+            f", {HUB_FILE_BYTES * total / HUB_FILE_TOKENS / 1e9:.1f} GB to fetch"
             if args.source == "hub"
             else ""
         )
@@ -124,26 +137,25 @@ def _clock(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
 
 
-def lock(out: Path) -> None:
-    """Keep other processes out of the folder for as long as this one lives."""
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes out of the folder."""
     out.mkdir(parents=True, exist_ok=True)
-    file = (out / "lock").open("w")
-    lock.file = file  # type: ignore[attr-defined]
     deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise UserError(f"{out} is being written by another process") from None
-            time.sleep(0.2)
+    with (out / "lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{out} is being written by another process") from None
+                time.sleep(0.2)
+        yield
 
 
 def check_settings(out: Path, settings: dict) -> None:
     """Refuse a folder that other settings have written; leave ours there."""
-    import json
-
     path = out / "settings.json"
     if path.is_file():
         stored = json.loads(path.read_text())
@@ -179,13 +191,18 @@ def check_held_out(entry: dict, parts: list[Part], out: Path) -> None:
     shards = [s for p in parts for s in (p.train, p.heldout)]
     documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
     needed = math.ceil((LEAST_WINDOWS * CONTEXT + 1) / (tokens / documents))
+    share = math.ceil(1500 * needed / documents) / 1000
     for path in out.iterdir():  # made with a share that is of no use
         if path.name != "lock":
             path.unlink()
     raise UserError(
         f"the held-out slice has {windows} windows of {CONTEXT} tokens in {entry['documents']} of "
-        f"{documents:,} documents; {LEAST_WINDOWS} windows take about {needed}: give --held-out "
-        f"{math.ceil(1500 * needed / documents) / 1000:g} (half as many again, to be safe)"
+        f"{documents:,} documents; {LEAST_WINDOWS} windows take about {needed}: "
+        + (
+            f"give --held-out {share:g} (half as many again, to be safe)"
+            if share <= MOST_HELD_OUT
+            else "give a larger source or more --tokens"
+        )
     )
 
 
@@ -199,9 +216,24 @@ def prepare(args: argparse.Namespace) -> dict:
     tokenizer = find_tokenizer(args.tokenizer)
     entries = load_tokenizer(tokenizer).vocab_size()
     settings = settings_of(args, tokenizer, [*train, *validation])
-    lock(args.out)
-    check_settings(args.out, settings)
-    announce(args, train, bool(validation))
+    with locked(args.out):
+        check_settings(args.out, settings)
+        announce(args, train, validation)
+        splits = tokenize(args, settings, tokenizer, train, validation)
+        name = {"sha256": settings["tokenizer_sha256"], "vocabulary": entries}
+        manifest = {"format": 1, "tokenizer": name, "settings": settings, "splits": splits}
+        write_json(args.out / MANIFEST, manifest)
+    return manifest
+
+
+def tokenize(
+    args: argparse.Namespace,
+    settings: dict,
+    tokenizer: Path,
+    train: list[SourceFile],
+    validation: list[SourceFile],
+) -> dict:
+    """Write the shards; return the splits of the manifest."""
     wanted, every = settings["tokens"], settings["held_out_one_of"]
     expected = int(min(wanted, sum(f.expected_tokens for f in train)))
     bar = RunProgress("tokens", expected, 0)
@@ -224,10 +256,7 @@ def prepare(args: argparse.Namespace) -> dict:
         check_held_out(splits["heldout"], parts, args.out)
     if own:
         splits["c4"] = split_entry([p.train for p in own])
-    name = {"sha256": settings["tokenizer_sha256"], "vocabulary": entries}
-    manifest = {"format": 1, "tokenizer": name, "settings": settings, "splits": splits}
-    write_json(args.out / MANIFEST, manifest)
-    return manifest
+    return splits
 
 
 def main(line: list[str] | None = None) -> int:
@@ -241,7 +270,7 @@ def main(line: list[str] | None = None) -> int:
         return 2
     for split, entry in manifest["splits"].items():
         print(f"{split}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
-    print(f"wrote {args.out / MANIFEST} after {_clock(time.monotonic() - started)}")
+    print(f"wrote {args.out / MANIFEST} after {time.monotonic() - started:.1f} s")
     return 0
 
 

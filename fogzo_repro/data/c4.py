@@ -109,7 +109,8 @@ class TokenStream:
             size = path.stat().st_size if path.is_file() else 0
             if size != 2 * tokens:
                 raise UserError(
-                    f"{path} has {size} bytes, the manifest says {2 * tokens}; delete it and {AGAIN}"
+                    f"{path} has {size} bytes, the manifest says {2 * tokens}; delete it and "
+                    f"{AGAIN}"
                 )
         kept = [(path, tokens) for path, tokens in shards if tokens]
         self.paths = [path for path, _ in kept]

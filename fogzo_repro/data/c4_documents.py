@@ -94,16 +94,17 @@ def _text(line: bytes, where: str) -> str:
 def _hub_documents(name: str) -> Iterator[str]:
     from datasets import load_dataset
 
-    number = 0
+    read = 0
     try:
         rows = load_dataset(
             HUB, data_files=name, revision=REVISION, split="train", streaming=True
         ).select_columns("text")
-        for number, row in enumerate(rows, 1):
+        for row in rows:
             yield row["text"]
+            read += 1
     except Exception as error:  # network, hub and JSON errors have no common type
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(
-            f"{HUB} {name} line {number + 1}: cannot be read ({reason}); run the same command "
+            f"{HUB} {name} line {read + 1}: cannot be read ({reason}); run the same command "
             "again: finished shards stay"
         ) from None

@@ -1,8 +1,9 @@
-"""Cross-entropy behind a linear head, in chunks of tokens: the logits of a batch never exist at once.
+"""Cross-entropy behind a linear head, in chunks of tokens: a batch's logits never exist at once.
 
 A batch of 64 x 512 tokens and 50,304 words has 1.6e9 logits: 6.6 GB in float32, as much again for
-their gradient. In chunks of 2,048 tokens each takes half a gigabyte. The gradients of a chunk are taken while its
-logits are there, so that nothing is recomputed: the head costs three matrix products, as usual.
+their gradient. In chunks of 2,048 tokens each takes half a gigabyte. The gradients of a chunk are
+taken while its logits are there, so nothing is recomputed: the head costs three matrix products,
+as usual.
 
 Shapes: N tokens, D width, V vocabulary.
 """

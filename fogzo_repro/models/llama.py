@@ -35,24 +35,23 @@ class Llama(nn.Module):
         super().__init__()
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        causal = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocabulary,
-                hidden_size=config.width,
-                intermediate_size=config.hidden,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.heads,
-                max_position_embeddings=config.context,
-                rms_norm_eps=config.norm_eps,
-                rope_parameters={"rope_theta": config.rope_theta, "rope_type": "default"},
-                hidden_act="silu",
-                attention_bias=False,
-                mlp_bias=False,
-                tie_word_embeddings=False,
-                attn_implementation="sdpa",
-            )
-        )
+        dimensions: dict[str, Any] = {
+            "vocab_size": config.vocabulary,
+            "hidden_size": config.width,
+            "intermediate_size": config.hidden,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+            "num_key_value_heads": config.heads,
+            "max_position_embeddings": config.context,
+            "rms_norm_eps": config.norm_eps,
+            "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+            "attn_implementation": "sdpa",
+        }
+        causal = LlamaForCausalLM(LlamaConfig(**dimensions))
         self.embed_tokens: nn.Embedding = causal.model.embed_tokens
         self.layers: nn.ModuleList = causal.model.layers
         self.norm: nn.Module = causal.model.norm
