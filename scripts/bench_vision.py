@@ -139,8 +139,11 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> tuple[Any, list[A
 
 def measure(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one network: unquantized, STE, two forward passes, FOGZO, memory."""
+    from fogzo_repro.estimators.arithmetic import compile_arithmetic
+
     fogzo = configure(case, arguments, "estimator=fogzo", f"estimator.noise={NOISE}")
     step, batches, machine = build(fogzo, arguments)
+    compile_arithmetic(machine.compile)
     clock = Clock(step, batches, machine, arguments)
     ste = clock.steps(probing=False)
     peak_ste = machine.peak_memory_mb()
@@ -150,6 +153,7 @@ def measure(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "ste_ms": ste,
         "two_forwards_ms": clock.two_forwards(),
         "fogzo_ms": clock.steps(probing=True),
+        "fogzo_eager_arithmetic_ms": eager_arithmetic(clock, machine),
         "estimator": estimator_memory(step),
         "peak_memory_mb": {"ste": peak_ste, "fogzo": machine.peak_memory_mb()},
     }
@@ -158,6 +162,16 @@ def measure(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     step, batches, machine = build(plain, arguments)
     found["unquantized_ms"] = Clock(step, batches, machine, arguments).steps(probing=False)
     return found | ratios(found, arguments.batch)
+
+
+def eager_arithmetic(clock: Clock, machine: Any) -> dict[str, float]:
+    """Return the FOGZO step's time with one kernel for each of the estimator's operations."""
+    from fogzo_repro.estimators.arithmetic import compile_arithmetic
+
+    compile_arithmetic(False)
+    found = clock.steps(probing=True)
+    compile_arithmetic(machine.compile)
+    return found
 
 
 def ratios(found: dict[str, Any], batch: int) -> dict[str, float]:
