@@ -9,11 +9,12 @@ This module imports neither torch nor hydra, so that a configuration error is pr
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,6 +100,51 @@ class DeiTConfig:
 
 
 @dataclass(frozen=True)
+class LlamaConfig:
+    """A LLaMA by its dimensions, with what its recipe depends on (PAPER 3, RECIPES C.1).
+
+    Attributes:
+        hidden: width of the MLP, 8/3 of the width rounded up to a multiple of 256.
+        context: tokens a sequence.
+        quest_lr: QuEST's peak learning rate for this size, at 512 sequences a step.
+        tokens: the length of the paper's run.
+    """
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    hidden: int
+    context: int
+    vocabulary: int
+    norm_eps: float
+    rope_theta: float
+    init_std: float
+    first_last: list[str]
+    quest_lr: float
+    tokens: float
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "width", "heads", "hidden", "context", "vocabulary"):
+            _finite(f"model.{key}", getattr(self, key), 1)
+        for key in ("norm_eps", "rope_theta", "init_std", "quest_lr", "tokens"):
+            _finite(f"model.{key}", getattr(self, key), 0, strict=True)
+        _require(
+            self.width % (2 * self.heads) == 0,
+            f"model.width={self.width} is not a multiple of 2 x model.heads={self.heads}, which "
+            "rotary embeddings need; change one of them",
+        )
+        _require(
+            self.vocabulary <= 2**16,
+            f"model.vocabulary={self.vocabulary} exceeds 65536, what uint16 shards hold",
+        )
+
+    def smoke(self) -> LlamaConfig:
+        """Return the same network with widths / 8, for scale=smoke."""
+        return replace(self, width=self.width // 8, hidden=self.hidden // 8)
+
+
+@dataclass(frozen=True)
 class AddedModel:
     """A model that is one file in fogzo_repro/models and one YAML."""
 
@@ -130,6 +176,34 @@ class ImageNetConfig:
     def __post_init__(self) -> None:
         _finite("dataset.image_size", self.image_size, 16)
         _choice("dataset.on_bad_image", self.on_bad_image, ("error", "skip"))
+
+
+@dataclass(frozen=True)
+class C4Config:
+    """Tokenised C4, as scripts/prepare_c4.py writes it.
+
+    Attributes:
+        validation: `heldout`, a slice of the training documents as in QuEST, or `c4`, C4's own
+            validation split.
+        interim_windows: windows of the evaluations before the last one; the last takes all.
+        train_windows: training windows in the final report's train loss.
+        tokenizer_sha256: refuse data of another tokenizer; null takes any.
+    """
+
+    name: str
+    validation: str
+    interim_windows: int
+    train_windows: int
+    tokenizer_sha256: str | None
+
+    def __post_init__(self) -> None:
+        _choice("dataset.validation", self.validation, ("heldout", "c4"))
+        _finite("dataset.interim_windows", self.interim_windows, 1)
+        _finite("dataset.train_windows", self.train_windows, 1)
+
+    def smoke(self) -> C4Config:
+        """Return the same data with short evaluations, for scale=smoke."""
+        return replace(self, interim_windows=8, train_windows=8)
 
 
 # --- quantizer -----------------------------------------------------------------------------------
@@ -325,7 +399,7 @@ class AddedEstimator:
 class RecipeConfig:
     """Optimizer, schedule, batch and length."""
 
-    SCHEDULES: ClassVar[tuple[str, ...]] = ("cosine", "constant")
+    SCHEDULES: ClassVar[tuple[str, ...]] = ("cosine", "constant", "onecycle")
 
     name: str
     kind: str
@@ -343,6 +417,7 @@ class RecipeConfig:
     momentum: float
     clip_norm: float | None
     accumulate: bool
+    micro_batch_size: int | None
     autocast: bool
     eval_every_epochs: int
 
@@ -362,6 +437,17 @@ class RecipeConfig:
         for key in ("global_batch_size", "epochs", "eval_every_epochs"):
             _finite(f"recipe.{key}", getattr(self, key), 1)
         _finite("recipe.max_steps", self.max_steps, 1)
+        _finite("recipe.micro_batch_size", self.micro_batch_size, 1)
+        _require(
+            not self.accumulate or self.micro_batch_size is not None,
+            "recipe.accumulate=true needs recipe.micro_batch_size, the examples of one pass",
+        )
+        if self.accumulate and self.micro_batch_size:
+            _require(
+                self.global_batch_size % self.micro_batch_size == 0,
+                f"recipe.micro_batch_size={self.micro_batch_size} does not divide "
+                f"recipe.global_batch_size={self.global_batch_size}",
+            )
 
 
 @dataclass(frozen=True)
@@ -498,6 +584,11 @@ class RunConfig:
         _choice("scale", self.scale, ("full", "mini", "smoke"))
         _finite("snapshots", self.snapshots, 0)
         _finite("checkpoint_minutes", self.checkpoint_minutes, 0)
+        _require(
+            isinstance(self.model, LlamaConfig) == (self.dataset.name == "c4"),
+            f"model={self.model.name} does not go with dataset={self.dataset.name}: dataset=c4 "
+            "trains model=llama_*, and nothing else does",
+        )
         none = self.quantizer.name == "none"
         if none or getattr(self.quantizer, "weight_bits", 1) == 16:
             _require(
@@ -508,6 +599,7 @@ class RunConfig:
             )
 
 
+LLAMAS = ("9m", "20m", "30m", "200m", "300m", "mini")
 SCHEMAS: dict[str, dict[str, type]] = {
     "model": {
         "mlp": MlpConfig,
@@ -515,12 +607,14 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "resnet50": ResNetConfig,
         "deit_tiny": DeiTConfig,
         "deit_small": DeiTConfig,
+        **{f"llama_{size}": LlamaConfig for size in LLAMAS},
     },
     "dataset": {
         "digits": ImagesConfig,
         "mnist": ImagesConfig,
         "imagenet100": ImageNetConfig,
         "imagenet1k": ImageNetConfig,
+        "c4": C4Config,
     },
     "quantizer": {
         "none": NoQuantizer,
@@ -589,12 +683,29 @@ def _one_line(error: OmegaConfBaseException) -> str:
     return f"{key}: {str(error).splitlines()[0]}"
 
 
+# Arithmetic that a recipe needs, since YAML has none: batch, lr and steps go together.
+OmegaConf.register_new_resolver(
+    "scaled_lr", lambda lr, batch, of_batch: lr * batch / of_batch, replace=True
+)
+OmegaConf.register_new_resolver(
+    "whole_steps", lambda tokens, batch, context: int(tokens // (batch * context)), replace=True
+)
+
+
 def parse_config(config: DictConfig) -> RunConfig:
     """Turn a composed Hydra config into a checked `RunConfig`.
 
     Raises:
         ConfigError: with one line that names the key, the rule and, where there is one, the remedy.
     """
+    config = copy.deepcopy(config)
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{str(error).splitlines()[0]}; a recipe that needs it goes with the models that "
+            "select it, else give recipe.lr and recipe.max_steps"
+        ) from None
     sections = {*SCHEMAS, *UNIFORM_SECTIONS}
     names = {f.name for f in fields(RunConfig)}
     _check_keys("", set(config), names)
@@ -603,6 +714,10 @@ def parse_config(config: DictConfig) -> RunConfig:
     for field in fields(RunConfig):
         if field.name not in sections:
             values[field.name] = _scalar(field.name, str(field.type), scalars[field.name])
+    if values["scale"] == "smoke":
+        for section in sections:
+            if hasattr(values[section], "smoke"):
+                values[section] = values[section].smoke()
     return RunConfig(**values)
 
 

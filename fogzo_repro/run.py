@@ -239,6 +239,7 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     progress = RunProgress(prepared.run_id, total, training.done, quiet=not ranks.first)
     log = _Log(folder / "log.txt" if ranks.first else Path(os.devnull), progress)
     log.say(f"{prepared.run_id}: {total} steps on {machine.card}")
+    log.say(f"{prepared.run_id}: {prepared.network.described_parameters} parameters")
     for line in said:
         log.say(f"{prepared.run_id}: {line}")
     status, notes = "finished", ""
@@ -284,7 +285,7 @@ def _build_step(prepared: Prepared) -> TrainStep:
     config, machine, network = prepared.config, prepared.machine, prepared.network
     compile_arithmetic(machine.compile)
     if machine.compile:
-        network.model.compile()
+        network.model.compile(dynamic=False)  # in place: the parameters keep their names
     return TrainStep(
         network.model,
         prepared.task.loss,
@@ -298,6 +299,7 @@ def _build_step(prepared: Prepared) -> TrainStep:
         autocast=machine.autocast,
         clip_norm=config.recipe.clip_norm,
         ranks=current_ranks(),
+        micro_batch=config.recipe.micro_batch_size if config.recipe.accumulate else None,
     )
 
 
@@ -368,7 +370,7 @@ def describe(config: RunConfig) -> str:
         "device": prepared.machine.card,
         "precision": prepared.result["resolved"]["precision"],
         "steps": f"{prepared.total_steps} on {prepared.task.examples:,} training examples",
-        "parameters": f"{total:,}",
+        "parameters": network.described_parameters,
         "d (perturbed weights)": f"{d:,}",
         "evaluations per step": f"{evaluations['probes']} probes; "
         f"{evaluations['total']} with the STE pass as 3 forwards",

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fogzo_repro.models.deit import build_deit
+from fogzo_repro.models.llama import build_llama
 from fogzo_repro.models.mlp import build_mlp
 from fogzo_repro.models.resnet import build_resnet
 
@@ -19,6 +20,12 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": build_resnet,
     "deit_tiny": build_deit,
     "deit_small": build_deit,
+    "llama_9m": build_llama,
+    "llama_20m": build_llama,
+    "llama_30m": build_llama,
+    "llama_200m": build_llama,
+    "llama_300m": build_llama,
+    "llama_mini": build_llama,
 }
 
 

@@ -29,6 +29,13 @@ class Network:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     @property
+    def described_parameters(self) -> str:
+        """The count in words; beside it, for a language model, that without its embeddings."""
+        embeddings = getattr(self.model, "embedding_parameters", None)
+        beside = f" ({self.parameters - embeddings:,} non-embedding)" if embeddings else ""
+        return f"{self.parameters:,}{beside}"
+
+    @property
     def perturbed(self) -> int:
         """d, the number of perturbed weights."""
         return sum(w.parameter.numel() for w in self.weights)

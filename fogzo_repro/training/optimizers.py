@@ -20,6 +20,8 @@ def build_optimizer(
     `recipe.decay` says what is decayed: `all`, or `weights`, which leaves out tensors of fewer than
     two axes (biases, norms, steps). The parameters named in `recipe.no_decay` are never decayed.
 
+    Neither are those of the modules and parameters that `recipe.no_decay` names.
+
     Args:
         recipe: lr, weight decay and the optimizer's constants.
         model: its trainable parameters are optimized.
@@ -27,10 +29,11 @@ def build_optimizer(
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     trainable = [p for _, p in named]
+    exempt = set(recipe.no_decay)
     decayed = {
         p
         for name, p in named
-        if name not in recipe.no_decay and (recipe.decay == "all" or p.dim() >= 2)
+        if not exempt & set(name.split(".")) and (recipe.decay == "all" or p.dim() >= 2)
     }
     groups = [
         {"params": [p for p in trainable if p in decayed], "weight_decay": recipe.weight_decay},

@@ -55,11 +55,29 @@ def epoch_cosine(recipe: Any, at: Position) -> float:
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * factor
 
 
+def onecycle(recipe: Any, at: Position) -> float:
+    """Return QuEST's OneCycle in closed form (RECIPES C.3): lr/100 up to lr, then down to lr/10.
+
+    Both parts are half cosines. The warm-up takes W = floor(T / 10) steps and reaches lr at step
+    W - 1; it is left out where W < 2.
+    """
+    warmup = max(1, at.total_steps // 10)
+    if at.step < warmup - 1:
+        return recipe.lr * _half_cosine(0.01, 1.0, at.step / (warmup - 1))
+    after = (at.step - warmup + 1) / max(1, at.total_steps - warmup)
+    return recipe.lr * _half_cosine(1.0, 0.1, after)
+
+
+def _half_cosine(start: float, end: float, position: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * position))
+
+
 SCHEDULES: dict[str, Callable[[Any, Position], float]] = {
     "cosine": cosine,
     "constant": constant,
     "step": step_decay,
     "epoch_cosine": epoch_cosine,
+    "onecycle": onecycle,
 }
 
 

@@ -49,6 +49,7 @@ class TrainStep:
         autocast: dtype of the forward passes, or None for float32.
         clip_norm: bound on the norm of all gradients together, or None.
         ranks: the processes that share each batch; losses and gradients are averaged over them.
+        micro_batch: examples of one pass, where the batch is accumulated; None for all at once.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TrainStep:
         autocast: torch.dtype | None = None,
         clip_norm: float | None = None,
         ranks: Ranks = ALONE,
+        micro_batch: int | None = None,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -79,6 +81,7 @@ class TrainStep:
         self.autocast = autocast
         self.clip_norm = clip_norm
         self.ranks = ranks
+        self.micro_batch = micro_batch
 
         quantized = {w.parameter for w in weights}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -107,9 +110,7 @@ class TrainStep:
     def __call__(self, batch: Any, probing: bool) -> Tensor:
         """Take one step; return its row, see `ROW`."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._forward(batch)
-        self.scaler.scale(loss).backward()
-        loss = self.ranks.average(loss.detach())
+        loss = self.ranks.average(self._mean_loss(batch, backward=True))
         self.ranks.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm_quantized = self._norm(w.parameter for w in self.weights)
@@ -187,7 +188,7 @@ class TrainStep:
         @torch.no_grad()
         def loss() -> Tensor:
             with self.frozen.held():
-                return self._forward(batch)
+                return self._mean_loss(batch)
 
         return loss
 
@@ -204,9 +205,22 @@ class TrainStep:
             return torch.zeros((), device=self.device)
         return torch.nn.utils.get_total_norm(gradients)
 
-    def _forward(self, batch: Any) -> Tensor:
+    def _mean_loss(self, batch: Any, backward: bool = False) -> Tensor:
+        """Return the loss of the whole batch, one micro-batch after another."""
+        size = len(batch[0])
+        micro_batch = self.micro_batch or size
+        total = torch.zeros((), device=self.device)
+        for index, start in enumerate(range(0, size, micro_batch)):
+            part = type(batch)(*(t[start : start + micro_batch] for t in batch))
+            loss = self._forward(part, index) * (len(part[0]) / size)
+            if backward:
+                self.scaler.scale(loss).backward()
+            total = total + loss.detach()
+        return total
+
+    def _forward(self, batch: Any, index: int = 0) -> Tensor:
         if not _capturing(self.device):
-            seed_masks(self.device, self.mask_seed)
+            seed_masks(self.device, self.mask_seed + index)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return self.loss(self.model, batch)
 

@@ -16,6 +16,7 @@ from fogzo_repro.config import RunConfig
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.classification import in_memory_images
 from fogzo_repro.training.imagenet import imagenet
+from fogzo_repro.training.language import c4_language
 from fogzo_repro.training.loop import Data
 
 
@@ -64,6 +65,7 @@ TASKS: dict[str, Callable[[RunConfig, Path], Task]] = {
     "mnist": in_memory_images,
     "imagenet100": imagenet,
     "imagenet1k": imagenet,
+    "c4": c4_language,
 }
 
 

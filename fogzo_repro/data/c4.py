@@ -1,0 +1,200 @@
+"""Tokenised C4: uint16 shards and a manifest, read in windows of T + 1 tokens.
+
+scripts/prepare_c4.py writes them under data_dir/c4. The shards of a split are one stream of tokens,
+documents one after another, each with BOS in front and no mask at the boundaries (RECIPES C.4).
+
+Shapes: B windows, T tokens of context.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fogzo_repro.config import UserError
+
+MANIFEST = "manifest.json"
+LEAST_WINDOWS = 64  # a validation split with fewer says nothing, PAPER 4
+AGAIN = "run scripts/prepare_c4.py again"
+
+
+class TokenBatch(NamedTuple):
+    """Windows (B, T + 1) int64: T inputs and the T tokens that follow them."""
+
+    windows: Tensor
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus: its folder, its manifest, and the manifest's sha256."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    sha256: str
+
+
+def read_corpus(data_dir: Path) -> Corpus:
+    """Read data_dir/c4/manifest.json.
+
+    Raises:
+        UserError: where it is missing or not a manifest, with the command that writes it.
+    """
+    path = data_dir / "c4" / MANIFEST
+    try:
+        content = path.read_bytes()
+        manifest = json.loads(content)
+        _ = manifest["tokenizer"]["sha256"], manifest["splits"]
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is not there; write it with python scripts/prepare_c4.py --source hub "
+            f"--tokenizer NAME --out {path.parent} --tokens 3.1e9, or give data_dir="
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a manifest ({error!r}); delete it and {AGAIN}") from None
+    return Corpus(path.parent, manifest, hashlib.sha256(content).hexdigest())
+
+
+def check_tokenizer(corpus: Corpus, vocabulary: int, tokenizer_sha256: str | None) -> None:
+    """Check that a model can take the corpus.
+
+    Raises:
+        UserError: where the tokenizer is another one or has more entries than the model.
+    """
+    path, tokenizer = corpus.folder / MANIFEST, corpus.manifest["tokenizer"]
+    if tokenizer_sha256 not in (None, tokenizer["sha256"]):
+        raise UserError(
+            f"{path} is of another tokenizer: sha256 {tokenizer['sha256']}, but "
+            f"dataset.tokenizer_sha256={tokenizer_sha256}; give another data_dir= or null"
+        )
+    if tokenizer["vocabulary"] > vocabulary:
+        raise UserError(
+            f"{path}: the tokenizer has {tokenizer['vocabulary']} entries, more than "
+            f"model.vocabulary={vocabulary}; give model.vocabulary={tokenizer['vocabulary']}"
+        )
+
+
+def open_split(corpus: Corpus, split: str, vocabulary: int) -> TokenStream:
+    """Open the shards of a split: `train`, `heldout` or `c4`.
+
+    Raises:
+        UserError: where it is not in the manifest, or a shard is missing or of another size.
+    """
+    if split not in corpus.manifest["splits"]:
+        known = ", ".join(corpus.manifest["splits"])
+        raise UserError(
+            f"dataset.validation={split} is not in {corpus.folder / MANIFEST}; options: {known}"
+        )
+    shards = corpus.manifest["splits"][split]["shards"]
+    return TokenStream([(corpus.folder / s["file"], s["tokens"]) for s in shards], vocabulary)
+
+
+class TokenStream:
+    """Shards as one stream of tokens, mapped into memory.
+
+    Args:
+        shards: paths and their numbers of tokens.
+        vocabulary: every token must be below it.
+    """
+
+    def __init__(self, shards: Sequence[tuple[Path, int]], vocabulary: int) -> None:
+        for path, tokens in shards:
+            size = path.stat().st_size if path.is_file() else 0
+            if size != 2 * tokens:
+                raise UserError(
+                    f"{path} has {size} bytes, the manifest says {2 * tokens}; delete it and "
+                    f"{AGAIN}"
+                )
+        kept = [(path, tokens) for path, tokens in shards if tokens]
+        self.paths = [path for path, _ in kept]
+        self.shards = [np.memmap(path, dtype="<u2", mode="r") for path in self.paths]
+        self.ends = np.cumsum([tokens for _, tokens in kept], dtype=np.int64)
+        self.vocabulary = vocabulary
+
+    def __len__(self) -> int:
+        """Tokens in all shards."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def window(self, start: int, length: int) -> np.ndarray:
+        """Return `length` tokens from `start` on, int64, over as many shards as it takes.
+
+        Raises:
+            UserError: with shard and position of a token that is not below the vocabulary.
+        """
+        pieces: list[np.ndarray] = []
+        index = int(np.searchsorted(self.ends, start, side="right"))
+        position = start - (int(self.ends[index - 1]) if index else 0)
+        while length > 0:
+            piece = self.shards[index][position : position + length]
+            if piece.max() >= self.vocabulary:
+                at = int(np.argmax(piece >= self.vocabulary))
+                raise UserError(
+                    f"{self.paths[index]} token {position + at}: id {piece[at]} is not below "
+                    f"model.vocabulary={self.vocabulary}; give a larger one or {AGAIN}"
+                )
+            pieces.append(piece)
+            length -= len(piece)
+            index, position = index + 1, 0
+        return np.concatenate(pieces).astype(np.int64)
+
+    def windows(self, starts: Sequence[int], context: int) -> Tensor:
+        """Return the windows (B, T + 1) int64 that begin at `starts`."""
+        return torch.from_numpy(np.stack([self.window(s, context + 1) for s in starts]))
+
+
+@dataclass(frozen=True)
+class WindowBatches:
+    """The batches of an epoch: windows every T tokens, permuted, cut into full global batches.
+
+    As QuEST's reader, an epoch begins at an offset in [0, T) and takes each window once (RECIPES
+    C.4). Order and offset are functions of the epoch's generator, the batch of (step, rank).
+
+    Attributes:
+        stream: the training tokens.
+        context: T.
+        batch_size: windows per step over all ranks.
+        device: where the batches go.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    stream: TokenStream
+    context: int
+    batch_size: int
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def windows(self) -> int:
+        """Windows in an epoch, the same for every offset."""
+        return max(0, (len(self.stream) - self.context) // self.context)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full global batches in an epoch."""
+        return self.windows // self.batch_size
+
+    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[TokenBatch]:
+        """Yield this rank's share of each batch.
+
+        Args:
+            generator: decides offset and order of the epoch, the same on all ranks; on the CPU.
+            start: the batch to begin with.
+        """
+        offset = int(torch.randint(self.context, (), generator=generator))
+        order = torch.randperm(self.windows, generator=generator)
+        for index in range(start, self.steps_per_epoch):
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            starts = (offset + self.context * chosen[self.rank :: self.world_size]).tolist()
+            windows = self.stream.windows(starts, self.context)
+            if self.device.type == "cuda":  # pinned, so that the copy does not wait for the device
+                windows = windows.pin_memory().to(self.device, non_blocking=True)
+            yield TokenBatch(windows)

@@ -1,0 +1,99 @@
+"""Cross-entropy behind a linear head, in chunks of tokens: a batch's logits never exist at once.
+
+A batch of 64 x 512 tokens and 50,304 words has 1.6e9 logits: 6.6 GB in float32, as much again for
+their gradient. In chunks of 2,048 tokens each takes half a gigabyte. The gradients of a chunk are
+taken while its logits are there, so nothing is recomputed: the head costs three matrix products,
+as usual.
+
+Shapes: N tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_LOGITS = 2**27  # half a gigabyte in float32
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_logits: int | None = None
+) -> Tensor:
+    """Return the mean of -log softmax(hidden weight^T)[targets], a 0-dim tensor.
+
+    The product runs in autocast's type, the softmax in float32 or better.
+
+    Args:
+        hidden: (N, D).
+        weight: (V, D).
+        targets: (N,) int64 below V.
+        chunk_logits: bound on the number of logits that are held at once; CHUNK_LOGITS by default.
+    """
+    size = _chunk_size(len(hidden), len(weight), chunk_logits or CHUNK_LOGITS)
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        return _LinearCrossEntropy.apply(hidden, weight, targets, size)
+    weight = _for_products(weight)
+    sums = [
+        _losses(logits, part_targets).sum()
+        for _, logits, part_targets in _chunks(hidden, weight, targets, size)
+    ]
+    return torch.stack(sums).sum() / len(hidden)
+
+
+def _chunk_size(tokens: int, vocabulary: int, chunk_logits: int) -> int:
+    """Return tokens a chunk, by halving: a power of two keeps the products aligned."""
+    halvings = max(0, math.ceil(math.log2(tokens * vocabulary / chunk_logits)))
+    return max(1, -(-tokens // 2**halvings))
+
+
+def _for_products(x: Tensor) -> Tensor:
+    """Return x in autocast's type, where autocast is on: once, not once a chunk."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def _chunks(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Any:
+    """Yield (hidden, logits in at least float32, targets) of each chunk."""
+    for part, part_targets in zip(hidden.split(size), targets.split(size), strict=True):
+        part = _for_products(part)
+        logits = F.linear(part, weight)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        yield part, logits.to(wide), part_targets
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return -log softmax(logits)[targets], (N,)."""
+    return logits.logsumexp(-1) - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Takes the gradients of the *sum* of losses in the forward pass.
+
+    Of the sum, since a token's share of the mean, 1/N of a probability, underflows in float16; the
+    factor 1/N and the incoming gradient (GradScaler's) come in the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
+        product_weight = _for_products(weight)
+        words = torch.arange(len(weight), device=weight.device)
+        sums, hidden_gradients = [], []
+        weight_gradient = torch.zeros_like(weight)
+        for part, logits, part_targets in _chunks(hidden, product_weight, targets, size):
+            sums.append(_losses(logits, part_targets).sum())
+            one_hot = words == part_targets.unsqueeze(-1)
+            gradient = (logits.softmax(-1) - one_hot.to(logits.dtype)).to(part.dtype)
+            hidden_gradients.append(gradient @ product_weight)
+            weight_gradient += gradient.T @ part
+        ctx.save_for_backward(torch.cat(hidden_gradients).to(hidden.dtype), weight_gradient)
+        return torch.stack(sums).sum() / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        factor = incoming / len(hidden_gradient)
+        return hidden_gradient * factor, weight_gradient * factor, None, None

@@ -1,0 +1,102 @@
+"""LLaMA by transformers: pre-norm blocks, rotary embeddings, SwiGLU, untied embedding and head.
+
+Differences from QuEST's network (RECIPES C.2), stated in the README: q, k and v are three linear
+layers where QuEST has one fused projection, and rotary pairs are half a head apart (a permutation
+of the head's columns) where QuEST's are neighbours.
+
+Shapes: B sequences, T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogzo_repro.models.head_loss import linear_cross_entropy
+
+RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
+
+
+class Llama(nn.Module):
+    """A LLaMA that returns its loss without ever holding all logits.
+
+    The layers are transformers'. They are called one by one, without transformers' mask: under
+    torch.compile with torch before 2.14 it builds an explicit causal mask, which rules out the
+    flash kernel; without a mask the attention is causal by its own flag.
+
+    Args:
+        config: the `model` section.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        dimensions: dict[str, Any] = {
+            "vocab_size": config.vocabulary,
+            "hidden_size": config.width,
+            "intermediate_size": config.hidden,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+            "num_key_value_heads": config.heads,
+            "max_position_embeddings": config.context,
+            "rms_norm_eps": config.norm_eps,
+            "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+            "attn_implementation": "sdpa",
+        }
+        causal = LlamaForCausalLM(LlamaConfig(**dimensions))
+        self.embed_tokens: nn.Embedding = causal.model.embed_tokens
+        self.layers: nn.ModuleList = causal.model.layers
+        self.norm: nn.Module = causal.model.norm
+        self.rotary: nn.Module = causal.model.rotary_emb
+        self.lm_head: Any = causal.lm_head
+        self._initialise(config.init_std)
+
+    @torch.no_grad()
+    def _initialise(self, std: float) -> None:
+        """Draw all matrices from N(0, std), residual outputs from N(0, std / sqrt(2 L)).
+
+        Explicitly, since an overridden `_init_weights` reaches only part of the network.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:  # RMSNorm gains
+                parameter.fill_(1)
+                continue
+            residual = name.endswith(RESIDUAL_OUTPUTS)
+            parameter.normal_(0, std / math.sqrt(2 * len(self.layers)) if residual else std)
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters of embedding and head, which the non-embedding count leaves out (PAPER 3)."""
+        return self.embed_tokens.weight.numel() + self.lm_head.weight.numel()
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, T) int to the head's inputs (B, T, D)."""
+        x = self.embed_tokens(tokens)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+        rotary = self.rotary(x, position_ids=positions)
+        for layer in self.layers:
+            x = layer(x, attention_mask=None, position_embeddings=rotary, use_cache=False)
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return logits (B, T, V), or with `targets` (B, T) the mean cross-entropy in nats."""
+        hidden = self.hidden(tokens)
+        if targets is None:
+            return self.lm_head(hidden)
+        weight = self.lm_head.weight
+        if hasattr(self.lm_head, "weight_quantizer"):  # quantizer.first_last other than float
+            weight = self.lm_head.weight_quantizer(weight)
+        return linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten().long())
+
+
+def build_llama(config: Any) -> Llama:
+    """Build from the `model` section."""
+    return Llama(config)

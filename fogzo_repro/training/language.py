@@ -1,0 +1,139 @@
+"""Language modelling on tokenised C4: next-token loss, perplexity on held-out documents.
+
+Evaluation takes non-overlapping windows from the beginning of a split, the rest dropped, in
+float32 with the quantizers active; perplexity is exp of the mean loss over all their tokens
+(RECIPES C.5, where a batch's mean is averaged over batches of equal size: the same number).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogzo_repro.config import RunConfig, UserError
+from fogzo_repro.data.c4 import (
+    LEAST_WINDOWS,
+    TokenBatch,
+    TokenStream,
+    WindowBatches,
+    check_tokenizer,
+    open_split,
+    read_corpus,
+)
+from fogzo_repro.estimators.protocol import Probes
+
+EVALUATION_BATCH = 64  # windows a pass
+
+
+class Language:
+    """Causal language modelling; see `tasks.Task` for the parts.
+
+    Args:
+        train: training tokens.
+        validation: the held-out slice or C4's own validation split.
+        context: T, tokens a window.
+        interim_windows: validation windows of all evaluations but the last.
+        train_windows: training windows in the last one.
+        fingerprint: names corpus and validation split.
+    """
+
+    unit = "tokens"
+    best_by = ("val", "perplexity", False)
+
+    def __init__(
+        self,
+        train: TokenStream,
+        validation: TokenStream,
+        *,
+        context: int,
+        interim_windows: int,
+        train_windows: int,
+        fingerprint: str,
+    ) -> None:
+        self.train = train
+        self.validation = validation
+        self.context = context
+        self.interim_windows = interim_windows
+        self.train_windows = train_windows
+        self.fingerprint = fingerprint
+        self.model_arguments: dict[str, Any] = {}
+        self.units_per_example = context
+        self.device = torch.device("cpu")
+        self.examples = self.batches(1).windows
+
+    def load(self, device: torch.device) -> None:
+        """Remember where batches go; the tokens stay on the disk."""
+        self.device = device
+
+    def batches(self, global_batch_size: int) -> WindowBatches:
+        """Return shuffled full batches."""
+        return WindowBatches(self.train, self.context, global_batch_size, self.device)
+
+    def loss(self, model: nn.Module, batch: TokenBatch) -> Tensor:
+        """Return the mean cross-entropy of the next tokens in float32."""
+        return model(batch.windows[:, :-1], batch.windows[:, 1:])
+
+    def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:
+        """Return the validation split, in full after the last step, then also some training."""
+        bound = len(self.validation) if last else self.interim_windows
+        found = {"val": self._evaluate(model, self.validation, bound)}
+        if last:
+            found["train"] = self._evaluate(model, self.train, self.train_windows)
+        return found
+
+    @torch.no_grad()
+    def _evaluate(self, model: nn.Module, stream: TokenStream, bound: int) -> dict[str, float]:
+        training = model.training
+        model.eval()
+        windows = min(bound, window_count(stream, self.context))
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for first in range(0, windows, EVALUATION_BATCH):
+            indices = range(first, min(first + EVALUATION_BATCH, windows))
+            batch = stream.windows([i * self.context for i in indices], self.context)
+            total += self.loss(model, TokenBatch(batch.to(self.device))).double() * len(indices)
+        model.train(training)
+        loss = total.item() / windows
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+    def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
+        """Return None: the batched evaluator runs the MLP."""
+        return None
+
+
+def window_count(stream: TokenStream, context: int) -> int:
+    """Return the non-overlapping windows of T inputs and T targets in a stream."""
+    return max(0, len(stream) - 1) // context
+
+
+def c4_language(config: RunConfig, data_dir: Path) -> Language:
+    """Build the task of `dataset=c4`.
+
+    Raises:
+        UserError: where the corpus is missing, damaged, of another tokenizer or too small.
+    """
+    dataset, model = config.dataset, config.model
+    corpus = read_corpus(data_dir)
+    check_tokenizer(corpus, model.vocabulary, dataset.tokenizer_sha256)
+    train, validation = (
+        open_split(corpus, split, model.vocabulary) for split in ("train", dataset.validation)
+    )
+    windows = window_count(validation, model.context)
+    if windows < LEAST_WINDOWS:
+        raise UserError(
+            f"dataset.validation={dataset.validation} has {windows} windows of {model.context} "
+            f"tokens, at least {LEAST_WINDOWS} are needed; run scripts/prepare_c4.py with a larger "
+            "--held-out, it says how large"
+        )
+    return Language(
+        train,
+        validation,
+        context=model.context,
+        interim_windows=dataset.interim_windows,
+        train_windows=dataset.train_windows,
+        fingerprint=f"c4 {corpus.sha256[:16]}, {dataset.validation}: {windows} windows",
+    )

@@ -1,0 +1,278 @@
+"""Tokenise C4 (en) into uint16 shards and a manifest, for dataset=c4.
+
+    python scripts/prepare_c4.py --source hub --tokenizer mistralai/Mistral-7B-v0.1 \
+        --out data/c4 --tokens 3.1e9
+    python scripts/prepare_c4.py --source DIR --tokenizer DIR --out data/c4 --tokens 3.1e9
+
+`--source DIR` reads C4's own *.json.gz files, `hub` streams them from a pinned revision. The
+tokenizer is a LLaMA-style sentencepiece model, `tokenizer.model`, in a folder or on the hub. Each
+document gets BOS in front. One document of each 2,000 is held out for validation, as QuEST holds
+out 0.05%; C4's own validation split is prepared beside it.
+
+Run again after an interruption, the same command goes on and ends with the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fogzo_repro.config import UserError
+from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST
+from fogzo_repro.data.c4_documents import (
+    HUB,
+    HUB_FILE_BYTES,
+    HUB_FILE_TOKENS,
+    REVISION,
+    SourceFile,
+    source_files,
+)
+from fogzo_repro.data.c4_parts import tokenize_files
+from fogzo_repro.data.c4_shards import Part, Shard, load_tokenizer, write_json
+from fogzo_repro.tracking.progress import RunProgress
+
+TOKENS_PER_SECOND = 0.8e6  # a core, sentencepiece; for the estimate before the start
+CONTEXT = 512
+MOST_HELD_OUT = 0.5
+LOCK_SECONDS = 10  # workers of a killed process need a moment to go
+
+
+def arguments(line: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", required=True, help="hub, or a folder of C4's *.json.gz")
+    parser.add_argument("--tokenizer", required=True, help="folder with tokenizer.model, or a name")
+    parser.add_argument("--out", required=True, type=Path, help="data_dir/c4")
+    parser.add_argument("--tokens", required=True, type=float, help="training tokens, e.g. 3.1e9")
+    parser.add_argument(
+        "--held-out", type=float, default=0.0005, help="share of the documents; QuEST's is 0.0005"
+    )
+    parser.add_argument(
+        "--validation-tokens", type=float, default=1e7, help="of C4's own validation split"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    return parser.parse_args(line)
+
+
+def find_tokenizer(name: str) -> Path:
+    """Return the path of tokenizer.model, fetched from the hub where `name` is no folder."""
+    if Path(name).is_dir():
+        path = Path(name) / "tokenizer.model"
+        if not path.is_file():
+            raise UserError(f"--tokenizer {name} holds no tokenizer.model (sentencepiece)")
+        return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "tokenizer.model"))
+    except Exception as error:  # network and hub errors have no common type
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(
+            f"--tokenizer {name} is no folder and cannot be fetched from the hub ({reason}); give "
+            "a folder with tokenizer.model"
+        ) from None
+
+
+def settings_of(args: argparse.Namespace, tokenizer: Path, files: list[SourceFile]) -> dict:
+    """Return all that decides the shards' content."""
+    if not 0 <= args.held_out <= MOST_HELD_OUT:
+        raise UserError(f"--held-out {args.held_out} is outside [0, {MOST_HELD_OUT}]")
+    if args.tokens < 1 or args.workers < 1:
+        raise UserError("--tokens and --workers must be at least 1")
+    content = tokenizer.read_bytes()
+    on_hub = args.source == "hub"
+    return {
+        "tokenizer_sha256": hashlib.sha256(content).hexdigest(),
+        "tokens": int(args.tokens),
+        "held_out_one_of": round(1 / args.held_out) if args.held_out else 0,
+        "validation_tokens": int(args.validation_tokens),
+        "source": HUB if on_hub else "local files",
+        "revision": REVISION if on_hub else None,
+        "files": [[f.name, f.path.stat().st_size] for f in files if f.path],
+    }
+
+
+def announce(
+    args: argparse.Namespace, train: list[SourceFile], validation: list[SourceFile]
+) -> None:
+    """Say size and time; refuse where the disk is too small."""
+    held = sum(f.expected_tokens for f in train)
+    tokens = min(args.tokens, held)
+    total = tokens + min(args.validation_tokens, sum(f.expected_tokens for f in validation))
+    size = 2 * total * (1 + args.held_out)
+    workers = min(args.workers, len(train))
+    print(
+        f"about {tokens:.3g} training tokens from {args.source}: {size / 1e6:,.1f} MB in {args.out}"
+        + (
+            f", {HUB_FILE_BYTES * total / HUB_FILE_TOKENS / 1e9:.1f} GB to fetch"
+            if args.source == "hub"
+            else ""
+        )
+        + f"; about {_clock(total / TOKENS_PER_SECOND / workers)} with {workers} processes",
+        flush=True,
+    )
+    if tokens < args.tokens:
+        print(f"the source is estimated to hold {held:.3g} of the {args.tokens:.3g} tokens wanted")
+    free = shutil.disk_usage(args.out).free
+    if free < 1.02 * size:
+        raise UserError(
+            f"--out {args.out} has {free / 1e9:.1f} GB free, {1.02 * size / 1e9:.1f} GB are needed;"
+            " give another --out or fewer --tokens"
+        )
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes out of the folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + LOCK_SECONDS
+    with (out / "lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{out} is being written by another process") from None
+                time.sleep(0.2)
+        yield
+
+
+def check_settings(out: Path, settings: dict) -> None:
+    """Refuse a folder that other settings have written; leave ours there."""
+    path = out / "settings.json"
+    if path.is_file():
+        stored = json.loads(path.read_text())
+        for key in (k for k in settings if stored.get(k) != settings[k]):
+            there = "of another tokenizer" if key == "tokenizer_sha256" else f"of another {key}"
+            raise UserError(
+                f"{out / MANIFEST if (out / MANIFEST).is_file() else path} is {there}: "
+                f"{_short(stored.get(key))}, now {_short(settings[key])}; give another --out or "
+                f"delete {out}"
+            )
+    write_json(path, settings)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def split_entry(shards: list[Shard]) -> dict:
+    """Return one split of the manifest."""
+    return {
+        "documents": sum(s.documents for s in shards),
+        "tokens": sum(s.tokens for s in shards),
+        "shards": [vars(s) for s in shards],
+    }
+
+
+def check_held_out(entry: dict, parts: list[Part], out: Path) -> None:
+    """Refuse a held-out slice that is too small, with the documents that would suffice."""
+    windows = max(0, entry["tokens"] - 1) // CONTEXT
+    if windows >= LEAST_WINDOWS:
+        return
+    shards = [s for p in parts for s in (p.train, p.heldout)]
+    documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
+    needed = math.ceil((LEAST_WINDOWS * CONTEXT + 1) / (tokens / documents))
+    share = math.ceil(1500 * needed / documents) / 1000
+    for path in out.iterdir():  # made with a share that is of no use
+        if path.name != "lock":
+            path.unlink()
+    raise UserError(
+        f"the held-out slice has {windows} windows of {CONTEXT} tokens in {entry['documents']} of "
+        f"{documents:,} documents; {LEAST_WINDOWS} windows take about {needed}: "
+        + (
+            f"give --held-out {share:g} (half as many again, to be safe)"
+            if share <= MOST_HELD_OUT
+            else "give a larger source or more --tokens"
+        )
+    )
+
+
+def prepare(args: argparse.Namespace) -> dict:
+    """Write shards and manifest; return the manifest.
+
+    Raises:
+        UserError: in one line, with file and line where a document is at fault.
+    """
+    train, validation = source_files(args.source)
+    tokenizer = find_tokenizer(args.tokenizer)
+    entries = load_tokenizer(tokenizer).vocab_size()
+    settings = settings_of(args, tokenizer, [*train, *validation])
+    with locked(args.out):
+        check_settings(args.out, settings)
+        announce(args, train, validation)
+        splits = tokenize(args, settings, tokenizer, train, validation)
+        name = {"sha256": settings["tokenizer_sha256"], "vocabulary": entries}
+        manifest = {"format": 1, "tokenizer": name, "settings": settings, "splits": splits}
+        write_json(args.out / MANIFEST, manifest)
+    return manifest
+
+
+def tokenize(
+    args: argparse.Namespace,
+    settings: dict,
+    tokenizer: Path,
+    train: list[SourceFile],
+    validation: list[SourceFile],
+) -> dict:
+    """Write the shards; return the splits of the manifest."""
+    wanted, every = settings["tokens"], settings["held_out_one_of"]
+    expected = int(min(wanted, sum(f.expected_tokens for f in train)))
+    bar = RunProgress("tokens", expected, 0)
+    try:
+        parts = tokenize_files(
+            train, tokenizer, args.out, "train", wanted=wanted, every=every,
+            workers=args.workers, progress=lambda n: bar.update(n, {}),
+        )  # fmt: skip
+        own: list[Part] = []
+        if validation and settings["validation_tokens"]:
+            own = tokenize_files(
+                validation, tokenizer, args.out, "c4", wanted=settings["validation_tokens"],
+                every=0, workers=args.workers, progress=lambda n: None,
+            )  # fmt: skip
+    finally:
+        bar.close()
+    splits = {"train": split_entry([p.train for p in parts])}
+    if every:
+        splits["heldout"] = split_entry([p.heldout for p in parts])
+        check_held_out(splits["heldout"], parts, args.out)
+    if own:
+        splits["c4"] = split_entry([p.train for p in own])
+    return splits
+
+
+def main(line: list[str] | None = None) -> int:
+    """Run; return the exit status."""
+    started = time.monotonic()
+    try:
+        args = arguments(line)
+        manifest = prepare(args)
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    for split, entry in manifest["splits"].items():
+        print(f"{split}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
+    print(f"wrote {args.out / MANIFEST} after {time.monotonic() - started:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""scripts/prepare_c4.py: counts, resumption, errors."""
+
+import gzip
+import importlib.util
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = "the quick brown fox jumps over a lazy dog while seven wizards vex bold judges"
+WORDS = TEXT.split()
+FILES, DOCUMENTS = 4, 1200
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("prepare_c4", ROOT / "scripts/prepare_c4.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def text(seed, length):
+    generator = np.random.default_rng(seed)
+    return " ".join(generator.choice(WORDS, length))
+
+
+def write_gz(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress("".join(line + "\n" for line in lines).encode()))
+
+
+def train_tokenizer(folder, seed):
+    import sentencepiece
+
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text(seed + i, 9) for i in range(200)), vocab_size=45,
+        model_prefix=str(folder / "tokenizer"), minloglevel=2,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Four files of 1,200 documents, one file of validation documents, two tokenizers."""
+    root = tmp_path_factory.mktemp("source")
+    for index in range(FILES):
+        lines = [
+            json.dumps({"text": text(1000 * index + d, 30), "url": ""}) for d in range(DOCUMENTS)
+        ]
+        write_gz(root / "en" / f"c4-train.{index:05d}-of-00004.json.gz", lines)
+    write_gz(root / "en" / "c4-validation.00000-of-00001.json.gz", lines[:70])
+    train_tokenizer(root / "tokenizer", 0)
+    train_tokenizer(root / "other", 10**6)
+    return root
+
+
+def line(source, out, *more, tokens="1e9", held_out="0.5"):
+    return [
+        "--source", str(source / "en"), "--tokenizer", str(source / "tokenizer"), "--out", str(out),
+        "--tokens", tokens, "--held-out", held_out, "--workers", "2", *more,
+    ]  # fmt: skip
+
+
+def content(out):
+    return {p.name: p.read_bytes() for p in sorted(out.iterdir()) if p.name != "lock"}
+
+
+def stream(out, split):
+    manifest = json.loads((out / "manifest.json").read_text())
+    shards = manifest["splits"][split]["shards"]
+    return np.concatenate([np.fromfile(out / s["file"], dtype="<u2") for s in shards])
+
+
+@pytest.fixture(scope="module")
+def prepared(script, source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared") / "c4"
+    assert script.main(line(source, out)) == 0
+    return out
+
+
+def test_each_document_is_there_once_with_a_bos_in_front(script, source, prepared):
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor(model_file=str(source / "tokenizer" / "tokenizer.model"))
+    wanted = {text(1000 * f + d, 30) for f in range(FILES) for d in range(DOCUMENTS)}
+    found = []
+    for split in ("train", "heldout"):
+        tokens = stream(prepared, split)
+        assert tokens[0] == 1
+        starts = np.flatnonzero(tokens == 1)
+        documents = np.split(tokens, starts[1:])
+        found += [model.decode(d[1:].tolist()) for d in documents]
+    assert len(found) == len(wanted) == FILES * DOCUMENTS
+    assert set(found) == wanted
+
+
+def test_the_held_out_share_is_the_one_asked_for(prepared):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    assert manifest["splits"]["heldout"]["documents"] == FILES * DOCUMENTS // 2
+    assert manifest["splits"]["c4"]["documents"] == 70
+
+
+def test_the_wanted_tokens_are_the_first_ones(script, source, prepared, tmp_path):
+    wanted = 40_000  # ends within the third file
+    assert script.main(line(source, tmp_path / "c4", tokens=str(wanted))) == 0
+    assert np.array_equal(stream(tmp_path / "c4", "train"), stream(prepared, "train")[:wanted])
+    manifest = json.loads((tmp_path / "c4" / "manifest.json").read_text())
+    assert manifest["splits"]["train"]["tokens"] == wanted
+    assert len(manifest["splits"]["train"]["shards"]) == 3
+
+
+def test_killed_preparation_goes_on_to_identical_shards(script, source, prepared, tmp_path):
+    out = tmp_path / "c4"
+    pid = os.fork()
+    if not pid:
+        script.main(line(source, out, "--workers", "1"))
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("part-*-00001.json")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert not (out / "manifest.json").exists()
+    first = (out / "train-00000.bin").stat().st_mtime_ns
+    assert script.main(line(source, out)) == 0
+    assert (out / "train-00000.bin").stat().st_mtime_ns == first  # not made again
+    again = {k: v for k, v in content(out).items() if not k.endswith(".tmp")}
+    assert again == content(prepared)
+
+
+def test_a_second_call_changes_nothing(script, source, prepared):
+    before = content(prepared)
+    assert script.main(line(source, prepared)) == 0
+    assert content(prepared) == before
+
+
+FAULTS = {
+    "corrupt-gz": (lambda data: data[: len(data) // 2], r"bad.json.gz line \d+: .*unpacked"),
+    "invalid-json": (
+        lambda data: gzip.compress(b'{"text": "a"}\n{"text": "b\n'),
+        "bad.json.gz line 2: not valid JSON",
+    ),
+    "missing-text": (
+        lambda data: gzip.compress(b'{"text": "a"}\n{"url": "b"}\n'),
+        "bad.json.gz line 2: no key `text`",
+    ),
+    "text-of-another-type": (
+        lambda data: gzip.compress(b'{"text": 3}\n'),
+        "bad.json.gz line 1: no key `text`",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_named_with_file_and_line(script, source, tmp_path, capfd, damage, message):
+    folder = tmp_path / "source"
+    good = next((source / "en").glob("*.json.gz")).read_bytes()
+    (folder / "en").mkdir(parents=True)
+    (folder / "en" / "bad.json.gz").write_bytes(damage(good))
+    (folder / "tokenizer").symlink_to(source / "tokenizer")
+    assert script.main(line(folder, tmp_path / "c4")) == 2
+    (said,) = (s for s in capfd.readouterr().err.splitlines() if s.startswith("error:"))
+    assert re.search(message, said), said
+    assert not (tmp_path / "c4" / "manifest.json").exists()
+
+
+def test_a_manifest_of_another_tokenizer_is_left_alone(script, source, prepared, capfd):
+    before = content(prepared)
+    other = line(source, prepared, "--tokenizer", str(source / "other"))
+    assert script.main(other) == 2
+    assert "manifest.json is of another tokenizer" in capfd.readouterr().err
+    assert content(prepared) == before
+
+
+def test_too_small_a_slice_is_refused_and_the_share_it_names_suffices(
+    script, source, tmp_path, capfd
+):
+    out = tmp_path / "c4"
+    assert script.main(line(source, out, held_out="0.0005")) == 2
+    said = capfd.readouterr().err
+    assert "of 4,800 documents; 64 windows take about" in said
+    share = said.split("--held-out ")[1].split()[0]
+    assert float(share) < 0.5
+    assert script.main(line(source, out, held_out=share)) == 0
+
+
+def test_the_c4_sample_has_the_published_token_counts(script, data_dir, tmp_path):
+    out = tmp_path / "c4"
+    arguments = [
+        "--source", str(data_dir / "c4"), "--tokenizer",
+        str(data_dir / "tokenizer" / "mistral-7b-v0.1"), "--out", str(out), "--tokens", "3.1e9",
+        "--held-out", "0.044",
+    ]  # fmt: skip
+    assert script.main(arguments) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    counts: dict[str, list[int]] = {}
+    for split in ("train", "heldout"):
+        for shard in manifest["splits"][split]["shards"]:
+            pair = counts.setdefault(shard["source"].split(".")[1], [0, 0])
+            pair[0] += shard["documents"]
+            pair[1] += shard["tokens"]
+    published = {  # documents, tokens without BOS
+        "00000-of-00003": (1_000, 522_480),
+        "00001-of-00003": (300, 178_192),
+        "00002-of-00003": (1_480, 425_498),
+    }
+    assert counts == {k: [n, tokens + n] for k, (n, tokens) in published.items()}

@@ -1,0 +1,219 @@
+"""Language modelling: perplexity, accumulation, probes, resume."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from fogzo_repro import run
+from fogzo_repro.config import UserError, parse_config
+from fogzo_repro.data.c4 import TokenBatch, open_split, read_corpus
+from fogzo_repro.estimators.build import build_estimator
+from fogzo_repro.models.head_loss import linear_cross_entropy
+from fogzo_repro.training.language import Language, c4_language
+from fogzo_repro.training.network import build_network
+from fogzo_repro.training.optimizers import build_optimizer
+from fogzo_repro.training.step import ROW, TrainStep
+from tests.c4_corpus import write_corpus
+
+CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
+VOCABULARY = 48
+TINY = [
+    "model=llama_mini", "hardware=cpu", "model.layers=2", "model.width=32", "model.heads=2",
+    "model.hidden=48", "model.context=16", f"model.vocabulary={VOCABULARY}",
+    "dataset.interim_windows=64", "dataset.train_windows=8",
+]  # fmt: skip
+ESTIMATORS = {
+    "ste": ["estimator=ste"],
+    "nspsa": ["estimator=nspsa"],
+    "fogzo": ["estimator=fogzo", "estimator.noise=0.01"],
+}
+
+
+def config(data_dir, *overrides):
+    with initialize_config_dir(CONFIGS, version_base=None):
+        return parse_config(compose("config", [*TINY, f"data_dir={data_dir}", *overrides]))
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Text with something to learn: each token is one of two successors of the one before."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randint(1, 3, (4000,), generator=generator)
+    tokens = (steps.cumsum(0) % VOCABULARY).tolist()
+    splits = {"train": [tokens[:1000], tokens[1000:2900]], "heldout": [tokens[2900:]]}
+    return write_corpus(tmp_path_factory.mktemp("data"), splits, VOCABULARY)
+
+
+def build_step(data_dir, *overrides, dtype=torch.float32, micro_batch=None):
+    settings = config(data_dir, *overrides)
+    task = c4_language(settings, data_dir)
+    network = build_network(settings, {}, torch.device("cpu"))
+    network.model.to(dtype)
+    network.model.train()
+    step = TrainStep(
+        network.model,
+        task.loss,
+        build_optimizer(replace(settings.recipe, lr=1e-3), network.model, capturable=False),
+        build_estimator(settings.estimator, torch.device("cpu")),
+        network.weights,
+        seed=0,
+        clip_norm=1.0,
+        micro_batch=micro_batch,
+    )
+    batch = next(task.batches(8).epoch(torch.Generator().manual_seed(0)))
+    return step, batch
+
+
+class Unigram(nn.Module):
+    """Predicts the same distribution everywhere."""
+
+    def __init__(self, probabilities):
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(probabilities).log().unsqueeze(1))
+
+    def forward(self, tokens, targets):
+        ones = torch.ones(targets.numel(), 1)
+        return linear_cross_entropy(ones, self.weight, targets.flatten())
+
+
+def test_perplexity_of_a_known_distribution_is_the_exponential_of_its_entropy(tmp_path):
+    probabilities = [0.5, 0.25, 0.125, 0.125]
+    block = [0, 0, 0, 0, 1, 1, 2, 3]  # 8 targets with exactly these frequencies
+    write_corpus(tmp_path, {"train": [block * 3], "heldout": [block * 70 + [0]]}, 4)
+    corpus = read_corpus(tmp_path)
+    train, heldout = (open_split(corpus, s, 4) for s in ("train", "heldout"))
+    task = Language(train, heldout, context=8, interim_windows=10, train_windows=1, fingerprint="")
+    for last in (False, True):
+        found = task.evaluate(Unigram(probabilities), last)
+        assert found["val"]["perplexity"] == pytest.approx(2**1.75, rel=1e-6)
+    assert set(found) == {"val", "train"}
+
+
+def test_the_last_evaluation_takes_all_windows_and_an_interim_one_its_share(data_dir):
+    task = c4_language(config(data_dir), data_dir)
+    seen = []
+
+    class Counter(nn.Module):
+        def forward(self, tokens, targets):
+            seen.append(len(tokens))
+            return torch.zeros(())
+
+    task.evaluate(Counter(), last=False)
+    assert sum(seen) == 64
+    seen.clear()
+    task.evaluate(Counter(), last=True)
+    assert sum(seen) == (4000 - 2900 - 1) // 16 + 8
+
+
+def test_a_validation_slice_of_less_than_64_windows_is_refused(tmp_path):
+    shards = {"train": [list(range(40)) * 9], "heldout": [list(range(40)) * 9]}
+    write_corpus(tmp_path, shards, VOCABULARY)
+    with pytest.raises(UserError, match=r"validation=heldout has 22 windows .* at least 64"):
+        c4_language(config(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)
+@pytest.mark.parametrize("quantizer", ["round", "sign"])
+def test_probes_move_the_loss_and_leave_the_weights(data_dir, quantizer, overrides):
+    step, batch = build_step(data_dir, f"quantizer={quantizer}", *overrides)
+    step.optimizer.step = lambda: None  # the weights change by the probes or not at all
+    before = [w.parameter.detach().clone() for w in step.weights]
+    step.loss(step.model, batch).backward()
+    straight = [w.parameter.grad.clone() for w in step.weights]
+    probing = step.prepare(5, 10, 1e-3)
+    row = dict(zip(ROW, step(batch, probing).tolist(), strict=True))
+    assert probing == ("estimator=ste" not in overrides)
+    assert math.isfinite(row["loss"])
+    assert (row["coefficient"] != 0) == probing
+    assert (row["flips"] > 0) == probing
+    assert all(torch.equal(w.parameter, b) for w, b in zip(step.weights, before, strict=True))
+    cosine = torch.cosine_similarity(
+        torch.cat([w.parameter.grad.flatten() for w in step.weights]),
+        torch.cat([g.flatten() for g in straight]),
+        dim=0,
+    )
+    assert (abs(cosine) < 0.99) == probing
+    assert len(step.weights) == 2 * 7  # q, k, v, o, gate, up, down of each block
+
+
+@pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_accumulated_gradients_and_probes_are_those_of_the_whole_batch(data_dir, overrides):
+    whole, batch = build_step(data_dir, *overrides, dtype=torch.float64)
+    parts, _ = build_step(data_dir, *overrides, dtype=torch.float64, micro_batch=2)
+    parts.model.load_state_dict(whole.model.state_dict())
+    rows = []
+    for step in (whole, parts):
+        probing = step.prepare(5, 10, 1e-3)
+        rows.append(step(batch, probing))
+    torch.testing.assert_close(rows[0], rows[1], rtol=1e-6, atol=1e-12)
+    for a, b in zip(whole.parameters, parts.parameters, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-12)
+
+
+def test_a_run_learns_resumes_to_the_same_bytes_and_says_what_it_evaluated(
+    data_dir, tmp_path, monkeypatch
+):
+    overrides = [
+        "recipe.max_steps=12", "estimator=fogzo", "estimator.noise=1e-6", "recipe.lr=0.01",
+        "checkpoint_minutes=0",
+    ]  # fmt: skip
+    whole = config(data_dir, *overrides, f"output_root={tmp_path / 'whole'}")
+    broken = config(data_dir, *overrides, f"output_root={tmp_path / 'broken'}")
+    record = run.execute(whole, quiet=True)
+
+    class PowerCut(Exception):
+        pass
+
+    loss, calls = Language.loss, []
+
+    def failing(self, model, batch: TokenBatch):
+        calls.append(1)
+        if len(calls) > 17:  # in the probes of a later step
+            raise PowerCut
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(Language, "loss", failing)
+    with pytest.raises(PowerCut):
+        run.execute(broken, quiet=True)
+    monkeypatch.undo()
+    run.execute(broken, quiet=True)
+
+    def files(root):
+        (folder,) = (p for p in root.iterdir() if p.is_dir())
+        return [
+            (folder / name).read_bytes()
+            for name in ("metrics.jsonl", "checkpoint-00000012.safetensors")
+        ]
+
+    assert files(tmp_path / "whole") == files(tmp_path / "broken")
+    last = record["metrics"]["last"]
+    assert last["val"]["perplexity"] == pytest.approx(math.exp(last["val"]["loss"]))
+    assert last["val"]["perplexity"] < VOCABULARY
+    assert record["tokens_seen"] == 12 * 8 * 16
+    assert "heldout: 68 windows" in record["resolved"]["data"]
+    assert json.loads(json.dumps(record)) == record
+
+
+@pytest.mark.slow
+def test_a_compiled_loss_moves_with_the_weights(data_dir):
+    step, batch = build_step(data_dir, "estimator=fogzo", "estimator.noise=0.01")
+    eager = step.loss(step.model, batch)
+    step.model.compile(dynamic=False)
+    probe = step.probe_loss(batch)
+    torch.testing.assert_close(probe(), eager.detach(), rtol=1e-5, atol=0)
+    with torch.no_grad():
+        for w in step.weights:
+            w.parameter.neg_()
+    moved = probe()
+    step.model.train()
+    assert abs(moved - eager) > 1e-4
+    with torch.no_grad():
+        for w in step.weights:
+            w.parameter.neg_()
+    assert probe() == pytest.approx(eager.item(), rel=1e-5)
