@@ -104,10 +104,10 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> tuple[Any, list[A
     """Return the training step on synthetic images, its batches, and the machine."""
     import torch
 
-    from fogzo_repro.data import Batch, Images
+    from fogzo_repro.data import Batch
     from fogzo_repro.estimators.build import build_estimator
     from fogzo_repro.hardware import resolve_machine
-    from fogzo_repro.training.classification import InMemoryImages
+    from fogzo_repro.training.imagenet import photograph_loss
     from fogzo_repro.training.network import build_network
     from fogzo_repro.training.optimizers import build_optimizer
     from fogzo_repro.training.step import TrainStep
@@ -118,15 +118,15 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> tuple[Any, list[A
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=stream)
     labels = torch.randint(0, 1000, shape[:1], generator=stream)
     data = Batch(pixels.to(machine.device), labels.to(machine.device))
-    task = InMemoryImages(Images(data, data, 0.45, 0.22, 1000), "synthetic")
-    network = build_network(config, task.model_arguments, machine.device)
+    arguments_of_model = {"image_shape": shape[1:], "classes": 1000}
+    network = build_network(config, arguments_of_model, machine.device)
     if machine.channels_last:
         network.model.to(memory_format=torch.channels_last)
     if machine.compile:
-        network.model.compile()
+        network.model.compile(dynamic=False)
     step = TrainStep(
         network.model.train(),
-        task.loss,
+        photograph_loss,
         build_optimizer(config.recipe, network.model, capturable=machine.cuda_graph),
         build_estimator(config.estimator, machine.device),
         network.weights,
