@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import RunConfig, UserError, result_fields, run_id
+from fogzo_repro.estimators.arithmetic import compile_arithmetic
 from fogzo_repro.estimators.build import build_estimator
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.hardware import Machine, resolve_machine
@@ -282,6 +283,7 @@ class _Log:
 
 def _build_step(prepared: Prepared) -> TrainStep:
     config, machine, network = prepared.config, prepared.machine, prepared.network
+    compile_arithmetic(machine.compile)
     if machine.compile:
         network.model.compile(dynamic=False)  # in place: the parameters keep their names
     return TrainStep(

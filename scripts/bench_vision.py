@@ -104,10 +104,10 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> tuple[Any, list[A
     """Return the training step on synthetic images, its batches, and the machine."""
     import torch
 
-    from fogzo_repro.data import Batch, Images
+    from fogzo_repro.data import Batch
     from fogzo_repro.estimators.build import build_estimator
     from fogzo_repro.hardware import resolve_machine
-    from fogzo_repro.training.classification import InMemoryImages
+    from fogzo_repro.training.imagenet import photograph_loss
     from fogzo_repro.training.network import build_network
     from fogzo_repro.training.optimizers import build_optimizer
     from fogzo_repro.training.step import TrainStep
@@ -118,15 +118,15 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> tuple[Any, list[A
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=stream)
     labels = torch.randint(0, 1000, shape[:1], generator=stream)
     data = Batch(pixels.to(machine.device), labels.to(machine.device))
-    task = InMemoryImages(Images(data, data, 0.45, 0.22, 1000), "synthetic")
-    network = build_network(config, task.model_arguments, machine.device)
+    arguments_of_model = {"image_shape": shape[1:], "classes": 1000}
+    network = build_network(config, arguments_of_model, machine.device)
     if machine.channels_last:
         network.model.to(memory_format=torch.channels_last)
     if machine.compile:
-        network.model.compile()
+        network.model.compile(dynamic=False)
     step = TrainStep(
         network.model.train(),
-        task.loss,
+        photograph_loss,
         build_optimizer(config.recipe, network.model, capturable=machine.cuda_graph),
         build_estimator(config.estimator, machine.device),
         network.weights,
@@ -139,8 +139,11 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> tuple[Any, list[A
 
 def measure(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one network: unquantized, STE, two forward passes, FOGZO, memory."""
+    from fogzo_repro.estimators.arithmetic import compile_arithmetic
+
     fogzo = configure(case, arguments, "estimator=fogzo", f"estimator.noise={NOISE}")
     step, batches, machine = build(fogzo, arguments)
+    compile_arithmetic(machine.compile)
     clock = Clock(step, batches, machine, arguments)
     ste = clock.steps(probing=False)
     peak_ste = machine.peak_memory_mb()
@@ -150,6 +153,7 @@ def measure(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "ste_ms": ste,
         "two_forwards_ms": clock.two_forwards(),
         "fogzo_ms": clock.steps(probing=True),
+        "fogzo_eager_arithmetic_ms": eager_arithmetic(clock, machine),
         "estimator": estimator_memory(step),
         "peak_memory_mb": {"ste": peak_ste, "fogzo": machine.peak_memory_mb()},
     }
@@ -158,6 +162,16 @@ def measure(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     step, batches, machine = build(plain, arguments)
     found["unquantized_ms"] = Clock(step, batches, machine, arguments).steps(probing=False)
     return found | ratios(found, arguments.batch)
+
+
+def eager_arithmetic(clock: Clock, machine: Any) -> dict[str, float]:
+    """Return the FOGZO step's time with one kernel for each of the estimator's operations."""
+    from fogzo_repro.estimators.arithmetic import compile_arithmetic
+
+    compile_arithmetic(False)
+    found = clock.steps(probing=True)
+    compile_arithmetic(machine.compile)
+    return found
 
 
 def ratios(found: dict[str, Any], batch: int) -> dict[str, float]:

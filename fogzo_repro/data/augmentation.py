@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,16 @@ def normalize(pixels: Tensor) -> Tensor:
     """Return (pixel / 255 - mean) / std of (..., 3, H, W) in float32; floats stay as they are."""
     if pixels.is_floating_point():
         return pixels
-    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (pixels.float() / 255 - mean) / std
+    slope, offset = _affine(pixels.device)
+    return (pixels * slope).sub_(offset)
+
+
+@cache
+def _affine(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return 1 / (255 std) and mean / std; made once, a copy to the device waits for it."""
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (MEAN, STD))
+    slope, offset = 1 / (255 * std), mean / std
+    return slope.float().to(device), offset.float().to(device)
 
 
 def training_view(recipe: Any, size: int) -> Callable[[Any], Tensor]:

@@ -19,11 +19,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fogzo_repro.estimators.arithmetic import guide_
 from fogzo_repro.estimators.perturbation import (
     checked_probes,
     direction_blocks,
+    epsilons,
     guide_norm,
-    outer,
     random_signs,
     split_stream,
     two_sided_differences,
@@ -73,10 +74,9 @@ def fogzo(
     def directions() -> Iterator[list[Tensor]]:
         for u in direction_blocks(weights, n, generator):  # per weight (k, *shape)
             s = random_signs(u[0].new_empty(len(u[0])), signs)
-            for w, v in zip(weights, u, strict=True):
-                guide = w.epsilon() * w.gradient() * inverse_norm  # g^
-                v.mul_(sqrt_noise).add_(outer(s * sqrt_beta, guide))
-            yield u
+            gradients = [w.gradient() for w in weights]
+            guide_(u, epsilons(weights), gradients, inverse_norm, s * sqrt_beta, sqrt_noise)
+            yield u  # now v
 
     return write_gradients(weights, two_sided_differences(weights, directions(), probes, n), norm)
 

@@ -9,6 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fogzo_repro.estimators.arithmetic import (
+    changed_levels,
+    displace_,
+    replace_,
+    scaled_norm,
+    weighted,
+)
 from fogzo_repro.estimators.protocol import (
     Estimate,
     LossFunction,
@@ -56,13 +63,31 @@ def direction_blocks(
 
 def count_flips(weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]) -> Tensor:
     """Return how many weights change their level between the two probes, summed over k pairs."""
-    total = directions[0].new_zeros(())
-    for w, v in zip(weights, directions, strict=True):
-        if w.levels is not None:
-            offset = w.rotate_back(w.epsilon() * v)
-            changed = w.levels(w.parameter + offset) != w.levels(w.parameter - offset)
-            total += changed.sum()
-    return total
+    counted = [(w, v) for w, v in zip(weights, directions, strict=True) if w.levels is not None]
+    if not counted:
+        return directions[0].new_zeros(())
+    known = [w for w, _ in counted]
+    steps, vectors = _in_weight_coordinates(known, [v for _, v in counted])
+    levels = [w.levels for w in known if w.levels is not None]
+    return changed_levels(levels, [w.parameter.detach() for w in known], steps, vectors)
+
+
+def epsilons(weights: Sequence[QuantizedWeight]) -> list[Tensor]:
+    """Return epsilon of each weight, all with two kernels."""
+    sizes = torch._foreach_abs([w.alpha() for w in weights])
+    return list(torch._foreach_mul(sizes, [w.law.epsilon_bar for w in weights]))
+
+
+def _in_weight_coordinates(
+    weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return epsilon and v so that epsilon * v displaces the weights, rotated back where needed."""
+    steps, vectors = epsilons(weights), list(directions)
+    for index, w in enumerate(weights):
+        if w.rotates:
+            vectors[index] = w.rotate_back(steps[index] * vectors[index])
+            steps[index] = steps[index].new_ones(())
+    return steps, vectors
 
 
 class SequentialProbes:
@@ -83,20 +108,18 @@ class SequentialProbes:
         self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
     ) -> ProbeLosses:
         """Measure the k probe pairs one after another."""
-        saved = [w.parameter.clone() for w in weights]
-        epsilons = [w.epsilon() for w in weights]
+        parameters = [w.parameter.detach() for w in weights]
+        saved = [p.clone() for p in parameters]
         sides: tuple[list[Tensor], list[Tensor]] = ([], [])
         try:
             for j in range(len(directions[0])):
+                steps, vectors = _in_weight_coordinates(weights, [v[j] for v in directions])
                 for sign, losses in zip((1, -1), sides, strict=True):
-                    for w, theta, eps, v in zip(weights, saved, epsilons, directions, strict=True):
-                        w.parameter.copy_(theta + sign * w.rotate_back(eps * v[j]))
+                    displace_(parameters, saved, steps, vectors, sign)
                     losses.append(at_least_float32(self.loss().detach()))
-                    for w, theta in zip(weights, saved, strict=True):
-                        w.parameter.copy_(theta)
+                torch._foreach_copy_(parameters, saved)  # a scale may depend on the weights
         finally:
-            for w, theta in zip(weights, saved, strict=True):
-                w.parameter.copy_(theta)
+            torch._foreach_copy_(parameters, saved)
         plus, minus = map(torch.stack, sides)
         return ProbeLosses(plus, minus, count_flips(weights, directions))
 
@@ -153,12 +176,9 @@ def two_sided_differences(
     for directions in blocks:
         losses = probes(weights, directions)
         c = (losses.plus - losses.minus) / 2
-        for index, (w, v) in enumerate(zip(weights, directions, strict=True)):
-            part = w.rotate_back(_weighted_sum(c / n, v) / w.epsilon())
-            if index < len(gradients):
-                gradients[index] += part
-            else:
-                gradients.append(part)
+        parts = weighted(c / n, epsilons(weights), directions)
+        parts = [w.rotate_back(part) for w, part in zip(weights, parts, strict=True)]
+        gradients = list(torch._foreach_add(gradients, parts)) if gradients else parts
         squares = squares + c.square().sum()
         flips = flips + losses.flips
         flat = flat + (c == 0).sum()
@@ -171,32 +191,21 @@ def write_gradients(
     weights: Sequence[QuantizedWeight], differences: Differences, guide_norm: Tensor
 ) -> Estimate:
     """Put the estimate into `.grad`, or leave the STE gradient there if a probe was not finite."""
-    for w, value in zip(weights, differences.gradients, strict=True):
-        assert w.parameter.grad is not None
-        w.parameter.grad.copy_(torch.where(differences.bad > 0, w.parameter.grad, value))
     d = differences
+    written = [w.parameter.grad for w in weights if w.parameter.grad is not None]
+    replace_(written, d.gradients, d.bad)
     dead = (guide_norm == 0).to(guide_norm.dtype)
     return Estimate(d.coefficient, d.flips, d.flat, d.bad, dead, guide_norm)
 
 
 def guide_norm(weights: Sequence[QuantizedWeight]) -> Tensor:
     """Return the norm of eps * g over all quantized weights together."""
-    return torch.stack([(w.epsilon() * w.gradient()).norm() for w in weights]).norm()
+    return scaled_norm(epsilons(weights), [w.gradient() for w in weights])
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Return x, in float32 where its type is narrower: a difference of bf16 losses is rounding."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def outer(a: Tensor, b: Tensor) -> Tensor:
-    """Return a_k b for a of shape (k,), shaped (k, *b.shape)."""
-    return a.view(-1, *([1] * b.dim())) * b
-
-
-def _weighted_sum(a: Tensor, v: Tensor) -> Tensor:
-    """Return sum_k a_k v_k."""
-    return v[0] * a[0] if len(a) == 1 else torch.tensordot(a.to(v.dtype), v, dims=1)
 
 
 def split_stream(generator: torch.Generator) -> torch.Generator:

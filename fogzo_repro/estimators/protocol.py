@@ -42,10 +42,19 @@ class QuantizedWeight:
     rotate: Callable[[Tensor], Tensor] = _identity
     rotate_back: Callable[[Tensor], Tensor] = _identity
 
+    @property
+    def rotates(self) -> bool:
+        """Whether the rounding happens in other coordinates than the weight's."""
+        return self.rotate_back is not _identity
+
+    def alpha(self) -> Tensor:
+        """Return the scale at the current parameter, without a gradient."""
+        alpha = self.scale(self.parameter) if callable(self.scale) else self.scale
+        return alpha.detach()
+
     def epsilon(self) -> Tensor:
         """Return epsilon = alpha * epsilon_bar, broadcastable to the parameter."""
-        alpha = self.scale(self.parameter) if callable(self.scale) else self.scale
-        return alpha.detach().abs() * self.law.epsilon_bar
+        return self.alpha().abs() * self.law.epsilon_bar
 
     def gradient(self) -> Tensor:
         """Return the STE gradient in the coordinates of the rounding.

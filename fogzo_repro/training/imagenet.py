@@ -83,7 +83,7 @@ class ImageNet:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy in float32, against labels or soft targets."""
-        return F.cross_entropy(model(normalize(batch.pixels)).float(), batch.labels)
+        return photograph_loss(model, batch)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:
@@ -111,6 +111,11 @@ class ImageNet:
     def skipped(self) -> int:
         """Unreadable images that this process has replaced."""
         return len(set().union(*(loader.skipped for loader in self.loaders.values())))
+
+
+def photograph_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy in float32 of normalised pixels."""
+    return F.cross_entropy(model(normalize(batch.pixels)).float(), batch.labels)
 
 
 def imagenet(config: RunConfig, data_dir: Path) -> ImageNet:

@@ -82,4 +82,7 @@ def load_optimizer_tensors(
             continue
         _, parameter, key = name.split("/")
         p = parameters[parameter]
-        optimizer.state[p][key] = value.to(p.device)
+        value = value.to(p.device)
+        if value.shape == p.shape:  # fused kernels walk the memory of both: same layout
+            value = torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)
+        optimizer.state[p][key] = value

@@ -62,16 +62,22 @@ def images() -> Batch:
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the mean cross-entropy in float64."""
-    return F.cross_entropy(model(batch.pixels.double()), batch.labels.double())
+    """Return the mean cross-entropy in the model's type."""
+    dtype = next(model.parameters()).dtype
+    return F.cross_entropy(model(batch.pixels.to(dtype)), batch.labels.to(dtype))
 
 
 def train(
     model_name: str, estimator: Estimator, ranks: Ranks, adamw: bool = False
 ) -> dict[str, Tensor]:
-    """Train one case; return its weights and losses, and the last gradients."""
+    """Train one case; return its weights and losses, and the last gradients.
+
+    By SGD in float64; with `adamw` one step in float32.
+    """
     torch.manual_seed(1)
-    model = MODELS[model_name]().double()
+    model = MODELS[model_name]()
+    if not adamw:
+        model = model.double()
     layers = quantize_layers(model, lambda name, weight: Round(weight, bits=2))
     if ranks.world_size > 1:
         share_batchnorm(model)
@@ -86,23 +92,25 @@ def train(
     batches = MixedBatches(plain, MIXING, lambda pixels: pixels.double() / 255, CLASSES)
     rows = []
     epoch = batches.epoch(generator_for(0, 0, "order"))
-    for t, batch in zip(range(STEPS), epoch, strict=False):
+    for t, batch in zip(range(1 if adamw else STEPS), epoch, strict=False):
         probing = step.prepare(t, STEPS, 0.05)
         rows.append(step(batch, probing))
     found = {f"weight/{k}": v.detach().clone() for k, v in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         found[f"gradient/{name}"] = parameter.grad.clone()
-    return found | {"loss": torch.stack(rows)[:, 0].contiguous()}
+    table = torch.stack(rows)
+    return found | {"loss": table[:, 0].contiguous(), "coefficient": table[:, 1].contiguous()}
 
 
 def all_cases(ranks: Ranks) -> dict[str, Tensor]:
     """Return the weights of every case, by model/estimator/name."""
     return {
-        f"{model}/{estimator}/{name}": value
+        f"{'adamw/' * adamw}{model}/{estimator}/{name}": value
+        for adamw in (False, True)
         for model in MODELS
         for estimator, build in ESTIMATORS.items()
-        for name, value in train(model, build(), ranks).items()
+        for name, value in train(model, build(), ranks, adamw).items()
     }
 
 

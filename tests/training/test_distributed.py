@@ -55,6 +55,25 @@ def test_two_processes_end_with_the_weights_of_one(
             assert torch.allclose(value.double(), other.double(), rtol=0, atol=1e-9), name
 
 
+@pytest.mark.parametrize("estimator", ranks_worker.ESTIMATORS, ids=str)
+@pytest.mark.parametrize("model", ranks_worker.MODELS, ids=str)
+def test_adamw_in_float32_is_handed_the_same_gradients(
+    two_ranks: list[dict[str, torch.Tensor]], model: str, estimator: str
+) -> None:
+    alone = ranks_worker.train(model, ranks_worker.ESTIMATORS[estimator](), Ranks(), adamw=True)
+    gradients = {k: v for k, v in alone.items() if k.startswith("gradient/")}
+    # A probe's loss, about 2.3, is rounded to 3e-7 in float32, and an estimate is c v / epsilon:
+    # its relative error is that of c, the half difference of two such losses.
+    c = alone["coefficient"][0].abs().item()
+    tolerance = 1e-5 + (1e-6 / c if c else 0)
+    assert tolerance < 1e-3
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+    for rank in two_ranks:
+        others = [rank[f"adamw/{model}/{estimator}/{name}"] for name in gradients]
+        pairs = zip(gradients.values(), others, strict=True)
+        assert torch.stack([(a - b).norm() for a, b in pairs]).norm() < tolerance * norm
+
+
 def test_ranks_hold_bitwise_equal_weights(two_ranks: list[dict[str, torch.Tensor]]) -> None:
     first, second = two_ranks
     assert first and all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,81 @@
+"""Measure how many images a second the loader decodes and augments.
+
+    python scripts/bench_loader.py --data-dir DIR --workers 16 --out results/bench/loader.json
+
+DIR holds imagenet/, any part of it; its images are read again and again, so the disk's cache is
+warm. The share of a training step that the loader hides is images/s here over images/s of
+scripts/bench_vision.py, at most 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from fogzo_repro.config import parse_config  # noqa: E402
+
+
+def main() -> None:
+    """Measure both recipes, write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    results = {model: measure(model, arguments) for model in ("resnet18", "deit_tiny")}
+
+    from fogzo_repro.tracking.environment import command_line, git_state, versions
+
+    content = {
+        "bench": "loader", "command": command_line(), **git_state(), "versions": versions(),
+        "workers": arguments.workers, "results": results,
+    }  # fmt: skip
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def measure(model: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Return images/s of a model's recipe, without the workers' start."""
+    import torch
+
+    from fogzo_repro.data.augmentation import training_view
+    from fogzo_repro.data.imagenet import read_index
+    from fogzo_repro.data.photographs import PhotographLoader, Photographs, Sample
+
+    overrides = [f"model={model}", "dataset=imagenet1k", "dataset.allow_partial=true"]
+    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+        config = parse_config(compose("config", overrides))
+    files = read_index(config.dataset, Path(arguments.data_dir)).train
+    view = training_view(config.recipe, config.dataset.image_size)
+    loader = PhotographLoader(
+        Photographs(files, view, skip_bad=False), arguments.workers, torch.device("cpu")
+    )
+    count = arguments.images // arguments.batch + 2 * arguments.workers
+    batches = [
+        [Sample((k * arguments.batch + i) % len(files.names), k) for i in range(arguments.batch)]
+        for k in range(count)
+    ]
+    seen, started = 0, 0.0
+    for index, batch in enumerate(loader.load(batches)):
+        if index == 2 * arguments.workers:  # what was decoded while the workers started is gone
+            started = time.perf_counter()
+        elif started:
+            seen += len(batch.labels)
+    seconds = time.perf_counter() - started
+    found = {"images": seen, "seconds": seconds, "images_per_s": seen / seconds}
+    print(f"{config.recipe.name}: {found['images_per_s']:,.0f} images/s", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()

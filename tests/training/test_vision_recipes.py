@@ -1,0 +1,107 @@
+"""One word on the command line brings a vision model's dataset, recipe and decay groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from fogzo_repro.__main__ import CONFIGS
+from fogzo_repro.config import ConfigError, RunConfig, parse_config
+from fogzo_repro.data.images import Batch, Images
+from fogzo_repro.models import build_model
+from fogzo_repro.training.classification import InMemoryImages, recipe_mixing
+from fogzo_repro.training.optimizers import build_optimizer
+
+
+def configure(*overrides: str) -> RunConfig:
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return parse_config(compose("config", list(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "dataset", "recipe", "batch"),
+    [
+        (["model=resnet18"], "imagenet100", "imagenet_resnet", 256),
+        (["model=deit_small"], "imagenet100", "imagenet_deit", 1024),
+        (["model=resnet50", "dataset=imagenet1k"], "imagenet1k", "imagenet_resnet", 256),
+        (["model=deit_tiny", "dataset=mnist"], "mnist", "imagenet_deit", 1024),
+        (["model=resnet18", "scale=mini"], "mnist", "mnist_resnet", 512),
+        (["model=deit_tiny", "scale=smoke"], "digits", "mnist_deit", 16),
+        (["model=resnet18", "scale=smoke", "dataset=mnist"], "mnist", "mnist_resnet", 16),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else None,
+)
+def test_a_model_and_a_scale_bring_dataset_and_recipe(
+    overrides: list[str], dataset: str, recipe: str, batch: int
+) -> None:
+    config = configure(*overrides, "estimator=fogzo")
+    assert (config.dataset.name, config.recipe.name) == (dataset, recipe)
+    assert config.recipe.global_batch_size == batch
+
+
+def test_smoke_divides_the_widths_by_eight() -> None:
+    models: list[Any] = [
+        configure(f"model={m}", "scale=smoke").model for m in ("resnet18", "deit_small")
+    ]
+    assert models[0].width == 8
+    assert models[1].heads * models[1].head_dim == 48
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recipe.global_batch_size=1022", "multiple of recipe.repeat_ranks=4"),
+        ("recipe.drop_last=false", "needs recipe.drop_last=true"),
+        ("recipe.schedule=linear", "options: .*, step, epoch_cosine"),
+        ("recipe.mixup=-1", "recipe.mixup=-1.0 must be at least 0"),
+        ("+recipe.mixpu=1", "did you mean recipe.mixup"),
+        ("recipe.kind=sound", "options: plain, vision"),
+    ],
+    ids=lambda value: value.split("=")[0] if "=" in value else None,
+)
+def test_a_wrong_recipe_is_one_line(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configure("model=deit_tiny", override)
+
+
+def undecayed(config: RunConfig) -> list[str]:
+    model = build_model(config.model, image_shape=(1, 28, 28), classes=10)
+    optimizer = build_optimizer(config.recipe, model, capturable=False)
+    decayed = {p for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    assert all(g["weight_decay"] in (0, config.recipe.weight_decay) for g in optimizer.param_groups)
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+    return [name for name, p in model.named_parameters() if p not in decayed]
+
+
+def test_resnet_decays_everything() -> None:
+    assert undecayed(configure("model=resnet18", "model.width=8")) == []
+
+
+def test_deit_decays_all_matrices_but_positions_and_class_token() -> None:
+    config = configure("model=deit_tiny", "model.head_dim=8", "model.depth=2")
+    free = undecayed(config)
+    model = build_model(config.model, image_shape=(1, 28, 28), classes=10)
+    expected = [n for n, p in model.named_parameters() if p.dim() == 1]
+    assert sorted(free) == sorted([*expected, "pos_embed", "cls_token"])
+    assert "patch_embed.proj.weight" not in free
+
+
+def test_the_imagenet_recipe_of_deit_mixes_and_the_resnets_does_not() -> None:
+    mixing = recipe_mixing(configure("model=deit_tiny").recipe)
+    assert mixing is not None and (mixing.mixup, mixing.cutmix, mixing.smoothing) == (0.8, 1, 0.1)
+    assert recipe_mixing(configure("model=resnet18").recipe) is None
+    assert recipe_mixing(configure().recipe) is None
+
+
+def test_images_in_memory_are_mixed_by_the_recipe() -> None:
+    data = Batch(torch.zeros(8, 1, 6, 6, dtype=torch.uint8), torch.arange(8))
+    images = Images(data, data, 0.1, 0.3, 10)
+    mixing = recipe_mixing(configure("model=deit_tiny", "dataset=mnist").recipe)
+    task = InMemoryImages(images, "x", mixing=mixing)
+    batch = next(iter(task.batches(4).epoch(torch.Generator().manual_seed(0))))
+    assert batch.pixels.dtype == torch.float32 and batch.labels.shape == (4, 10)
+    loss = task.loss(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 10)), batch)
+    assert loss.dtype == torch.float32 and loss > 0
