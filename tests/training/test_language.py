@@ -201,19 +201,25 @@ def test_a_run_learns_resumes_to_the_same_bytes_and_says_what_it_evaluated(
 
 
 @pytest.mark.slow
-def test_a_compiled_loss_moves_with_the_weights(data_dir):
+def test_the_compiled_step_has_the_eager_gradients_and_its_probes_move_with_the_weights(data_dir):
     step, batch = build_step(data_dir, "estimator=fogzo", "estimator.noise=0.01")
-    eager = step.loss(step.model, batch)
-    step.model.compile(dynamic=False)
+    step.prepare(5, 10, 1e-3)
+    eager = step._mean_loss(batch, backward=True)
+    wanted = [p.grad.clone() for p in step.parameters]
+    step.optimizer.zero_grad(set_to_none=True)
+
+    step.model.compile(dynamic=False, fullgraph=True)
+    torch.testing.assert_close(step._mean_loss(batch, backward=True), eager, rtol=1e-5, atol=0)
+    for p, gradient in zip(step.parameters, wanted, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
+
     probe = step.probe_loss(batch)
-    torch.testing.assert_close(probe(), eager.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(probe(), eager, rtol=1e-5, atol=0)
     with torch.no_grad():
         for w in step.weights:
             w.parameter.neg_()
-    moved = probe()
-    step.model.train()
-    assert abs(moved - eager) > 1e-4
+    assert abs(probe() - eager) > 1e-4
     with torch.no_grad():
         for w in step.weights:
             w.parameter.neg_()
-    assert probe() == pytest.approx(eager.item(), rel=1e-5)
+    torch.testing.assert_close(probe(), eager, rtol=1e-5, atol=0)
