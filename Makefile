@@ -9,7 +9,7 @@ export FOGZO_DATA := $(DATA)
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check bench clean
+.PHONY: help install demo test lint types check bench bench-language clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -44,6 +44,9 @@ check: lint types test  ## lint, type check, tests
 
 bench: install  ## measure the speed on this machine: HARDWARE=cpu|h200|...
 	@$(BIN)/python scripts/bench.py hardware=$(HARDWARE) --out results/records/bench/mnist-$(HARDWARE).json
+
+bench-language: install  ## measure the LLaMA training step, about 5 minutes on one card
+	@$(BIN)/python scripts/bench_language.py --out results/records/bench/language-$(HARDWARE).json
 
 clean:  ## remove what the demo and the tools left; runs/ and results/ stay
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
