@@ -1,8 +1,8 @@
 """Cross-entropy behind a linear head, in chunks of tokens: a batch's logits never exist at once.
 
 A batch of 64 x 512 tokens and 50,304 words has 1.6e9 logits: 6.6 GB in float32, and as much for
-their gradient. In chunks of 4,096 tokens each takes a gigabyte at most. The gradients of a chunk are
-taken while its logits are there, so nothing is recomputed: the head costs three matrix products,
+their gradient. In chunks of 4,096 tokens each takes a gigabyte at most. The gradients of a chunk
+are taken while its logits are there, so nothing is recomputed: the head costs three products,
 as usual.
 
 Shapes: N tokens, D width, V vocabulary.
