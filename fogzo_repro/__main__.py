@@ -6,17 +6,24 @@ diverged; 75 stopped by a signal with the checkpoint written, run the same comma
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
 
-from fogzo_repro.config import ConfigError, UserError, parse_config
+from fogzo_repro.config import (
+    CompositionError,
+    ConfigError,
+    UserError,
+    parse_config,
+    setting_names,
+)
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DIVERGED_STATUS = 3
@@ -49,8 +56,28 @@ def check(overrides: list[str]) -> None:
                 for value in values:
                     chosen = [*first[:position], value, *first[position + 1 :]]
                     parse_config(compose("config", [*plain, *filter(None, chosen)]))
-    except (HydraException, OmegaConfBaseException) as error:
+    except OverrideParseException as error:
+        raise ConfigError(f"{error.override}: {_readable(str(error))}") from None
+    except (HydraException, CompositionError) as error:
+        _check_names(parsed)
         raise ConfigError(_readable(str(error))) from None
+
+
+def _check_names(overrides: list[Override]) -> None:
+    """Name the nearest setting to one that does not exist; Hydra's own message has none."""
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
+    chosen = [o for o in overrides if o.get_key_element() in groups]
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        try:
+            lines = [str(o.input_line) for o in chosen if not o.is_sweep_override()]
+            known = groups | setting_names(compose("config", lines))
+        except (HydraException, CompositionError):
+            return  # an unknown option: Hydra's message has the list
+    for override in overrides:
+        key = override.get_key_element()
+        if key not in known and not key.startswith(("hydra", "+", "~")):
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise ConfigError(f"{key} is not a setting; did you mean {near[0]}?")
 
 
 def _readable(message: str) -> str:
@@ -73,10 +100,11 @@ def main() -> int:
     statuses = [0]
 
     @hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")
-    def job(composed: DictConfig) -> None:
+    def job(composed: Any) -> None:
         try:
             config = parse_config(composed)
             from fogzo_repro.run import describe, execute
+            from fogzo_repro.training.distributed import current_ranks
             from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted
 
             if config.dry_run:
@@ -86,7 +114,8 @@ def main() -> int:
                 record = execute(config)
             except Preempted:
                 sys.exit(REQUEUE_STATUS)
-            print(summary(record))
+            if current_ranks().first:
+                print(summary(record))
             statuses.append(DIVERGED_STATUS if record["status"] != "finished" else 0)
         except UserError as error:
             _error(error)

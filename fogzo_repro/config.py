@@ -17,12 +17,14 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fogzo_repro import METHOD_VERSION
+
+CompositionError = OmegaConfBaseException  # what Hydra lets through while it composes
 
 
 class UserError(Exception):
@@ -62,6 +64,39 @@ class MlpConfig:
 
     def __post_init__(self) -> None:
         _finite("model.hidden", self.hidden, 1)
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """ResNet-18 or -50 by torchvision (RECIPES A)."""
+
+    name: str
+    depth: int
+    width: int
+    first_last: list[str]
+
+    def __post_init__(self) -> None:
+        _require(self.depth in (18, 50), f"model.depth={self.depth} must be 18 or 50")
+        _finite("model.width", self.width, 1)
+
+
+@dataclass(frozen=True)
+class DeiTConfig:
+    """DeiT-Tiny or -Small by timm (RECIPES B.4)."""
+
+    name: str
+    depth: int
+    heads: int
+    head_dim: int
+    patch_size: int
+    small_patch_size: int
+    drop_path: float
+    first_last: list[str]
+
+    def __post_init__(self) -> None:
+        for key in ("depth", "heads", "head_dim", "patch_size", "small_patch_size"):
+            _finite(f"model.{key}", getattr(self, key), 1)
+        _require(0 <= self.drop_path < 1, f"model.drop_path={self.drop_path} is outside [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -129,6 +164,21 @@ class ImagesConfig:
 
 
 @dataclass(frozen=True)
+class ImageNetConfig:
+    """A subset of the classes of an ImageNet tree `data_dir`/imagenet/{train,val}/<wnid>/."""
+
+    name: str
+    classes: str | None
+    allow_partial: bool
+    image_size: int
+    on_bad_image: str
+
+    def __post_init__(self) -> None:
+        _finite("dataset.image_size", self.image_size, 16)
+        _choice("dataset.on_bad_image", self.on_bad_image, ("error", "skip"))
+
+
+@dataclass(frozen=True)
 class C4Config:
     """Tokenised C4, as scripts/prepare_c4.py writes it.
 
@@ -169,18 +219,34 @@ class NoQuantizer:
 _FIRST_LAST = ("float", "8bit", "quantized")
 
 
+def _bits(key: str, value: int) -> None:
+    _require(
+        1 <= value <= 8 or value == 16, f"{key}={value} is outside 1..8 (16 is full precision)"
+    )
+
+
+def _no_activations(name: str, bits: int) -> None:
+    _require(
+        bits == 16,
+        f"quantizer.activation_bits={bits}: quantizer={name} takes its fixed scale from the "
+        "initial weights and has none for activations; use quantizer=lsq or quantizer=quest",
+    )
+
+
 @dataclass(frozen=True)
 class RoundConfig:
     """Fixed scale, rounding to 2^b levels (PAPER 4, "Grid of round")."""
 
     name: str
     weight_bits: int
+    activation_bits: int
     surrogate: str
     grid: str
     clip_gradient: bool
     first_last: str
 
     def __post_init__(self) -> None:
+        _no_activations("round", self.activation_bits)
         _require(
             2 <= self.weight_bits <= 8,
             f"quantizer.weight_bits={self.weight_bits} is outside 2..8 for quantizer=round"
@@ -196,11 +262,63 @@ class SignConfig:
     """Fixed scale, one bit (PAPER 1, "Smoothing law")."""
 
     name: str
+    activation_bits: int
     surrogate: str
     first_last: str
 
     def __post_init__(self) -> None:
+        _no_activations("sign", self.activation_bits)
         _choice("quantizer.surrogate", self.surrogate, ("hardtanh", "tanh", "approxsign"))
+        _choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+
+
+@dataclass(frozen=True)
+class LsqConfig:
+    """Learned step size (RECIPES D.4)."""
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    grid: str
+    per_channel: bool
+    unsigned_inputs: list[str]
+    first_last: str
+
+    def __post_init__(self) -> None:
+        _bits("quantizer.weight_bits", self.weight_bits)
+        _bits("quantizer.activation_bits", self.activation_bits)
+        _choice("quantizer.grid", self.grid, ("integer", "half_integer"))
+        _choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+        _require(
+            not (self.per_channel and self.weight_bits == 16),
+            "quantizer.per_channel=true is a step for each output channel of a weight, and "
+            "quantizer.weight_bits=16 leaves the weights alone; an activation has one step",
+        )
+        _require(
+            not (self.unsigned_inputs and self.activation_bits == 16),
+            f"quantizer.unsigned_inputs={self.unsigned_inputs} needs quantized activations, and "
+            "quantizer.activation_bits=16 leaves them alone",
+        )
+
+
+@dataclass(frozen=True)
+class QuestConfig:
+    """QuEST (RECIPES D.1 to D.3)."""
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    hadamard: str
+    trust_width: float | None
+    clip_scale: float
+    first_last: str
+
+    def __post_init__(self) -> None:
+        _bits("quantizer.weight_bits", self.weight_bits)
+        _bits("quantizer.activation_bits", self.activation_bits)
+        _choice("quantizer.hadamard", self.hadamard, ("full", "half", "none"))
+        _finite("quantizer.trust_width", self.trust_width, 0, strict=True)
+        _finite("quantizer.clip_scale", self.clip_scale, 0, strict=True)
         _choice("quantizer.first_last", self.first_last, _FIRST_LAST)
 
 
@@ -210,6 +328,7 @@ class AddedQuantizer:
 
     name: str
     weight_bits: int
+    activation_bits: int
     first_last: str
     options: dict[str, Any]
 
@@ -280,7 +399,10 @@ class AddedEstimator:
 class RecipeConfig:
     """Optimizer, schedule, batch and length."""
 
+    SCHEDULES: ClassVar[tuple[str, ...]] = ("cosine", "constant", "onecycle")
+
     name: str
+    kind: str
     optimizer: str
     lr: float
     global_batch_size: int
@@ -288,6 +410,7 @@ class RecipeConfig:
     max_steps: int | None
     schedule: str
     weight_decay: float
+    decay: str
     no_decay: list[str]
     betas: list[float]
     eps: float
@@ -300,7 +423,8 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         _choice("recipe.optimizer", self.optimizer, ("adamw", "sgd"))
-        _choice("recipe.schedule", self.schedule, ("cosine", "constant", "onecycle"))
+        _choice("recipe.schedule", self.schedule, self.SCHEDULES)
+        _choice("recipe.decay", self.decay, ("weights", "all"))
         _finite("recipe.lr", self.lr, 0, strict=True)
         _finite("recipe.weight_decay", self.weight_decay, 0)
         _finite("recipe.eps", self.eps, 0, strict=True)
@@ -327,13 +451,77 @@ class RecipeConfig:
 
 
 @dataclass(frozen=True)
+class VisionRecipe(RecipeConfig):
+    """A recipe for image classification: schedules by epoch, augmentation, mixing (RECIPES A, B).
+
+    What changes photographs (`augmentation` and the keys after it) is for ImageNet; small images
+    that are held in memory are trained on as they are.
+    """
+
+    SCHEDULES: ClassVar[tuple[str, ...]] = (*RecipeConfig.SCHEDULES, "step", "epoch_cosine")
+
+    step_epochs: int
+    step_factor: float
+    warmup_epochs: int
+    warmup_lr: float
+    min_lr: float
+    lagged: bool
+    drop_last: bool
+    mixup: float
+    cutmix: float
+    mix_probability: float
+    cutmix_share: float
+    label_smoothing: float
+    augmentation: str
+    interpolation: str
+    test_resize: int
+    rand_augment: str | None
+    color_jitter: float
+    erase_probability: float
+    repeats: int
+    repeat_ranks: int
+    inert: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("step_epochs", "repeats", "repeat_ranks", "test_resize"):
+            _finite(f"recipe.{key}", getattr(self, key), 1)
+        for key in ("step_factor", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix"):
+            _finite(f"recipe.{key}", getattr(self, key), 0)
+        shares = ("mix_probability", "cutmix_share", "label_smoothing", "erase_probability")
+        for key in shares:
+            value = getattr(self, key)
+            _require(0 <= value <= 1, f"recipe.{key}={value} is outside [0, 1]")
+        _choice("recipe.augmentation", self.augmentation, ("torchvision", "timm"))
+        _choice("recipe.interpolation", self.interpolation, ("bilinear", "bicubic"))
+        _require(
+            not self.mixes or self.global_batch_size % 2 == 0,
+            f"recipe.global_batch_size={self.global_batch_size} must be even: mixup pairs images",
+        )
+        _require(
+            self.repeats == 1
+            or (self.drop_last and self.global_batch_size % self.repeat_ranks == 0),
+            f"recipe.repeats={self.repeats} needs recipe.drop_last=true and a global_batch_size "
+            f"that is a multiple of recipe.repeat_ranks={self.repeat_ranks}",
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or CutMix is on."""
+        return self.mix_probability > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+
+@dataclass(frozen=True)
 class HardwareConfig:
     """Where and how to compute; never what."""
 
     name: str
     device: str
     precision: str
-    compile: bool
+    compile: bool | None
+    channels_last: bool | None
+    sync_batchnorm: bool
+    workers: int
     cuda_graph: bool | None
     probe_memory_mb: int
 
@@ -342,6 +530,7 @@ class HardwareConfig:
         _choice("hardware.device", kind, ("auto", "cpu", "cuda"))
         _choice("hardware.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         _finite("hardware.probe_memory_mb", self.probe_memory_mb, 1)
+        _finite("hardware.workers", self.workers, 0)
 
 
 @dataclass(frozen=True)
@@ -400,22 +589,44 @@ class RunConfig:
             f"model={self.model.name} does not go with dataset={self.dataset.name}: dataset=c4 "
             "trains model=llama_*, and nothing else does",
         )
-        if self.quantizer.name == "none":
+        none = self.quantizer.name == "none"
+        if none or getattr(self.quantizer, "weight_bits", 1) == 16:
             _require(
                 self.estimator.name == "ste",
-                f"estimator={self.estimator.name} perturbs quantized weights and quantizer=none "
-                "has none; add quantizer=round or estimator=ste",
+                f"estimator={self.estimator.name} perturbs quantized weights and "
+                f"{'quantizer=none' if none else 'quantizer.weight_bits=16'} has none; "
+                f"add {'quantizer=round' if none else 'quantizer.weight_bits=2'} or estimator=ste",
             )
 
 
 LLAMAS = ("9m", "20m", "30m", "200m", "300m", "mini")
 SCHEMAS: dict[str, dict[str, type]] = {
-    "model": {"mlp": MlpConfig, **{f"llama_{size}": LlamaConfig for size in LLAMAS}},
-    "dataset": {"digits": ImagesConfig, "mnist": ImagesConfig, "c4": C4Config},
-    "quantizer": {"none": NoQuantizer, "round": RoundConfig, "sign": SignConfig},
+    "model": {
+        "mlp": MlpConfig,
+        "resnet18": ResNetConfig,
+        "resnet50": ResNetConfig,
+        "deit_tiny": DeiTConfig,
+        "deit_small": DeiTConfig,
+        **{f"llama_{size}": LlamaConfig for size in LLAMAS},
+    },
+    "dataset": {
+        "digits": ImagesConfig,
+        "mnist": ImagesConfig,
+        "imagenet100": ImageNetConfig,
+        "imagenet1k": ImageNetConfig,
+        "c4": C4Config,
+    },
+    "quantizer": {
+        "none": NoQuantizer,
+        "round": RoundConfig,
+        "sign": SignConfig,
+        "lsq": LsqConfig,
+        "quest": QuestConfig,
+    },
     "estimator": {"ste": SteConfig, "nspsa": SpsaConfig, "fogzo": FogzoConfig},
     "tracker": {"none": NoTracker, "wandb": WandbConfig},
 }
+RECIPE_KINDS: dict[str, type] = {"plain": RecipeConfig, "vision": VisionRecipe}
 UNIFORM_SECTIONS: dict[str, type] = {
     "recipe": RecipeConfig,
     "hardware": HardwareConfig,
@@ -431,6 +642,10 @@ ADDED: dict[str, tuple[str, type]] = {  # section: (package that holds the file,
 def _schema(section: str, node: Any) -> type:
     """Return the dataclass for a section, by its `name`."""
     _require(isinstance(node, DictConfig), f"{section} is missing; give {section}=<option>")
+    if section == "recipe":
+        kind = node.get("kind")
+        _choice("recipe.kind", kind, tuple(RECIPE_KINDS))
+        return RECIPE_KINDS[kind]
     if section in UNIFORM_SECTIONS:
         return UNIFORM_SECTIONS[section]
     name = node.get("name")
@@ -456,7 +671,8 @@ def _parse_section(section: str, node: Any) -> Any:
     schema = _schema(section, node)
     _check_keys(f"{section}.", set(node), {f.name for f in fields(schema)})
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), node)
+        values = OmegaConf.to_container(node, resolve=True)  # labels refer to other sections
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{section}.{_one_line(error)}") from None
@@ -503,6 +719,18 @@ def parse_config(config: DictConfig) -> RunConfig:
             if hasattr(values[section], "smoke"):
                 values[section] = values[section].smoke()
     return RunConfig(**values)
+
+
+def setting_names(config: DictConfig, prefix: str = "") -> set[str]:
+    """Return the dotted names of all settings of a composed config."""
+    found: set[str] = set()
+    for key in config:
+        name = prefix + str(key)
+        found.add(name)
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none():
+            found |= setting_names(node, f"{name}.")
+    return found
 
 
 _SCALARS = {"int": int, "str": str, "bool": bool, "float": float}

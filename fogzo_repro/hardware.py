@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 from dataclasses import dataclass
@@ -23,12 +24,16 @@ class Machine:
         card: the card's or processor's name.
         autocast: dtype of the forward passes, None for float32.
         cuda_graph: whether the whole step is captured.
+        compile: whether the network is compiled.
+        channels_last: whether convolution weights are kept in that memory format.
     """
 
     device: torch.device
     card: str
     autocast: torch.dtype | None
     cuda_graph: bool
+    compile: bool
+    channels_last: bool
 
     def peak_memory_mb(self) -> float:
         """Return the peak of allocated device memory, or of resident memory on the CPU."""
@@ -56,6 +61,8 @@ def resolve_machine(config: RunConfig) -> Machine:
     hardware = config.hardware
     available = torch.cuda.is_available()
     name = ("cuda" if available else "cpu") if hardware.device == "auto" else hardware.device
+    if name == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # torchrun: one card a process
     device = torch.device(name)
     if device.type == "cuda":
         if not available:
@@ -74,10 +81,14 @@ def resolve_machine(config: RunConfig) -> Machine:
     graph = hardware.cuda_graph
     if graph is None:
         graph = device.type == "cuda" and config.model.name == "mlp" and autocast is None
+    # Compiling pays on a GPU, but for networks that are captured whole.
+    on_gpu = device.type == "cuda"
+    compiles = on_gpu and not graph if hardware.compile is None else hardware.compile
+    channels_last = on_gpu if hardware.channels_last is None else hardware.channels_last
     if graph and device.type != "cuda":
         raise UserError("hardware.cuda_graph=true needs a CUDA device; leave it out")
     if device.type == "cuda":
         card = torch.cuda.get_device_name(device)
     else:
         card = f"{_processor()}, {torch.get_num_threads()} threads"
-    return Machine(device, card, autocast, graph)
+    return Machine(device, card, autocast, graph, compiles, channels_last)

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -30,13 +31,16 @@ from fogzo_repro.reporting.records import SCHEMA_VERSION, read_record, write_rec
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.tracking.progress import RunProgress
+from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.checkpoint import write_atomically
+from fogzo_repro.training.distributed import current_ranks
 from fogzo_repro.training.graph import CapturedStep
 from fogzo_repro.training.loop import Diverged, Mirror, Plan, Training
+from fogzo_repro.training.memory import check_batch_fits
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.preemption import Preempted, StopRequest
-from fogzo_repro.training.schedules import SCHEDULES
+from fogzo_repro.training.schedules import learning_rate
 from fogzo_repro.training.step import TrainStep
 from fogzo_repro.training.tasks import Task, build_task
 
@@ -71,8 +75,14 @@ def prepare(config: RunConfig) -> Prepared:
         UserError: where the data, the device or the batch are not as the run needs them.
     """
     machine = resolve_machine(config)
+    ranks = current_ranks()
     task = build_task(config)
     batch = config.recipe.global_batch_size
+    if batch % ranks.world_size:
+        raise UserError(
+            f"recipe.global_batch_size={batch} is not a multiple of the {ranks.world_size} "
+            "processes; start another number of them"
+        )
     steps_per_epoch = task.batches(batch).steps_per_epoch
     if steps_per_epoch == 0:
         raise UserError(
@@ -80,11 +90,18 @@ def prepare(config: RunConfig) -> Prepared:
             f"dataset={config.dataset.name}"
         )
     network = build_network(config, task.model_arguments, machine.device)
+    shares_batchnorm = config.hardware.sync_batchnorm and ranks.world_size > 1
+    if shares_batchnorm:
+        share_batchnorm(network.model)
+    if machine.channels_last:
+        network.model.to(memory_format=torch.channels_last)
     batched_probes = _batched_probes(config, task, network)
     resolved = {
         "device": machine.device.type,
         "precision": str(machine.autocast or torch.float32).removeprefix("torch."),
-        "world_size": 1,
+        "world_size": ranks.world_size,
+        "rank_batch": batch // ranks.world_size,
+        "sync_batchnorm": shares_batchnorm,
         "evaluator": "batched" if batched_probes else "sequential",
         "data": task.fingerprint,
         "model_arguments": task.model_arguments,
@@ -124,15 +141,19 @@ def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
         UserError: for what the user can mend.
         Preempted: after a signal, with the checkpoint written.
     """
-    prepared = prepare(config)
+    prepared, ranks = prepare(config), current_ranks()
     if not config.force:
         record = finished_record(prepared)
         if record is not None:
-            if not quiet:
+            if ranks.first and not quiet:
                 said = f"{record['status']} before, skipped (force=true runs it again)"
                 print(f"{prepared.run_id}: {said}")
             return record
-    with _run_folder(prepared):
+    task, network, total = prepared.task, prepared.network, prepared.total_steps
+    check_batch_fits(config, task, network, prepared.machine, ranks.world_size, total)
+    ranks.meet()  # all have looked before the first rank writes
+    with _run_folder(prepared) if ranks.first else contextlib.nullcontext():
+        ranks.meet()
         return _train(prepared)
 
 
@@ -182,15 +203,14 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     config, machine, folder = prepared.config, prepared.machine, prepared.folder
     task = prepared.task
     task.load(machine.device)
-    if config.hardware.compile:
-        prepared.network.model.compile(dynamic=False)  # in place: the parameters keep their names
     step = _build_step(prepared)
     take = CapturedStep(step) if machine.cuda_graph else step
     total = prepared.total_steps
+    batches = task.batches(config.recipe.global_batch_size)
     plan = Plan(
         seed=config.seed,
         total_steps=total,
-        lr=lambda t, steps: config.recipe.lr * SCHEDULES[config.recipe.schedule](t, steps),
+        lr=lambda t, steps: learning_rate(config.recipe, t, steps, batches.steps_per_epoch),
         eval_every_epochs=config.recipe.eval_every_epochs,
         checkpoint_seconds=60 * config.checkpoint_minutes,
         snapshot_steps=frozenset(
@@ -200,12 +220,12 @@ def _train(prepared: Prepared) -> dict[str, Any]:
         folder=folder,
         label=prepared.run_id,
     )
+    ranks = current_ranks()
     mirrors: list[Mirror] = []
-    batches = task.batches(config.recipe.global_batch_size)
     evaluate = partial(task.evaluate, prepared.network.model)
     training = Training(plan, step, take, batches, evaluate, mirrors)
     said = training.resume()
-    if config.tracker.name == "wandb":
+    if config.tracker.name == "wandb" and ranks.first:
         from fogzo_repro.tracking.wandb import WandbMirror
 
         settings = asdict(config)
@@ -215,8 +235,8 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = datetime.now(UTC)
-    progress = RunProgress(prepared.run_id, total, training.done)
-    log = _Log(folder / "log.txt", progress)
+    progress = RunProgress(prepared.run_id, total, training.done, quiet=not ranks.first)
+    log = _Log(folder / "log.txt" if ranks.first else Path(os.devnull), progress)
     log.say(f"{prepared.run_id}: {total} steps on {machine.card}")
     log.say(f"{prepared.run_id}: {prepared.network.described_parameters} parameters")
     for line in said:
@@ -234,10 +254,15 @@ def _train(prepared: Prepared) -> dict[str, Any]:
         progress.close()
         for mirror in mirrors:
             mirror.finish()  # type: ignore[attr-defined]
+    skipped = getattr(task, "skipped", 0)
+    if skipped:
+        notes = f"{notes} {skipped} unreadable images were replaced".lstrip()
     log.say(f"{prepared.run_id}: {status} {notes}".rstrip())
-    record = _record(prepared, training, status, notes, started)
-    write_record(folder / "record.json", record)
-    return record
+    if ranks.first:
+        record = _record(prepared, training, status, notes, started)
+        write_record(folder / "record.json", record)
+    ranks.meet()
+    return read_record(folder / "record.json")
 
 
 class _Log:
@@ -257,6 +282,8 @@ class _Log:
 
 def _build_step(prepared: Prepared) -> TrainStep:
     config, machine, network = prepared.config, prepared.machine, prepared.network
+    if machine.compile:
+        network.model.compile(dynamic=False)  # in place: the parameters keep their names
     return TrainStep(
         network.model,
         prepared.task.loss,
@@ -269,6 +296,7 @@ def _build_step(prepared: Prepared) -> TrainStep:
         random_sign=getattr(config.estimator, "random_sign", False),
         autocast=machine.autocast,
         clip_norm=config.recipe.clip_norm,
+        ranks=current_ranks(),
         micro_batch=config.recipe.micro_batch_size if config.recipe.accumulate else None,
     )
 
@@ -289,6 +317,7 @@ def _record(
     config, machine = prepared.config, prepared.machine
     evaluations = [line for line in read_metrics(training.metrics.path) if "split" in line]
     last = {e["split"]: {k: v for k, v in e.items() if k != "split"} for e in evaluations}
+    last.setdefault("train", training.last_epoch_loss())
     split, metric, more = prepared.task.best_by
     candidates = [e for e in evaluations if e["split"] == split]
     best = (max if more else min)(candidates, key=lambda e: e[metric], default=None)

@@ -8,8 +8,17 @@ from typing import Any
 
 from fogzo_repro.data import digits, mnist
 from fogzo_repro.data.images import Batch, ImageBatches, Images
+from fogzo_repro.data.mixing import MixedBatches, Mixing
 
-__all__ = ["Batch", "ImageBatches", "Images", "data_fingerprint", "load_images"]
+__all__ = [
+    "Batch",
+    "ImageBatches",
+    "Images",
+    "MixedBatches",
+    "Mixing",
+    "data_fingerprint",
+    "load_images",
+]
 
 LOADERS: dict[str, Callable[[Path], Images]] = {"digits": digits.load, "mnist": mnist.load}
 FINGERPRINTS: dict[str, Callable[[Path], str]] = {

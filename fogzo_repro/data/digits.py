@@ -6,6 +6,7 @@ network is the paper's 784-10-10. A fixed permutation leaves 360 of them for the
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ def fingerprint(data_dir: Path) -> str:
     return "scikit-learn-digits-28"
 
 
+@lru_cache(maxsize=1)  # a worker runs many cells in one process; nothing writes to the pixels
 def load(data_dir: Path) -> Images:
     """Read, resize and split the digits; `data_dir` is not used."""
     from sklearn.datasets import load_digits

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ def fingerprint(data_dir: Path) -> str:
     return hashlib.md5("".join(FILES.values()).encode()).hexdigest()
 
 
+@lru_cache(maxsize=1)  # a worker runs many cells in one process; nothing writes to the pixels
 def load(data_dir: Path) -> Images:
     """Read MNIST; download it first where it is not there.
 

@@ -30,8 +30,8 @@ class QuantizedWeight:
             of the parameter.
         law: the smoothing law of its operator and surrogate.
         levels: the level of each latent weight; only for counting flips.
-        rotate: to the coordinates in which the rounding happens, an orthonormal map of the last
-            axis; directions and guide live there.
+        rotate: to the coordinates in which the rounding happens, an orthonormal map of each row
+            (its last axes); directions and guide live there.
         rotate_back: its inverse.
     """
 

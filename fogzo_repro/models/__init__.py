@@ -9,11 +9,17 @@ from typing import Any
 
 from torch import nn
 
+from fogzo_repro.models.deit import build_deit
 from fogzo_repro.models.llama import build_llama
 from fogzo_repro.models.mlp import build_mlp
+from fogzo_repro.models.resnet import build_resnet
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "mlp": build_mlp,
+    "resnet18": build_resnet,
+    "resnet50": build_resnet,
+    "deit_tiny": build_deit,
+    "deit_small": build_deit,
     "llama_9m": build_llama,
     "llama_20m": build_llama,
     "llama_30m": build_llama,

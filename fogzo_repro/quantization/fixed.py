@@ -22,7 +22,7 @@ class FixedScale(nn.Module):
         # Of equal weights the deviation is a rounding error of their size, not always 0.
         if not (torch.isfinite(scale) and scale > 1e-6 * weight.detach().abs().max()):
             raise ValueError(
-                f"quantizer: the scale is the deviation of the initial weights, and those of shape "
+                f"the scale is the deviation of the initial weights, and those of shape "
                 f"{tuple(weight.shape)} have no spread; name the layer in model.first_last"
             )
         self.register_buffer("scale", scale)

@@ -45,3 +45,37 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n")
     temporary.replace(path)
+
+
+def file_record(record: dict[str, Any], records: Path) -> str | None:
+    """Put a record among the committed ones, at records/<table>/<run_id>.json.
+
+    A record of the same cell and seed by an older method_version gives way.
+
+    Returns:
+        None, or one line that says why the record was not filed.
+    """
+    folder = records / record["table"]
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{record['run_id']}.json"
+    place = ("row", "column", "seed")
+    where = f"{record['row']} | {record['column']}, seed {record['seed']}"
+    if target.exists():
+        there = read_record(target)
+        if all(there[k] == record[k] for k in place):
+            if there != record:
+                write_record(target, record)
+            return None
+        return (
+            f"{where} is the same run as {there['row']} | {there['column']} with these settings; "
+            "its record stands for that cell alone"
+        )
+    for path in sorted(folder.glob(f"*-s{record['seed']}-*.json")):
+        there = read_record(path)
+        if any(there[k] != record[k] for k in place):
+            continue
+        if there["method_version"] >= record["method_version"]:
+            return f"{where} has the record {path} already; delete it to file {target.name}"
+        path.unlink()
+    write_record(target, record)
+    return None

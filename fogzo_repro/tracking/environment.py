@@ -26,16 +26,20 @@ def command_line() -> str:
 
 
 def git_state() -> dict[str, Any]:
-    """Return the commit and whether tracked files differ from it.
+    """Return the commit and whether the working tree differs from it.
 
-    FOGZO_COMMIT names the commit where the code was copied without its history.
+    What stands under results/ does not count: no run reads it, and a table's own new records must
+    not make the next runs dirty. FOGZO_COMMIT names the commit where the code was copied without
+    its history.
     """
     if "FOGZO_COMMIT" in os.environ:
         return {"commit": os.environ["FOGZO_COMMIT"], "dirty": False}
     git = ["git", "-C", str(ROOT)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--", ".", ":!results"], capture_output=True, text=True
+        )
     except OSError:
         return {"commit": None, "dirty": None}
     if commit.returncode:

@@ -19,14 +19,15 @@ class RunProgress:
         label: what runs.
         total: steps in all.
         done: steps taken before, by a run that is resumed.
+        quiet: show nothing.
     """
 
-    def __init__(self, label: str, total: int, done: int) -> None:
+    def __init__(self, label: str, total: int, done: int, quiet: bool = False) -> None:
         self.label = label
         self.total = total
         self.first = done
         self.started = self.last_line = time.monotonic()
-        self.console = Console(file=sys.stderr)
+        self.console = Console(file=sys.stderr, quiet=quiet)
         self.bar: Progress | None = None
         if self.console.is_terminal:
             self.bar = Progress(
@@ -46,7 +47,7 @@ class RunProgress:
             self.last_line = time.monotonic()
             rate = (step - self.first) / (self.last_line - self.started)
             eta = (self.total - step) / rate if rate else float("inf")
-            self.say(f"{self.label}  step {step}/{self.total}  {text}  eta {_clock(eta)}")
+            self.say(f"{self.label}  step {step}/{self.total}  {text}  eta {clock(eta)}")
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -58,7 +59,12 @@ class RunProgress:
             self.bar.stop()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return seconds as m:ss or h:mm:ss.
+
+    >>> clock(75), clock(3725), clock(float("inf"))
+    ('1:15', '1:02:05', 'unknown')
+    """
     if seconds == float("inf"):
         return "unknown"
     minutes, rest = divmod(round(seconds), 60)

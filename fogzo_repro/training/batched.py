@@ -1,9 +1,10 @@
 """The batched evaluator: the losses of many perturbed MLPs at once (PAPER 1: n-SPSA, n = 7,960).
 
 The first layer of k perturbed networks is one matrix product of integer levels and integer pixels.
-Levels and pixels are exact in bf16, and their sums stay below 2^24, so on a GPU the product runs on
-the bf16 tensor cores with float32 accumulation and is exact; on the CPU it runs in float32. What
-remains, the normalisation of the inputs, is affine and is applied to the result.
+Levels and pixels are exact in bf16 (8 bits each), so on a GPU the product runs on the bf16 tensor
+cores with float32 accumulation; on the CPU it runs in float32. Up to 7 bits the sums stay below
+2^24 and are exact; at 8 bits they are rounded like any float32 sum. What remains, the normalisation
+of the inputs, is affine and is applied to the result.
 
 Shapes: k directions, B images, P pixels, H hidden units, C classes.
 """
@@ -28,6 +29,7 @@ def supports_batched(model: nn.Module) -> bool:
     """Whether the batched evaluator can run a model: the MLP with round or sign weights."""
     return isinstance(model, Mlp) and all(
         isinstance(getattr(layer, "weight_quantizer", None), FixedScale)
+        and layer.input_quantizer is None
         for layer in (model.fc1, model.fc2)
     )
 
@@ -39,7 +41,8 @@ class BatchedProbes:
         model: the quantized MLP, see `supports_batched`.
         images: how its inputs are normalised.
         batch: pixels (B, 1, 28, 28) uint8 and labels (B,).
-        budget_bytes: bound on the memory of the chunks, beside the block of directions.
+        budget_bytes: bound on the memory of a chunk, beside the block of directions; a chunk has
+            at least one direction.
     """
 
     def __init__(self, model: Mlp, images: Images, batch: Batch, budget_bytes: int) -> None:
@@ -52,7 +55,9 @@ class BatchedProbes:
         per_direction = sum(
             layer.weight.numel() * (3 * 4 + 2 * self.dtype.itemsize)  # two sides and their sum
             for layer in (model.fc1, model.fc2)
-        ) + 2 * 4 * 4 * model.fc1.out_features * len(self.labels)  # activations, four alive
+        )
+        widest = max(model.fc1.out_features, model.fc2.out_features)
+        per_direction += 2 * 4 * 4 * widest * len(self.labels)  # activations or logits, four alive
         if not batch.pixels.is_cuda:
             budget_bytes = min(budget_bytes, CPU_CHUNK_BYTES)
         self.chunk = max(1, budget_bytes // per_direction)

@@ -104,6 +104,7 @@ class Training:
         self.evaluate = evaluate
         self.mirrors = mirrors
         self.model: nn.Module = step.model
+        self.ranks = step.ranks
         self.metrics = MetricsFile(plan.folder / "metrics.jsonl")
         self.timing = MetricsFile(plan.folder / "timing.jsonl")
         self.done = 0
@@ -127,8 +128,10 @@ class Training:
             self.step.bad_streak.fill_(state["bad_streak"])
             self.step.scaler.load_state_dict(state["scaler"])
             said.append(f"resumed after step {self.done} of {self.plan.total_steps}")
-        self.metrics.rewind(self.done)
-        self.timing.rewind(self.done)
+        self.ranks.meet()  # all have read before the first rank writes
+        if self.ranks.first:
+            self.metrics.rewind(self.done)
+            self.timing.rewind(self.done)
         times = read_metrics(self.timing.path) if self.timing.path.exists() else []
         self.seconds_before = times[-1]["seconds"] if times else 0.0
         return said
@@ -143,25 +146,30 @@ class Training:
         plan, self.started = self.plan, time.monotonic()
         last_checkpoint = self.started
         self.model.train()
+        if self.done == 0 and 0 in plan.snapshot_steps:
+            self._snapshot()
         while self.done < plan.total_steps:
             epoch, start = divmod(self.done, self.data.steps_per_epoch)
             for batch in self.data.epoch(generator_for(plan.seed, epoch, "order"), start):
                 self._one_step(batch)
+                asked = self.ranks.any(stop.received is not None)
                 finished = self.done == plan.total_steps
                 epoch_ends = self.done % self.data.steps_per_epoch == 0
-                if len(self.pending) == FLUSH_STEPS or epoch_ends or finished or stop.received:
+                if len(self.pending) == FLUSH_STEPS or epoch_ends or finished or asked:
                     self.flush(progress)
                 if finished or (epoch_ends and (epoch + 1) % plan.eval_every_epochs == 0):
                     self._evaluate(finished)
                 if self.done in plan.snapshot_steps:
                     self._snapshot()
                 overdue = time.monotonic() - last_checkpoint >= plan.checkpoint_seconds
-                if finished or overdue or stop.received:
+                if finished or overdue or asked:
                     self.flush(progress)
                     self.save()
                     last_checkpoint = time.monotonic()
-                if stop.received and not finished:
-                    raise Preempted(f"{stop.received}: saved after step {self.done}")
+                if asked and not finished:
+                    self.ranks.meet()  # the first rank's checkpoint is whole
+                    signal = stop.received or "another rank was asked to stop"
+                    raise Preempted(f"{signal}: saved after step {self.done}")
                 if finished:
                     break
 
@@ -200,7 +208,8 @@ class Training:
         self._write(lines)
         self.pending = []
         self.last["loss"] = rows[-1][0]
-        self.timing.append([{"step": self.done, "seconds": round(self.seconds(), 4)}])
+        if self.ranks.first:
+            self.timing.append([{"step": self.done, "seconds": round(self.seconds(), 4)}])
         progress.update(self.done, self.last)
 
     def seconds(self) -> float:
@@ -215,12 +224,23 @@ class Training:
         self._write(lines)
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
+        if not self.ranks.first:
+            return
         self.metrics.append(lines)
         for mirror in self.mirrors:
             mirror.append(lines)
 
+    def last_epoch_loss(self) -> dict[str, float]:
+        """Return the mean of the steps' losses in the last epoch, as they were trained on."""
+        first = self.done - self.data.steps_per_epoch
+        lines = read_metrics(self.metrics.path) if self.metrics.path.exists() else []
+        losses = [x["loss"] for x in lines if "split" not in x and x["step"] > first]
+        return {"step": self.done, "loss": sum(losses) / len(losses)} if losses else {}
+
     def save(self) -> None:
-        """Write a checkpoint of the whole state."""
+        """Write a checkpoint of the whole state; the first rank's stands for all."""
+        if not self.ranks.first:
+            return
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= optimizer_tensors(self.step.optimizer, self.model)
         scaler = self.step.scaler.state_dict()
@@ -228,6 +248,8 @@ class Training:
         save_checkpoint(self.plan.folder, self.done, tensors, state)
 
     def _snapshot(self) -> None:
+        if not self.ranks.first:
+            return
         from safetensors.torch import save
 
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fnmatch import filter as matching
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.config import RoundConfig, RunConfig
+from fogzo_repro.config import RoundConfig, RunConfig, UserError
 from fogzo_repro.estimators import QuantizedWeight, smoothing_law
 from fogzo_repro.models import build_model
-from fogzo_repro.quantization import build_quantizer, quantize_layers
+from fogzo_repro.quantization import build_input_quantizer, build_quantizer, quantize_layers
 from fogzo_repro.training.randomness import derive_seed
 
 
@@ -47,16 +48,48 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, 0, "initialisation"))
         model = build_model(config.model, **model_arguments)
-    layers = quantize_layers(model, lambda name, weight: _quantizer(config, name, weight))
+    layers = quantize_layers(
+        model,
+        lambda name, weight: _weight_quantizer(config, name, weight),
+        lambda name, layer: _input_quantizer(config, name, layer),
+    )
+    _check_chosen_layers(config, list(layers))
     model.to(device)
-    distinct: dict[int, nn.Module] = {}  # a weight that layers share is perturbed once
+    distinct: dict[int, Any] = {}  # a weight that layers share is perturbed once
     for layer in layers.values():
-        distinct.setdefault(id(layer.weight), layer)
+        if layer.weight_quantizer is not None:
+            distinct.setdefault(id(layer.weight), layer)
     return Network(model, [_perturbed_weight(layer) for layer in distinct.values()])
 
 
-def _quantizer(config: RunConfig, name: str, weight: Tensor) -> nn.Module | None:
-    """Return the quantizer of one layer, or None for full precision."""
+OFF = 16  # bits: full precision
+ROTATIONS = ("rotate", "rotate_back")  # of a quantizer that rounds in rotated coordinates
+
+
+def _weight_quantizer(config: RunConfig, name: str, weight: Tensor) -> nn.Module | None:
+    """Return the quantizer of one weight, or None for full precision."""
+    section = _section(config, name)
+    if section is None or getattr(section, "weight_bits", 1) == OFF:
+        return None
+    try:
+        return build_quantizer(section, weight)
+    except ValueError as error:
+        raise UserError(f"quantizer={section.name} on the weight of {name}: {error}") from None
+
+
+def _input_quantizer(config: RunConfig, name: str, layer: nn.Module) -> nn.Module | None:
+    """Return the quantizer of one layer's inputs, or None for full precision."""
+    section = _section(config, name)
+    if section is None or section.activation_bits == OFF:
+        return None
+    try:
+        return build_input_quantizer(section, name, layer)
+    except ValueError as error:
+        raise UserError(f"quantizer={section.name} on the inputs of {name}: {error}") from None
+
+
+def _section(config: RunConfig, name: str) -> Any | None:
+    """Return the quantizer settings that hold for a layer, or None for full precision."""
     section: Any = config.quantizer
     if section.name == "none":
         return None
@@ -64,19 +97,29 @@ def _quantizer(config: RunConfig, name: str, weight: Tensor) -> nn.Module | None
         if section.first_last == "float":
             return None
         if section.first_last == "8bit":
-            section = (
-                replace(section, weight_bits=8)
-                if hasattr(section, "weight_bits")
-                else RoundConfig("round", 8, "identity", "integer", False, "8bit")
+            if section.name == "sign":
+                return RoundConfig("round", 8, OFF, "identity", "integer", False, "8bit")
+            on = [k for k in ("weight_bits", "activation_bits") if getattr(section, k) != OFF]
+            return replace(section, **dict.fromkeys(on, 8))
+    return section
+
+
+def _check_chosen_layers(config: RunConfig, names: list[str]) -> None:
+    for pattern in getattr(config.quantizer, "unsigned_inputs", ()):
+        if not matching(names, pattern):
+            raise UserError(
+                f"quantizer.unsigned_inputs: {pattern} matches no quantized layer; they are "
+                f"{', '.join(names)}"
             )
-    return build_quantizer(section, weight)
 
 
 def _perturbed_weight(layer: Any) -> QuantizedWeight:
     quantizer = layer.weight_quantizer
+    rotations = {k: getattr(quantizer, k) for k in ROTATIONS if hasattr(quantizer, k)}
     return QuantizedWeight(
         parameter=layer.weight,
         scale=quantizer.perturbation_scale,
         law=smoothing_law(*quantizer.smoothing),
         levels=lambda weight: quantizer.levels(quantizer.units(weight)),
+        **rotations,
     )

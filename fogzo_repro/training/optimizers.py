@@ -1,4 +1,4 @@
-"""Optimizers by torch, with weight decay on weights only.
+"""Optimizers by torch, and which parameters are decayed.
 
 All are the fused kind: its kernels skip the update where `optimizer.found_inf` is set, so a step
 that must not be taken is stopped on the device, without waiting for it.
@@ -15,7 +15,10 @@ from fogzo_repro.config import RecipeConfig
 def build_optimizer(
     recipe: RecipeConfig, model: nn.Module, capturable: bool
 ) -> torch.optim.Optimizer:
-    """Build AdamW or SGD; tensors of fewer than two axes (biases, norms, steps) are not decayed.
+    """Build AdamW or SGD.
+
+    `recipe.decay` says what is decayed: `all`, or `weights`, which leaves out tensors of fewer than
+    two axes (biases, norms, steps). The parameters named in `recipe.no_decay` are never decayed.
 
     Neither are those of the modules and parameters that `recipe.no_decay` names.
 
@@ -27,11 +30,16 @@ def build_optimizer(
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     trainable = [p for _, p in named]
     exempt = set(recipe.no_decay)
-    kept = {p for name, p in named if p.dim() < 2 or exempt & set(name.split("."))}
+    decayed = {
+        p
+        for name, p in named
+        if not exempt & set(name.split(".")) and (recipe.decay == "all" or p.dim() >= 2)
+    }
     groups = [
-        {"params": [p for p in trainable if p not in kept], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trainable if p in kept], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p in decayed], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trainable if p not in decayed], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
     device = trainable[0].device
     lr = torch.tensor(recipe.lr, device=device) if capturable else recipe.lr
     if recipe.optimizer == "sgd":

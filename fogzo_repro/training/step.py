@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fogzo_repro.estimators.perturbation import RandomSign, SequentialProbes
 from fogzo_repro.estimators.protocol import Estimator, LossFunction, Probes, QuantizedWeight
+from fogzo_repro.training.distributed import ALONE, RankAveraged, Ranks
 from fogzo_repro.training.optimizers import set_lr
 from fogzo_repro.training.randomness import derive_seed
 
@@ -46,6 +48,7 @@ class TrainStep:
         random_sign: the control of PAPER 4.
         autocast: dtype of the forward passes, or None for float32.
         clip_norm: bound on the norm of all gradients together, or None.
+        ranks: the processes that share each batch; losses and gradients are averaged over them.
         micro_batch: examples of one pass, where the batch is accumulated; None for all at once.
     """
 
@@ -63,6 +66,7 @@ class TrainStep:
         random_sign: bool = False,
         autocast: torch.dtype | None = None,
         clip_norm: float | None = None,
+        ranks: Ranks = ALONE,
         micro_batch: int | None = None,
     ) -> None:
         self.model = model
@@ -76,12 +80,14 @@ class TrainStep:
         self.random_sign = random_sign
         self.autocast = autocast
         self.clip_norm = clip_norm
+        self.ranks = ranks
         self.micro_batch = micro_batch
 
         quantized = {w.parameter for w in weights}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.others = [p for p in self.parameters if p not in quantized]
         self.device = self.parameters[0].device
+        self.frozen = FrozenBuffers(model)
         fp16 = autocast == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.generators = {name: torch.Generator(self.device) for name in STREAMS}
@@ -96,14 +102,16 @@ class TrainStep:
         """
         for name, generator in self.generators.items():
             generator.manual_seed(derive_seed(self.seed, step, name))
-        self.mask_seed = derive_seed(self.seed, step, "masks")
+        rank = f"/{self.ranks.rank}" if self.ranks.rank else ""
+        self.mask_seed = derive_seed(self.seed, step, f"masks{rank}")
         set_lr(self.optimizer, lr)
         return self.estimator.prepare(step, total_steps)
 
     def __call__(self, batch: Any, probing: bool) -> Tensor:
         """Take one step; return its row, see `ROW`."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._mean_loss(batch, backward=True)
+        loss = self.ranks.average(self._mean_loss(batch, backward=True))
+        self.ranks.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm_quantized = self._norm(w.parameter for w in self.weights)
         norm_other = self._norm(self.others)
@@ -133,7 +141,7 @@ class TrainStep:
                     e.bad_probes, e.dead_guides, e.guide_norm,
                 )
             )  # fmt: skip
-        row = (loss.detach(), *said, norm_quantized, norm_other, skipped, self.failed)
+        row = (loss, *said, norm_quantized, norm_other, skipped, self.failed)
         return torch.stack([value.float() for value in row])
 
     def _count_bad(self, finite: Tensor, bad_probes: Tensor) -> None:
@@ -166,18 +174,20 @@ class TrainStep:
             probes = self.batched_probes(part)
         else:
             probes = SequentialProbes(self.probe_loss(part))
+        if self.ranks.world_size > 1:
+            probes = RankAveraged(probes, self.ranks)
         return RandomSign(probes, self.generators["control"]) if self.random_sign else probes
 
     def probe_loss(self, batch: Any) -> LossFunction:
         """Return a closure: the loss in training mode, with the masks of the STE pass.
 
-        Buffers (BatchNorm's statistics and counters) are put back, bit for bit.
+        BatchNorm uses the batch's statistics and updates nothing; other buffers are put back, bit
+        for bit.
         """
-        buffers = list(self.model.buffers())
 
         @torch.no_grad()
         def loss() -> Tensor:
-            with _restored(buffers):
+            with self.frozen.held():
                 return self._mean_loss(batch)
 
         return loss
@@ -231,14 +241,39 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-@contextmanager
-def _restored(buffers: list[Tensor]) -> Iterator[None]:
-    saved = [b.clone() for b in buffers]
-    try:
-        yield
-    finally:
-        for b, value in zip(buffers, saved, strict=True):
-            b.copy_(value)
+class FrozenBuffers:
+    """Keeps a model's buffers as they are during forward passes in training mode.
+
+    Args:
+        model: its BatchNorm layers are told not to track statistics, which costs nothing; all other
+            buffers are saved and copied back.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found = (m for m in model.modules() if isinstance(m, _BatchNorm))
+        self.norms = [m for m in found if m.track_running_stats]
+        untouched = {id(b) for m in self.norms for b in m.buffers(recurse=False)}
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            if id(buffer) not in untouched:
+                by_type.setdefault(buffer.dtype, []).append(buffer)
+        self.buffers = list(by_type.values())
+        self.saved = [[torch.empty_like(b) for b in group] for group in self.buffers]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Run forward passes in here."""
+        for saved, buffers in zip(self.saved, self.buffers, strict=True):
+            torch._foreach_copy_(saved, buffers)
+        for norm in self.norms:
+            norm.track_running_stats = False
+        try:
+            yield
+        finally:
+            for norm in self.norms:
+                norm.track_running_stats = True
+            for saved, buffers in zip(self.saved, self.buffers, strict=True):
+                torch._foreach_copy_(buffers, saved)
 
 
 def _first_part(batch: Any, fraction: float) -> Any:

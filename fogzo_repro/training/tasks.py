@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fogzo_repro.config import RunConfig
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.classification import in_memory_images
+from fogzo_repro.training.imagenet import imagenet
 from fogzo_repro.training.language import c4_language
 from fogzo_repro.training.loop import Data
 
@@ -62,6 +63,8 @@ class Task(Protocol):
 TASKS: dict[str, Callable[[RunConfig, Path], Task]] = {
     "digits": in_memory_images,
     "mnist": in_memory_images,
+    "imagenet100": imagenet,
+    "imagenet1k": imagenet,
     "c4": c4_language,
 }
 

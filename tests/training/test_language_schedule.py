@@ -1,6 +1,7 @@
 """The LLaMA recipes: learning rates, lengths, weight decay."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from fogzo_repro.config import ConfigError, parse_config
 from fogzo_repro.models import build_model
 from fogzo_repro.training.optimizers import build_optimizer
-from fogzo_repro.training.schedules import onecycle
+from fogzo_repro.training.schedules import learning_rate
 
 CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
 TABLE = {0: 1.2e-5, 286: 1.863e-4, 572: 6.068e-4, 1143: 1.2e-3, 5722: 7.536e-4, 11443: 1.2e-4}
@@ -24,6 +25,11 @@ RUNS = {  # RECIPES C.1 and C.3: overrides -> sequences, peak lr, steps
     "9m": (["model=llama_9m"], 64, 1.5e-4, 27_465),
     "mini": (["model=llama_mini"], 8, 1e-3, 2_000),
 }
+
+
+def onecycle(step, total):
+    recipe = SimpleNamespace(schedule="onecycle", lr=1.0)
+    return learning_rate(recipe, step, total, steps_per_epoch=1)
 
 
 def config(*overrides):

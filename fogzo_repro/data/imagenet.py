@@ -1,0 +1,172 @@
+"""The files and labels of an ImageNet tree: data_dir/imagenet/{train,val}/<wnid>/<file>.
+
+`scripts/prepare_imagenet.py` checks a tree and writes imagenet/manifest.json with all file names;
+where it is there, it is trusted and nothing is listed. ImageNet-100 is a list of classes over the
+same tree. The label of a class is its place among the sorted wnids that are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fogzo_repro.config import UserError
+
+CLASS_LISTS = Path(__file__).resolve().parents[2] / "configs" / "classes"
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+SPLITS = ("train", "val")
+CLASSES = 1000
+SUFFIXES = (".jpeg", ".jpg", ".png")
+WNID = re.compile(r"n\d{8}")
+Listing = dict[str, dict[str, list[str]]]  # split -> wnid -> file names
+
+
+@dataclass(frozen=True)
+class Files:
+    """One split: file names relative to its folder (bytes, compact), and labels int64."""
+
+    folder: Path
+    names: np.ndarray
+    labels: np.ndarray
+
+    def path(self, index: int) -> Path:
+        """Return the path of one image."""
+        return self.folder / self.names[index].decode()
+
+
+@dataclass(frozen=True)
+class ImageNetIndex:
+    """The images of the classes that are used.
+
+    Attributes:
+        train: training images, sorted by class and name.
+        val: validation images, likewise.
+        classes: the wnids, sorted; the label is the place.
+        fingerprint: hash of the class list and of all file names in use.
+    """
+
+    train: Files
+    val: Files
+    classes: list[str]
+    fingerprint: str
+
+
+def read_index(config: Any, data_dir: Path) -> ImageNetIndex:
+    """Read which images there are.
+
+    Args:
+        config: the `dataset` section: `classes`, `allow_partial`.
+        data_dir: holds imagenet/.
+
+    Raises:
+        UserError: where the tree, the class list or a class is missing, with the remedy.
+    """
+    root = data_dir / "imagenet"
+    wanted = None if config.classes is None else read_class_list(config.classes)
+    listing = _manifest(root) or {
+        split: list_split(root / split, None if wanted is None else set(wanted)) for split in SPLITS
+    }
+    classes = _classes(config, root, listing, wanted)
+    digest = hashlib.sha256("\n".join(classes).encode())
+    splits = {}
+    for split in SPLITS:
+        names = [f"{wnid}/{name}" for wnid in classes for name in sorted(listing[split][wnid])]
+        counts = [len(listing[split][wnid]) for wnid in classes]
+        digest.update("\n".join([split, *names]).encode())
+        labels = np.repeat(np.arange(len(classes)), counts)
+        splits[split] = Files(root / split, np.array(names, dtype=np.bytes_), labels)
+    kind = f"{len(classes)}-{hashlib.sha256(chr(10).join(classes).encode()).hexdigest()[:16]}"
+    fingerprint = f"classes:{kind}/files:{digest.hexdigest()[:16]}"
+    return ImageNetIndex(splits["train"], splits["val"], classes, fingerprint)
+
+
+def read_class_list(classes: str) -> list[str]:
+    """Return the wnids of configs/classes/<classes>.txt or of a file given by its path.
+
+    Raises:
+        UserError: where there is no such file, or a line that is not a wnid.
+    """
+    known = CLASS_LISTS / f"{classes}.txt"
+    path = known if known.is_file() else Path(classes)
+    if not path.is_file():
+        lists = ", ".join(sorted(p.stem for p in CLASS_LISTS.glob("*.txt")))
+        raise UserError(f"dataset.classes={classes} is neither a file nor one of: {lists}")
+    wnids = path.read_text().split()
+    for wnid in wnids:
+        if not WNID.fullmatch(wnid):
+            raise UserError(f"dataset.classes={classes}: {wnid!r} is not a wnid such as n01440764")
+    if not wnids or len(set(wnids)) < len(wnids):
+        raise UserError(f"dataset.classes={classes} is empty or names a class twice")
+    return sorted(wnids)
+
+
+def list_split(folder: Path, wanted: set[str] | None = None) -> dict[str, list[str]]:
+    """Return the image files of each class folder.
+
+    Raises:
+        UserError: where the folder is not there or holds no class folders.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is not there: data_dir must hold imagenet/train/<wnid>/ and "
+            "imagenet/val/<wnid>/; check a tree with python scripts/prepare_imagenet.py --root"
+        )
+    wnids = [e.name for e in os.scandir(folder) if e.is_dir() and WNID.fullmatch(e.name)]
+    if not wnids:
+        raise UserError(
+            f"{folder} has no class folders such as n01440764; run python "
+            f"scripts/prepare_imagenet.py --root {folder.parent} to see what is wrong"
+        )
+    return {
+        wnid: sorted(e.name for e in os.scandir(folder / wnid) if e.name.lower().endswith(SUFFIXES))
+        for wnid in sorted(wnids)
+        if wanted is None or wnid in wanted
+    }
+
+
+def _manifest(root: Path) -> Listing | None:
+    path = root / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        if content["version"] != MANIFEST_VERSION:
+            raise ValueError(f"version {content['version']}")
+        return {split: content[split] for split in SPLITS}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a manifest ({error}); delete it and run python "
+            f"scripts/prepare_imagenet.py --root {root}"
+        ) from None
+
+
+def _classes(config: Any, root: Path, listing: Listing, wanted: list[str] | None) -> list[str]:
+    """Return the classes that are there; refuse a subset that was not asked for."""
+    there = {split: {w for w, names in listing[split].items() if names} for split in SPLITS}
+    both = there["train"] & there["val"]
+    expected = set(wanted) if wanted is not None else set().union(*there.values())
+    missing = sorted(expected - both)
+    kept = sorted(expected & both)
+    if not config.allow_partial:
+        if missing:
+            split = next(s for s in SPLITS if missing[0] not in there[s])
+            raise UserError(
+                f"{len(missing)} of {len(expected)} classes have no images, the first is "
+                f"{root / split / missing[0]}; complete the tree or give dataset.allow_partial=true"
+            )
+        if wanted is None and len(kept) != CLASSES:
+            raise UserError(
+                f"{root} has {len(kept)} classes, ImageNet-1K has {CLASSES}; complete the tree or "
+                "give dataset.allow_partial=true"
+            )
+    if not kept:
+        raise UserError(f"{root} has none of the classes of dataset.classes={config.classes}")
+    return kept

@@ -1,0 +1,215 @@
+"""Batches of image files, decoded and augmented by worker processes.
+
+Which images a batch holds, and what is drawn for each, are functions of the epoch's generator
+alone: ranks, workers and an interruption do not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fogzo_repro.config import UserError
+from fogzo_repro.data.augmentation import UnreadableImage, drawn_from, read_image
+from fogzo_repro.data.imagenet import Files
+from fogzo_repro.data.images import Batch, batches_in, rank_share
+
+ROUND = 256  # repeated augmentation keeps a multiple of this many images an epoch (RECIPES B.3)
+SUBSTITUTES = 10  # neighbours tried in place of an unreadable image
+
+
+class Sample(NamedTuple):
+    """One image of a batch: its place in the split, and the seed of what is drawn for it."""
+
+    image: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The order of an epoch: images, and which copy of each, batch after batch.
+
+    Repeated augmentation as upstream's sampler gives it on `ranks` processes, whatever their
+    number here: shuffle, repeat each image, deal the list out to the sampler's ranks, keep as many
+    as there are images, rounded down; a batch is the ranks' parts one after another (RECIPES B.3).
+
+    Attributes:
+        images: in the split.
+        batch_size: images per step over all ranks.
+        repeats: copies of each image in the list; 1 is a plain permutation.
+        ranks: processes of the upstream command.
+        drop_last: leave out the batch that is not full.
+        world_size: our processes; a batch that is not full is cut to a multiple of it.
+    """
+
+    images: int
+    batch_size: int
+    repeats: int
+    ranks: int
+    drop_last: bool
+    world_size: int
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        if self.repeats == 1:
+            return batches_in(self.images, self.batch_size, self.world_size, self.drop_last)
+        return self._kept // (self.batch_size // self.ranks)
+
+    @property
+    def _kept(self) -> int:
+        """Images an epoch and rank of the sampler."""
+        if self.images < ROUND:
+            return -(-self.images // self.ranks)
+        return self.images // ROUND * ROUND // self.ranks
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return image and copy at each place of the epoch, both int64."""
+        order = torch.randperm(self.images, generator=generator)
+        if self.repeats == 1:
+            return order, torch.zeros_like(order)
+        part = self.batch_size // self.ranks
+        places = torch.arange(self.steps * part * self.ranks).view(self.steps, part, self.ranks)
+        places = places.transpose(1, 2).reshape(-1)  # within a batch: rank after rank
+        return order[places // self.repeats % self.images], places % self.repeats
+
+
+class Photographs(Dataset):
+    """Image files as tensors; an unreadable one is reported, or replaced by its neighbour.
+
+    Args:
+        files: one split.
+        view: from an RGB image to a tensor.
+        skip_bad: replace an unreadable image instead of reporting it.
+    """
+
+    def __init__(self, files: Files, view: Callable[[Any], Tensor], skip_bad: bool) -> None:
+        self.files = files
+        self.view = view
+        self.skip_bad = skip_bad
+
+    def __getitem__(self, sample: Sample) -> tuple[Tensor | None, int, list[str]]:
+        """Return the tensor, its label, and what was wrong; no tensor where it is an error."""
+        complaints: list[str] = []
+        for step in range(SUBSTITUTES if self.skip_bad else 1):
+            index = (sample.image + step) % len(self.files.names)
+            try:
+                image = read_image(self.files.path(index))
+            except UnreadableImage as error:
+                complaints.append(str(error))
+                continue
+            with drawn_from(sample.seed):
+                return self.view(image), int(self.files.labels[index]), complaints
+        return None, 0, complaints
+
+
+Collated = tuple[Batch | None, list[str]]
+
+
+def collate(samples: list[tuple[Tensor | None, int, list[str]]]) -> Collated:
+    """Stack a batch; None where an image is missing."""
+    complaints = [line for _, _, lines in samples for line in lines]
+    pixels = [image for image, _, _ in samples if image is not None]
+    if len(pixels) < len(samples):
+        return None, complaints
+    return Batch(torch.stack(pixels), torch.tensor([label for _, label, _ in samples])), complaints
+
+
+@dataclass
+class PhotographLoader:
+    """Loads lists of samples as batches on the device, in their order.
+
+    Attributes:
+        photographs: one split.
+        workers: processes that decode; 0 decodes in this one.
+        device: where batches go.
+        skipped: what unreadable images were replaced for, by this process.
+    """
+
+    photographs: Photographs
+    workers: int
+    device: torch.device
+    skipped: set[str] = field(default_factory=set)
+    _wanted: list[list[Sample]] = field(default_factory=list)
+    _loader: DataLoader | None = None
+
+    def load(self, batches: list[list[Sample]]) -> Iterator[Batch]:
+        """Yield one batch for each list.
+
+        Raises:
+            UserError: for an unreadable image that is not to be skipped.
+        """
+        self._wanted[:] = batches  # the loader iterates over this very list
+        if self._loader is None:
+            self._loader = DataLoader(
+                self.photographs,
+                batch_sampler=self._wanted,
+                num_workers=self.workers,
+                collate_fn=collate,
+                pin_memory=self.device.type == "cuda",
+                persistent_workers=self.workers > 0,
+                generator=torch.Generator(),
+            )
+        for batch, complaints in self._loader:
+            if batch is None:
+                raise UserError(
+                    f"cannot decode {complaints[-1]}; replace the file, or give "
+                    "dataset.on_bad_image=skip"
+                )
+            self.skipped.update(complaints)
+            yield Batch(*(t.to(self.device, non_blocking=True) for t in batch))
+
+
+def sample_seed(epoch_seed: int, index: int, copy: int) -> int:
+    """Return 63 bits that depend on all three."""
+    digest = hashlib.blake2b(f"{epoch_seed}/{index}/{copy}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class PhotographBatches:
+    """The training batches of one rank.
+
+    Attributes:
+        loader: decodes and augments.
+        order: which images a batch holds.
+        rank: this process.
+    """
+
+    loader: PhotographLoader
+    order: EpochOrder
+    rank: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self.order.steps
+
+    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
+        """Yield this rank's share of each batch from `start` on; earlier ones are not loaded."""
+        return self.loader.load(self.samples(generator, start))
+
+    def samples(self, generator: torch.Generator, start: int = 0) -> list[list[Sample]]:
+        """Return what each batch of the epoch holds, from `start` on."""
+        seed = generator.initial_seed()
+        images, copies = self.order.draw(generator)
+        size = self.order.batch_size
+        batches = []
+        for index in range(start, self.order.steps):
+            place = slice(index * size, (index + 1) * size)
+            own = rank_share(len(images[place]), self.rank, self.order.world_size)
+            chosen = zip(images[place][own].tolist(), copies[place][own].tolist(), strict=True)
+            batches.append([Sample(i, sample_seed(seed, i, c)) for i, c in chosen])
+        return batches
+
+
+def all_batches(images: int, size: int, rank: int, world_size: int) -> list[list[Sample]]:
+    """Return a split in order, one rank's share, for evaluation: nothing is drawn."""
+    own = [Sample(i, 0) for i in range(rank, images, world_size)]
+    return [own[start : start + size] for start in range(0, len(own), size)]

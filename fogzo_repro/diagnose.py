@@ -1,0 +1,264 @@
+"""How good is each estimator along a run? Measured against the smoothed gradient.
+
+    python -m fogzo_repro.diagnose runs/<run_id> [data_dir=...] [directions=...] [batches=...]
+
+At every snapshot of the run (`snapshots=5` keeps five), on a few batches, the smoothed gradient R
+is estimated by n-SPSA with many directions, and STE, n-SPSA and FOGZO are compared with it: cosine
+and norm ratio of one estimate, bias and variance, for n = 1, 10, 100 and six values of beta.
+
+R is what n-SPSA estimates, the q-smoothed gradient of PAPER 1: n-SPSA is unbiased for it by
+definition, and on a quantized loss it is not the gradient of the p-smoothed loss. All vectors are
+in units of epsilon, eps * g, as in estimators/fogzo.py; all losses are in float32, in training
+mode, with one set of masks per batch.
+
+The batches are the first of a permutation drawn from the stream (seed, 0, "diagnose/batches"), the
+same at all snapshots; directions come from streams of (seed, step, "diagnose/..."). Each figure is
+a ratio of means over the batches, with a 95% interval from the jackknife over the batches and
+Student's t: it covers the draws of directions and the choice of batches.
+
+Writes diagnose.csv and diagnose.png into the run folder and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fogzo_repro.config import UserError
+from fogzo_repro.estimators import SequentialProbes, fogzo, nspsa
+from fogzo_repro.estimators.protocol import Probes
+from fogzo_repro.estimators.quality import (
+    Quality,
+    estimator_quality,
+    smoothed_gradient,
+    ste_quality,
+)
+from fogzo_repro.evaluate import StoredRun, one_line_errors, open_run, parse_settings, read_device
+from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
+from fogzo_repro.reporting.jackknife import jackknife
+from fogzo_repro.tracking.progress import RunProgress
+from fogzo_repro.training.network import Network
+from fogzo_repro.training.randomness import derive_seed, generator_for
+from fogzo_repro.training.tasks import Task
+
+SIZES = (1, 10, 100)  # n
+NOISES = (1 - 0.666, 1 - 0.9, 1e-3, 1e-4, 1e-5, 1e-6)  # 1 - beta, as in the paper's Section 4.1
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure at each snapshot.
+
+    Attributes:
+        directions: probe pairs for the smoothed gradient, over all batches together.
+        batches: how many batches, at least 2.
+        draws: probe pairs for each estimator on each batch, at least 100.
+    """
+
+    directions: int
+    batches: int
+    draws: int
+
+    def __post_init__(self) -> None:
+        if self.batches < 2:
+            raise UserError(f"batches={self.batches} must be at least 2; intervals are over them")
+        if self.directions < 2 * self.batches:
+            raise UserError(f"directions={self.directions} must be at least 2 for each batch")
+        if self.draws < max(SIZES):
+            raise UserError(f"draws={self.draws} must be at least {max(SIZES)}, the largest n")
+
+    @property
+    def pairs(self) -> int:
+        """All probe pairs of one snapshot."""
+        return self.batches * (self.directions // self.batches + (1 + len(NOISES)) * self.draws)
+
+
+MANY = Effort(directions=2**14, batches=8, draws=200)  # where the batched evaluator runs the model
+FEW = Effort(directions=2**8, batches=4, draws=100)  # one pair after another
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One batch at one snapshot: ||R||^2, and each estimator's moments by (name, 1 - beta)."""
+
+    smoothed_square: float
+    qualities: dict[tuple[str, float | None], Quality]
+
+
+class Diagnosis:
+    """The network, the data and the batches; measures one snapshot after another.
+
+    Args:
+        run: the run.
+        network: built from it, on the device.
+        task: its data, loaded.
+        effort: from the default for this model to how much is measured.
+        device: of all tensors.
+    """
+
+    def __init__(
+        self,
+        run: StoredRun,
+        network: Network,
+        task: Task,
+        effort: Callable[[Effort], Effort],
+        device: torch.device,
+    ) -> None:
+        self.seed = run.config.seed
+        self.network, self.task, self.device = network, task, device
+        budget = run.config.hardware.probe_memory_mb * 2**20
+        self.batched = task.batched_probes(network.model, budget)
+        self.effort = effort(MANY if self.batched else FEW)
+        data = task.batches(run.config.recipe.global_batch_size)
+        self.total_steps = (
+            run.config.recipe.max_steps or run.config.recipe.epochs * data.steps_per_epoch
+        )
+        order = generator_for(self.seed, 0, "diagnose/batches")
+        self.batches: list[Any] = list(islice(data.epoch(order), self.effort.batches))
+        if len(self.batches) < self.effort.batches:
+            raise UserError(f"batches={self.effort.batches}: an epoch has {len(self.batches)}")
+
+    def snapshot(self, path: Path, report: Callable[[int], None]) -> list[Row]:
+        """Measure every estimator at one snapshot; `report` takes the probe pairs done."""
+        self.network.model.load_state_dict(load_file(path, device=str(self.device)))
+        self.network.model.train()
+        step = step_of(path)
+        measured = [self._batch(step, index, report) for index in range(len(self.batches))]
+        return list(_rows(step, step / self.total_steps, measured))
+
+    def _batch(self, step: int, index: int, report: Callable[[int], None]) -> Measured:
+        batch, weights = self.batches[index], self.network.weights
+        effort, model = self.effort, self.network.model
+        masks = derive_seed(self.seed, step, f"diagnose/masks/{index}")
+
+        def loss() -> Tensor:
+            torch.manual_seed(masks)  # dropout and drop-path: one draw for all passes
+            return self.task.loss(model, batch)
+
+        def stream(purpose: str) -> torch.Generator:
+            return generator_for(self.seed, step, f"diagnose/{purpose}/{index}", self.device)
+
+        model.zero_grad(set_to_none=True)
+        loss().backward()
+        probes: Probes = self.batched(batch) if self.batched else SequentialProbes(loss)
+        pairs = effort.directions // effort.batches
+        reference = smoothed_gradient(weights, probes, pairs, stream("smoothed"))
+        report(pairs)
+
+        def measure(estimate: Callable[[Probes], object]) -> Quality:
+            quality = estimator_quality(weights, probes, reference, SIZES, estimate)
+            report(effort.draws)
+            return quality
+
+        n = effort.draws
+        qualities: dict[tuple[str, float | None], Quality] = {}
+        qualities["ste", None] = ste_quality(weights, reference)
+        g = stream("nspsa")
+        qualities["nspsa", None] = measure(lambda p: nspsa(weights, n=n, generator=g, probes=p))
+        for noise in NOISES:
+            qualities["fogzo", noise] = measure(self._fogzo(noise, stream(f"fogzo/{noise:g}")))
+        return Measured(reference.square, qualities)
+
+    def _fogzo(self, noise: float, generator: torch.Generator) -> Callable[[Probes], object]:
+        weights, n = self.network.weights, self.effort.draws
+        return lambda p: fogzo(weights, beta=1 - noise, n=n, generator=generator, probes=p)
+
+
+def _rows(step: int, progress: float, measured: Sequence[Measured]) -> Iterator[Row]:
+    """Turn the moments of all batches into relative figures with intervals."""
+    smoothed = jackknife([[m.smoothed_square] for m in measured], lambda x: x[0])
+    for name, noise in measured[0].qualities:
+        of_batches = [(m.smoothed_square, m.qualities[name, noise]) for m in measured]
+        for n in of_batches[0][1].length:
+            samples = [
+                [r, q.alignment[n], q.length[n], q.square - 2 * q.projection + r, q.variance / n]
+                for r, q in of_batches
+            ]
+            yield Row(
+                step, progress, name, 0 if name == "ste" else n, noise,
+                cosine=jackknife(samples, lambda x: x[1] / x[0].sqrt()),
+                norm_ratio=jackknife(samples, lambda x: x[2] / x[0].sqrt()),
+                bias_squared=jackknife(samples, lambda x: x[3] / x[0]),
+                variance=jackknife(samples, lambda x: x[4] / x[0]),
+                smoothed_square=smoothed,
+            )  # fmt: skip
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a snapshot's file name."""
+    return int(path.stem.removeprefix("snapshot-"))
+
+
+def diagnose(
+    run: StoredRun, data_dir: str | None, device: torch.device, effort: Callable[[Effort], Effort]
+) -> list[Row]:
+    """Measure at all snapshots of a run, with progress.
+
+    Raises:
+        UserError: where the run has no snapshots or no quantized weights.
+    """
+    snapshots = sorted(run.folder.glob("snapshot-*.safetensors"))
+    if not snapshots:
+        raise UserError(
+            f"{run.folder} has no snapshots; run its command again with snapshots=5 force=true"
+        )
+    network = run.network(device)
+    if not network.weights:
+        raise UserError(f"{run.folder} has no quantized weights, so there is nothing to estimate")
+    diagnosis = Diagnosis(run, network, run.task(data_dir, device), effort, device)
+    pairs = diagnosis.effort.pairs * len(snapshots)
+    progress = RunProgress("diagnose, probe pairs", pairs, 0)
+    done, rows = 0, []
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        progress.update(done, {})
+
+    try:
+        for path in snapshots:
+            rows += diagnosis.snapshot(path, report)
+    finally:
+        progress.close()
+    return rows
+
+
+def main() -> None:
+    """Diagnose a run: print the table, write diagnose.csv and diagnose.png."""
+    parser = argparse.ArgumentParser("fogzo_repro.diagnose", description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="a run folder with snapshots")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        help="data_dir=..., device=auto|cpu|cuda; per snapshot: directions= (probe pairs for the "
+        "smoothed gradient), batches=, draws= (probe pairs for each estimator on each batch)",
+    )
+    arguments = parser.parse_args()
+    known: dict[str, Any] = {
+        "data_dir": str,
+        "device": read_device,
+        **dict.fromkeys(Effort.__annotations__, int),
+    }
+    settings = parse_settings(arguments.settings, known)
+    data_dir = settings.pop("data_dir", None)
+    device = settings.pop("device", None) or read_device("auto")
+    run = open_run(arguments.run)
+    rows = diagnose(run, data_dir, device, lambda default: Effort(**{**vars(default), **settings}))
+    name = run.folder.resolve().name
+    write_csv(rows, run.folder / "diagnose.csv")
+    draw(rows, run.folder / "diagnose.png", name)
+    print(table(rows))
+    print(f"\n± and intervals: 95%, over batches. Written: {run.folder}/diagnose.csv, diagnose.png")
+
+
+if __name__ == "__main__":
+    sys.exit(one_line_errors(main))

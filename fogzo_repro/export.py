@@ -1,0 +1,160 @@
+"""Export a finished run: integer levels, scales, and whatever is not quantized.
+
+    python -m fogzo_repro.export runs/<run_id> OUT
+
+OUT is a folder with two files. `weights.safetensors` holds `{layer}.levels` (int8) and
+`{layer}.scale` (float32, broadcastable) for every quantized layer, and every other parameter and
+buffer under its own name. `export.json` holds the configuration and, per layer, the offset of its
+grid. The quantized weight is
+
+    weight = (levels + offset) * scale
+
+with offset 1/2 for a half-integer grid, so that what is stored is level - 1/2, and 0 otherwise.
+That is the very product that the quantizer computes, so a reloaded model has bitwise equal logits
+on the same machine. An export needs one byte per quantized weight, at any bit width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from fogzo_repro.config import UserError
+from fogzo_repro.evaluate import config_from, one_line_errors, open_run
+from fogzo_repro.training.checkpoint import write_atomically
+from fogzo_repro.training.network import build_network
+
+FORMAT = 1
+WEIGHTS, METADATA = "weights.safetensors", "export.json"
+PLACES = ("data_dir", "output_root")  # where things lay on the machine of the run; not exported
+
+
+class StoredWeight(nn.Module):
+    """In place of a quantizer: the weight is already quantized."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight."""
+        return weight
+
+
+@torch.no_grad()
+def export_run(path: str | Path, out: str | Path) -> Path:
+    """Write the trained model of a run as integer levels and scales.
+
+    Args:
+        path: the run folder.
+        out: a folder; made where it is missing, an older export in it is replaced.
+
+    Returns:
+        The file of the weights.
+
+    Raises:
+        UserError: where the run has no checkpoint, or a quantizer is not levels times a scale.
+    """
+    run = open_run(path)
+    network, step = run.trained_network(torch.device("cpu"))
+    tensors = dict(network.model.state_dict())
+    offsets: dict[str, float] = {}
+    for name, layer in _quantized_layers(network.model).items():
+        quantizer = layer.weight_quantizer
+        levels, scale, offset = _integers(name, quantizer, layer.weight)
+        for key in [k for k in tensors if k.startswith(f"{name}.weight_quantizer.")]:
+            del tensors[key]
+        del tensors[f"{name}.weight"]
+        tensors[f"{name}.levels"], tensors[f"{name}.scale"] = levels, scale
+        offsets[name] = offset
+    config = {k: v for k, v in asdict(run.config).items() if k not in PLACES}
+    metadata = {
+        "format": FORMAT,
+        "run_id": run.folder.resolve().name,
+        "step": step,
+        "model_arguments": run.model_arguments,
+        "offsets": offsets,
+        "config": config,
+    }
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); give another") from None
+    content = save({k: v.contiguous() for k, v in tensors.items()})
+    write_atomically(folder / WEIGHTS, content)
+    write_atomically(folder / METADATA, json.dumps(metadata, indent=1).encode())
+    return folder / WEIGHTS
+
+
+def load_export(path: str | Path) -> nn.Module:
+    """Rebuild the model of an export, in evaluation mode, with equal logits.
+
+    Args:
+        path: the folder that `export_run` wrote.
+
+    Raises:
+        UserError: where the path is not an export.
+    """
+    folder = Path(path)
+    try:
+        metadata = json.loads((folder / METADATA).read_text())
+        tensors = load((folder / WEIGHTS).read_bytes())
+        readable = metadata["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} is not an export ({METADATA} and {WEIGHTS} are not both there); "
+            "give the folder that fogzo_repro.export has written"
+        ) from None
+    if not readable:
+        raise UserError(f"{folder} has format {metadata['format']}, this code reads {FORMAT}")
+    config = config_from({**metadata["config"], **dict.fromkeys(PLACES, ".")})
+    model = build_network(config, metadata["model_arguments"], torch.device("cpu")).model
+    for name, layer in _quantized_layers(model).items():
+        levels, scale = tensors.pop(f"{name}.levels"), tensors.pop(f"{name}.scale")
+        layer.weight_quantizer = StoredWeight()
+        tensors[f"{name}.weight"] = (levels.to(scale.dtype) + metadata["offsets"][name]) * scale
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _quantized_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the layers with a weight quantizer, by name."""
+    return {name: m for name, m in model.named_modules() if hasattr(m, "weight_quantizer")}
+
+
+def _integers(name: str, quantizer: Any, weight: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Return levels as int8, scale and offset of one weight.
+
+    Raises:
+        UserError: where (levels + offset) * scale is not, bit for bit, what the quantizer gives.
+    """
+    levels = quantizer.levels(quantizer.units(weight))
+    scale = quantizer.perturbation_scale(weight)
+    offset = 0.0 if torch.equal(levels, levels.round()) else 0.5
+    integers = (levels - offset).clamp(-128, 127).to(torch.int8)
+    if not torch.equal((integers.to(scale.dtype) + offset) * scale, quantizer(weight)):
+        raise UserError(
+            f"{name}: the weights of its quantizer are not levels of at most 8 bits times a scale; "
+            "export supports quantizer=round and quantizer=sign, and none"
+        )
+    return integers, scale, offset
+
+
+def main() -> None:
+    """Export a run and print what it takes."""
+    parser = argparse.ArgumentParser("fogzo_repro.export", description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("out", help="the folder to write")
+    arguments = parser.parse_args()
+    weights = export_run(arguments.run, arguments.out)
+    sizes = [path.stat().st_size for path in (weights, weights.with_name(METADATA))]
+    print(f"{weights}: {sizes[0]:,} bytes, and {sizes[1]:,} bytes of {METADATA}")
+
+
+if __name__ == "__main__":
+    sys.exit(one_line_errors(main))

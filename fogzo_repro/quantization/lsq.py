@@ -1,0 +1,198 @@
+"""`quantizer=lsq`: learned step size quantization (Esser et al. 2020; RECIPES D.4).
+
+    v_hat = s q,   q = round(clip(v/s, -Q_N, Q_P))
+
+    d v_hat / d v = 1 where -Q_N <= v/s <= Q_P, else 0
+    d v_hat / d s = q - v/s there, -Q_N below, Q_P above; times g = 1/sqrt(N Q_P)
+
+N is the number of weights that share a step, or of features in one example of an activation: the
+batch is not counted. s starts at 2 mean|v| / sqrt(Q_P), from the initial weights or from the first
+batch that is trained on.
+
+Signed grids have 2^b levels, -2^(b-1) .. 2^(b-1)-1 (`integer`) or those plus 1/2 (`half_integer`,
+QuEST's code, with the same Q_P in g and in the start). Unsigned: 0 .. 2^b-1. One signed bit has
+Q_P = 0, which divides by zero. It is v_hat = s/2 sign(v) here, on both grids: d v_hat / d s =
+sign(v)/2 - v/s for |v| <= s/2 and sign(v)/2 outside, Q_P = 1 in g and in the start, so that s/2
+begins at mean|v|, the best scale for a sign. Choice, see README.
+
+A step never falls below a thousandth of its start: the forward pass clips it there, and its
+gradient passes the clip, so that it can come back. AdamW moves a step by lr whatever the size of
+its gradient, so that without a bound it crosses zero. Choice, see README.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fogzo_repro.config import LsqConfig
+from fogzo_repro.quantization.functional import round_range, with_surrogate_gradient
+
+FLOOR = 1e-3  # the least step in units of its start
+NO_SIGNAL = 1e-6  # the least start of an activation's step: a first batch may be all zeros
+
+
+class Grid(NamedTuple):
+    """The levels low, low + 1, ..., high, and the Q_P of g and of the start."""
+
+    low: float
+    high: float
+    q_p: int
+
+
+def grid(bits: int, half_integer: bool = False, unsigned: bool = False) -> Grid:
+    """Return the levels of b bits; an unsigned grid is always the integers.
+
+    >>> grid(2), grid(2, half_integer=True), grid(2, unsigned=True), grid(1)
+    (Grid(low=-2, high=1, q_p=1), Grid(low=-1.5, high=1.5, q_p=1), Grid(low=0, high=3, q_p=3), \
+Grid(low=-0.5, high=0.5, q_p=1))
+    """
+    if unsigned:
+        return Grid(0, 2**bits - 1, 2**bits - 1)
+    low, high = round_range(bits)
+    if half_integer or bits == 1:
+        return Grid(low + 0.5, high + 0.5, max(high, 1))
+    return Grid(low, high, high)
+
+
+class Lsq(nn.Module):
+    """A learned step and its grid.
+
+    Args:
+        levels: the grid.
+        start: the step to begin with, a 0-dim tensor or one number a channel (axis 0); steps have
+            no weight decay because they have fewer than two axes.
+    """
+
+    start: Tensor
+
+    def __init__(self, levels: Grid, start: Tensor) -> None:
+        super().__init__()
+        self.grid = levels
+        self.step = nn.Parameter(start.clone())
+        self.register_buffer("start", start)
+
+    def levels(self, units: Tensor) -> Tensor:
+        """Return the level that each element rounds to; ties go to even."""
+        low, high, _ = self.grid
+        offset = low % 1
+        return (units - offset).round().clamp(low - offset, high - offset) + offset
+
+    def live_step(self, count: int) -> Tensor:
+        """Return s, clipped at its floor, with its gradient scaled by g; `count` is N."""
+        scaled = self.step * (count * self.grid.q_p) ** -0.5
+        return with_surrogate_gradient(self.step.clamp(min=FLOOR * self.start), scaled)
+
+    def quantize(self, v: Tensor, step: Tensor) -> Tensor:
+        """Return v_hat, with the derivatives of the head of this file."""
+        units = v.to(torch.promote_types(v.dtype, torch.float32)) / step
+        clipped = units.detach().clamp(self.grid.low, self.grid.high)
+        # Not clamp alone: its derivative at the bounds is 1 or 0, depending on torch's version.
+        surrogate = torch.where(units == clipped, units, clipped)
+        return (step * with_surrogate_gradient(self.levels(units), surrogate)).to(v.dtype)
+
+
+class LsqWeight(Lsq):
+    """The quantizer of one weight.
+
+    Args:
+        weight: initial weights, any shape.
+        bits: b, 1 to 8.
+        half_integer: the half-integer grid.
+        per_channel: a step for each output channel, axis 0, instead of one for the tensor.
+    """
+
+    def __init__(
+        self, weight: Tensor, bits: int, half_integer: bool = False, per_channel: bool = False
+    ) -> None:
+        levels = grid(bits, half_integer)
+        magnitude = weight.detach().abs()
+        mean = magnitude.flatten(1).mean(1) if per_channel else magnitude.mean()
+        if not (mean.isfinite() & (mean > 0)).all():
+            raise ValueError(
+                "the step starts from the mean magnitude of the initial weights, and those of "
+                f"shape {tuple(weight.shape)} have no spread; name the layer in model.first_last"
+            )
+        super().__init__(levels, 2 * mean / levels.q_p**0.5)
+        self.count = weight.numel() // mean.numel()
+        self.shape = (-1, *[1] * (weight.dim() - 1)) if per_channel else ()
+        # One bit is s/2 sign(v) with derivative 1 on |v| <= s/2: a hardtanh.
+        self.smoothing = ("round", "identity") if bits > 1 else ("sign", "hardtanh")
+
+    def _shaped_step(self) -> Tensor:
+        return self.live_step(self.count).view(self.shape)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the quantized weight."""
+        return self.quantize(weight, self._shaped_step())
+
+    def units(self, weight: Tensor) -> Tensor:
+        """Return the weight in units of its step."""
+        return weight / self._shaped_step()
+
+    def perturbation_scale(self, weight: Tensor) -> Tensor:
+        """Return the live step, broadcastable to the weight; s/2, half the distance, at 1 bit."""
+        step = self._shaped_step()
+        return step if self.smoothing[0] == "round" else step / 2
+
+
+class LsqInput(Lsq):
+    """The quantizer of a layer's inputs: one step, from the first batch that is trained on.
+
+    The start is averaged over ranks, so that it is the same on all, and is part of every
+    checkpoint, so that a resumed run has no second one. Until then a pass without gradients
+    (a probe, an evaluation) takes the start that its own inputs would give and keeps nothing.
+
+    Args:
+        bits: b, 1 to 8.
+        half_integer: the half-integer grid, where signed.
+        unsigned: levels 0 .. 2^b-1, for inputs that follow a ReLU.
+    """
+
+    def __init__(self, bits: int, half_integer: bool = False, unsigned: bool = False) -> None:
+        super().__init__(grid(bits, half_integer, unsigned), torch.zeros(()))
+        self._started = False  # start > 0, known without asking the device
+        self.register_load_state_dict_post_hook(_note_start)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Return the quantized inputs; axis 0 is the batch."""
+        if not self._started:
+            start = self._first_step(v)
+            if not (self.training and torch.is_grad_enabled()):
+                return self.quantize(v, start)
+            self._begin(start)
+        return self.quantize(v, self.live_step(v[0].numel()))
+
+    def _first_step(self, v: Tensor) -> Tensor:
+        mean = v.detach().abs().mean(dtype=self.step.dtype)
+        return (2 * mean / self.grid.q_p**0.5).clamp(min=NO_SIGNAL)
+
+    @torch.no_grad()
+    def _begin(self, start: Tensor) -> None:
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(start)
+            start = start / dist.get_world_size()
+        self.start.copy_(start)
+        self.step.copy_(start)
+        self._started = True
+
+
+def _note_start(quantizer: nn.Module, keys: object) -> None:
+    assert isinstance(quantizer, LsqInput)
+    quantizer._started = bool(quantizer.start > 0)
+
+
+def build_lsq(config: LsqConfig, weight: Tensor) -> LsqWeight:
+    """Build the quantizer of one weight."""
+    half_integer = config.grid == "half_integer"
+    return LsqWeight(weight, config.weight_bits, half_integer, config.per_channel)
+
+
+def build_lsq_input(config: LsqConfig, name: str, layer: nn.Module) -> LsqInput:
+    """Build the quantizer of a layer's inputs, unsigned where the layer's name is chosen."""
+    unsigned = any(fnmatch(name, pattern) for pattern in config.unsigned_inputs)
+    return LsqInput(config.activation_bits, config.grid == "half_integer", unsigned)

@@ -1,0 +1,171 @@
+"""`quantizer=quest`: QuEST, a Hadamard rotation, a grid fitted to a Gaussian, a trust mask.
+
+RECIPES D.1 to D.3. For a row x, rotated by the block Hadamard matrix H,
+
+    alpha = a_b rms(x) + 1e-8,   Delta = 2 alpha / (2^b - 1),
+    Q(x) = Delta (round(clip(x, -alpha, alpha) / Delta + 1/2) - 1/2),
+
+half-integer levels without a zero, alpha being the outer one. alpha is computed in every forward
+pass and takes no gradient; nothing is learned. Backward is the mask M = 1{|Q(x) - x| <= T}. A row
+is an output channel of a weight (of a convolution: in * kh * kw together) and a token of an
+activation (of an image: the channels of one pixel).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogzo_repro.config import QuestConfig
+from fogzo_repro.quantization.functional import with_surrogate_gradient
+from fogzo_repro.quantization.hadamard import block_hadamard, block_size
+
+OUTER_LEVEL = {  # a_b: the outer level that is best for a Gaussian, in units of rms [RECIPES D.1]
+    1: 0.7978845587140913,
+    2: 1.4935346200015913,
+    3: 2.051068354131873,
+    4: 2.513930578568423,
+    5: 2.9160938834961225,
+    6: 3.276597282593217,
+    7: 3.6010497188221655,
+    8: 3.884938678807525,
+}
+
+
+class Quest(nn.Module):
+    """QuEST's projection of rows, for weights and for activations.
+
+    Args:
+        row: the length of a row.
+        bits: b, 1 to 8.
+        hadamard: `full`, Q(x H) H^T; `half`, Q(x H) without the rotation back, so that with both
+            operands (x H)(w H)^T = x w^T; or `none`. With weights alone, half computes
+            x Q(w H)^T as upstream does: the stored weight then lives in a rotated basis.
+        trust_width: T in units of rms, for b >= 2; None is half a level, Delta/2.
+        clip_scale: the mask at 1 bit is 1{|x| <= clip_scale alpha} [RECIPES D.2].
+        row_axes: how many of the last axes make up a row; 0 for axis 1, the channels of an image.
+
+    Raises:
+        ValueError: where the row cannot be rotated.
+    """
+
+    def __init__(
+        self,
+        row: int,
+        bits: int,
+        hadamard: str = "full",
+        trust_width: float | None = None,
+        clip_scale: float = 1.30,
+        row_axes: int = 1,
+    ) -> None:
+        super().__init__()
+        if hadamard != "none" and row % 2:
+            raise ValueError(
+                f"quantizer.hadamard={hadamard} rotates rows of even length and a row here has "
+                f"{row} numbers; use quantizer.hadamard=none or keep the layer in model.first_last"
+            )
+        if hadamard == "half" and row_axes != 1:
+            raise ValueError(
+                "quantizer.hadamard=half is defined for linear layers, where both operands have "
+                "the same rows, and this is a convolution; use quantizer.hadamard=full"
+            )
+        self.bits = bits
+        self.hadamard = hadamard
+        self.trust_width = trust_width
+        self.clip_scale = clip_scale
+        self.row_axes = row_axes
+        self.block = 1 if hadamard == "none" else block_size(row)
+        self.outer_unit = (2**bits - 1) / 2  # alpha in units of Delta
+        # One bit has levels +-alpha, and a mask that is a hardtanh but for clip_scale.
+        self.smoothing = ("round", "identity") if bits > 1 else ("sign", "hardtanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the quantized rows, shaped and typed as x."""
+        rotated = self._rows(x)
+        spacing = self._spacing(rotated)
+        units = (rotated / spacing).detach()
+        levels = self.levels(units)
+        surrogate = rotated * self.trusted(units, levels)
+        quantized = with_surrogate_gradient(levels * spacing, surrogate)
+        if self.hadamard == "full":
+            quantized = block_hadamard(quantized, self.block)
+        return self._unrows(quantized, x).to(x.dtype)
+
+    def levels(self, units: Tensor) -> Tensor:
+        """Return the level, a half-integer, that each rotated element rounds to; 0 to -1/2."""
+        return (units.clamp(-self.outer_unit, self.outer_unit) + 0.5).round() - 0.5
+
+    def trusted(self, units: Tensor, levels: Tensor) -> Tensor:
+        """Return the mask M of the backward pass.
+
+        Between the outer levels no error exceeds Delta/2, so the default is the outer clip
+        |x| <= alpha + Delta/2 exactly; written so, it has no round-off at the inner thresholds.
+        """
+        if self.bits == 1:
+            return units.abs() <= self.clip_scale * self.outer_unit
+        if self.trust_width is None:
+            return units.abs() <= self.outer_unit + 0.5
+        width = self.trust_width * self.outer_unit / OUTER_LEVEL[self.bits]  # in units of Delta
+        return (levels - units).abs() <= width
+
+    def units(self, x: Tensor) -> Tensor:
+        """Return the rotated rows in units of Delta, (..., row)."""
+        rotated = self._rows(x)
+        return rotated / self._spacing(rotated)
+
+    def perturbation_scale(self, weight: Tensor) -> Tensor:
+        """Return Delta of each row, alpha (half the distance of the levels) at 1 bit.
+
+        A rotation keeps a row's rms, so the weight needs none here.
+
+        Returns:
+            (out, 1, ...), broadcastable to the weight.
+        """
+        spacing = self._spacing(weight.flatten(-self.row_axes))
+        if self.bits == 1:
+            spacing = spacing / 2
+        return spacing.view(-1, *[1] * self.row_axes)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Return x in the coordinates of the rounding, shaped as x."""
+        return self._unrows(self._rows(x), x).to(x.dtype)
+
+    rotate_back = rotate  # H is symmetric and orthonormal
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Return the rows on the last axis, rotated, in at least float32."""
+        rows = x.flatten(-self.row_axes) if self.row_axes else x.movedim(1, -1)
+        return block_hadamard(rows, self.block)
+
+    def _unrows(self, rows: Tensor, like: Tensor) -> Tensor:
+        return rows.reshape(like.shape) if self.row_axes else rows.movedim(-1, 1)
+
+    @torch.no_grad()
+    def _spacing(self, rows: Tensor) -> Tensor:
+        """Return Delta, (..., 1)."""
+        rms = rows.square().mean(-1, keepdim=True).sqrt()
+        return (OUTER_LEVEL[self.bits] * rms + 1e-8) / self.outer_unit
+
+
+def _settings(config: QuestConfig) -> dict[str, Any]:
+    return {
+        "hadamard": config.hadamard,
+        "trust_width": config.trust_width,
+        "clip_scale": config.clip_scale,
+    }
+
+
+def build_quest(config: QuestConfig, weight: Tensor) -> Quest:
+    """Build the quantizer of one weight, (out, in) or (out, in, kh, kw)."""
+    row, axes = weight[0].numel(), weight.dim() - 1
+    return Quest(row, config.weight_bits, row_axes=axes, **_settings(config))
+
+
+def build_quest_input(config: QuestConfig, name: str, layer: nn.Module) -> Quest:
+    """Build the quantizer of a layer's inputs: per token, or per pixel of a convolution's."""
+    if isinstance(layer, nn.Conv2d):
+        return Quest(layer.in_channels, config.activation_bits, row_axes=0, **_settings(config))
+    assert isinstance(layer, nn.Linear)
+    return Quest(layer.in_features, config.activation_bits, **_settings(config))

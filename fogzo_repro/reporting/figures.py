@@ -1,0 +1,200 @@
+"""results/figures/figure-shallow: train loss against cost, and against 1 - beta (PAPER 2).
+
+(a) train loss against network evaluations per step, the STE pass counted as 3; (b) train loss
+against 1 - beta, with rho = (1 - beta) d / beta on the upper axis. Mean over the evaluation seeds
+with its 95% t interval. The CSV holds every point and is what is drawn.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fogzo_repro.reporting.results import CellResult, TableResults
+from fogzo_repro.reporting.statistics import summarize
+
+STE = ("STE", "lr=0.032")
+FULL_PRECISION = ("Full precision", "-")
+# Okabe and Ito's colours: told apart by readers with any colour vision.
+BLACK, ORANGE, BLUE, GREEN, VERMILION, GREY = (
+    "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#808080",
+)  # fmt: skip
+MARKERS = "osD^vP"
+STYLE: Any = {
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 6.5,
+    "xtick.labelsize": 7, "ytick.labelsize": 7, "lines.linewidth": 1.1, "lines.markersize": 3.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "pdf.fonttype": 42,
+}  # fmt: skip
+WIDTH, HEIGHT, DPI = 6.75, 3.0, 300  # inches: the text width of a two-column paper
+UNKNOWN_HALF = 0.0  # one seed has no interval; it is drawn without a bar
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cell of the figure: train loss in nats over n seeds, with the interval's ends."""
+
+    row: str
+    column: str
+    evaluations: int
+    noise: float | None
+    perturbed: int
+    n: int
+    mean: float
+    low: float
+    high: float
+
+
+def write_figure(results: Path, found: TableResults) -> bool:
+    """Write the figure as PNG and PDF and the CSV behind it; return False where nothing was run."""
+    points = [p for p in map(_point, found.cells.values()) if p is not None]
+    if not points:
+        return False
+    folder = results / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / found.table
+    stem.with_suffix(".csv").write_text(_csv(points))
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT), layout="constrained")
+        _against_cost(left, points)
+        _against_noise(right, points)
+        figure.savefig(stem.with_suffix(".png"), dpi=DPI, metadata={"Software": None})
+        figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Producer": None})
+        plt.close(figure)
+    return True
+
+
+def _point(cell: CellResult) -> Point | None:
+    summary, record = summarize([*cell.values("train", "loss").values()]), cell.any_record
+    if summary is None or record is None:
+        return None
+    half = UNKNOWN_HALF if math.isnan(summary.half) else summary.half
+    return Point(
+        cell.row, cell.column, record["evaluations_per_step"]["total"],
+        record["config"]["estimator"].get("noise"), record["perturbed_weights"],
+        summary.n, summary.mean, summary.mean - half, summary.mean + half,
+    )  # fmt: skip
+
+
+def _csv(points: Sequence[Point]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([f.name for f in fields(Point)])
+    writer.writerows(astuple(p) for p in points)
+    return text.getvalue()
+
+
+def _curve(
+    axes: Any, points: Sequence[Point], x: Callable[[Point], float | None], **look: Any
+) -> None:
+    """Draw points with their intervals, joined by a line."""
+    if not points:
+        return
+    bars = [[p.mean - p.low for p in points], [p.high - p.mean for p in points]]
+    look = {"capsize": 1.5, "elinewidth": 0.7, **look}
+    axes.errorbar([x(p) for p in points], [p.mean for p in points], yerr=bars, **look)
+
+
+def _at(points: Sequence[Point], place: tuple[str, str]) -> list[Point]:
+    return [p for p in points if (p.row, p.column) == place]
+
+
+def _level(axes: Any, points: Sequence[Point], color: str, label: str) -> None:
+    """Draw a cell as a horizontal line with its interval as a band."""
+    for p in points:
+        axes.axhspan(p.low, p.high, color=color, alpha=0.15, linewidth=0)
+        axes.axhline(p.mean, color=color, linestyle="--", linewidth=0.9, label=label, zorder=1)
+
+
+def _letter(axes: Any, letter: str) -> None:
+    axes.text(-0.16, 1.03, f"({letter})", transform=axes.transAxes, fontweight="bold")
+
+
+def _against_cost(axes: Any, points: Sequence[Point]) -> None:
+    import matplotlib
+
+    _level(axes, _at(points, STE), BLACK, "STE")
+    _level(axes, _at(points, FULL_PRECISION), GREY, "full precision")
+    _curve(axes, _at(points, STE), lambda p: p.evaluations, color=BLACK, marker="*", markersize=6)
+    spsa = [p for p in points if p.row.startswith("n-SPSA")]
+    _curve(
+        axes, spsa, lambda p: p.evaluations, color=VERMILION, marker="x", markersize=4.5,
+        label="n-SPSA",
+    )  # fmt: skip
+    fogzo = [p for p in points if p.row.startswith("FOGZO") and "sign" not in p.row and p.noise]
+    noises = sorted({p.noise for p in fogzo if p.noise}, reverse=True)
+    for index, noise in enumerate(noises):
+        color = matplotlib.colormaps["viridis"](0.05 + 0.75 * index / max(1, len(noises) - 1))
+        look = {"color": color, "marker": MARKERS[index % len(MARKERS)], "label": _beta(noise)}
+        _curve(axes, [p for p in fogzo if p.noise == noise], lambda p: p.evaluations, **look)
+    axes.set_xscale("log")
+    axes.set_xlabel("network evaluations per step")
+    axes.set_ylabel("train loss (nats)")
+    _letter(axes, "a")
+    axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
+
+
+def _beta(noise: float) -> str:
+    exponent = round(math.log10(noise))
+    if noise < 1e-3 and math.isclose(noise, 10.0**exponent):
+        return rf"FOGZO $1-\beta=10^{{{exponent}}}$"
+    return rf"FOGZO $\beta={1 - noise:.6g}$"
+
+
+def _against_noise(axes: Any, points: Sequence[Point]) -> None:
+    _level(axes, _at(points, STE), BLACK, "STE")
+    rows = {
+        "FOGZO n=1": (BLUE, "o", r"FOGZO $n=1$"),
+        "FOGZO n=10": (ORANGE, "s", r"FOGZO $n=10$"),
+        "FOGZO n=100": (GREEN, "D", r"FOGZO $n=100$"),
+        "FOGZO n=1, random sign": (GREY, "x", r"$n=1$, random sign"),
+    }
+    swept = [p for p in points if p.noise is not None]
+    noises = [p.noise for p in swept if p.noise]
+    if not noises:
+        return
+    edge = min(noises) / 10  # where beta = 1 stands on the logarithmic axis
+    for row, (color, marker, label) in rows.items():
+        along = sorted((p for p in swept if p.row == row), key=lambda p: p.noise or 0.0)
+        positive, zero = [p for p in along if p.noise], [p for p in along if not p.noise]
+        _curve(axes, positive, lambda p: p.noise, color=color, marker=marker, label=label)
+        _curve(
+            axes, zero, lambda p: edge, color=color, marker=marker, markerfacecolor="white",
+            linestyle="none",
+        )  # fmt: skip
+    axes.set_xscale("log")
+    _noise_ticks(axes, edge, max(noises), swept[0].perturbed)
+    _letter(axes, "b")
+    axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
+
+
+def _noise_ticks(axes: Any, edge: float, top: float, perturbed: int) -> None:
+    """Label the axis of 1 - beta, with 0 at the edge, and rho above it."""
+    from matplotlib.ticker import NullLocator
+
+    powers = range(round(math.log10(edge)) + 1, math.ceil(math.log10(top)) + 1)
+    axes.set_xlim(edge / 2, 10.0 ** math.ceil(math.log10(top)))
+    axes.set_xticks([edge, *(10.0**k for k in powers)], ["0", *(f"$10^{{{k}}}$" for k in powers)])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(r"$1-\beta$")
+    # rho = noise d / (1 - noise) at ticks of rho itself; below 1 - beta = 0.1 the axis is linear
+    decades = [10.0**k for k in range(-3, 4)]
+    places = {f"$10^{{{round(math.log10(r))}}}$": r / (perturbed + r) for r in decades}
+    shown = {t: x for t, x in places.items() if edge * 2 < x < 10.0 ** powers[-1]}
+    upper = axes.twiny()
+    upper.set_xscale("log")
+    upper.set_xlim(axes.get_xlim())
+    upper.set_xticks([*shown.values()], [*shown])
+    upper.xaxis.set_minor_locator(NullLocator())
+    upper.set_xlabel(r"$\rho=(1-\beta)\,d/\beta$", fontsize=7)
+    upper.spines["top"].set_visible(True)

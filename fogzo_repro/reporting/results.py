@@ -1,0 +1,136 @@
+"""The results of a table: committed records, checked and grouped into cells."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fogzo_repro import METHOD_VERSION
+from fogzo_repro.config import UserError
+from fogzo_repro.reporting.records import read_record
+
+TUNING_SEEDS = (100, 101, 102)  # PAPER 4, "Verdicts": they choose, the other seeds report
+# The scales that may stand in a column of the paper. For the MLP on MNIST mini is the paper's own.
+PAPER_SCALES = {"figure-shallow": ("full", "mini")}
+SETTINGS = ("model", "dataset", "quantizer", "estimator", "recipe")
+
+Place = tuple[str, str]  # row, column
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """The runs of one cell, by seed; empty where none was run."""
+
+    row: str
+    column: str
+    runs: dict[int, dict[str, Any]]
+
+    def values(self, split: str, metric: str, *, tuning: bool = False) -> dict[int, float]:
+        """Return the last value of a metric by seed: of the evaluation or of the tuning seeds.
+
+        A run that diverged has none.
+        """
+        return {
+            seed: record["metrics"]["last"][split][metric]
+            for seed, record in sorted(self.runs.items())
+            if record["status"] == "finished" and (seed in TUNING_SEEDS) == tuning
+        }
+
+    def diverged(self, *, tuning: bool = False) -> list[int]:
+        """Return the seeds whose run diverged."""
+        return [
+            seed
+            for seed, record in sorted(self.runs.items())
+            if record["status"] != "finished" and (seed in TUNING_SEEDS) == tuning
+        ]
+
+    @property
+    def any_record(self) -> dict[str, Any] | None:
+        """A record of the cell, for what all its runs share."""
+        return next(iter(self.runs.values()), None)
+
+
+@dataclass(frozen=True)
+class TableResults:
+    """All cells of a table in its order, and why records were refused."""
+
+    table: str
+    cells: dict[Place, CellResult]
+    refused: list[str]
+
+    def row(self, row: str) -> list[CellResult]:
+        """Return the cells of a row."""
+        return [cell for cell in self.cells.values() if cell.row == row]
+
+
+def read_paper(path: Path) -> list[dict[str, str]]:
+    """Return the lines of a file in results/paper.
+
+    Raises:
+        UserError: where it is not there.
+    """
+    try:
+        with open(path, newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); restore it with git") from None
+
+
+def read_results(results: Path, table: str) -> TableResults:
+    """Read the records of a table.
+
+    Args:
+        results: the folder with paper/<table>.csv, which lists the cells, and records/<table>/.
+        table: its name.
+
+    Raises:
+        UserError: for a damaged record, an unknown cell, two records of one cell and seed, or runs
+            of one cell that differ in more than the seed.
+    """
+    places = [(e["row"], e["column"]) for e in read_paper(results / "paper" / f"{table}.csv")]
+    cells = {place: CellResult(*place, {}) for place in places}
+    refused = []
+    for path in sorted((results / "records" / table).glob("*.json")):
+        record = read_record(path)
+        reason = _refusal(record, table)
+        if reason:
+            refused.append(f"{path.name}: {reason}")
+            continue
+        place = (record["row"], record["column"])
+        if place not in cells:
+            raise UserError(
+                f"{path} is of the unknown cell {place[0]} | {place[1]}; delete it or add the cell "
+                f"to paper/{table}.csv"
+            )
+        _add(cells[place], record, path)
+    return TableResults(table, cells, refused)
+
+
+def _refusal(record: dict[str, Any], table: str) -> str | None:
+    if record["method_version"] != METHOD_VERSION:
+        return f"stale, method_version {record['method_version']} and not {METHOD_VERSION}"
+    if record["dirty"] is not False:
+        return "not from a clean commit"
+    if record["scale"] not in PAPER_SCALES.get(table, ("full",)):
+        return f"scale {record['scale']}"
+    return None
+
+
+def _add(cell: CellResult, record: dict[str, Any], path: Path) -> None:
+    seed, first = record["seed"], cell.any_record
+    where = f"{cell.row} | {cell.column}"
+    if seed in cell.runs:
+        raise UserError(
+            f"two records of {where}, seed {seed}: {cell.runs[seed]['run_id']} and "
+            f"{record['run_id']}; delete one"
+        )
+    if first is not None:
+        differing = [k for k in SETTINGS if first["config"][k] != record["config"][k]]
+        if differing:
+            raise UserError(
+                f"{path}: runs of {where} differ in {', '.join(differing)}; delete those that are "
+                "not the cell's"
+            )
+    cell.runs[seed] = record

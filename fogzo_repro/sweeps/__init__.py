@@ -1,0 +1,1 @@
+"""Many runs: the cells of a table, and the queue that works them off."""

@@ -1,0 +1,101 @@
+"""From the cells of a table to the runs that are missing.
+
+torch is imported inside the functions: a worker sets its environment before it imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fogzo_repro.config import RunConfig
+from fogzo_repro.reporting.records import file_record, read_record
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: a configuration, and the seeds it is run with."""
+
+    config: RunConfig
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a cell.
+
+    Attributes:
+        config: of the run, with its seed.
+        run_id: its name under output_root.
+        total_steps: optimizer steps in all.
+        cost: network evaluations in all, the STE pass counted as 3; orders the queue.
+    """
+
+    config: RunConfig
+    run_id: str
+    total_steps: int
+    cost: int
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.output_root) / self.run_id
+
+
+def plan_jobs(cells: Iterable[Cell]) -> list[Job]:
+    """Resolve every run of every cell; the seed is the only thing that differs within a cell.
+
+    Raises:
+        UserError: where the data, the device or a batch are not as a cell needs them.
+    """
+    from fogzo_repro.run import evaluations_per_step, prepare
+
+    jobs = []
+    for cell in cells:
+        prepared = prepare(replace(cell.config, seed=cell.seeds[0]))
+        per_step = evaluations_per_step(cell.config.estimator)["total"]
+        for seed in cell.seeds:
+            config = replace(cell.config, seed=seed)
+            one = replace(prepared, config=config, result={**prepared.result, "seed": seed})
+            jobs.append(
+                Job(config, one.run_id, prepared.total_steps, per_step * prepared.total_steps)
+            )
+    return jobs
+
+
+def missing_jobs(jobs: Iterable[Job], records: Path) -> list[Job]:
+    """Return the runs that are not over, the most expensive first, each run once.
+
+    Args:
+        jobs: of one table.
+        records: the folder of committed records; a run that has one there is over.
+    """
+    found: dict[str, Job] = {}
+    for job in jobs:
+        over = (job.folder / "record.json").is_file() or (
+            records / job.config.cell.table / f"{job.run_id}.json"
+        ).is_file()
+        if job.config.force or not over:
+            found.setdefault(job.run_id, job)
+    return sorted(found.values(), key=lambda job: -job.cost)
+
+
+def collect(jobs: Iterable[Job], records: Path) -> list[str]:
+    """Copy the record of every run that is over to records/<table>/<run_id>.json.
+
+    Returns:
+        A line for each record that was not copied.
+    """
+    said = []
+    for job in jobs:
+        path = job.folder / "record.json"
+        if path.is_file():
+            labels = {
+                "table": job.config.cell.table,
+                "row": job.config.cell.row,
+                "column": job.config.cell.column,
+            }
+            line = file_record({**read_record(path), **labels}, records)
+            said += [line] if line else []
+    return said

@@ -1,0 +1,111 @@
+"""The live overview of a queue: done, running with ETA, waiting, failed.
+
+A terminal shows a table that is redrawn; elsewhere a line is printed now and then.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fogzo_repro.sweeps.cells import Job
+from fogzo_repro.tracking.progress import clock
+
+LINE_SECONDS = 15.0  # without a terminal: a line at most this often
+TAIL_BYTES = 200  # enough for the last line of timing.jsonl
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job that runs, and the seconds since it was started."""
+
+    job: Job
+    seconds: float
+
+
+class Overview:
+    """Shows the state of the queue on stderr.
+
+    Args:
+        label: what is run.
+        total: jobs in all, those included that were over before.
+        over: jobs that were over before.
+    """
+
+    def __init__(self, label: str, total: int, over: int) -> None:
+        self.label = label
+        self.total = total
+        self.over = over
+        self.console = Console(file=sys.stderr)
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        self.started = self.last_line = time.monotonic()
+
+    def __enter__(self) -> Overview:
+        self.started = time.monotonic()
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.live.stop()
+
+    def show(self, done: int, running: Sequence[Running], waiting: int, failed: int) -> None:
+        """Show the state; `done` counts the jobs that ended since the queue was started."""
+        now = time.monotonic()
+        line = self.line(done, len(running), waiting, failed, now - self.started)
+        if self.console.is_terminal:
+            self.live.update(Group(Text(line), _table(running)), refresh=True)
+        elif now - self.last_line > LINE_SECONDS:
+            self.last_line = now
+            self.say(line)
+
+    def line(self, done: int, running: int, waiting: int, failed: int, seconds: float) -> str:
+        """Return the state in one line; the ETA goes by the runs done so far."""
+        ended = done + failed
+        eta = clock(seconds / ended * (running + waiting)) if ended else "unknown"
+        return (
+            f"{self.label}: {self.over + done} of {self.total} done, {running} running, "
+            f"{waiting} waiting, {failed} failed, {clock(seconds)} so far, eta {eta}"
+        )
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _table(running: Sequence[Running]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("running", "step", "eta"):
+        table.add_column(title)
+    for entry in running:
+        cell = entry.job.config.cell
+        name = f"{cell.row} | {cell.column}, seed {entry.job.config.seed}"
+        step, eta = progress_of(entry)
+        table.add_row(name, f"{step}/{entry.job.total_steps}", eta)
+    return table
+
+
+def progress_of(entry: Running) -> tuple[int, str]:
+    """Return the step that a run has reached and its ETA, read from its timing.jsonl."""
+    try:
+        with open(entry.job.folder / "timing.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            last = json.loads(file.read().splitlines()[-1])
+    except (OSError, ValueError, IndexError):  # not there yet, or a line half written
+        return 0, "starting"
+    left = (entry.job.total_steps - last["step"]) * last["seconds"] / last["step"]
+    return last["step"], clock(left)

@@ -1,0 +1,138 @@
+"""Several processes that train as one: `torchrun --nproc-per-node=N -m fogzo_repro ...`.
+
+Every rank holds the whole model and the whole optimizer and sees its share of each global batch.
+Losses and gradients are averaged over the ranks, so all ranks take the same step; nothing wraps the
+model, so the probes run the very module that is trained. Gradients are averaged after the backward
+pass, in one flat buffer per data type: no overlap with it, and the same code for every model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fogzo_repro.estimators.protocol import ProbeLosses, Probes, QuantizedWeight
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, and which of them this is.
+
+    Attributes:
+        rank: of this process, 0 writes the files.
+        world_size: number of processes.
+        local_rank: of this process on its machine; selects the card.
+        control: a gloo group for decisions that are taken on the CPU; None for one process.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    control: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def average(self, value: Tensor) -> Tensor:
+        """Return the mean over the ranks; `value` itself for one process."""
+        if self.world_size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total / self.world_size
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace every `.grad` by its mean over the ranks."""
+        if self.world_size == 1:
+            return
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for p in parameters:
+            if p.grad is not None:
+                by_type.setdefault(p.grad.dtype, []).append(p.grad)
+        for gradients in by_type.values():
+            flat = torch.cat([g.reshape(-1) for g in gradients])
+            dist.all_reduce(flat)
+            flat /= self.world_size
+            parts = flat.split([g.numel() for g in gradients])
+            for g, part in zip(gradients, parts, strict=True):
+                g.copy_(part.view(g.shape))
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank; all ranks must ask."""
+        if self.world_size == 1:
+            return flag
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.control)
+        return bool(votes.item())
+
+    def meet(self) -> None:
+        """Wait for all ranks."""
+        self.any(False)
+
+    def same_buffers(self, model: torch.nn.Module) -> None:
+        """Give all ranks the first rank's buffers: BatchNorm's running statistics differ."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over the ranks; `values` itself for one process."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+
+ALONE = Ranks()
+
+
+class RankAveraged:
+    """Probes whose losses are means over the ranks' shares of the batch: one coefficient for all.
+
+    Args:
+        probes: measures this rank's share.
+        ranks: the processes of the run.
+    """
+
+    def __init__(self, probes: Probes, ranks: Ranks) -> None:
+        self.probes = probes
+        self.ranks = ranks
+
+    def __call__(
+        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
+    ) -> ProbeLosses:
+        """Measure, then average."""
+        losses = self.probes(weights, directions)
+        both = self.ranks.average(torch.stack([losses.plus, losses.minus]))
+        return ProbeLosses(both[0], both[1], losses.flips)
+
+
+_JOINED: list[Ranks] = []
+
+
+def current_ranks() -> Ranks:
+    """Join the other processes that torchrun has started, on the first call; else a single one."""
+    if not _JOINED:
+        _JOINED.append(_join())
+    return _JOINED[0]
+
+
+def _join() -> Ranks:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1 or "RANK" not in os.environ:
+        return Ranks()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if not dist.is_initialized():
+        on_gpu = torch.cuda.is_available() and torch.cuda.device_count() > local_rank
+        if on_gpu:
+            torch.cuda.set_device(local_rank)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    control = dist.new_group(backend="gloo")
+    return Ranks(int(os.environ["RANK"]), world_size, local_rank, control)

@@ -1,0 +1,124 @@
+"""Classification of ImageNet: `dataset=imagenet100` and `dataset=imagenet1k`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fogzo_repro.config import RunConfig, UserError, VisionRecipe
+from fogzo_repro.data import MixedBatches
+from fogzo_repro.data.augmentation import evaluation_view, normalize, training_view
+from fogzo_repro.data.imagenet import ImageNetIndex, read_index
+from fogzo_repro.data.images import Batch
+from fogzo_repro.data.photographs import (
+    EpochOrder,
+    PhotographBatches,
+    PhotographLoader,
+    Photographs,
+    all_batches,
+)
+from fogzo_repro.estimators.protocol import Probes
+from fogzo_repro.training.classification import recipe_mixing
+from fogzo_repro.training.distributed import Ranks, current_ranks
+
+EVALUATION_BATCH = 250  # images a pass and rank
+
+
+class ImageNet:
+    """Cross-entropy on image files; see `tasks.Task` for the parts.
+
+    Args:
+        config: the run; its recipe is a `VisionRecipe`.
+        index: the images.
+        ranks: the processes that share each batch.
+    """
+
+    unit = "images"
+    units_per_example = 1
+    best_by = ("val", "top1", True)
+
+    def __init__(self, config: RunConfig, index: ImageNetIndex, ranks: Ranks) -> None:
+        self.config = config
+        self.index = index
+        self.ranks = ranks
+        self.fingerprint = index.fingerprint
+        self.examples = len(index.train.names)
+        size = config.dataset.image_size
+        self.model_arguments = {"image_shape": (3, size, size), "classes": len(index.classes)}
+        self.mixing = recipe_mixing(config.recipe)
+        self.device = torch.device("cpu")
+        self.loaders: dict[str, PhotographLoader] = {}
+
+    def load(self, device: torch.device) -> None:
+        """Set up the loaders; workers start with the first batch."""
+        self.device = device
+        config, size = self.config, self.config.dataset.image_size
+        skip = config.dataset.on_bad_image == "skip"
+        views = {
+            "train": training_view(config.recipe, size),
+            "val": evaluation_view(config.recipe, size),
+        }
+        for split, files in (("train", self.index.train), ("val", self.index.val)):
+            photographs = Photographs(files, views[split], skip)
+            self.loaders[split] = PhotographLoader(photographs, config.hardware.workers, device)
+
+    def batches(self, global_batch_size: int) -> Any:
+        """Return this rank's share of each epoch's batches; `load` comes before iterating."""
+        recipe, ranks = self.config.recipe, self.ranks
+        assert isinstance(recipe, VisionRecipe)
+        order = EpochOrder(
+            self.examples, global_batch_size, recipe.repeats, recipe.repeat_ranks,
+            recipe.drop_last, ranks.world_size,
+        )  # fmt: skip
+        loader: Any = self.loaders.get("train")
+        plain = PhotographBatches(loader, order, ranks.rank)
+        if self.mixing is None:
+            return plain
+        return MixedBatches(plain, self.mixing, normalize, len(self.index.classes))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy in float32, against labels or soft targets."""
+        return F.cross_entropy(model(normalize(batch.pixels)).float(), batch.labels)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:
+        """Return loss, top-1 and top-5 on the validation split, with the first rank's buffers."""
+        self.ranks.same_buffers(model)
+        training = model.training
+        model.eval()
+        count = len(self.index.val.names)
+        own = all_batches(count, EVALUATION_BATCH, self.ranks.rank, self.ranks.world_size)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for batch in self.loaders["val"].load(own):
+            logits = model(normalize(batch.pixels)).float()
+            best = logits.topk(min(5, logits.shape[1])).indices == batch.labels.unsqueeze(1)
+            loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+            sums += torch.stack([loss.double(), best[:, 0].sum(), best.sum()])
+        model.train(training)
+        loss_sum, top1, top5 = (self.ranks.sum(sums) / count).tolist()
+        return {"val": {"loss": loss_sum, "top1": 100 * top1, "top5": 100 * top5}}
+
+    def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
+        """Return None: these networks are probed one direction after another."""
+        return None
+
+    @property
+    def skipped(self) -> int:
+        """Unreadable images that this process has replaced."""
+        return len(set().union(*(loader.skipped for loader in self.loaders.values())))
+
+
+def imagenet(config: RunConfig, data_dir: Path) -> ImageNet:
+    """Build the task of `dataset=imagenet100` and `dataset=imagenet1k`."""
+    recipe = config.recipe
+    if not isinstance(recipe, VisionRecipe):
+        raise UserError(
+            f"recipe={recipe.name} has no image augmentation, which dataset={config.dataset.name} "
+            "needs; use recipe=imagenet_resnet or recipe=imagenet_deit"
+        )
+    return ImageNet(config, read_index(config.dataset, data_dir), current_ranks())

@@ -1,0 +1,201 @@
+"""Check an ImageNet tree, say what is wrong and how to mend it, and write its manifest.
+
+    python scripts/prepare_imagenet.py --root DIR            # DIR holds train/ and val/
+    python scripts/prepare_imagenet.py --root DIR --full     # decodes every image
+    python scripts/prepare_imagenet.py --root DIR --val-labels FILE   # sorts a flat val/ first
+
+The quick check reads both ends of every file: empty files, files that are no image, and truncated
+JPEGs are found. Runs trust DIR/manifest.json and list no folders; write it again when files change.
+Exit status: 0 manifest written; 2 something is to be mended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from fogzo_repro.config import UserError  # noqa: E402
+from fogzo_repro.data.imagenet import (  # noqa: E402
+    CLASSES,
+    MANIFEST,
+    MANIFEST_VERSION,
+    SPLITS,
+    SUFFIXES,
+    WNID,
+    Listing,
+    list_split,
+)
+from fogzo_repro.tracking.progress import RunProgress  # noqa: E402
+
+IMAGES = {"train": 1_281_167, "val": 50_000}  # ILSVRC2012
+SHOWN = 10  # bad files named on the terminal
+
+
+def main() -> int:
+    """Check, then write the manifest; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, required=True, help="holds train/ and val/")
+    parser.add_argument("--full", action="store_true", help="decode every image")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--val-labels", type=Path, help="lines `file index-or-wnid`")
+    parser.add_argument("--leave-out-bad", action="store_true", help="keep bad files out of it")
+    arguments = parser.parse_args()
+    root = arguments.root
+    try:
+        if arguments.val_labels:
+            sort_val(root, arguments.val_labels)
+        listing = {split: list_checked(root / split) for split in SPLITS}
+        compare_classes(root, listing)
+        bad = check_files(root, listing, arguments.full, arguments.workers)
+        if bad and not arguments.leave_out_bad:
+            more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+            raise UserError(
+                f"{len(bad)} files cannot be read: {', '.join(sorted(bad)[:SHOWN])}{more}; "
+                "fetch them again, or give --leave-out-bad"
+            )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_manifest(root, listing, bad)
+    return 0
+
+
+def list_checked(folder: Path) -> dict[str, list[str]]:
+    """Return the files of a split by class.
+
+    Raises:
+        UserError: for a flat folder or an empty class.
+    """
+    if folder.is_dir():
+        flat = [e.name for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES)]
+        if flat:
+            raise UserError(
+                f"{folder} is flat: {len(flat)} images lie beside the class folders, such as "
+                f"{min(flat)}; sort them into {folder}/<wnid>/, for val/ with --val-labels FILE"
+            )
+        strange = [e.name for e in os.scandir(folder) if e.is_dir() and not WNID.fullmatch(e.name)]
+        if strange:
+            raise UserError(
+                f"{folder / min(strange)} is not a class folder such as n01440764; move it away"
+            )
+    listing = list_split(folder)
+    empty = sorted(wnid for wnid, names in listing.items() if not names)
+    if empty:
+        raise UserError(
+            f"{len(empty)} class folders of {folder} are empty, the first is {empty[0]}; unpack "
+            "its archive again or remove the folder"
+        )
+    return listing
+
+
+def compare_classes(root: Path, listing: Listing) -> None:
+    """Refuse splits of different classes; say what differs from ILSVRC2012."""
+    train, val = (set(listing[split]) for split in SPLITS)
+    if train != val:
+        split, wnid = ("val", min(train - val)) if train - val else ("train", min(val - train))
+        raise UserError(
+            f"train has {len(train)} classes, val {len(val)}, {len(train & val)} in common; "
+            f"{root / split / wnid} is missing; add it or remove the class from the other split"
+        )
+    for split in SPLITS:
+        count = sum(map(len, listing[split].values()))
+        print(f"{split}: {count:,} images in {len(listing[split]):,} classes")
+        if len(train) == CLASSES and count != IMAGES[split]:
+            print(f"  note: ILSVRC2012 has {IMAGES[split]:,}; some archives are not complete")
+    if len(train) != CLASSES:
+        print(f"note: not all {CLASSES} classes; runs need dataset.allow_partial=true, or a list")
+
+
+def check_files(root: Path, listing: Listing, full: bool, workers: int) -> set[str]:
+    """Return `split/wnid/name` of every file that is not a whole image."""
+    names = [f"{s}/{w}/{n}" for s in SPLITS for w, files in listing[s].items() for n in files]
+    progress = RunProgress("checking images", len(names), 0)
+    bad = set()
+    with ProcessPoolExecutor(workers) as pool:
+        found: Iterable[bool] = pool.map(partial(is_whole, root, full), names, chunksize=256)
+        for done, (name, whole) in enumerate(zip(names, found, strict=True), 1):
+            if not whole:
+                bad.add(name)
+            if done % 256 == 0 or done == len(names):
+                progress.update(done, {"bad": len(bad)})
+    progress.close()
+    return bad
+
+
+def is_whole(root: Path, full: bool, name: str) -> bool:
+    """Return whether a file is an image, by its two ends or by decoding it."""
+    path = root / name
+    if full:
+        from fogzo_repro.data.augmentation import UnreadableImage, read_image
+
+        try:
+            read_image(path)
+        except UnreadableImage:
+            return False
+        return True
+    with open(path, "rb") as file:
+        head = file.read(8)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 4096))
+        tail = file.read()
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):  # one training image of ILSVRC2012 is a PNG
+        return b"IEND" in tail
+    return head.startswith(b"\xff\xd8") and b"\xff\xd9" in tail
+
+
+def sort_val(root: Path, labels: Path) -> None:
+    """Move the images of a flat val/ into class folders.
+
+    Args:
+        root: holds train/ and val/.
+        labels: lines `file label`; a label is a wnid, or the place of one among train's classes.
+
+    Raises:
+        UserError: for a line that does not fit.
+    """
+    folder = root / "val"
+    wnids = sorted(e.name for e in os.scandir(root / "train") if WNID.fullmatch(e.name))
+    moved = 0
+    for number, line in enumerate(labels.read_text().splitlines(), 1):
+        name, _, label = line.strip().rpartition(" ")
+        if label.isdigit() and int(label) < len(wnids) == CLASSES:
+            label = wnids[int(label)]
+        if not name or not WNID.fullmatch(label):
+            raise UserError(
+                f"{labels}, line {number}: {line!r} is not `file wnid`, or `file index` with all "
+                f"{CLASSES} class folders in train/"
+            )
+        if (folder / name).is_file():
+            (folder / label).mkdir(exist_ok=True)
+            (folder / name).rename(folder / label / name)
+            moved += 1
+    print(f"val: {moved:,} images sorted into class folders")
+
+
+def write_manifest(root: Path, listing: Listing, bad: set[str]) -> None:
+    """Write DIR/manifest.json whole or not at all."""
+    kept = {
+        split: {
+            w: [n for n in names if f"{split}/{w}/{n}" not in bad] for w, names in found.items()
+        }
+        for split, found in listing.items()
+    }
+    content = {"version": MANIFEST_VERSION, "left_out": sorted(bad), **kept}
+    path = root / MANIFEST
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)
+    print(f"wrote {path}: {sum(len(n) for s in kept.values() for n in s.values()):,} images")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

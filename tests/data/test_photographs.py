@@ -1,0 +1,290 @@
+"""The loader of image files: order, shares, resume, repeated augmentation, and what is drawn."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fogzo_repro.config import UserError
+from fogzo_repro.data.augmentation import (
+    drawn_from,
+    evaluation_view,
+    normalize,
+    read_image,
+    training_view,
+)
+from fogzo_repro.data.imagenet import Files, read_class_list, read_index
+from fogzo_repro.data.photographs import (
+    EpochOrder,
+    PhotographBatches,
+    PhotographLoader,
+    Photographs,
+    all_batches,
+)
+
+IMAGENET = 1_281_167
+DEIT: Any = SimpleNamespace(
+    augmentation="timm", interpolation="bicubic", test_resize=256, color_jitter=0.3,
+    rand_augment="rand-m9-mstd0.5-inc1", erase_probability=0.25,
+)  # fmt: skip
+RESNET: Any = SimpleNamespace(augmentation="torchvision", interpolation="bilinear", test_resize=256)
+
+
+def dataset(**more: Any) -> Any:
+    values = {"classes": None, "allow_partial": True, "image_size": 32, "on_bad_image": "error"}
+    return SimpleNamespace(**{**values, **more})
+
+
+def order(**more: Any) -> EpochOrder:
+    values: dict[str, Any] = {
+        "images": IMAGENET, "batch_size": 1024, "repeats": 3, "ranks": 4, "drop_last": True,
+        "world_size": 1,
+    }  # fmt: skip
+    return EpochOrder(**{**values, **more})
+
+
+def stream(seed: int = 5) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- the order of an epoch -----------------------------------------------------------------------
+
+
+def test_epochs_have_as_many_steps_as_upstream() -> None:
+    assert order().steps == 1251
+    assert order(repeats=1, batch_size=256, drop_last=False).steps == 5005
+    assert order(repeats=1, batch_size=256).steps == 5004
+
+
+def test_a_plain_epoch_holds_every_image_once() -> None:
+    images, copies = order(repeats=1, batch_size=256, drop_last=False).draw(stream())
+    assert torch.equal(images.sort().values, torch.arange(IMAGENET))
+    assert not copies.any()
+
+
+def test_repeated_augmentation_is_timms_sampler_on_four_ranks() -> None:
+    from timm.data.distributed_sampler import RepeatAugSampler
+
+    images, copies = order().draw(stream(0))
+    batches = images.view(1251, 4, 256)
+    for rank in range(4):
+        sampler = RepeatAugSampler(range(IMAGENET), num_replicas=4, rank=rank)  # its seed is 0
+        theirs = torch.tensor(list(sampler))[: 1251 * 256].view(1251, 256)
+        assert torch.equal(batches[:, rank], theirs)
+    assert len(images) == 1_281_024
+    assert len(torch.unique(images * 3 + copies)) == len(images)  # no copy comes twice
+
+
+def test_an_epoch_with_repeats_touches_a_third_of_the_images() -> None:
+    images, _ = order().draw(stream())
+    assert len(torch.unique(images)) == 427_008
+
+
+@pytest.mark.parametrize("repeats", [1, 3], ids=["plain", "repeated"])
+def test_four_ranks_share_the_batches_of_one(repeats: int) -> None:
+    loader: Any = None
+    alone = PhotographBatches(loader, order(repeats=repeats), 0)
+    start = alone.steps_per_epoch - 3
+    whole = alone.samples(stream(), start)
+    ranks = [
+        PhotographBatches(loader, order(repeats=repeats, world_size=4), rank).samples(
+            stream(), start
+        )
+        for rank in range(4)
+    ]
+    assert len(whole) == 3
+    for batch, *shares in zip(whole, *ranks, strict=True):
+        assert sorted(batch) == sorted(sample for share in shares for sample in share)
+        assert {len(share) for share in shares} == {256}
+
+
+def test_a_later_start_is_the_rest_of_the_epoch() -> None:
+    loader: Any = None
+    batches = PhotographBatches(loader, order(images=4000, batch_size=64, drop_last=True), 0)
+    assert batches.samples(stream(), 17) == batches.samples(stream())[17:]
+
+
+def test_the_last_batch_is_kept_and_cut_to_a_multiple_of_the_ranks() -> None:
+    loader: Any = None
+    given = {"images": 23, "batch_size": 8, "repeats": 1, "drop_last": False}
+    assert [len(b) for b in PhotographBatches(loader, order(**given), 0).samples(stream())] == [
+        8, 8, 7,
+    ]  # fmt: skip
+    half = PhotographBatches(loader, order(**given, world_size=2), 1).samples(stream())
+    assert [len(b) for b in half] == [4, 4, 3]
+
+
+def test_evaluation_covers_every_image_once() -> None:
+    seen = [s.image for rank in range(3) for b in all_batches(100, 7, rank, 3) for s in b]
+    assert sorted(seen) == list(range(100))
+
+
+# --- what is drawn for an image ------------------------------------------------------------------
+
+
+def picture(size: tuple[int, int] = (90, 70), mode: str = "RGB") -> Any:
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+@pytest.mark.parametrize("seed", range(4), ids=lambda s: f"seed{s}")
+def test_deits_augmentation_is_timms_own_with_the_same_seed(seed: int) -> None:
+    from timm.data import create_transform
+
+    theirs = create_transform(
+        32, is_training=True, color_jitter=0.3, auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic", re_prob=1.0, re_mode="pixel", re_count=1,
+    )  # fmt: skip
+    theirs.transforms[-1].device = "cpu"
+    always = SimpleNamespace(**{**vars(DEIT), "erase_probability": 1.0})
+    image = picture()
+    with drawn_from(seed):
+        ours = training_view(always, 32)(image)
+    with drawn_from(seed):
+        wanted = theirs(image)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5)
+
+
+def test_the_resnet_view_is_torchvisions_pipeline_with_the_same_seed() -> None:
+    from torchvision import transforms
+
+    theirs = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(32),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    image = picture()
+    for seed in range(4):
+        with drawn_from(seed):
+            ours = normalize(training_view(RESNET, 32)(image))
+        with drawn_from(seed):
+            torch.testing.assert_close(ours, theirs(image), rtol=0, atol=1e-5)
+
+
+def test_the_evaluation_view_is_timms() -> None:
+    from timm.data import create_transform
+
+    theirs = create_transform(224, is_training=False, interpolation="bicubic", crop_pct=0.875)
+    image = picture((300, 260))
+    ours = normalize(evaluation_view(DEIT, 224)(image))
+    torch.testing.assert_close(ours, theirs(image), rtol=0, atol=1e-5)
+
+
+def test_drawing_leaves_the_global_generators_alone() -> None:
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    with drawn_from(7):
+        inside = random.random(), np.random.rand(), torch.rand(1).item()
+    after = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    assert after == (random.random(), np.random.rand(), torch.rand(1).item())
+    with drawn_from(7):
+        assert inside == (random.random(), np.random.rand(), torch.rand(1).item())
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def tree(folder: Path, classes: int = 3, images: int = 4) -> Path:
+    for split in ("train", "val"):
+        for c in range(classes):
+            where = folder / "imagenet" / split / f"n{c:08d}"
+            where.mkdir(parents=True)
+            for i in range(images):
+                picture((40 + i, 30 + c)).save(where / f"{split}_{i}.JPEG")
+    return folder
+
+
+def batches_of(folder: Path, workers: int, skip: bool = False) -> PhotographBatches:
+    index = read_index(dataset(), folder)
+    photographs = Photographs(index.train, training_view(DEIT, 32), skip)
+    loader = PhotographLoader(photographs, workers, torch.device("cpu"))
+    return PhotographBatches(loader, order(images=12, batch_size=4, ranks=2), 0)
+
+
+def test_workers_do_not_change_a_batch(tmp_path: Path) -> None:
+    tree(tmp_path)
+    one, two = (list(batches_of(tmp_path, w).epoch(stream())) for w in (0, 2))
+    assert len(one) == 3
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a.pixels, b.pixels) and torch.equal(a.labels, b.labels)
+
+
+def test_a_loader_gives_a_second_epoch_and_a_later_start(tmp_path: Path) -> None:
+    batches = batches_of(tree(tmp_path), workers=1)
+    first = list(batches.epoch(stream(1)))
+    second = list(batches.epoch(stream(2)))
+    again = list(batches.epoch(stream(1), start=1))
+    assert not torch.equal(first[0].pixels, second[0].pixels)
+    assert [len(first), len(again)] == [3, 2]
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(first[1:], again, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGB"], ids=str)
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("x.png" if mode == "P" else "x.jpeg")
+    picture(mode=mode).save(path)
+    assert read_image(path).mode == "RGB"
+
+
+def test_a_truncated_image_is_named_with_the_remedy(tmp_path: Path) -> None:
+    tree(tmp_path)
+    bad = tmp_path / "imagenet/train/n00000001/train_2.JPEG"
+    bad.write_bytes(bad.read_bytes()[:300])
+    with pytest.raises(UserError, match=r"(?i)train_2\.JPEG.*truncated.*on_bad_image=skip"):
+        list(batches_of(tmp_path, 0).epoch(stream()))
+    batches = batches_of(tmp_path, 0, skip=True)
+    assert [len(b.labels) for b in batches.epoch(stream())] == [4, 4, 4]
+    assert len(batches.loader.skipped) == 1
+
+
+def test_cmcs_list_names_a_hundred_classes() -> None:
+    classes = read_class_list("imagenet100")
+    assert len(classes) == 100 and classes[0] == "n01558993"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (dataset(allow_partial=False), "has 3 classes, ImageNet-1K has 1000"),
+        (dataset(classes="imagenet100", allow_partial=False), "100 of 100 classes have no images"),
+        (dataset(classes="imagenet100"), "has none of the classes"),
+        (dataset(classes="nothing"), "neither a file nor one of: imagenet100"),
+    ],
+    ids=["partial", "list-incomplete", "list-empty", "no-list"],
+)
+def test_a_wrong_tree_or_list_is_one_clear_line(tmp_path: Path, config: Any, message: str) -> None:
+    tree(tmp_path, images=1)
+    with pytest.raises(UserError, match=message):
+        read_index(config, tmp_path)
+
+
+def test_a_missing_tree_names_the_command_that_checks_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"prepare_imagenet\.py"):
+        read_index(dataset(), tmp_path)
+
+
+def test_a_class_list_takes_a_subset_and_changes_the_fingerprint(tmp_path: Path) -> None:
+    tree(tmp_path)
+    (tmp_path / "two.txt").write_text("n00000002\nn00000000\n")
+    whole = read_index(dataset(), tmp_path)
+    part = read_index(dataset(classes=str(tmp_path / "two.txt")), tmp_path)
+    assert part.classes == ["n00000000", "n00000002"]
+    assert part.train.labels.tolist() == [0] * 4 + [1] * 4
+    assert part.fingerprint != whole.fingerprint
+
+
+def test_an_index_of_all_of_imagenet_is_compact() -> None:
+    names = np.array([f"n{i % 1000:08d}/x_{i}.JPEG" for i in range(IMAGENET)], dtype=np.bytes_)
+    files = Files(Path("t"), names, np.arange(IMAGENET) % 1000)
+    assert files.path(IMAGENET - 1) == Path("t/n00000166/x_1281166.JPEG")
+    assert names.nbytes < 40 * 2**20

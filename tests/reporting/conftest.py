@@ -1,0 +1,99 @@
+"""Invented records of the shallow figure, in a temporary folder."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fogzo_repro import METHOD_VERSION
+from fogzo_repro.reporting.records import write_record
+from fogzo_repro.reporting.results import read_paper
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = "figure-shallow"
+INVENTED = {  # train loss by 1 - beta for n = 1; by n for n-SPSA
+    "0.334": 1.6, "0.1": 1.4, "0.001": 0.82, "0.0001": 0.644, "1e-05": 0.584, "1e-06": 0.592,
+    "0": 0.65, "1": 1.84, "10": 1.2, "100": 0.9, "1990": 0.745, "7960": 0.733,
+}  # fmt: skip
+
+
+def make_record(
+    row: str, column: str, seed: int, loss: float, top1: float = 80.0, **changes: Any
+) -> dict[str, Any]:
+    """Return a finished record; `changes` replace its fields."""
+    n = int(match[1]) if (match := re.search(r"n=(\d+)", row)) else 0
+    estimator: dict[str, Any] = {"name": "ste"}
+    if row.startswith("n-SPSA"):
+        estimator = {"name": "nspsa", "n": n}
+    elif row.startswith("FOGZO"):
+        noise = float(column.removeprefix("1-beta="))
+        estimator = {"name": "fogzo", "n": n, "noise": noise, "beta_min": 1 - noise}
+    slug = re.sub(r"\W+", "-", f"{row}-{column}")
+    record = {
+        "schema_version": 1, "method_version": METHOD_VERSION, "run_id": f"{slug}-s{seed}-aaaaaaaa",
+        "table": TABLE, "row": row, "column": column, "scale": "full", "status": "finished",
+        "config": {
+            "model": {"name": "mlp"}, "dataset": {"name": "mnist"}, "quantizer": {"name": "round"},
+            "estimator": estimator, "recipe": {"lr": column},
+        },
+        "resolved": {}, "command": "python", "commit": "0" * 40, "dirty": False, "versions": {},
+        "hardware": "none", "seed": seed,
+        "metrics": {
+            "last": {"train": {"loss": loss, "top1": top1}, "test": {"loss": loss, "top1": top1}},
+            "best": {},
+        },
+        "evaluations_per_step": {"probes": 2 * n, "total": 2 * n + 3}, "perturbed_weights": 7940,
+        "steps": 1170, "wall_seconds": 1.5, "gpu_hours": 0.0, "peak_memory_mb": 1.0,
+        "started": "", "ended": "", "notes": "",
+    }  # fmt: skip
+    return {**record, **changes}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A results folder with the committed claims and cells, and no record."""
+    shutil.copytree(ROOT / "results" / "paper", tmp_path / "results" / "paper")
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def save(results: Path) -> Callable[..., dict[str, Any]]:
+    """Write a record made by `make_record` to the results folder."""
+
+    def write(*arguments: Any, **changes: Any) -> dict[str, Any]:
+        record = make_record(*arguments, **changes)
+        folder = results / "records" / record["table"]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(folder / f"{record['run_id']}.json", record)
+        return record
+
+    return write
+
+
+@pytest.fixture
+def full_table(results: Path, save: Callable[..., dict[str, Any]]) -> Path:
+    """Every cell on ten evaluation seeds, the tuned rows on the tuning seeds too."""
+    draw = random.Random(0)
+    for cell in read_paper(results / "paper" / f"{TABLE}.csv"):
+        row, column = cell["row"], cell["column"]
+        n = int(match[1]) if (match := re.search(r"n=(\d+)", row)) else 0
+        key = str(n) if row.startswith("n-SPSA") else column.removeprefix("1-beta=")
+        centre = INVENTED.get(key, 0.65)
+        if row.startswith("FOGZO n=10"):
+            centre = 0.58 + (centre - 0.58) / (1 + n / 10)
+        if row.endswith("random sign"):
+            centre += 0.1
+        if row == "Full precision":
+            centre = 0.31
+        if row.startswith("STE") and column != "-":
+            centre = 0.6 + 1e3 * (float(column.removeprefix("lr=")) - 0.032) ** 2 / 10
+        tuned = row == "STE" or (re.fullmatch(r"FOGZO n=\d+", row) and key != "0")
+        for seed in [*range(10), *((100, 101, 102) if tuned else ())]:
+            save(row, column, seed, centre + draw.gauss(0, 0.04), 80 + draw.gauss(0, 1))
+    return results

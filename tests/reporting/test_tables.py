@@ -1,0 +1,135 @@
+"""Tables and figure: from records alone, the same bytes each time."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fogzo_repro import METHOD_VERSION
+from fogzo_repro.config import UserError
+from fogzo_repro.reporting.figures import write_figure
+from fogzo_repro.reporting.overview import write_overview
+from fogzo_repro.reporting.results import read_results
+from fogzo_repro.reporting.tables import write_table
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = "figure-shallow"
+Save = Callable[..., dict[str, Any]]
+
+
+def line_of(results: Path, start: str) -> str:
+    text = (results / "tables" / f"{TABLE}.md").read_text()
+    return next(line for line in text.splitlines() if line.startswith(start))
+
+
+def hashes(results: Path) -> dict[str, str]:
+    made = [results / "README.md", *results.glob("tables/*"), *results.glob("figures/*")]
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in made}
+
+
+def test_tables_and_figures_regenerate_byte_identically(full_table: Path) -> None:
+    script = ROOT / "scripts" / "make_tables.py"
+    command = [sys.executable, script, "--results", full_table]
+    subprocess.run(command, check=True, capture_output=True, cwd=full_table)
+    runs = [hashes(full_table)]
+    found = write_table(full_table, TABLE)  # another process, with other hash seeds
+    write_figure(full_table, found)
+    write_overview(full_table, [found])
+    runs.append(hashes(full_table))
+    assert runs[0] == runs[1]
+    assert set(runs[0]) == {
+        "README.md", f"{TABLE}.md", f"{TABLE}.csv", f"{TABLE}.png", f"{TABLE}.pdf",
+    }  # fmt: skip
+
+
+def test_a_cell_shows_mean_sd_count_and_interval(results: Path, save: Save) -> None:
+    for seed, loss in enumerate((1.0, 2.0, 3.0)):
+        save("STE", "lr=0.032", seed, loss, top1=70.0 + loss)
+    write_table(results, TABLE)
+    # sd 1, t(0.975, 2) = 4.302653, half = 4.302653 / sqrt(3) = 2.484138
+    line = line_of(results, "| STE | lr=0.032")
+    assert "| 2.0000 ± 1.0000 (3) | [-0.4841, 4.4841] | 72.00 ± 1.00 (3) |" in line
+    assert "| 0 / 3 |" in line
+
+
+def test_rho_is_noise_times_d_over_beta(results: Path, save: Save) -> None:
+    save("FOGZO n=1", "1-beta=0.001", 0, 1.0)
+    write_table(results, TABLE)
+    assert "| 7.95 | 1170 | 2 / 5 |" in line_of(results, "| FOGZO n=1 | 1-beta=0.001")
+
+
+def test_a_cell_without_records_says_not_run(results: Path) -> None:
+    write_table(results, TABLE)
+    text = (results / "tables" / f"{TABLE}.md").read_text()
+    assert "0 of 38 cells run" in text
+    with open(results / "tables" / f"{TABLE}.csv") as file:
+        assert {line["diverged"] for line in csv.DictReader(file)} == {"not run"}
+
+
+def test_a_diverged_run_is_printed_and_not_averaged(results: Path, save: Save) -> None:
+    save("STE", "lr=0.032", 0, 1.0)
+    save("STE", "lr=0.032", 1, 9.0, status="diverged", notes="step 7: loss nan", metrics={})
+    write_table(results, TABLE)
+    assert "1.0000 ± – (1), 1 diverged" in line_of(results, "| STE | lr=0.032")
+    assert line_of(results, "- STE (lr=0.032), seed 1").endswith("seed 1: step 7: loss nan")
+
+
+def test_tuning_seeds_do_not_enter_the_reported_mean(results: Path, save: Save) -> None:
+    save("STE", "lr=0.032", 0, 1.0)
+    save("STE", "lr=0.032", 100, 5.0)
+    write_table(results, TABLE)
+    assert "| 1.0000 ± – (1) |" in line_of(results, "| STE | lr=0.032")
+
+
+def test_796_is_shown_under_both_countings(full_table: Path) -> None:
+    write_table(full_table, TABLE)
+    assert "| 796 / 692.3 |" in line_of(full_table, "| FOGZO n=10 beta=0.999 is no worse")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dirty": True}, "not from a clean commit"),
+        ({"dirty": None}, "not from a clean commit"),
+        ({"scale": "smoke"}, "scale smoke"),
+        ({"method_version": METHOD_VERSION - 1}, "stale"),
+    ],
+    ids=["dirty tree", "unknown tree", "another scale", "older method"],
+)
+def test_a_record_that_may_not_stand_there_is_refused_by_name(
+    results: Path, save: Save, change: dict[str, Any], reason: str
+) -> None:
+    record = save("STE", "lr=0.032", 0, 1.0, **change)
+    found = write_table(results, TABLE)
+    assert not found.cells["STE", "lr=0.032"].runs
+    assert line_of(results, f"- {record['run_id']}.json: {reason}")
+    assert found.refused[0].startswith(f"{record['run_id']}.json: {reason}")
+
+
+def test_two_records_of_one_cell_and_seed_are_one_clear_error(results: Path, save: Save) -> None:
+    save("STE", "lr=0.032", 0, 1.0)
+    save("STE", "lr=0.032", 0, 1.0, run_id="another-s0-bbbbbbbb")
+    with pytest.raises(UserError, match=r"two records of STE \| lr=0.032, seed 0"):
+        read_results(results, TABLE)
+
+
+def test_an_unknown_cell_is_one_clear_error(results: Path, save: Save) -> None:
+    save("STE", "lr=7", 0, 1.0)
+    with pytest.raises(UserError, match=r"unknown cell STE \| lr=7"):
+        read_results(results, TABLE)
+
+
+def test_runs_of_one_cell_with_other_settings_are_refused(results: Path, save: Save) -> None:
+    first = save("STE", "lr=0.032", 0, 1.0)
+    other = json.loads(json.dumps(first["config"])) | {"recipe": {"lr": 7}}
+    save("STE", "lr=0.032", 1, 1.0, config=other)
+    with pytest.raises(UserError, match="differ in recipe"):
+        read_results(results, TABLE)

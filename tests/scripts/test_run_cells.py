@@ -1,0 +1,134 @@
+"""scripts/run_cells.py: what a table is, and a queue that is interrupted and goes on."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fogzo_repro.reporting.results import TUNING_SEEDS
+from fogzo_repro.sweeps.cells import Cell
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "run_cells.py"
+TABLE = "figure-shallow"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_cells", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def cells(script: ModuleType) -> dict[tuple[str, str], Cell]:
+    found = script.table_cells(TABLE, [])
+    return {(c.config.cell.row, c.config.cell.column): c for c in found}
+
+
+def test_the_experiment_files_are_the_cells_of_the_table(
+    cells: dict[tuple[str, str], Cell],
+) -> None:
+    with open(ROOT / "results" / "paper" / f"{TABLE}.csv") as file:
+        listed = [(line["row"], line["column"]) for line in csv.DictReader(file)]
+    assert sorted(cells) == sorted(listed)
+
+
+def test_every_cell_has_ten_evaluation_seeds(cells: dict[tuple[str, str], Cell]) -> None:
+    for cell in cells.values():
+        assert [s for s in cell.seeds if s not in TUNING_SEEDS] == list(range(10))
+
+
+def test_the_ste_gets_as_many_tuning_runs_as_fogzo(cells: dict[tuple[str, str], Cell]) -> None:
+    tuned = {row: 0 for row, _ in cells}
+    for (row, _), cell in cells.items():
+        tuned[row] += sum(s in TUNING_SEEDS for s in cell.seeds)
+    assert tuned["STE"] == tuned["FOGZO n=1"] == 18
+
+
+def test_every_cell_is_what_its_label_says(cells: dict[tuple[str, str], Cell]) -> None:
+    for (row, column), cell in cells.items():
+        config = cell.config
+        assert config.dataset.name == "mnist" and config.recipe.global_batch_size == 512
+        assert (config.quantizer.name == "none") == (row == "Full precision")
+        assert getattr(config.estimator, "random_sign", False) == row.endswith("random sign")
+        if "n=" in row:
+            assert f"n={config.estimator.n}" in row
+        if column.startswith("1-beta="):
+            assert config.estimator.noise == float(column.removeprefix("1-beta="))
+            assert config.estimator.beta_schedule == "constant"
+
+
+def test_other_seeds_replace_the_evaluation_seeds_and_leave_the_tuning_seeds(
+    script: ModuleType,
+) -> None:
+    found = script.table_cells(f"{TABLE}/ste", ["recipe.max_steps=3"], seeds=(20, 21))
+    assert {cell.seeds for cell in found} == {(20, 21, *TUNING_SEEDS)}
+    assert {cell.config.recipe.max_steps for cell in found} == {3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["figure-deep"], "figure-deep has no experiment files; tables: figure-shallow"),
+        ([f"{TABLE}/sta"], "has no experiment files"),
+        ([TABLE, "--seeds", "0,x"], "--seeds=0,x is not a list of numbers"),
+        ([TABLE, "--seeds", "0,100"], "100 is a tuning seed"),
+        ([TABLE, "--wrokers", "2"], "--wrokers is neither an option nor an override"),
+        ([f"{TABLE}/ste", "recipe.rl=1"], "rl"),
+    ],
+    ids=["table", "file", "seeds", "tuning seed", "option", "override"],
+)
+def test_bad_input_is_one_line_and_status_2(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_cells.py", *arguments])
+    assert script.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_an_interrupted_queue_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    command = [
+        sys.executable, str(SCRIPT), f"{TABLE}/full-precision", "--seeds", "0,1",
+        "--workers", "1", "--records", str(tmp_path / "records"), "dataset=digits",
+        "recipe=digits_mlp", "recipe.max_steps=1500", "hardware=cpu",
+        f"output_root={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("runs/*/timing.jsonl")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 75, said
+    assert "0 finished, 0 diverged, 0 failed, 2 not run" in said
+    assert "run the same command again" in said
+    (stopped,) = tmp_path.glob("runs/mlp-*")
+    assert list(stopped.glob("checkpoint-*.json"))
+    assert not (stopped / "record.json").exists()
+
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "2 finished, 0 diverged, 0 failed, 0 not run" in again.stderr
+    assert "resumed after step" in (stopped / "log.txt").read_text()
+    records = [json.loads(p.read_text()) for p in (tmp_path / "records" / TABLE).glob("*.json")]
+    assert sorted(r["seed"] for r in records) == [0, 1]
+    assert {(r["row"], r["steps"]) for r in records} == {("Full precision", 1500)}

@@ -1,0 +1,97 @@
+"""The queue: one bad cell does not stop the rest, and what is missing is all that is run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fogzo_repro.config import RunConfig
+from fogzo_repro.reporting.records import read_record
+from fogzo_repro.sweeps.cells import Cell, Job, collect, missing_jobs, plan_jobs
+from fogzo_repro.sweeps.overview import Overview, Running, progress_of
+from fogzo_repro.sweeps.queue import Outcome, run_queue
+from fogzo_repro.sweeps.worker import Ending, run_job
+
+CRASHING_SEED = 1
+
+
+def pretend(config: RunConfig) -> Ending:
+    """Stand in for a run: what happens is decided by the seed."""
+    if config.seed == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.seed == 2:
+        raise RuntimeError("no such kernel")
+    return {3: ("diverged", "step 7: loss nan"), 4: ("failed", "no data")}.get(
+        config.seed, ("finished", "")
+    )
+
+
+def say_device(config: RunConfig) -> Ending:
+    return "failed", os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def crash_or_run(config: RunConfig) -> Ending:
+    if config.seed == CRASHING_SEED:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run_job(config)
+
+
+def jobs_of(config: RunConfig, count: int) -> list[Job]:
+    return [Job(replace(config, seed=s), f"run-{s}", 5, 15) for s in range(count)]
+
+
+def seeds(jobs: list[Job]) -> list[int]:
+    return sorted(job.config.seed for job in jobs)
+
+
+def start(jobs: list[Job], folder: Path, **options: object) -> Outcome:
+    overview = Overview("test", len(jobs), 0)
+    settings: dict = {"workers": 2, "logs": folder / "logs", "overview": overview, **options}
+    return run_queue(jobs, **settings)
+
+
+def test_a_job_that_crashes_dies_or_diverges_does_not_stop_the_rest(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    outcome = start(jobs_of(make_config(), 8), tmp_path, run=pretend)
+    assert seeds(outcome.finished) == [0, 5, 6, 7]
+    assert [(job.config.seed, why) for job, why in outcome.diverged] == [(3, "step 7: loss nan")]
+    reasons = {job.config.seed: why for job, why in outcome.failed}
+    assert reasons.keys() == {1, 2, 4}
+    assert "status -9" in reasons[1]
+    assert reasons[2].startswith("RuntimeError: no such kernel")
+    assert reasons[4] == "no data"
+    assert not outcome.interrupted
+
+
+def test_the_cards_are_dealt_to_the_workers_in_turn(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    outcome = start(jobs_of(make_config(), 2), tmp_path, run=say_device, gpus=["3", "5"])
+    assert sorted(why for _, why in outcome.failed) == ["3", "5"]
+
+
+@pytest.mark.slow
+def test_a_miniature_table_with_a_crash_is_completed_by_a_second_queue(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    cells = [Cell(make_config("quantizer=none", "estimator=ste"), (0, CRASHING_SEED))]
+    jobs, records = plan_jobs(cells), tmp_path / "records"
+    first = start(missing_jobs(jobs, records), tmp_path, run=crash_or_run)
+    assert (seeds(first.finished), seeds([j for j, _ in first.failed])) == ([0], [1])
+
+    left = missing_jobs(jobs, records)
+    assert seeds(left) == [CRASHING_SEED]
+    assert run_job(left[0].config) == ("finished", "")
+    assert missing_jobs(jobs, records) == []
+
+    assert collect(jobs, records) == []
+    filed = sorted((records / "miniature").glob("*.json"))
+    assert [path.stem for path in filed] == sorted(job.run_id for job in jobs)
+    assert {read_record(path)["row"] for path in filed} == {"STE"}
+    assert progress_of(Running(jobs[0], 1.0)) == (5, "0:00")

@@ -1,0 +1,105 @@
+import csv
+import math
+import sys
+
+import pytest
+import torch
+from short_runs import train
+
+from fogzo_repro import diagnose
+from fogzo_repro.config import UserError
+from fogzo_repro.diagnose import Effort, main
+from fogzo_repro.evaluate import open_run
+from fogzo_repro.training.classification import InMemoryImages
+
+SMALL = Effort(directions=400, batches=3, draws=100)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("runs"), "snapshots=2")
+
+
+def rows_of(folder, effort):
+    run = open_run(folder)
+    return diagnose.diagnose(run, None, torch.device("cpu"), lambda default: effort)
+
+
+def test_the_tool_writes_a_row_for_every_estimator_and_snapshot(folder, capsys, monkeypatch):
+    settings = ["device=cpu", "directions=2400", "batches=3", "draws=100"]
+    monkeypatch.setattr(sys, "argv", ["diagnose", str(folder), *settings])
+    main()
+    with open(folder / "diagnose.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {(r["step"], r["estimator"], r["n"], r["noise"]) for r in rows}
+    assert len(rows) == len(found) == 2 * (1 + 3 + 3 * 6)
+    assert {r["step"] for r in rows} == {"0", "10"}  # the first snapshot is before any step
+    for row in rows:
+        for key in ("cosine", "norm_ratio", "bias_squared", "variance", "smoothed_square"):
+            value, low, high = (float(row[key + end]) for end in ("", "_low", "_high"))
+            assert low <= value <= high
+        assert abs(float(row["cosine"])) < 1.5
+    assert (folder / "diagnose.png").read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert "step 10 (100%)" in said
+    assert "FOGZO β=1-1e-6" in said
+
+
+def test_batched_and_sequential_probes_give_the_same_diagnosis(tmp_path, monkeypatch):
+    folder = train(tmp_path, "recipe.max_steps=2", "snapshots=1")
+    batched = rows_of(folder, Effort(directions=8, batches=2, draws=100))
+    monkeypatch.setattr(InMemoryImages, "batched_probes", lambda *_: None)
+    sequential = rows_of(folder, Effort(directions=8, batches=2, draws=100))
+    assert len(batched) == len(sequential)
+    for a, b in zip(batched, sequential, strict=True):
+        assert a.smoothed_square.value == pytest.approx(b.smoothed_square.value, rel=1e-3)
+        variance = b.variance.value * b.smoothed_square.value
+        assert a.variance.value * a.smoothed_square.value == pytest.approx(variance, rel=1e-3)
+
+
+def test_variance_over_n_and_bias_without_n(folder):
+    rows = {(r.step, r.estimator, r.noise, r.n): r for r in rows_of(folder, SMALL)}
+    for (step, name, noise, n), row in rows.items():
+        if n:
+            one = rows[step, name, noise, 1]
+            assert row.variance.value * n == pytest.approx(one.variance.value)
+            assert row.bias_squared == one.bias_squared
+    assert rows[0, "ste", None, 0].variance.value == 0
+
+
+def test_nspsa_is_unbiased_within_its_interval_on_a_real_network(folder):
+    """Within twice the 95% interval, 6.4 standard errors of Student's t(3): once in 130."""
+    for row in rows_of(folder, Effort(directions=1600, batches=4, draws=200)):
+        if row.estimator == "nspsa":
+            value, low, high = row.bias_squared
+            assert abs(value) < high - low
+
+
+@pytest.mark.parametrize(
+    ("effort", "message"),
+    [
+        ((100, 1, 100), "batches=1 must be at least 2"),
+        ((3, 2, 100), "directions=3 must be at least 2 for each batch"),
+        ((100, 2, 99), "draws=99 must be at least 100"),
+    ],
+    ids=["batches", "directions", "draws"],
+)
+def test_too_little_effort_is_refused(effort, message):
+    with pytest.raises(UserError, match=message):
+        Effort(*effort)
+
+
+def test_more_batches_than_an_epoch_has_are_refused(folder):
+    with pytest.raises(UserError, match="an epoch has 22"):
+        rows_of(folder, Effort(directions=100, batches=23, draws=100))
+
+
+def test_a_full_precision_run_has_nothing_to_diagnose(tmp_path):
+    run = train(tmp_path, "recipe.max_steps=2", "snapshots=2", "quantizer=none", "estimator=ste")
+    with pytest.raises(UserError, match="no quantized weights"):
+        rows_of(run, SMALL)
+
+
+def test_noises_are_those_of_the_shallow_experiment():
+    assert math.isclose(1 - diagnose.NOISES[0], 0.666)
+    assert diagnose.NOISES[2:] == (1e-3, 1e-4, 1e-5, 1e-6)

@@ -1,0 +1,109 @@
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from short_runs import train
+
+import fogzo_repro
+from fogzo_repro.config import UserError
+from fogzo_repro.evaluate import main, open_run, parse_settings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("runs"))
+
+
+def test_evaluate_prints_the_numbers_of_the_record_to_the_last_digit(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(folder), "device=cpu"])
+    main()
+    said = capsys.readouterr().out.split()
+    record = json.loads((folder / "record.json").read_text())
+    expected = {
+        value
+        for split in ("test", "train")
+        for key, value in record["metrics"]["last"][split].items()
+        if key != "step"
+    }
+    numbers = {float(word) for word in said if word.replace(".", "").isdigit() and "." in word}
+    assert len(expected) == 4
+    assert expected == numbers
+
+
+def test_load_run_gives_the_weights_of_the_checkpoint_without_data(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fogzo_repro.evaluate.build_task", None)  # any use of the data would raise
+    model = fogzo_repro.load_run(folder)
+    step, tensors, _, _ = fogzo_repro.training.checkpoint.load_checkpoint(folder)
+    assert step == 10
+    assert not model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, tensors[f"model/{name}"])
+    initial = open_run(folder).network(torch.device("cpu")).model
+    assert not torch.equal(initial.fc1.weight, model.fc1.weight)
+    levels = model.fc1.weight_quantizer(model.fc1.weight) / model.fc1.weight_quantizer.scale
+    assert set(levels.round().unique().tolist()) <= {-2.0, -1.0, 0.0, 1.0}
+
+
+def test_an_older_checkpoint_is_used_where_the_last_is_torn(folder, tmp_path, capsys):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    for suffix in (".json", ".safetensors"):
+        last = next(copy.glob(f"checkpoint-*{suffix}"))
+        (copy / f"checkpoint-00000041{suffix}").write_bytes(last.read_bytes()[:100])
+    model, intact = fogzo_repro.load_run(copy), fogzo_repro.load_run(folder)
+    assert torch.equal(model.fc1.weight, intact.fc1.weight)
+    assert "checkpoint-00000041 is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tool", "files", "message"),
+    [
+        ("evaluate", (), "is not a run folder"),
+        ("diagnose", (), "is not a run folder"),
+        ("export", (), "is not a run folder"),
+        ("evaluate", ("config.yaml", "resolved.json"), "has no checkpoint yet"),
+        ("export", ("config.yaml", "resolved.json"), "has no checkpoint yet"),
+        ("diagnose", ("config.yaml", "resolved.json"), "run its command again with snapshots=5"),
+    ],
+    ids=["evaluate-none", "diagnose-none", "export-none", "evaluate-checkpoint",
+         "export-checkpoint", "diagnose-snapshots"],
+)  # fmt: skip
+def test_what_is_missing_is_one_line_and_status_2(
+    tool, files, message, folder, tmp_path, capsys, monkeypatch
+):
+    from importlib import import_module
+
+    module = import_module(f"fogzo_repro.{tool}")
+    for name in files:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    extra = [str(tmp_path / "out")] if tool == "export" else []
+    monkeypatch.setattr(sys, "argv", [tool, str(tmp_path), *extra])
+    status = fogzo_repro.evaluate.one_line_errors(module.main)
+    said = capsys.readouterr().err
+    assert status == 2
+    assert message in said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+def test_the_command_itself_leaves_with_status_2(tmp_path):
+    command = [sys.executable, "-m", "fogzo_repro.evaluate", str(tmp_path / "nothing")]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_misspelt_setting_names_the_nearest_one():
+    with pytest.raises(UserError, match="did you mean data_dir="):
+        parse_settings(["datadir=x"], {"data_dir": str, "device": str})
+    with pytest.raises(UserError, match="batches=many"):
+        parse_settings(["batches=many"], {"batches": int})
+    assert math.isclose(parse_settings(["a=0.5"], {"a": float})["a"], 0.5)

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from short_runs import train
+
+from fogzo_repro import load_run
+from fogzo_repro.config import UserError
+from fogzo_repro.export import METADATA, WEIGHTS, export_run, load_export
+from fogzo_repro.quantization.uniform import Round
+
+CASES = {  # name: (overrides, levels as stored, offset)
+    "integer": (["quantizer=round"], {-2, -1, 0, 1}, 0.0),
+    "half_integer": (["quantizer=round", "quantizer.grid=half_integer"], {-2, -1, 0, 1}, 0.5),
+    "half_integer_8bit": (
+        ["quantizer=round", "quantizer.grid=half_integer", "quantizer.weight_bits=8"],
+        set(range(-128, 128)),
+        0.5,
+    ),
+    "sign": (["quantizer=sign"], {-1, 1}, 0.0),
+}
+
+
+@pytest.fixture(params=list(CASES), ids=list(CASES), scope="module")
+def exported(request, tmp_path_factory):
+    """Return a run, its export, and what the case expects."""
+    overrides, levels, offset = CASES[request.param]
+    base = tmp_path_factory.mktemp(request.param)
+    folder = train(base, "recipe.max_steps=3", *overrides)
+    return folder, export_run(folder, base / "out").parent, levels, offset
+
+
+def test_reloaded_logits_are_bitwise_equal(exported):
+    folder, out, _, _ = exported
+    x = torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, again = load_run(folder)(x), load_export(out)(x)
+    assert torch.equal(logits, again)
+    assert logits.std() > 0
+
+
+def test_levels_are_on_the_grid_and_times_the_scale_they_are_the_weights(exported):
+    folder, out, levels, offset = exported
+    tensors = load_file(out / WEIGHTS)
+    metadata = json.loads((out / METADATA).read_text())
+    model = load_run(folder)
+    for name in ("fc1", "fc2"):
+        stored, scale = tensors[f"{name}.levels"], tensors[f"{name}.scale"]
+        assert stored.dtype == torch.int8
+        assert set(stored.unique().tolist()) <= levels
+        assert len(stored.unique()) > 1
+        assert metadata["offsets"][name] == offset
+        layer = getattr(model, name)
+        value = layer.weight_quantizer(layer.weight)
+        assert torch.equal((stored.float() + metadata["offsets"][name]) * scale, value)
+
+
+def test_a_weight_takes_one_byte(exported):
+    _, out, _, _ = exported
+    others = 4 * (20 + 2)  # biases and scales, float32
+    header = 1024
+    size = (out / WEIGHTS).stat().st_size
+    assert 7940 + others < size < 7940 + others + header
+
+
+def test_an_export_holds_no_path_of_the_machine(exported):
+    folder, out, _, _ = exported
+    assert str(folder.parent) not in (out / METADATA).read_text()
+
+
+def test_a_full_precision_run_is_exported_as_it_is(tmp_path):
+    folder = train(tmp_path, "recipe.max_steps=2", "quantizer=none", "estimator=ste")
+    model = load_export(export_run(folder, tmp_path / "out").parent)
+    assert torch.equal(model.fc1.weight, load_run(folder).fc1.weight)
+
+
+def test_a_quantizer_that_is_not_levels_times_a_scale_is_refused(tmp_path, monkeypatch):
+    folder = train(tmp_path, "recipe.max_steps=2")
+    forward = Round.forward
+    monkeypatch.setattr(Round, "forward", lambda self, w: forward(self, w) * 1.0001)
+    with pytest.raises(UserError, match=r"fc1: .* export supports"):
+        export_run(folder, tmp_path / "out")
+
+
+def test_a_folder_that_is_no_export_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is not an export"):
+        load_export(tmp_path)

@@ -1,0 +1,113 @@
+"""Trains every case of test_distributed.py for some steps, as one process or as one of several.
+
+python ranks_worker.py OUT        # RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fogzo_repro.data import Batch, ImageBatches, MixedBatches, Mixing
+from fogzo_repro.estimators.fogzo import Fogzo
+from fogzo_repro.estimators.protocol import Estimator
+from fogzo_repro.estimators.spsa import Nspsa
+from fogzo_repro.estimators.ste import Ste
+from fogzo_repro.models.deit import build_deit
+from fogzo_repro.models.mlp import build_mlp
+from fogzo_repro.models.resnet import build_resnet
+from fogzo_repro.quantization import quantize_layers
+from fogzo_repro.quantization.uniform import Round
+from fogzo_repro.training.batchnorm import share_batchnorm
+from fogzo_repro.training.distributed import Ranks, current_ranks
+from fogzo_repro.training.network import _perturbed_weight
+from fogzo_repro.training.randomness import generator_for
+from fogzo_repro.training.step import TrainStep
+
+STEPS, BATCH = 5, 8
+SHAPE, CLASSES = (1, 12, 12), 10
+MODELS = {
+    "mlp": lambda: build_mlp(SimpleNamespace(hidden=6), image_shape=SHAPE, classes=CLASSES),
+    "deit": lambda: build_deit(
+        SimpleNamespace(
+            heads=2, head_dim=4, depth=2, drop_path=0.0, patch_size=4, small_patch_size=4
+        ),
+        image_shape=SHAPE, classes=CLASSES,
+    ),
+    "resnet": lambda: build_resnet(
+        SimpleNamespace(depth=18, width=4), image_shape=SHAPE, classes=CLASSES
+    ),
+}  # fmt: skip
+CPU = torch.device("cpu")
+ESTIMATORS: dict[str, Any] = {
+    "ste": Ste,
+    "nspsa": lambda: Nspsa(2, 0.0),
+    "fogzo": lambda: Fogzo(1, 0.01, "constant", 0.0, CPU),
+}
+MIXING = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, smoothing=0.1)
+
+
+def images() -> Batch:
+    """64 images that are the same in every process."""
+    stream = generator_for(0, 0, "test images")
+    pixels = torch.randint(0, 256, (64, *SHAPE), dtype=torch.uint8, generator=stream)
+    return Batch(pixels, torch.randint(0, CLASSES, (64,), generator=stream))
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy in float64."""
+    return F.cross_entropy(model(batch.pixels.double()), batch.labels.double())
+
+
+def train(
+    model_name: str, estimator: Estimator, ranks: Ranks, adamw: bool = False
+) -> dict[str, Tensor]:
+    """Train one case; return its weights and losses, and the last gradients."""
+    torch.manual_seed(1)
+    model = MODELS[model_name]().double()
+    layers = quantize_layers(model, lambda name, weight: Round(weight, bits=2))
+    if ranks.world_size > 1:
+        share_batchnorm(model)
+    optimizer: torch.optim.Optimizer
+    if adamw:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
+    weights = [_perturbed_weight(layer) for layer in layers.values()]
+    step = TrainStep(model.train(), loss, optimizer, estimator, weights, seed=3, ranks=ranks)
+    plain = ImageBatches(images(), BATCH, ranks.rank, ranks.world_size)
+    batches = MixedBatches(plain, MIXING, lambda pixels: pixels.double() / 255, CLASSES)
+    rows = []
+    epoch = batches.epoch(generator_for(0, 0, "order"))
+    for t, batch in zip(range(STEPS), epoch, strict=False):
+        probing = step.prepare(t, STEPS, 0.05)
+        rows.append(step(batch, probing))
+    found = {f"weight/{k}": v.detach().clone() for k, v in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        found[f"gradient/{name}"] = parameter.grad.clone()
+    return found | {"loss": torch.stack(rows)[:, 0].contiguous()}
+
+
+def all_cases(ranks: Ranks) -> dict[str, Tensor]:
+    """Return the weights of every case, by model/estimator/name."""
+    return {
+        f"{model}/{estimator}/{name}": value
+        for model in MODELS
+        for estimator, build in ESTIMATORS.items()
+        for name, value in train(model, build(), ranks).items()
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    ranks = current_ranks()
+    found = all_cases(ranks)
+    save_file(found, str(Path(sys.argv[1]) / f"rank{ranks.rank}.safetensors"))

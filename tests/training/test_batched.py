@@ -1,0 +1,204 @@
+"""The batched evaluator against the sequential one, on uint8 images."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import quantize
+from torch import Tensor, nn
+from torch.autograd.profiler import profile
+
+from fogzo_repro.config import UserError
+from fogzo_repro.data import Batch, Images, mnist
+from fogzo_repro.estimators import QuantizedWeight, SequentialProbes, fogzo, nspsa, perturbation
+from fogzo_repro.estimators.perturbation import direction_blocks
+from fogzo_repro.estimators.protocol import ProbeLosses, Probes
+from fogzo_repro.models.mlp import Mlp
+from fogzo_repro.run import _batched_probes
+from fogzo_repro.training.batched import BatchedProbes, supports_batched
+from fogzo_repro.training.classification import InMemoryImages
+
+MIB = 2**20
+QUANTIZERS = ["round2", "round2_half", "round3", "round8", "hardtanh", "tanh", "approxsign"]
+
+
+class Problem:
+    """The 784-H-10 MLP and a batch whose pixels look like digits: mostly 0, strokes up to 255."""
+
+    def __init__(
+        self, quantizer: str, images: int = 48, hidden: int = 10, batch: Batch | None = None
+    ) -> None:
+        generator = torch.Generator().manual_seed(3)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.model = Mlp(784, hidden, 10)
+        self.weights = quantize(self.model, quantizer)
+        noise = torch.randint(0, 256, (images, 1, 28, 28), generator=generator)
+        ink = torch.rand(images, 1, 28, 28, generator=generator) < 0.2
+        pixels = (noise * ink).to(torch.uint8)
+        labels = torch.randint(10, (images,), generator=generator)
+        self.batch = batch or Batch(pixels, labels)
+        self.images = Images(self.batch, self.batch, 0.1307, 0.3081, 10)
+
+    def loss(self) -> Tensor:
+        logits = self.model(self.images.normalize(self.batch.pixels))
+        return F.cross_entropy(logits, self.batch.labels)
+
+    def batched(self, budget: int = MIB) -> BatchedProbes:
+        return BatchedProbes(self.model, self.images, self.batch, budget)
+
+    def directions(self, k: int) -> list[Tensor]:
+        return next(direction_blocks(self.weights, k, torch.Generator().manual_seed(1)))
+
+    def estimate(self, probes: Probes, beta: float | None, n: int) -> tuple[list[Tensor], Any]:
+        """The gradients written, and the estimate."""
+        self.model.zero_grad()
+        self.loss().backward()
+        streams = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+        if beta is None:
+            said = nspsa(self.weights, n=n, generator=streams[0], probes=probes)
+        else:
+            said = fogzo(self.weights, beta=beta, n=n, generator=streams[0], signs=streams[1],
+                         probes=probes)  # fmt: skip
+        return [w.parameter.grad.clone() for w in self.weights], said  # type: ignore[union-attr]
+
+
+def close(found: ProbeLosses, expected: ProbeLosses) -> bool:
+    """Equal to float32 round-off: the losses are near 2.3, summed in another order."""
+    return all(
+        torch.allclose(a, b, rtol=0, atol=3e-6)
+        for a, b in ((found.plus, expected.plus), (found.minus, expected.minus))
+    )
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_losses_and_flips_equal_the_sequential_ones(quantizer: str) -> None:
+    problem = Problem(quantizer)
+    directions = problem.directions(12)
+    sequential = SequentialProbes(problem.loss)(problem.weights, directions)
+    found = problem.batched()(problem.weights, directions)
+    assert close(found, sequential)
+    assert torch.equal(found.flips, sequential.flips)
+    assert found.flips > 0 and (found.plus != found.minus).all()
+    assert found.plus.std() > 1e-3, "losses that do not vary would agree without a proof"
+
+
+def test_losses_and_flips_equal_the_sequential_ones_on_mnist(data_dir: Path) -> None:
+    batch = Batch(*(t[:512] for t in mnist.load(data_dir).train))
+    problem = Problem("round2", batch=batch)
+    directions = problem.directions(6)
+    sequential = SequentialProbes(problem.loss)(problem.weights, directions)
+    found = problem.batched()(problem.weights, directions)
+    assert close(found, sequential)
+    assert torch.equal(found.flips, sequential.flips)
+
+
+@pytest.mark.parametrize("beta", [None, 0.9], ids=["nspsa", "fogzo"])
+@pytest.mark.parametrize("quantizer", ["round2", "round2_half", "tanh"])
+def test_gradient_equals_the_sequential_one(
+    quantizer: str, beta: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perturbation, "BLOCK_NUMBERS", 7940 * 5)  # 12 pairs in 3 blocks
+    problem = Problem(quantizer)
+    expected, said = problem.estimate(SequentialProbes(problem.loss), beta, 12)
+    found, said_too = problem.estimate(problem.batched(), beta, 12)
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() < 1e-4 * b.norm()
+    assert said_too.flips == said.flips
+    assert torch.allclose(said_too.coefficient, said.coefficient, rtol=1e-3)
+
+
+@pytest.mark.parametrize("quantizer", ["round2", "tanh"])
+def test_memory_budget_changes_nothing_but_the_order_of_sums(quantizer: str) -> None:
+    problem = Problem(quantizer)
+    directions = problem.directions(11)
+    reference = problem.batched(1)(problem.weights, directions)
+    chunks = set()
+    for budget in (1, MIB // 2, MIB, 64 * MIB):
+        probes = problem.batched(budget)
+        chunks.add(probes.chunk)
+        found = probes(problem.weights, directions)
+        assert close(found, reference)
+        assert torch.equal(found.flips, reference.flips)
+    assert len(chunks) == 4 and min(chunks) == 1
+
+
+def test_directions_do_not_depend_on_the_budget() -> None:
+    problem, seen = Problem("round2"), []
+
+    class Keeping:
+        def __init__(self, probes: Probes) -> None:
+            self.probes = probes
+
+        def __call__(
+            self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
+        ) -> ProbeLosses:
+            seen.append([v.clone() for v in directions])
+            return self.probes(weights, directions)
+
+    for budget in (1, 64 * MIB):
+        problem.estimate(Keeping(problem.batched(budget)), 0.9, 9)
+    assert all(map(torch.equal, *seen))
+
+
+def test_weights_are_bitwise_unchanged() -> None:
+    problem = Problem("round2")
+    before = {k: v.clone() for k, v in problem.model.state_dict().items()}
+    problem.estimate(problem.batched(), 0.9, 9)
+    assert all(torch.equal(v, before[k]) for k, v in problem.model.state_dict().items())
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """Peak of the allocator while `run` runs, from the profiler's record of every allocation."""
+    with profile(profile_memory=True) as recorded:
+        run()
+    assert recorded.kineto_results is not None
+    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
+    assert events, "the profiler has recorded no allocation"
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "images", "hidden"),
+    [("round2", 512, 10), ("round2_half", 512, 1), ("tanh", 64, 10)],
+    ids=["round", "narrow", "sign"],
+)
+@pytest.mark.parametrize("k", [8, 60], ids=str)
+def test_peak_memory_is_within_the_budget_for_any_n(
+    quantizer: str, images: int, hidden: int, k: int
+) -> None:
+    problem, budget = Problem(quantizer, images, hidden), 2 * MIB
+    probes, directions = problem.batched(budget), problem.directions(k)
+    peak = peak_bytes(lambda: probes(problem.weights, directions))
+    assert peak <= budget
+    if k > probes.chunk:
+        assert peak > budget / 8, "the measurement misses the chunks, or they are far too small"
+
+
+def test_supported_models_are_the_mlp_with_round_or_sign() -> None:
+    assert supports_batched(Problem("round2").model)
+    assert supports_batched(Problem("tanh").model)
+    assert not supports_batched(Mlp(4, 3, 2))  # in full precision
+    assert not supports_batched(nn.Sequential(nn.Linear(4, 3)))
+
+
+@pytest.mark.parametrize("model", [Mlp(784, 10, 10), nn.Linear(784, 10)], ids=["float", "linear"])
+def test_unsupported_model_is_refused_with_the_list(model: nn.Module) -> None:
+    task = InMemoryImages(Problem("round2").images, "none")
+    config: Any = SimpleNamespace(
+        estimator=SimpleNamespace(evaluator="batched", n=7),
+        hardware=SimpleNamespace(probe_memory_mb=1),
+    )
+    network: Any = SimpleNamespace(model=model)
+    with pytest.raises(UserError, match="model=mlp with quantizer=round or sign"):
+        _batched_probes(config, task, network)
+    config.estimator.evaluator = "auto"
+    assert _batched_probes(config, task, network) is None

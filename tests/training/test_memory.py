@@ -1,0 +1,54 @@
+"""A batch that does not fit is refused with the overrides of the linear scaling rule."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fogzo_repro.config import UserError
+from fogzo_repro.training.memory import Need, measure_need, refuse_large_batch
+
+GIB = 2.0**30
+
+
+def config(batch: int = 256, max_steps: int | None = None, estimator: str = "fogzo") -> Any:
+    recipe = SimpleNamespace(
+        global_batch_size=batch, lr=0.1, max_steps=max_steps, optimizer="adamw"
+    )
+    return SimpleNamespace(
+        recipe=recipe, model=SimpleNamespace(name="m"), estimator=SimpleNamespace(name=estimator)
+    )
+
+
+def test_what_fits_passes() -> None:
+    refuse_large_batch(config(), Need(GIB, GIB / 64), 5 * GIB, 1, 100)
+    refuse_large_batch(config(), Need(GIB, GIB / 64), 3 * GIB, 2, 100)
+
+
+def test_what_does_not_fit_names_batch_rate_and_steps() -> None:
+    with pytest.raises(UserError) as error:
+        refuse_large_batch(config(max_steps=1000), Need(GIB, GIB / 64), 4.9 * GIB, 1, 1000)
+    said = str(error.value)
+    assert "needs 5.0 GiB a card and 4.9 GiB are free" in said
+    assert said.endswith("recipe.global_batch_size=128 recipe.lr=0.05 recipe.max_steps=2000")
+
+
+def test_the_override_counts_all_ranks() -> None:
+    with pytest.raises(UserError, match=r"global_batch_size=128 recipe\.lr=0\.05$"):
+        refuse_large_batch(config(), Need(GIB, GIB / 64), 2.9 * GIB, 2, 100)
+
+
+def test_a_network_that_never_fits_says_so() -> None:
+    with pytest.raises(UserError, match="at any"):
+        refuse_large_batch(config(), Need(5 * GIB, GIB), 4 * GIB, 1, 100)
+
+
+@pytest.mark.parametrize(("estimator", "copies"), [("ste", 0), ("fogzo", 3)], ids=["ste", "fogzo"])
+def test_the_need_extrapolates_two_small_passes(estimator: str, copies: int) -> None:
+    model = torch.nn.Linear(10, 10)
+    need = measure_need(config(estimator=estimator), model, 100, lambda n: 5000.0 + 70 * n)
+    assert need.per_image == 70
+    assert need.fixed == 5000 + 4 * (2 * 110 + copies * 100)

@@ -1,0 +1,163 @@
+"""One training step: its order and its two sides (PAPER 4)."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from step_rig import EACH, ESTIMATORS, PROBED, Pair, Rig, cross_entropy, fogzo, same
+from torch import Tensor, nn
+
+from fogzo_repro.estimators.spsa import Nspsa
+from fogzo_repro.estimators.ste import Ste
+
+QUANTIZED = {"first.weight", "last.weight"}
+
+
+@PROBED
+def test_both_losses_count_and_the_weights_are_bitwise_restored(name: str) -> None:
+    ste, rig = Rig(Ste()), Rig(ESTIMATORS[name]())
+    ste.take(lr=0.0)
+    before = rig.parameters()
+    row = rig.take(lr=0.0)
+    assert row["coefficient"] != 0 and row["flips"] > 0 and row["flat_probes"] == 0
+    assert same(rig.parameters(), before)
+    for key, g in rig.gradients().items():
+        assert torch.equal(g, ste.gradients()[key]) == (key not in QUANTIZED), key
+
+
+@PROBED
+def test_probes_leave_batchnorm_as_the_ste_pass_left_it(name: str) -> None:
+    ste, rig = Rig(Ste()), Rig(ESTIMATORS[name]())
+    ste.take(lr=0.0), rig.take(lr=0.0)
+    expected, found = ste.state(), rig.state()
+    assert expected["norm.num_batches_tracked"] == 1
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+def test_buffers_are_put_back_when_a_probe_raises() -> None:
+    def loss(model: nn.Module, batch: Pair) -> Tensor:
+        value = cross_entropy(model, batch)
+        if not torch.is_grad_enabled():
+            raise RuntimeError("out of memory")
+        return value
+
+    rig, ste = Rig(fogzo(), loss), Rig(Ste())
+    ste.take(lr=0.0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        rig.take(lr=0.0)
+    expected, found = ste.state(), rig.state()
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+def test_probes_use_batch_statistics() -> None:
+    rig = Rig(fogzo())
+    rig.step.prepare(0, 100, 0.1)
+    plain = rig.step.probe_loss(rig.batch)()
+    norm: Any = rig.model.norm
+    norm.running_mean.fill_(-1e3)
+    norm.running_var.fill_(1e-3)
+    assert torch.equal(rig.step.probe_loss(rig.batch)(), plain)
+    rig.model.eval()  # the running statistics would show
+    assert rig.step.probe_loss(rig.batch)() > plain + 1
+
+
+def test_ste_pass_and_probes_see_the_same_batch() -> None:
+    rig, inputs = Rig(fogzo(n=2)), []
+    rig.model.register_forward_pre_hook(lambda module, x: inputs.append(x[0]))
+    rig.take()
+    assert len(inputs) == 5 and same(inputs, [rig.batch.x] * 5)
+
+
+def test_dropout_masks_are_equal_in_all_passes_of_a_step_and_differ_between_steps() -> None:
+    rig = Rig(fogzo(n=2))
+    masks: list[Tensor] = []
+
+    class Ones(nn.Module):
+        """Shows the mask itself: dropout of ones, which no weight influences."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            mask = F.dropout(torch.ones_like(x), 0.5, self.training)
+            masks.append(mask)
+            return x * mask
+
+    rig.model.drop = Ones()
+    rig.take(0)
+    assert len(masks) == 5 and same(masks, [masks[0]] * 5)
+    assert 0 < (masks[0] == 0).float().mean() < 1
+    rig.take(1)
+    assert not torch.equal(masks[5], masks[0])
+
+
+@pytest.mark.parametrize(("fraction", "seen"), [(0.25, 4), (0.5, 8), (0.01, 1)], ids=str)
+def test_probes_see_the_first_part_of_the_batch(fraction: float, seen: int) -> None:
+    batches: list[Pair] = []
+
+    def loss(model: nn.Module, batch: Pair) -> Tensor:
+        batches.append(batch)
+        return model(batch.x).square().mean()
+
+    rig = Rig(fogzo(), loss, probe_fraction=fraction)
+    rig.model.norm = nn.Identity()
+    rig.take()
+    assert torch.equal(batches[0].x, rig.batch.x)
+    for batch in batches[1:]:
+        assert torch.equal(batch.x, rig.batch.x[:seen])
+        assert torch.equal(batch.y, rig.batch.y[:seen])
+    assert len(batches) == 3
+
+
+def test_null_level_is_zero_with_batchnorm_and_dropout() -> None:
+    rig = Rig(fogzo())
+    rig.step.prepare(0, 100, 0.1)
+    before = rig.state()
+    assert rig.step.null_level(rig.batch) == 0.0
+    after = rig.state()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+
+
+@EACH
+def test_step_is_a_function_of_state_seed_and_step_number(name: str) -> None:
+    first, second, other = (Rig(ESTIMATORS[name]()) for _ in range(3))
+    torch.rand(5)  # the global generator's position must not matter
+    assert first.take(4) == second.take(4)
+    assert same(first.parameters(), second.parameters())
+    other.take(5)
+    assert not same(first.parameters(), other.parameters())
+
+
+def test_random_sign_control_keeps_the_size_of_c_and_changes_its_sign_sometimes() -> None:
+    signs = []
+    for t in range(12):
+        plain, control = Rig(fogzo()), Rig(fogzo(), random_sign=True)
+        a, b = plain.take(t)["coefficient"], control.take(t)["coefficient"]
+        assert abs(a) == abs(b)
+        signs.append(a == b)
+    assert True in signs and False in signs  # all alike: 2 in 4096, and the seed is fixed
+
+
+def total_norm(gradients: dict[str, Tensor]) -> float:
+    return torch.stack([g.norm() for g in gradients.values()]).norm().item()
+
+
+@EACH
+def test_clipping_follows_the_estimate_and_covers_all_parameters(name: str) -> None:
+    free, clipped = Rig(ESTIMATORS[name]()), Rig(ESTIMATORS[name](), clip_norm=1e-3)
+    a, b = free.take(), clipped.take()
+    assert a == b  # guide, probes and logged norms are those of the unclipped gradient
+    norm = math.hypot(a["grad_norm_quantized"], a["grad_norm_other"])
+    assert total_norm(free.gradients()) == pytest.approx(norm, rel=1e-5)
+    assert total_norm(clipped.gradients()) == pytest.approx(1e-3, rel=1e-3)
+    for key, g in free.gradients().items():
+        assert torch.allclose(clipped.gradients()[key], g * 1e-3 / norm, rtol=1e-3, atol=1e-9)
+
+
+def test_logged_norms_are_of_the_estimate_and_of_the_other_parameters() -> None:
+    rig = Rig(Nspsa(1, 0.0))
+    row = rig.take()
+    found = rig.gradients()
+    quantized = total_norm({k: g for k, g in found.items() if k in QUANTIZED})
+    other = total_norm({k: g for k, g in found.items() if k not in QUANTIZED})
+    assert row["grad_norm_quantized"] == pytest.approx(quantized, rel=1e-5)
+    assert row["grad_norm_other"] == pytest.approx(other, rel=1e-5)
