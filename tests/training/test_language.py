@@ -28,6 +28,12 @@ TINY = [
     "model.hidden=48", "model.context=16", f"model.vocabulary={VOCABULARY}",
     "dataset.interim_windows=64", "dataset.train_windows=8",
 ]  # fmt: skip
+QUANTIZERS = {
+    "round": ["quantizer=round"],
+    "sign": ["quantizer=sign"],
+    "lsq-w2a2": ["quantizer=lsq", "quantizer.weight_bits=2", "quantizer.activation_bits=2"],
+    "quest-w2a2": ["quantizer=quest", "quantizer.weight_bits=2", "quantizer.activation_bits=2"],
+}
 ESTIMATORS = {
     "ste": ["estimator=ste"],
     "nspsa": ["estimator=nspsa"],
@@ -119,9 +125,9 @@ def test_a_validation_slice_of_less_than_64_windows_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)
-@pytest.mark.parametrize("quantizer", ["round", "sign"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
 def test_probes_move_the_loss_and_leave_the_weights(data_dir, quantizer, overrides):
-    step, batch = build_step(data_dir, f"quantizer={quantizer}", *overrides)
+    step, batch = build_step(data_dir, *quantizer, *overrides)
     step.optimizer.step = lambda: None  # the weights change by the probes or not at all
     before = [w.parameter.detach().clone() for w in step.weights]
     step.loss(step.model, batch).backward()
