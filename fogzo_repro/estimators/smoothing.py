@@ -36,17 +36,18 @@ class SmoothingLaw:
         """Fill `out` with independent draws of u and return it.
 
         r = (k + 1/2)/2^24 with k uniform on 0 .. 2^24 - 1 is never 0 or 1, where atanh(2r - 1)
-        would be infinite. k + 1/2 - 2^23 is exact in float32, where it is drawn whatever the type
-        of `out`: in bf16 t would round to +-1, in fp16 k would overflow, and float64's own uniform
-        has 53 bits, so that r could pass 1.
+        would be infinite. K = k - 2^23 is drawn in float32 whatever the type of `out` (in bf16 t
+        would round to +-1, in fp16 it would overflow, and float64's own uniform has 53 bits, so
+        that r could pass 1), and t = (K + 1/2) 2^-23, an odd multiple of 2^-24, is exact there.
         """
         t = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
         if t.device.type == "cpu":  # the same k, four times faster: uniform_ draws k / 2^24
-            t.uniform_(generator=generator).mul_(2.0**24)
+            t.uniform_(generator=generator).mul_(2.0**24).sub_(2.0**23)
         else:
-            t.random_(0, 2**24, generator=generator)
-        t = t.add_(0.5 - 2.0**23).to(torch.promote_types(out.dtype, torch.float32))
-        u = self.transform(t.mul_(2.0**-23 * self.factor))  # one rounding: 2^-23 is exact
+            t.random_(-(2**23), 2**23, generator=generator)
+        t = t.to(torch.promote_types(out.dtype, torch.float32))
+        unit = 2.0**-23 * self.factor
+        u = self.transform(torch.add(torch.tensor(unit / 2), t, alpha=unit, out=t))  # one pass
         return u if u is out else out.copy_(u)
 
 

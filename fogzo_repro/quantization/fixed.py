@@ -31,8 +31,13 @@ class FixedScale(nn.Module):
         """Return the latent weight in units of alpha."""
         return weight / self.scale
 
-    def levels(self, units: Tensor) -> Tensor:
-        """Return the level of each latent weight, in units of alpha."""
+    def levels(self, units: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the level of each latent weight, in units of alpha.
+
+        Args:
+            units: latent weights in units of alpha; the rounding happens in their type.
+            dtype: of the result; a narrower one holds levels exactly and is faster to move.
+        """
         raise NotImplementedError
 
     def perturbation_scale(self, weight: Tensor) -> Tensor:

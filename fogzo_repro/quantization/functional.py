@@ -35,7 +35,9 @@ def round_range(bits: int) -> tuple[int, int]:
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
-def round_levels(x: Tensor, bits: int, half_integer: bool = False) -> Tensor:
+def round_levels(
+    x: Tensor, bits: int, half_integer: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
     """Round x to the nearest of 2^b levels; ties go to even, as in IEEE 754.
 
     The integer grid is {-2^(b-1), ..., 2^(b-1)-1}; the half-integer grid is that shifted by 1/2.
@@ -47,17 +49,17 @@ def round_levels(x: Tensor, bits: int, half_integer: bool = False) -> Tensor:
     """
     low, high = round_range(bits)
     if half_integer:
-        return (x - 0.5).round_().clamp_(low, high).add_(0.5)
-    return x.round().clamp_(low, high)
+        return (x - 0.5).round_().to(dtype or x.dtype).clamp_(low, high).add_(0.5)
+    return x.round().to(dtype or x.dtype).clamp_(low, high)
 
 
-def sign_levels(x: Tensor) -> Tensor:
+def sign_levels(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return +1 for x >= 0 and -1 below; torch.sign(0) = 0 would be a third level.
 
     >>> sign_levels(torch.tensor([-0.1, 0.0, 0.1])).tolist()
     [-1.0, 1.0, 1.0]
     """
-    return (x >= 0).to(x.dtype).mul_(2).sub_(1)
+    return (x >= 0).to(dtype or x.dtype).mul_(2).sub_(1)
 
 
 def hardtanh(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fogzo_repro.quantization.fixed import FixedScale
@@ -27,9 +28,9 @@ class Sign(FixedScale):
         self.smoothing = ("sign", surrogate)
         self._surrogate = SIGN_SURROGATES[surrogate]
 
-    def levels(self, units: Tensor) -> Tensor:
+    def levels(self, units: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return +1 or -1."""
-        return sign_levels(units)
+        return sign_levels(units, dtype)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weight."""

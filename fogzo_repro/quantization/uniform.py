@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fogzo_repro.quantization.fixed import FixedScale
@@ -30,9 +31,9 @@ class Round(FixedScale):
         self.half_integer = half_integer
         self.clip_gradient = clip_gradient
 
-    def levels(self, units: Tensor) -> Tensor:
+    def levels(self, units: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return round(units) on the grid."""
-        return round_levels(units, self.bits, self.half_integer)
+        return round_levels(units, self.bits, self.half_integer, dtype)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weight; its derivative is 1 (or the indicator of the range)."""

@@ -78,8 +78,8 @@ class BatchedProbes:
                 if part.is_cuda:
                     x = x.expand_as(part).contiguous()  # twice as fast as to broadcast twice
                 quantizer = layer.weight_quantizer
-                above = quantizer.levels(torch.add(x, part, alpha=width)).to(self.dtype)
-                below = quantizer.levels(torch.sub(x, part, alpha=width)).to(self.dtype)
+                above = quantizer.levels(torch.add(x, part, alpha=width), self.dtype)
+                below = quantizer.levels(torch.sub(x, part, alpha=width), self.dtype)
                 flips += (above != below).sum()
                 sides[0].append(above)
                 sides[1].append(below)

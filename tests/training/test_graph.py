@@ -22,7 +22,8 @@ ESTIMATORS = {
 def execute(folder, *overrides):
     with initialize_config_dir(str(CONFIGS), version_base=None):
         base = [
-            f"output_root={folder}", "dataset=digits", "recipe=digits_mlp", "recipe.max_steps=30"
+            f"output_root={folder}", "dataset=digits", "recipe=digits_mlp", "recipe.max_steps=30",
+            "hardware.compile=false",
         ]  # fmt: skip
         return run.execute(parse_config(compose("config", [*base, *overrides])))
 

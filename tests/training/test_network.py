@@ -13,7 +13,7 @@ from fogzo_repro.estimators import nspsa
 from fogzo_repro.training import network
 from fogzo_repro.training.network import Network, build_network
 
-ROUND = RoundConfig("round", 2, "identity", "integer", clip_gradient=False, first_last="float")
+ROUND = RoundConfig("round", 2, 16, "identity", "integer", clip_gradient=False, first_last="float")
 
 
 class Tied(nn.Module):
