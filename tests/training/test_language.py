@@ -148,6 +148,19 @@ def test_probes_move_the_loss_and_leave_the_weights(data_dir, quantizer, overrid
     assert len(step.weights) == 2 * 7  # q, k, v, o, gate, up, down of each block
 
 
+@pytest.mark.parametrize("first_last", ["8bit", "quantized"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
+def test_a_quantized_head_gives_the_loss_of_its_own_logits(data_dir, quantizer, first_last):
+    step, batch = build_step(
+        data_dir, *quantizer, "estimator=ste", f"quantizer.first_last={first_last}"
+    )
+    tokens, targets = batch.windows[:, :-1], batch.windows[:, 1:]
+    logits = step.model(tokens)
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(step.model(tokens, targets), wanted, rtol=1e-5, atol=0)
+    assert len(step.weights) == 2 * 7 + 1
+
+
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)
 def test_accumulated_gradients_and_probes_are_those_of_the_whole_batch(data_dir, overrides):
     whole, batch = build_step(data_dir, *overrides, dtype=torch.float64)
