@@ -9,7 +9,7 @@ export FOGZO_DATA := $(DATA)
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check bench bench-vision clean
+.PHONY: help install demo test lint types check figure-shallow tables bench bench-vision bench-language clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -42,11 +42,22 @@ types: install
 
 check: lint types test  ## lint, type check, tests
 
+figure-shallow: install  ## run the missing cells of Section 4.1 on MNIST, then its table and figure: SEEDS=, WORKERS=
+	@$(BIN)/python scripts/run_cells.py figure-shallow hardware=$(HARDWARE) \
+	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(WORKERS),--workers $(WORKERS)); status=$$?; \
+	  $(BIN)/python scripts/make_tables.py && exit $$status
+
+tables: install  ## make results/ tables and figures from the committed records alone
+	@$(BIN)/python scripts/make_tables.py
+
 bench: install  ## measure the speed on this machine: HARDWARE=cpu|h200|...
 	@$(BIN)/python scripts/bench.py hardware=$(HARDWARE) --out results/records/bench/mnist-$(HARDWARE).json
 
 bench-vision: install  ## measure the speed of ResNets and DeiTs on one GPU, about 5 minutes
 	@$(BIN)/python scripts/bench_vision.py --out results/records/bench/vision-$(HARDWARE).json
+
+bench-language: install  ## measure the LLaMA training step, about 5 minutes on one card
+	@$(BIN)/python scripts/bench_language.py --out results/records/bench/language-$(HARDWARE).json
 
 clean:  ## remove what the demo and the tools left; runs/ and results/ stay
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

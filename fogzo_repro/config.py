@@ -687,6 +687,9 @@ def _one_line(error: OmegaConfBaseException) -> str:
 OmegaConf.register_new_resolver(
     "scaled_lr", lambda lr, batch, of_batch: lr * batch / of_batch, replace=True
 )
+OmegaConf.register_new_resolver(  # the paper has other values for deep networks than for the MLP
+    "deep", lambda model, deep, shallow: shallow if model == "mlp" else deep, replace=True
+)
 OmegaConf.register_new_resolver(
     "whole_steps", lambda tokens, batch, context: int(tokens // (batch * context)), replace=True
 )

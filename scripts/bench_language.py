@@ -221,6 +221,7 @@ def main() -> None:
     parser.add_argument("--chunk-logits", type=int, default=head_loss.CHUNK_LOGITS)
     parser.add_argument("--toy", action="store_true", help="tiny sizes, for a check on the CPU")
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     head_loss.CHUNK_LOGITS = args.chunk_logits
     on_gpu = args.device.startswith("cuda")
     result: dict[str, Any] = {

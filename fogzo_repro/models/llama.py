@@ -92,8 +92,11 @@ class Llama(nn.Module):
         if targets is None:
             return self.lm_head(hidden)
         weight = self.lm_head.weight
-        if hasattr(self.lm_head, "weight_quantizer"):  # quantizer.first_last other than float
-            weight = self.lm_head.weight_quantizer(weight)
+        # A head that is quantized too (quantizer.first_last) does here what its forward would do.
+        for_input = getattr(self.lm_head, "input_quantizer", None)
+        for_weight = getattr(self.lm_head, "weight_quantizer", None)
+        hidden = hidden if for_input is None else for_input(hidden)
+        weight = weight if for_weight is None else for_weight(weight)
         return linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten().long())
 
 

@@ -26,6 +26,7 @@ from fogzo_repro.data.c4 import (
     read_corpus,
 )
 from fogzo_repro.estimators.protocol import Probes
+from fogzo_repro.training.distributed import ALONE, Ranks, current_ranks
 
 EVALUATION_BATCH = 64  # windows a pass
 
@@ -40,6 +41,7 @@ class Language:
         interim_windows: validation windows of all evaluations but the last.
         train_windows: training windows in the last one.
         fingerprint: names corpus and validation split.
+        ranks: the processes that share each batch.
     """
 
     unit = "tokens"
@@ -54,6 +56,7 @@ class Language:
         interim_windows: int,
         train_windows: int,
         fingerprint: str,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.train = train
         self.validation = validation
@@ -61,6 +64,7 @@ class Language:
         self.interim_windows = interim_windows
         self.train_windows = train_windows
         self.fingerprint = fingerprint
+        self.ranks = ranks
         self.model_arguments: dict[str, Any] = {}
         self.units_per_example = context
         self.device = torch.device("cpu")
@@ -71,8 +75,11 @@ class Language:
         self.device = device
 
     def batches(self, global_batch_size: int) -> WindowBatches:
-        """Return shuffled full batches."""
-        return WindowBatches(self.train, self.context, global_batch_size, self.device)
+        """Return this rank's share of shuffled full batches."""
+        rank, world_size = self.ranks.rank, self.ranks.world_size
+        return WindowBatches(
+            self.train, self.context, global_batch_size, self.device, rank, world_size
+        )
 
     def loss(self, model: nn.Module, batch: TokenBatch) -> Tensor:
         """Return the mean cross-entropy of the next tokens in float32."""
@@ -92,12 +99,13 @@ class Language:
         model.eval()
         windows = min(bound, window_count(stream, self.context))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for first in range(0, windows, EVALUATION_BATCH):
+        stride = EVALUATION_BATCH * self.ranks.world_size
+        for first in range(EVALUATION_BATCH * self.ranks.rank, windows, stride):
             indices = range(first, min(first + EVALUATION_BATCH, windows))
             batch = stream.windows([i * self.context for i in indices], self.context)
             total += self.loss(model, TokenBatch(batch.to(self.device))).double() * len(indices)
         model.train(training)
-        loss = total.item() / windows
+        loss = self.ranks.sum(total).item() / windows
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
     def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
@@ -136,4 +144,5 @@ def c4_language(config: RunConfig, data_dir: Path) -> Language:
         interim_windows=dataset.interim_windows,
         train_windows=dataset.train_windows,
         fingerprint=f"c4 {corpus.sha256[:16]}, {dataset.validation}: {windows} windows",
+        ranks=current_ranks(),
     )

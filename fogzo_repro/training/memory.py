@@ -1,4 +1,4 @@
-"""Does a batch fit on the card? Asked before any work, for networks on images.
+"""Does a batch fit on the card? Asked before any work, for networks on photographs and on tokens.
 
 A forward and backward pass at two small batches gives bytes(B) = fixed + slope * B; the passes run
 eagerly, which takes more than the compiled network. On top come what is not there yet: the
@@ -17,10 +17,13 @@ import torch
 
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe
 from fogzo_repro.data import Batch
+from fogzo_repro.data.c4 import TokenBatch
 from fogzo_repro.training.step import FrozenBuffers
 
 SHARE = 0.92  # of the memory that is free; the rest is for fragmentation and kernels' work space
 SMALL_BATCHES = (4, 8)
+# Sequences: from 16 on the head's chunks have their full size, and memory grows by the rest alone.
+SMALL_TOKEN_BATCHES = (16, 32)
 STATES = {"adamw": 2, "sgd": 1}  # numbers per parameter that the optimizer keeps
 COPIES = 3  # numbers per perturbed weight that the estimator takes
 
@@ -54,10 +57,17 @@ def refuse_large_batch(
         UserError: naming batch, rate and, where given, steps by the linear scaling rule.
     """
     recipe = config.recipe
-    wanted = need.fixed + need.per_image * recipe.global_batch_size / world_size
+    at_once = pass_size(recipe, world_size)
+    wanted = need.fixed + need.per_image * at_once
     if wanted <= available:
         return
     images = need.largest(available) * world_size
+    if images and recipe.accumulate:
+        raise UserError(
+            f"recipe.micro_batch_size={recipe.micro_batch_size} needs {wanted / 2**30:.1f} GiB and "
+            f"{available / 2**30:.1f} GiB are free; the largest that fits: "
+            f"recipe.micro_batch_size={images // world_size}"
+        )
     if images == 0:
         raise UserError(
             f"model={config.model.name} needs {wanted / 2**30:.1f} GiB at recipe.global_batch_size="
@@ -74,8 +84,18 @@ def refuse_large_batch(
     )
 
 
+def pass_size(recipe: Any, world_size: int) -> int:
+    """Return the examples of one pass on one rank."""
+    of_rank = recipe.global_batch_size // world_size
+    return min(of_rank, recipe.micro_batch_size) if recipe.accumulate else of_rank
+
+
 def measure_need(
-    config: RunConfig, model: torch.nn.Module, perturbed: int, one_pass: Callable[[int], float]
+    config: RunConfig,
+    model: torch.nn.Module,
+    perturbed: int,
+    one_pass: Callable[[int], float],
+    batches: tuple[int, int] = SMALL_BATCHES,
 ) -> Need:
     """Measure what a batch takes.
 
@@ -84,8 +104,9 @@ def measure_need(
         model: its trainable parameters are counted.
         perturbed: d, the number of perturbed weights.
         one_pass: peak bytes of a forward and backward pass on this many images.
+        batches: the two that are measured.
     """
-    few, more = SMALL_BATCHES
+    few, more = batches
     one_pass(few)  # the first pass also sets up libraries
     low, high = one_pass(few), one_pass(more)
     per_image = max(1.0, (high - low) / (more - few))
@@ -95,19 +116,27 @@ def measure_need(
     return Need(low - few * per_image + states, per_image)
 
 
+def artificial_batch(task: Any, count: int, device: torch.device) -> Batch | TokenBatch:
+    """Return striped images, or sequences of the first token."""
+    if task.unit == "tokens":
+        shape = (count, task.context + 1)
+        return TokenBatch(torch.zeros(shape, dtype=torch.int64, device=device))
+    shape = task.model_arguments["image_shape"]
+    pixels = torch.arange(count * math.prod(shape), device=device) % 256
+    return Batch(
+        pixels.view(count, *shape).to(torch.uint8),
+        torch.zeros(count, dtype=torch.int64, device=device),
+    )
+
+
 def cuda_pass(
     task: Any, model: torch.nn.Module, device: torch.device, autocast: torch.dtype | None
 ) -> Callable[[int], float]:
-    """Return what `measure_need` calls on a GPU: striped images through loss and backward."""
-    shape = task.model_arguments["image_shape"]
+    """Return what `measure_need` calls on a GPU: an artificial batch through loss and backward."""
     frozen = FrozenBuffers(model)
 
     def peak(images: int) -> float:
-        pixels = torch.arange(images * math.prod(shape), device=device) % 256
-        batch = Batch(
-            pixels.view(images, *shape).to(torch.uint8),
-            torch.zeros(images, dtype=torch.int64, device=device),
-        )
+        batch = artificial_batch(task, images, device)
         torch.cuda.reset_peak_memory_stats(device)
         with frozen.held(), torch.autocast(device.type, autocast, enabled=autocast is not None):
             task.loss(model, batch).backward()
@@ -125,11 +154,30 @@ def check_batch_fits(
     Raises:
         UserError: see `refuse_large_batch`.
     """
-    if machine.device.type != "cuda" or not isinstance(config.recipe, VisionRecipe):
+    tokens = task.unit == "tokens"
+    photographs = isinstance(config.recipe, VisionRecipe)
+    if machine.device.type != "cuda" or not (photographs or tokens):
         return
+    few, more = SMALL_BATCHES
+    if tokens:  # never more than the run itself takes
+        more = max(2, min(SMALL_TOKEN_BATCHES[1], pass_size(config.recipe, world_size)))
+        few = more // 2
     training = network.model.training
     one_pass = cuda_pass(task, network.model.train(), machine.device, machine.autocast)
-    need = measure_need(config, network.model, network.perturbed, one_pass)
+    try:
+        need = measure_need(config, network.model, network.perturbed, one_pass, (few, more))
+    except torch.OutOfMemoryError:
+        recipe, batch = config.recipe, few * world_size
+        smaller = f"recipe.global_batch_size={batch} " + (
+            f"recipe.lr={recipe.lr * batch / recipe.global_batch_size:g}"
+        )
+        if recipe.accumulate:
+            smaller = f"recipe.micro_batch_size={few}"
+        raise UserError(
+            f"model={config.model.name}: not even a pass over {more} examples fits the card; try "
+            f"{smaller} or less"
+        ) from None
+    network.model.zero_grad(set_to_none=True)
     network.model.train(training)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(machine.device)

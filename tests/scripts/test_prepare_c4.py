@@ -53,7 +53,7 @@ def source(tmp_path_factory):
     root = tmp_path_factory.mktemp("source")
     for index in range(FILES):
         lines = [
-            json.dumps({"text": text(1000 * index + d, 30), "url": ""}) for d in range(DOCUMENTS)
+            json.dumps({"text": text(10_000 * index + d, 30), "url": ""}) for d in range(DOCUMENTS)
         ]
         write_gz(root / "en" / f"c4-train.{index:05d}-of-00004.json.gz", lines)
     write_gz(root / "en" / "c4-validation.00000-of-00001.json.gz", lines[:70])
@@ -90,7 +90,7 @@ def test_each_document_is_there_once_with_a_bos_in_front(script, source, prepare
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor(model_file=str(source / "tokenizer" / "tokenizer.model"))
-    wanted = {text(1000 * f + d, 30) for f in range(FILES) for d in range(DOCUMENTS)}
+    wanted = {text(10_000 * f + d, 30) for f in range(FILES) for d in range(DOCUMENTS)}
     found = []
     for split in ("train", "heldout"):
         tokens = stream(prepared, split)

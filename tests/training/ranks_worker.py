@@ -6,6 +6,7 @@ python ranks_worker.py OUT        # RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT i
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fogzo_repro.data import Batch, ImageBatches, MixedBatches, Mixing
+from fogzo_repro.data.c4 import TokenBatch, TokenStream, WindowBatches
 from fogzo_repro.estimators.fogzo import Fogzo
 from fogzo_repro.estimators.protocol import Estimator
 from fogzo_repro.estimators.spsa import Nspsa
 from fogzo_repro.estimators.ste import Ste
 from fogzo_repro.models.deit import build_deit
+from fogzo_repro.models.llama import build_llama
 from fogzo_repro.models.mlp import build_mlp
 from fogzo_repro.models.resnet import build_resnet
 from fogzo_repro.quantization import quantize_layers
@@ -43,6 +46,12 @@ MODELS = {
     ),
     "resnet": lambda: build_resnet(
         SimpleNamespace(depth=18, width=4), image_shape=SHAPE, classes=CLASSES
+    ),
+    "llama": lambda: build_llama(
+        SimpleNamespace(
+            layers=2, width=16, heads=2, hidden=24, context=8, vocabulary=20,
+            norm_eps=1e-5, rope_theta=1e4, init_std=0.1,
+        )
     ),
 }  # fmt: skip
 CPU = torch.device("cpu")
@@ -67,6 +76,21 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(model(batch.pixels.to(dtype)), batch.labels.to(dtype))
 
 
+def token_loss(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Return the mean cross-entropy of the next tokens."""
+    return model(batch.windows[:, :-1], batch.windows[:, 1:])
+
+
+def windows(ranks: Ranks) -> WindowBatches:
+    """Return windows of tokens that are the same in every process."""
+    tokens = torch.randint(0, 20, (600,), generator=generator_for(0, 0, "test tokens"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shard"
+        path.write_bytes(tokens.to(torch.uint16).numpy().tobytes())
+        stream = TokenStream([(path, 600)], 20)  # mapped: it outlives the file's name
+    return WindowBatches(stream, 8, BATCH, CPU, ranks.rank, ranks.world_size)
+
+
 def train(
     model_name: str, estimator: Estimator, ranks: Ranks, adamw: bool = False
 ) -> dict[str, Tensor]:
@@ -87,9 +111,12 @@ def train(
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
     weights = [_perturbed_weight(layer) for layer in layers.values()]
-    step = TrainStep(model.train(), loss, optimizer, estimator, weights, seed=3, ranks=ranks)
+    function: Any = token_loss if model_name == "llama" else loss
+    step = TrainStep(model.train(), function, optimizer, estimator, weights, seed=3, ranks=ranks)
     plain = ImageBatches(images(), BATCH, ranks.rank, ranks.world_size)
-    batches = MixedBatches(plain, MIXING, lambda pixels: pixels.double() / 255, CLASSES)
+    batches: Any = MixedBatches(plain, MIXING, lambda pixels: pixels.double() / 255, CLASSES)
+    if model_name == "llama":
+        batches = windows(ranks)
     rows = []
     epoch = batches.epoch(generator_for(0, 0, "order"))
     for t, batch in zip(range(1 if adamw else STEPS), epoch, strict=False):

@@ -28,6 +28,12 @@ TINY = [
     "model.hidden=48", "model.context=16", f"model.vocabulary={VOCABULARY}",
     "dataset.interim_windows=64", "dataset.train_windows=8",
 ]  # fmt: skip
+QUANTIZERS = {
+    "round": ["quantizer=round"],
+    "sign": ["quantizer=sign"],
+    "lsq-w2a2": ["quantizer=lsq", "quantizer.weight_bits=2", "quantizer.activation_bits=2"],
+    "quest-w2a2": ["quantizer=quest", "quantizer.weight_bits=2", "quantizer.activation_bits=2"],
+}
 ESTIMATORS = {
     "ste": ["estimator=ste"],
     "nspsa": ["estimator=nspsa"],
@@ -119,9 +125,9 @@ def test_a_validation_slice_of_less_than_64_windows_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)
-@pytest.mark.parametrize("quantizer", ["round", "sign"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
 def test_probes_move_the_loss_and_leave_the_weights(data_dir, quantizer, overrides):
-    step, batch = build_step(data_dir, f"quantizer={quantizer}", *overrides)
+    step, batch = build_step(data_dir, *quantizer, *overrides)
     step.optimizer.step = lambda: None  # the weights change by the probes or not at all
     before = [w.parameter.detach().clone() for w in step.weights]
     step.loss(step.model, batch).backward()
@@ -140,6 +146,19 @@ def test_probes_move_the_loss_and_leave_the_weights(data_dir, quantizer, overrid
     )
     assert (abs(cosine) < 0.99) == probing
     assert len(step.weights) == 2 * 7  # q, k, v, o, gate, up, down of each block
+
+
+@pytest.mark.parametrize("first_last", ["8bit", "quantized"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
+def test_a_quantized_head_gives_the_loss_of_its_own_logits(data_dir, quantizer, first_last):
+    step, batch = build_step(
+        data_dir, *quantizer, "estimator=ste", f"quantizer.first_last={first_last}"
+    )
+    tokens, targets = batch.windows[:, :-1], batch.windows[:, 1:]
+    logits = step.model(tokens)
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(step.model(tokens, targets), wanted, rtol=1e-5, atol=0)
+    assert len(step.weights) == 2 * 7 + 1
 
 
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)
@@ -201,19 +220,25 @@ def test_a_run_learns_resumes_to_the_same_bytes_and_says_what_it_evaluated(
 
 
 @pytest.mark.slow
-def test_a_compiled_loss_moves_with_the_weights(data_dir):
+def test_the_compiled_step_has_the_eager_gradients_and_its_probes_move_with_the_weights(data_dir):
     step, batch = build_step(data_dir, "estimator=fogzo", "estimator.noise=0.01")
-    eager = step.loss(step.model, batch)
-    step.model.compile(dynamic=False)
+    step.prepare(5, 10, 1e-3)
+    eager = step._mean_loss(batch, backward=True)
+    wanted = [p.grad.clone() for p in step.parameters]
+    step.optimizer.zero_grad(set_to_none=True)
+
+    step.model.compile(dynamic=False, fullgraph=True)
+    torch.testing.assert_close(step._mean_loss(batch, backward=True), eager, rtol=1e-5, atol=0)
+    for p, gradient in zip(step.parameters, wanted, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
+
     probe = step.probe_loss(batch)
-    torch.testing.assert_close(probe(), eager.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(probe(), eager, rtol=1e-5, atol=0)
     with torch.no_grad():
         for w in step.weights:
             w.parameter.neg_()
-    moved = probe()
-    step.model.train()
-    assert abs(moved - eager) > 1e-4
+    assert abs(probe() - eager) > 1e-4
     with torch.no_grad():
         for w in step.weights:
             w.parameter.neg_()
-    assert probe() == pytest.approx(eager.item(), rel=1e-5)
+    torch.testing.assert_close(probe(), eager, rtol=1e-5, atol=0)

@@ -9,15 +9,21 @@ import pytest
 import torch
 
 from fogzo_repro.config import UserError
-from fogzo_repro.training.memory import Need, measure_need, refuse_large_batch
+from fogzo_repro.training.memory import Need, artificial_batch, measure_need, refuse_large_batch
 
 GIB = 2.0**30
 
 
-def config(batch: int = 256, max_steps: int | None = None, estimator: str = "fogzo") -> Any:
+def config(
+    batch: int = 256,
+    max_steps: int | None = None,
+    estimator: str = "fogzo",
+    micro_batch: int | None = None,
+) -> Any:
     recipe = SimpleNamespace(
-        global_batch_size=batch, lr=0.1, max_steps=max_steps, optimizer="adamw"
-    )
+        global_batch_size=batch, lr=0.1, max_steps=max_steps, optimizer="adamw",
+        accumulate=micro_batch is not None, micro_batch_size=micro_batch,
+    )  # fmt: skip
     return SimpleNamespace(
         recipe=recipe, model=SimpleNamespace(name="m"), estimator=SimpleNamespace(name=estimator)
     )
@@ -39,6 +45,19 @@ def test_what_does_not_fit_names_batch_rate_and_steps() -> None:
 def test_the_override_counts_all_ranks() -> None:
     with pytest.raises(UserError, match=r"global_batch_size=128 recipe\.lr=0\.05$"):
         refuse_large_batch(config(), Need(GIB, GIB / 64), 2.9 * GIB, 2, 100)
+
+
+def test_an_accumulated_batch_needs_what_a_micro_batch_needs() -> None:
+    need = Need(GIB, GIB / 64)
+    refuse_large_batch(config(512, micro_batch=64), need, 2.1 * GIB, 1, 100)
+    with pytest.raises(UserError, match=r"micro_batch_size=64 needs 2.0 GiB .*micro_batch_size=32"):
+        refuse_large_batch(config(512, micro_batch=64), need, 1.9 * GIB, 1, 100)
+
+
+def test_artificial_tokens_have_the_shape_of_the_tasks_windows() -> None:
+    task = SimpleNamespace(unit="tokens", context=16)
+    batch = artificial_batch(task, 3, torch.device("cpu"))
+    assert [t.shape for t in batch] == [(3, 17)]
 
 
 def test_a_network_that_never_fits_says_so() -> None:
