@@ -1,4 +1,4 @@
-"""Write results/tables, results/figures and results/README.md from the committed records alone.
+"""Write results/, and the results in README.md, from the committed records alone.
 
     python scripts/make_tables.py
 
@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))  # the package need not be installed
 from fogzo_repro.config import UserError  # noqa: E402
 from fogzo_repro.reporting.figures import write_figure  # noqa: E402
 from fogzo_repro.reporting.overview import write_overview  # noqa: E402
+from fogzo_repro.reporting.readme import update_readme  # noqa: E402
 from fogzo_repro.reporting.tables import ran, write_table  # noqa: E402
 
 TABLES = ("figure-shallow",)
@@ -39,6 +40,8 @@ def main() -> int:
             drawn = FIGURES[name](results, table) if name in FIGURES else False
             print(f"{name}: {ran(table)} of {len(table.cells)} cells" + ", figure" * drawn)
         write_overview(results, found)
+        if results == ROOT / "results":
+            update_readme(ROOT / "README.md", results)
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -53,7 +53,8 @@ def _markdown(results: TableResults, judged: Sequence[Judged]) -> str:
         "over the whole training split with the final weights. Mean ± sd (n) over the evaluation "
         "seeds, [ ] its 95% t interval. Evaluations per step: perturbed forward passes alone / "
         "with the back-propagation that every step takes counted as 3 forward passes. "
-        "ρ = (1−β)d/β, d the number of perturbed weights.",
+        "ρ = (1−β)d/β, d the number of perturbed weights. Seconds: wall time as run, several runs "
+        "sharing the card.",
         _grid(CELL_TITLES, [_cell_line(c) for c in results.cells.values()]),
         "## Chosen on the tuning seeds",
         f"By the lowest mean train loss on seeds {', '.join(map(str, TUNING_SEEDS))}, which report "
