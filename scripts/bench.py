@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from fogzo_repro import run  # noqa: E402
-from fogzo_repro.config import RunConfig, parse_config  # noqa: E402
+from fogzo_repro.config import RunConfig, UserError, parse_config  # noqa: E402
 from fogzo_repro.tracking.environment import command_line, git_state, versions  # noqa: E402
 from fogzo_repro.training.step import TrainStep  # noqa: E402
 
@@ -189,4 +189,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print("error:", error, file=sys.stderr)
+        sys.exit(2)

@@ -40,7 +40,8 @@ def test_three_lines_train_a_network_of_the_users():
     optimizer = torch.optim.AdamW([p for layer in layers for p in layer.parameters()], lr=0.02)
     code = compile(LIBRARY, "README.md", "exec")
     names = {
-        "QuantizedWeight": QuantizedWeight, "fogzo": fogzo, "law": smoothing_law("round", "identity"),
+        "QuantizedWeight": QuantizedWeight, "fogzo": fogzo,
+        "law": smoothing_law("round", "identity"),
         "layers": layers, "loss_fn": loss_fn, "optimizer": optimizer,
         "generator": torch.Generator().manual_seed(0),
     }  # fmt: skip
@@ -59,6 +60,7 @@ def test_added_estimator_is_one_file_and_one_yaml_and_stands_in_a_table(tmp_path
     project = tmp_path / "project"
     for name in ("fogzo_repro", "configs", "scripts"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "README.md", project)
     (project / "fogzo_repro" / "estimators" / "signed.py").write_text(ESTIMATOR)
     settings = SETTINGS.replace("NAME", "signed")
     (project / "configs" / "estimator" / "signed.yaml").write_text(settings)

@@ -141,7 +141,8 @@ def _against_cost(axes: Any, points: Sequence[Point]) -> None:
     axes.set_xlabel("network evaluations per step")
     axes.set_ylabel("train loss (nats)")
     _letter(axes, "a")
-    axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
 
 
 def _beta(noise: float) -> str:
@@ -175,7 +176,8 @@ def _against_noise(axes: Any, points: Sequence[Point]) -> None:
     axes.set_xscale("log")
     _noise_ticks(axes, edge, max(noises), swept[0].perturbed)
     _letter(axes, "b")
-    axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
 
 
 def _noise_ticks(axes: Any, edge: float, top: float, perturbed: int) -> None:
