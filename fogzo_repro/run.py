@@ -96,7 +96,7 @@ def prepare(config: RunConfig) -> Prepared:
         share_batchnorm(network.model)
     if machine.channels_last:
         network.model.to(memory_format=torch.channels_last)
-    batched_probes = _batched_probes(config, task, network)
+    batched_probes = _batched_probes(config, machine, task, network)
     resolved = {
         "device": machine.device.type,
         "precision": str(machine.autocast or torch.float32).removeprefix("torch."),
@@ -113,18 +113,20 @@ def prepare(config: RunConfig) -> Prepared:
 
 
 def _batched_probes(
-    config: RunConfig, task: Task, network: Network
+    config: RunConfig, machine: Machine, task: Task, network: Network
 ) -> Callable[[Any], Probes] | None:
     """Resolve estimator.evaluator: batched where it can be and there is more than one direction."""
     estimator: Any = config.estimator
     wanted = getattr(estimator, "evaluator", "sequential")
     if wanted == "sequential" or (wanted == "auto" and estimator.n == 1):
         return None
-    found = task.batched_probes(network.model, config.hardware.probe_memory_mb * 2**20)
+    found = None
+    if machine.autocast is None:  # the batched evaluator computes in float32
+        found = task.batched_probes(network.model, config.hardware.probe_memory_mb * 2**20)
     if found is None and wanted == "batched":
         raise UserError(
-            "estimator.evaluator=batched runs model=mlp with quantizer=round or sign on all "
-            "layers; use estimator.evaluator=sequential for anything else"
+            "estimator.evaluator=batched runs model=mlp in float32 with quantizer=round or sign "
+            "on all layers; use estimator.evaluator=sequential for anything else"
         )
     return found
 

@@ -54,6 +54,7 @@ def run_cells() -> tuple[dict[str, list[dict[str, Any]]], bool]:
         ]
     jobs = plan_jobs(cells)
     missing = missing_jobs(jobs, FOLDER)
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are finished", flush=True)
     if missing:
         overview = Overview("demo", len(jobs), len(jobs) - len(missing))
         workers = min(os.cpu_count() or 1, 4, len(missing))
@@ -143,7 +144,7 @@ def draw(records: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def main() -> int:
     """Run, print, draw."""
-    print("FOGZO demo: 15 short runs on the CPU, a minute or two", flush=True)
+    print("FOGZO demo: one small network, 2-bit weights, three estimators", flush=True)
     try:
         records, stopped = run_cells()
     except UserError as error:

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class WandbMirror:
     """Sends metrics to wandb: offline unless WANDB_API_KEY is set.
 
@@ -36,7 +40,7 @@ class WandbMirror:
                 ),
             )  # fmt: skip
         except Exception as error:  # a mirror must not stop the run, whatever it raises
-            print(f"wandb is not available ({str(error).splitlines()[0]}); the run goes on")
+            print(f"wandb is not available ({_first_line(error)}); the run goes on")
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Mirror the lines of this process."""
@@ -50,13 +54,13 @@ class WandbMirror:
             try:
                 self.run.log(values, step=row["step"])
             except Exception as error:
-                print(f"wandb failed ({str(error).splitlines()[0]}); the run goes on without it")
+                print(f"wandb failed ({_first_line(error)}); the run goes on without it")
                 self.run = None
 
     def finish(self) -> None:
         """Close wandb's files."""
         if self.run is not None:
             try:
-                self.run.finish(quiet=True)
+                self.run.finish()
             except Exception as error:
-                print(f"wandb failed to finish ({str(error).splitlines()[0]})")
+                print(f"wandb failed to finish ({_first_line(error)})")

@@ -6,6 +6,7 @@ resumed from any checkpoint ends with the same bytes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -204,7 +205,10 @@ class Training:
                     else f"loss {values['loss']:g} or a gradient is not finite"
                 )
                 raise Diverged(f"step {line['step']}: {reason}; stopped before the update")
-            lines.append({**line, **values})
+            shown = {
+                k: v if math.isfinite(v) else None for k, v in values.items()
+            }  # JSON has no NaN
+            lines.append({**line, **shown})
         self._write(lines)
         self.pending = []
         self.last["loss"] = rows[-1][0]
