@@ -1,0 +1,57 @@
+"""The `dataset` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fogzo_repro.config.rules import choice, finite
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """MNIST or scikit-learn's digits: small images held in memory."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ImageNetConfig:
+    """A subset of the classes of an ImageNet tree `data_dir`/imagenet/{train,val}/<wnid>/."""
+
+    name: str
+    classes: str | None
+    allow_partial: bool
+    image_size: int
+    on_bad_image: str
+
+    def __post_init__(self) -> None:
+        finite("dataset.image_size", self.image_size, 16)
+        choice("dataset.on_bad_image", self.on_bad_image, ("error", "skip"))
+
+
+@dataclass(frozen=True)
+class C4Config:
+    """Tokenised C4, as scripts/prepare_c4.py writes it.
+
+    Attributes:
+        validation: `heldout`, a slice of the training documents as in QuEST, or `c4`, C4's own
+            validation split.
+        interim_windows: windows of the evaluations before the last one; the last takes all.
+        train_windows: training windows in the final report's train loss.
+        tokenizer_sha256: refuse data of another tokenizer; null takes any.
+    """
+
+    name: str
+    validation: str
+    interim_windows: int
+    train_windows: int
+    tokenizer_sha256: str | None
+
+    def __post_init__(self) -> None:
+        choice("dataset.validation", self.validation, ("heldout", "c4"))
+        finite("dataset.interim_windows", self.interim_windows, 1)
+        finite("dataset.train_windows", self.train_windows, 1)
+
+    def smoke(self) -> C4Config:
+        """Return the same data with short evaluations, for scale=smoke."""
+        return replace(self, interim_windows=8, train_windows=8)

@@ -1,0 +1,41 @@
+"""What identifies a run: all that changes its result, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from fogzo_repro import METHOD_VERSION
+from fogzo_repro.config.run import RunConfig
+
+# What does not change the result, and so is not part of a run's identity.
+_FREE = {
+    "tracker", "cell", "data_dir", "output_root", "force", "dry_run", "snapshots",
+    "checkpoint_minutes", "hardware",
+}  # fmt: skip
+
+
+def result_fields(config: RunConfig, resolved: dict[str, Any]) -> dict[str, Any]:
+    """Return all that determines the result: settings, resolved hardware facts, method version.
+
+    Args:
+        config: the run.
+        resolved: what only the machine or the data can say: precision, world size, evaluator,
+            the data's fingerprint.
+    """
+    kept = {k: v for k, v in asdict(config).items() if k not in _FREE}
+    return {**kept, "resolved": resolved, "method_version": METHOD_VERSION}
+
+
+def config_hash(result: dict[str, Any]) -> str:
+    """Return 8 hexadecimal digits over `result_fields`."""
+    text = json.dumps(result, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_id(config: RunConfig, result: dict[str, Any]) -> str:
+    """Return `{model}-{dataset}-{quantizer}-{estimator}-s{seed}-{hash8}`."""
+    names = (config.model.name, config.dataset.name, config.quantizer.name, config.estimator.name)
+    return f"{'-'.join(names)}-s{config.seed}-{config_hash(result)}"

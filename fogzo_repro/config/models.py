@@ -1,0 +1,107 @@
+"""The `model` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fogzo_repro.config.rules import finite, require
+
+
+@dataclass(frozen=True)
+class MlpConfig:
+    """Two-layer perceptron 784-hidden-classes (PAPER 2, "Shallow networks")."""
+
+    name: str
+    hidden: int
+    first_last: list[str]
+
+    def __post_init__(self) -> None:
+        finite("model.hidden", self.hidden, 1)
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """ResNet-18 or -50 by torchvision (RECIPES A)."""
+
+    name: str
+    depth: int
+    width: int
+    first_last: list[str]
+
+    def __post_init__(self) -> None:
+        require(self.depth in (18, 50), f"model.depth={self.depth} must be 18 or 50")
+        finite("model.width", self.width, 1)
+
+
+@dataclass(frozen=True)
+class DeiTConfig:
+    """DeiT-Tiny or -Small by timm (RECIPES B.4)."""
+
+    name: str
+    depth: int
+    heads: int
+    head_dim: int
+    patch_size: int
+    small_patch_size: int
+    drop_path: float
+    first_last: list[str]
+
+    def __post_init__(self) -> None:
+        for key in ("depth", "heads", "head_dim", "patch_size", "small_patch_size"):
+            finite(f"model.{key}", getattr(self, key), 1)
+        require(0 <= self.drop_path < 1, f"model.drop_path={self.drop_path} is outside [0, 1)")
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """A LLaMA by its dimensions, with what its recipe depends on (PAPER 3, RECIPES C.1).
+
+    Attributes:
+        hidden: width of the MLP, 8/3 of the width rounded up to a multiple of 256.
+        context: tokens a sequence.
+        quest_lr: QuEST's peak learning rate for this size, at 512 sequences a step.
+        tokens: the length of the paper's run.
+    """
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    hidden: int
+    context: int
+    vocabulary: int
+    norm_eps: float
+    rope_theta: float
+    init_std: float
+    first_last: list[str]
+    quest_lr: float
+    tokens: float
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "width", "heads", "hidden", "context", "vocabulary"):
+            finite(f"model.{key}", getattr(self, key), 1)
+        for key in ("norm_eps", "rope_theta", "init_std", "quest_lr", "tokens"):
+            finite(f"model.{key}", getattr(self, key), 0, strict=True)
+        require(
+            self.width % (2 * self.heads) == 0,
+            f"model.width={self.width} is not a multiple of 2 x model.heads={self.heads}, which "
+            "rotary embeddings need; change one of them",
+        )
+        require(
+            self.vocabulary <= 2**16,
+            f"model.vocabulary={self.vocabulary} exceeds 65536, what uint16 shards hold",
+        )
+
+    def smoke(self) -> LlamaConfig:
+        """Return the same network with widths / 8, for scale=smoke."""
+        return replace(self, width=self.width // 8, hidden=self.hidden // 8)
+
+
+@dataclass(frozen=True)
+class AddedModel:
+    """A model that is one file in fogzo_repro/models and one YAML."""
+
+    name: str
+    first_last: list[str]
+    options: dict[str, Any]

@@ -1,0 +1,130 @@
+"""The `quantizer` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fogzo_repro.config.rules import choice, finite, require
+
+
+@dataclass(frozen=True)
+class NoQuantizer:
+    """Full precision."""
+
+    name: str
+
+
+_FIRST_LAST = ("float", "8bit", "quantized")
+
+
+def _bits(key: str, value: int) -> None:
+    require(1 <= value <= 8 or value == 16, f"{key}={value} is outside 1..8 (16 is full precision)")
+
+
+def _no_activations(name: str, bits: int) -> None:
+    require(
+        bits == 16,
+        f"quantizer.activation_bits={bits}: quantizer={name} takes its fixed scale from the "
+        "initial weights and has none for activations; use quantizer=lsq or quantizer=quest",
+    )
+
+
+@dataclass(frozen=True)
+class RoundConfig:
+    """Fixed scale, rounding to 2^b levels (PAPER 4, "Grid of round")."""
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    surrogate: str
+    grid: str
+    clip_gradient: bool
+    first_last: str
+
+    def __post_init__(self) -> None:
+        _no_activations("round", self.activation_bits)
+        require(
+            2 <= self.weight_bits <= 8,
+            f"quantizer.weight_bits={self.weight_bits} is outside 2..8 for quantizer=round"
+            + (" (for 1 bit use quantizer=sign)" if self.weight_bits == 1 else ""),
+        )
+        choice("quantizer.surrogate", self.surrogate, ("identity",))
+        choice("quantizer.grid", self.grid, ("integer", "half_integer"))
+        choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+
+
+@dataclass(frozen=True)
+class SignConfig:
+    """Fixed scale, one bit (PAPER 1, "Smoothing law")."""
+
+    name: str
+    activation_bits: int
+    surrogate: str
+    first_last: str
+
+    def __post_init__(self) -> None:
+        _no_activations("sign", self.activation_bits)
+        choice("quantizer.surrogate", self.surrogate, ("hardtanh", "tanh", "approxsign"))
+        choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+
+
+@dataclass(frozen=True)
+class LsqConfig:
+    """Learned step size (RECIPES D.4)."""
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    grid: str
+    per_channel: bool
+    unsigned_inputs: list[str]
+    first_last: str
+
+    def __post_init__(self) -> None:
+        _bits("quantizer.weight_bits", self.weight_bits)
+        _bits("quantizer.activation_bits", self.activation_bits)
+        choice("quantizer.grid", self.grid, ("integer", "half_integer"))
+        choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+        require(
+            not (self.per_channel and self.weight_bits == 16),
+            "quantizer.per_channel=true is a step for each output channel of a weight, and "
+            "quantizer.weight_bits=16 leaves the weights alone; an activation has one step",
+        )
+        require(
+            not (self.unsigned_inputs and self.activation_bits == 16),
+            f"quantizer.unsigned_inputs={self.unsigned_inputs} needs quantized activations, and "
+            "quantizer.activation_bits=16 leaves them alone",
+        )
+
+
+@dataclass(frozen=True)
+class QuestConfig:
+    """QuEST (RECIPES D.1 to D.3)."""
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    hadamard: str
+    trust_width: float | None
+    clip_scale: float
+    first_last: str
+
+    def __post_init__(self) -> None:
+        _bits("quantizer.weight_bits", self.weight_bits)
+        _bits("quantizer.activation_bits", self.activation_bits)
+        choice("quantizer.hadamard", self.hadamard, ("full", "half", "none"))
+        finite("quantizer.trust_width", self.trust_width, 0, strict=True)
+        finite("quantizer.clip_scale", self.clip_scale, 0, strict=True)
+        choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+
+
+@dataclass(frozen=True)
+class AddedQuantizer:
+    """A quantizer that is one file in fogzo_repro/quantization and one YAML."""
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    first_last: str
+    options: dict[str, Any]

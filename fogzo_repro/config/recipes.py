@@ -1,0 +1,124 @@
+"""The `recipe` section: optimizer, schedule, batch and length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fogzo_repro.config.rules import choice, finite, require
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """Optimizer, schedule, batch and length."""
+
+    SCHEDULES: ClassVar[tuple[str, ...]] = ("cosine", "constant", "onecycle")
+
+    name: str
+    kind: str
+    optimizer: str
+    lr: float
+    global_batch_size: int
+    epochs: int
+    max_steps: int | None
+    schedule: str
+    weight_decay: float
+    decay: str
+    no_decay: list[str]
+    betas: list[float]
+    eps: float
+    momentum: float
+    clip_norm: float | None
+    accumulate: bool
+    micro_batch_size: int | None
+    autocast: bool
+    eval_every_epochs: int
+
+    def __post_init__(self) -> None:
+        choice("recipe.optimizer", self.optimizer, ("adamw", "sgd"))
+        choice("recipe.schedule", self.schedule, self.SCHEDULES)
+        choice("recipe.decay", self.decay, ("weights", "all"))
+        finite("recipe.lr", self.lr, 0, strict=True)
+        finite("recipe.weight_decay", self.weight_decay, 0)
+        finite("recipe.eps", self.eps, 0, strict=True)
+        finite("recipe.clip_norm", self.clip_norm, 0, strict=True)
+        require(0 <= self.momentum < 1, f"recipe.momentum={self.momentum} is outside [0, 1)")
+        require(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            f"recipe.betas={self.betas} must be two numbers in [0, 1)",
+        )
+        for key in ("global_batch_size", "epochs", "eval_every_epochs"):
+            finite(f"recipe.{key}", getattr(self, key), 1)
+        finite("recipe.max_steps", self.max_steps, 1)
+        finite("recipe.micro_batch_size", self.micro_batch_size, 1)
+        require(
+            not self.accumulate or self.micro_batch_size is not None,
+            "recipe.accumulate=true needs recipe.micro_batch_size, the examples of one pass",
+        )
+        if self.accumulate and self.micro_batch_size:
+            require(
+                self.global_batch_size % self.micro_batch_size == 0,
+                f"recipe.micro_batch_size={self.micro_batch_size} does not divide "
+                f"recipe.global_batch_size={self.global_batch_size}",
+            )
+
+
+@dataclass(frozen=True)
+class VisionRecipe(RecipeConfig):
+    """A recipe for image classification: schedules by epoch, augmentation, mixing (RECIPES A, B).
+
+    What changes photographs (`augmentation` and the keys after it) is for ImageNet; small images
+    that are held in memory are trained on as they are.
+    """
+
+    SCHEDULES: ClassVar[tuple[str, ...]] = (*RecipeConfig.SCHEDULES, "step", "epoch_cosine")
+
+    step_epochs: int
+    step_factor: float
+    warmup_epochs: int
+    warmup_lr: float
+    min_lr: float
+    lagged: bool
+    drop_last: bool
+    mixup: float
+    cutmix: float
+    mix_probability: float
+    cutmix_share: float
+    label_smoothing: float
+    augmentation: str
+    interpolation: str
+    test_resize: int
+    rand_augment: str | None
+    color_jitter: float
+    erase_probability: float
+    repeats: int
+    repeat_ranks: int
+    inert: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("step_epochs", "repeats", "repeat_ranks", "test_resize"):
+            finite(f"recipe.{key}", getattr(self, key), 1)
+        for key in ("step_factor", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix"):
+            finite(f"recipe.{key}", getattr(self, key), 0)
+        shares = ("mix_probability", "cutmix_share", "label_smoothing", "erase_probability")
+        for key in shares:
+            value = getattr(self, key)
+            require(0 <= value <= 1, f"recipe.{key}={value} is outside [0, 1]")
+        choice("recipe.augmentation", self.augmentation, ("torchvision", "timm"))
+        choice("recipe.interpolation", self.interpolation, ("bilinear", "bicubic"))
+        require(
+            not self.mixes or self.global_batch_size % 2 == 0,
+            f"recipe.global_batch_size={self.global_batch_size} must be even: mixup pairs images",
+        )
+        require(
+            self.repeats == 1
+            or (self.drop_last and self.global_batch_size % self.repeat_ranks == 0),
+            f"recipe.repeats={self.repeats} needs recipe.drop_last=true and a global_batch_size "
+            f"that is a multiple of recipe.repeat_ranks={self.repeat_ranks}",
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or CutMix is on."""
+        return self.mix_probability > 0 and (self.mixup > 0 or self.cutmix > 0)
