@@ -1,11 +1,12 @@
 # Two commands do everything: `make demo` and `make test`. `make help` lists the rest.
 PYTHON ?= python3
 BIN := .venv/bin
-DATA ?= $(if $(FOGZO_DATA),$(FOGZO_DATA),data)
 HARDWARE ?= auto
 UV := $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)
 
+ifdef DATA  # DATA=folder on the command line; else FOGZO_DATA, else data/
 export FOGZO_DATA := $(DATA)
+endif
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help

@@ -103,7 +103,8 @@ def main() -> int:
     def job(composed: Any) -> None:
         try:
             config = parse_config(composed)
-            from fogzo_repro.run import describe, execute
+            from fogzo_repro.describe import describe
+            from fogzo_repro.run import execute
             from fogzo_repro.training.distributed import current_ranks
             from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted
 

@@ -9,126 +9,35 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from fogzo_repro import METHOD_VERSION
-from fogzo_repro.config import RunConfig, UserError, result_fields, run_id
+from fogzo_repro.config import RunConfig, UserError, to_yaml
 from fogzo_repro.estimators.arithmetic import compile_arithmetic
 from fogzo_repro.estimators.build import build_estimator
-from fogzo_repro.estimators.protocol import Probes
-from fogzo_repro.hardware import Machine, resolve_machine
+from fogzo_repro.prepare import Prepared, evaluations_per_step, prepare
 from fogzo_repro.reporting.records import SCHEMA_VERSION, read_record, write_record
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.tracking.progress import RunProgress
-from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.checkpoint import write_atomically
 from fogzo_repro.training.distributed import current_ranks
 from fogzo_repro.training.graph import CapturedStep
 from fogzo_repro.training.loop import Diverged, Mirror, Plan, Training
 from fogzo_repro.training.memory import check_batch_fits
-from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.preemption import Preempted, StopRequest
 from fogzo_repro.training.schedules import learning_rate
 from fogzo_repro.training.step import TrainStep
-from fogzo_repro.training.tasks import Task, build_task
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run before its first step: what is decided, and what is built."""
-
-    config: RunConfig
-    machine: Machine
-    task: Task
-    network: Network
-    total_steps: int
-    batched_probes: Callable[[Any], Probes] | None
-    result: dict[str, Any]  # all that determines the numbers; the run id is its hash
-
-    @property
-    def run_id(self) -> str:
-        """The run's name under output_root."""
-        return run_id(self.config, self.result)
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return Path(self.config.output_root) / self.run_id
-
-
-def prepare(config: RunConfig) -> Prepared:
-    """Decide everything about a run and build its network and data.
-
-    Raises:
-        UserError: where the data, the device or the batch are not as the run needs them.
-    """
-    machine = resolve_machine(config)
-    ranks = current_ranks()
-    task = build_task(config)
-    batch = config.recipe.global_batch_size
-    if batch % ranks.world_size:
-        raise UserError(
-            f"recipe.global_batch_size={batch} is not a multiple of the {ranks.world_size} "
-            "processes; start another number of them"
-        )
-    steps_per_epoch = task.batches(batch).steps_per_epoch
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"recipe.global_batch_size={batch} exceeds the {task.examples} training examples of "
-            f"dataset={config.dataset.name}"
-        )
-    network = build_network(config, task.model_arguments, machine.device)
-    shares_batchnorm = config.hardware.sync_batchnorm and ranks.world_size > 1
-    if shares_batchnorm:
-        share_batchnorm(network.model)
-    if machine.channels_last:
-        network.model.to(memory_format=torch.channels_last)
-    batched_probes = _batched_probes(config, machine, task, network)
-    resolved = {
-        "device": machine.device.type,
-        "precision": str(machine.autocast or torch.float32).removeprefix("torch."),
-        "world_size": ranks.world_size,
-        "rank_batch": batch // ranks.world_size,
-        "sync_batchnorm": shares_batchnorm,
-        "evaluator": "batched" if batched_probes else "sequential",
-        "data": task.fingerprint,
-        "model_arguments": task.model_arguments,
-    }
-    total = config.recipe.max_steps or config.recipe.epochs * steps_per_epoch
-    result = json.loads(json.dumps(result_fields(config, resolved)))
-    return Prepared(config, machine, task, network, total, batched_probes, result)
-
-
-def _batched_probes(
-    config: RunConfig, machine: Machine, task: Task, network: Network
-) -> Callable[[Any], Probes] | None:
-    """Resolve estimator.evaluator: batched where it can be and there is more than one direction."""
-    estimator: Any = config.estimator
-    wanted = getattr(estimator, "evaluator", "sequential")
-    if wanted == "sequential" or (wanted == "auto" and estimator.n == 1):
-        return None
-    found = None
-    if machine.autocast is None:  # the batched evaluator computes in float32
-        found = task.batched_probes(network.model, config.hardware.probe_memory_mb * 2**20)
-    if found is None and wanted == "batched":
-        raise UserError(
-            "estimator.evaluator=batched runs model=mlp in float32 with quantizer=round or sign "
-            "on all layers; use estimator.evaluator=sequential for anything else"
-        )
-    return found
 
 
 def finished_record(prepared: Prepared) -> dict[str, Any] | None:
@@ -198,7 +107,7 @@ def _check_stored_config(prepared: Prepared) -> None:
                 f"{', '.join(differing)}; give another output_root= or force=true"
             )
     write_atomically(path, json.dumps(ours, indent=1).encode())
-    text = OmegaConf.to_yaml(OmegaConf.create(asdict(prepared.config)))
+    text = to_yaml(prepared.config)
     write_atomically(prepared.folder / "config.yaml", text.encode())
 
 
@@ -305,15 +214,6 @@ def _build_step(prepared: Prepared) -> TrainStep:
     )
 
 
-def evaluations_per_step(estimator: Any) -> dict[str, int]:
-    """Return network evaluations per probed step, under both countings of PAPER 2.
-
-    `probes` counts the perturbed forward passes; `total` adds the STE pass as 3 forwards.
-    """
-    probes = 2 * getattr(estimator, "n", 0)
-    return {"probes": probes, "total": probes + 3}
-
-
 def _record(
     prepared: Prepared, training: Training, status: str, notes: str, started: datetime
 ) -> dict[str, Any]:
@@ -355,35 +255,3 @@ def _record(
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "notes": notes,
     }
-
-
-def describe(config: RunConfig) -> str:
-    """Return what `dry_run=true` prints: the resolved run, and what it takes."""
-    prepared = prepare(config)
-    network, estimator = prepared.network, config.estimator
-    d, total = network.perturbed, network.parameters
-    evaluations = evaluations_per_step(estimator)
-    states = {"adamw": 2, "sgd": 1 if config.recipe.momentum else 0}[config.recipe.optimizer]
-    directions = getattr(estimator, "n", 0) and 2
-    memory = 4 * (total * (2 + states) + d * directions)
-    facts = {
-        "run": prepared.run_id,
-        "folder": prepared.folder,
-        "device": prepared.machine.card,
-        "precision": prepared.result["resolved"]["precision"],
-        "steps": f"{prepared.total_steps} on {prepared.task.examples:,} training examples",
-        "parameters": network.described_parameters,
-        "d (perturbed weights)": f"{d:,}",
-        "evaluations per step": f"{evaluations['probes']} probes; "
-        f"{evaluations['total']} with the STE pass as 3 forwards",
-        "evaluator": prepared.result["resolved"]["evaluator"],
-        "memory": f"{memory / 2**20:,.1f} MiB for weights, gradients, optimizer and estimator; "
-        "activations and data come on top",
-    }
-    noise = getattr(estimator, "noise", None)
-    if noise is not None:
-        ratio = noise * d / (1 - noise) if noise < 1 else math.inf
-        facts["rho = (1-beta) d / beta"] = f"{ratio:.4g} at 1 - beta = {noise:g}"
-    width = max(map(len, facts))
-    text = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
-    return text + "\n" + "\n".join(f"{k:<{width}}  {v}" for k, v in facts.items())

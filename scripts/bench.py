@@ -33,6 +33,7 @@ import torch  # noqa: E402
 
 from fogzo_repro import run  # noqa: E402
 from fogzo_repro.config import RunConfig, UserError, parse_config  # noqa: E402
+from fogzo_repro.hardware import resolve_machine  # noqa: E402
 from fogzo_repro.tracking.environment import command_line, git_state, versions  # noqa: E402
 from fogzo_repro.training.step import TrainStep  # noqa: E402
 
@@ -158,7 +159,7 @@ def main() -> None:
     hardware = arguments.hardware.removeprefix("hardware=")
     repetitions = 1 if arguments.quick else 5
 
-    machine = run.resolve_machine(compose_run(f"hardware={hardware}"))
+    machine = resolve_machine(compose_run(f"hardware={hardware}"))
     cuda = machine.device.type == "cuda"
     jobs: dict[str, Any] = {}
     profile = f"hardware={hardware}"

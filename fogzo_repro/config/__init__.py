@@ -10,7 +10,7 @@ This module imports neither torch nor hydra, so that a configuration error is pr
 from fogzo_repro.config.estimators import SteConfig
 from fogzo_repro.config.hardware import HardwareConfig
 from fogzo_repro.config.identity import config_hash, result_fields, run_id
-from fogzo_repro.config.parse import CompositionError, parse_config, setting_names
+from fogzo_repro.config.parse import CompositionError, parse_config, setting_names, to_yaml
 from fogzo_repro.config.quantizers import LsqConfig, NoQuantizer, QuestConfig, RoundConfig
 from fogzo_repro.config.recipes import RecipeConfig, VisionRecipe
 from fogzo_repro.config.rules import ConfigError, UserError
@@ -34,4 +34,5 @@ __all__ = [
     "result_fields",
     "run_id",
     "setting_names",
+    "to_yaml",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,11 @@ def parse_config(config: DictConfig) -> RunConfig:
             if hasattr(values[section], "smoke"):
                 values[section] = values[section].smoke()
     return RunConfig(**values)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return a run's settings as YAML that `parse_config` takes back."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
 def setting_names(config: DictConfig, prefix: str = "") -> set[str]:

@@ -49,7 +49,7 @@ def plan_jobs(cells: Iterable[Cell]) -> list[Job]:
     Raises:
         UserError: where the data, the device or a batch are not as a cell needs them.
     """
-    from fogzo_repro.run import evaluations_per_step, prepare
+    from fogzo_repro.prepare import evaluations_per_step, prepare
 
     jobs = []
     for cell in cells:

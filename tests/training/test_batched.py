@@ -18,7 +18,7 @@ from fogzo_repro.estimators import QuantizedWeight, SequentialProbes, fogzo, nsp
 from fogzo_repro.estimators.perturbation import direction_blocks
 from fogzo_repro.estimators.protocol import ProbeLosses, Probes
 from fogzo_repro.models.mlp import Mlp
-from fogzo_repro.run import _batched_probes
+from fogzo_repro.prepare import _batched_probes
 from fogzo_repro.training.batched import BatchedProbes, supports_batched
 from fogzo_repro.training.classification import InMemoryImages
 
@@ -198,7 +198,21 @@ def test_unsupported_model_is_refused_with_the_list(model: nn.Module) -> None:
         hardware=SimpleNamespace(probe_memory_mb=1),
     )
     network: Any = SimpleNamespace(model=model)
-    with pytest.raises(UserError, match="model=mlp with quantizer=round or sign"):
-        _batched_probes(config, task, network)
+    machine: Any = SimpleNamespace(autocast=None)
+    with pytest.raises(UserError, match="model=mlp in float32 with quantizer=round or sign"):
+        _batched_probes(config, machine, task, network)
     config.estimator.evaluator = "auto"
-    assert _batched_probes(config, task, network) is None
+    assert _batched_probes(config, machine, task, network) is None
+
+
+def test_autocast_is_left_to_the_sequential_evaluator() -> None:
+    problem = Problem("round2")
+    config: Any = SimpleNamespace(
+        estimator=SimpleNamespace(evaluator="auto", n=7),
+        hardware=SimpleNamespace(probe_memory_mb=1),
+    )
+    task, network = InMemoryImages(problem.images, "none"), SimpleNamespace(model=problem.model)
+    for dtype, batched in ((None, True), (torch.bfloat16, False)):
+        machine: Any = SimpleNamespace(autocast=dtype)
+        found = _batched_probes(config, machine, task, network)  # type: ignore[arg-type]
+        assert (found is not None) == batched

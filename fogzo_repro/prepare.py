@@ -1,0 +1,113 @@
+"""A run before its first step: everything about it is decided here, nothing is started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fogzo_repro.config import RunConfig, UserError, result_fields, run_id
+from fogzo_repro.estimators.protocol import Probes
+from fogzo_repro.hardware import Machine, resolve_machine
+from fogzo_repro.training.batchnorm import share_batchnorm
+from fogzo_repro.training.distributed import current_ranks
+from fogzo_repro.training.network import Network, build_network
+from fogzo_repro.training.tasks import Task, build_task
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step: what is decided, and what is built."""
+
+    config: RunConfig
+    machine: Machine
+    task: Task
+    network: Network
+    total_steps: int
+    batched_probes: Callable[[Any], Probes] | None
+    result: dict[str, Any]  # all that determines the numbers; the run id is its hash
+
+    @property
+    def run_id(self) -> str:
+        """The run's name under output_root."""
+        return run_id(self.config, self.result)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.output_root) / self.run_id
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Decide everything about a run and build its network and data.
+
+    Raises:
+        UserError: where the data, the device or the batch are not as the run needs them.
+    """
+    machine = resolve_machine(config)
+    ranks = current_ranks()
+    task = build_task(config)
+    batch = config.recipe.global_batch_size
+    if batch % ranks.world_size:
+        raise UserError(
+            f"recipe.global_batch_size={batch} is not a multiple of the {ranks.world_size} "
+            "processes; start another number of them"
+        )
+    steps_per_epoch = task.batches(batch).steps_per_epoch
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"recipe.global_batch_size={batch} exceeds the {task.examples} training examples of "
+            f"dataset={config.dataset.name}"
+        )
+    network = build_network(config, task.model_arguments, machine.device)
+    shares_batchnorm = config.hardware.sync_batchnorm and ranks.world_size > 1
+    if shares_batchnorm:
+        share_batchnorm(network.model)
+    if machine.channels_last:
+        network.model.to(memory_format=torch.channels_last)
+    batched_probes = _batched_probes(config, machine, task, network)
+    resolved = {
+        "device": machine.device.type,
+        "precision": str(machine.autocast or torch.float32).removeprefix("torch."),
+        "world_size": ranks.world_size,
+        "rank_batch": batch // ranks.world_size,
+        "sync_batchnorm": shares_batchnorm,
+        "evaluator": "batched" if batched_probes else "sequential",
+        "data": task.fingerprint,
+        "model_arguments": task.model_arguments,
+    }
+    total = config.recipe.max_steps or config.recipe.epochs * steps_per_epoch
+    result = json.loads(json.dumps(result_fields(config, resolved)))
+    return Prepared(config, machine, task, network, total, batched_probes, result)
+
+
+def _batched_probes(
+    config: RunConfig, machine: Machine, task: Task, network: Network
+) -> Callable[[Any], Probes] | None:
+    """Resolve estimator.evaluator: batched where it can be and there is more than one direction."""
+    estimator: Any = config.estimator
+    wanted = getattr(estimator, "evaluator", "sequential")
+    if wanted == "sequential" or (wanted == "auto" and estimator.n == 1):
+        return None
+    found = None
+    if machine.autocast is None:  # the batched evaluator computes in float32
+        found = task.batched_probes(network.model, config.hardware.probe_memory_mb * 2**20)
+    if found is None and wanted == "batched":
+        raise UserError(
+            "estimator.evaluator=batched runs model=mlp in float32 with quantizer=round or sign "
+            "on all layers; use estimator.evaluator=sequential for anything else"
+        )
+    return found
+
+
+def evaluations_per_step(estimator: Any) -> dict[str, int]:
+    """Return network evaluations per probed step, under both countings of PAPER 2.
+
+    `probes` counts the perturbed forward passes; `total` adds the STE pass as 3 forwards.
+    """
+    probes = 2 * getattr(estimator, "n", 0)
+    return {"probes": probes, "total": probes + 3}
