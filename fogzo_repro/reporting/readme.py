@@ -75,6 +75,15 @@ def _figures(record: dict[str, Any]) -> list[tuple[str, str]]:
         step = jobs["step_n7960"]
         said = f"{step['batched']['seconds']:.3g} s, {step['ratio']:.3g} × the sequential evaluator"
         return [*shown, (f"one step of n-SPSA n=7,960, {card}", said)]
+    if "results" in record:
+        return [
+            (
+                f"{name}, 224 px, batch {v['batch']}, STE step, bf16, {record['hardware']}",
+                f"{v['ste_images_per_s']:,.0f} images/s; a FOGZO n=1 step takes "
+                f"{v['fogzo_over_ste']:.2f} × as long",
+            )
+            for name, v in record["results"].items()
+        ]
     return [
         (
             f"LLaMA {size}, STE step, bf16, {record['device']}",
