@@ -75,8 +75,9 @@ def fogzo(
         for u in direction_blocks(weights, n, generator):  # per weight (k, *shape)
             s = random_signs(u[0].new_empty(len(u[0])), signs)
             gradients = [w.gradient() for w in weights]
+            # in place: v = sqrt(1 - beta) u + s sqrt(beta) g^, with g^ = eps g / ||eps g||
             guide_(u, epsilons(weights), gradients, inverse_norm, s * sqrt_beta, sqrt_noise)
-            yield u  # now v
+            yield u
 
     return write_gradients(weights, two_sided_differences(weights, directions(), probes, n), norm)
 
