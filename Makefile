@@ -51,7 +51,7 @@ figure-shallow: install  ## run the missing cells of Section 4.1 on MNIST, then 
 tables: install  ## make results/ tables and figures from the committed records alone
 	@$(BIN)/python scripts/make_tables.py
 
-bench: install  ## measure the speed on this machine: HARDWARE=cpu|h200|...
+bench: install  ## measure the speed on this machine: HARDWARE=cpu, h200, ...
 	@$(BIN)/python scripts/bench.py hardware=$(HARDWARE) --out results/records/bench/mnist-$(HARDWARE).json
 
 bench-vision: install  ## measure the speed of ResNets and DeiTs on one GPU, about 5 minutes

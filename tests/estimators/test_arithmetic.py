@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -39,6 +40,7 @@ def estimate(quantizer: str) -> list[torch.Tensor]:
     return kept
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["round2", "tanh"], ids=str)
 def test_compiled_arithmetic_equals_eager(quantizer: str, request: pytest.FixtureRequest) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -219,6 +220,7 @@ def test_a_run_learns_resumes_to_the_same_bytes_and_says_what_it_evaluated(
     assert json.loads(json.dumps(record)) == record
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.slow
 def test_the_compiled_step_has_the_eager_gradients_and_its_probes_move_with_the_weights(data_dir):
     step, batch = build_step(data_dir, "estimator=fogzo", "estimator.noise=0.01")
