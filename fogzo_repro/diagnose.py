@@ -43,6 +43,7 @@ from fogzo_repro.estimators.quality import (
     ste_quality,
 )
 from fogzo_repro.evaluate import StoredRun, one_line_errors, open_run, parse_settings, read_device
+from fogzo_repro.prepare import probe_budget
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
 from fogzo_repro.reporting.jackknife import jackknife
 from fogzo_repro.tracking.progress import RunProgress
@@ -115,7 +116,7 @@ class Diagnosis:
     ) -> None:
         self.seed = run.config.seed
         self.network, self.task, self.device = network, task, device
-        budget = run.config.hardware.probe_memory_mb * 2**20
+        budget = probe_budget(run.config.hardware)
         self.batched = task.batched_probes(network.model, budget)
         self.effort = effort(MANY if self.batched else FEW)
         data = task.batches(run.config.recipe.global_batch_size)

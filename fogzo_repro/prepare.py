@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 
-from fogzo_repro.config import RunConfig, UserError, result_fields, run_id
+from fogzo_repro.config import HardwareConfig, RunConfig, UserError, result_fields, run_id
+from fogzo_repro.estimators.perturbation import BLOCK_NUMBERS
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.hardware import Machine, resolve_machine
 from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.distributed import current_ranks
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.tasks import Task, build_task
+
+# Blocks of directions that exist at once: the one before, the new one, and its share of the guide.
+BLOCKS_ALIVE = 3
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,11 @@ def prepare(config: RunConfig) -> Prepared:
     return Prepared(config, machine, task, network, total, batched_probes, result)
 
 
+def probe_budget(hardware: HardwareConfig) -> int:
+    """Return the bytes that hardware.probe_memory_mb leaves beside the directions."""
+    return hardware.probe_memory_mb * 2**20 - BLOCKS_ALIVE * 4 * BLOCK_NUMBERS
+
+
 def _batched_probes(
     config: RunConfig, machine: Machine, task: Task, network: Network
 ) -> Callable[[Any], Probes] | None:
@@ -95,7 +104,7 @@ def _batched_probes(
         return None
     found = None
     if machine.autocast is None:  # the batched evaluator computes in float32
-        found = task.batched_probes(network.model, config.hardware.probe_memory_mb * 2**20)
+        found = task.batched_probes(network.model, probe_budget(config.hardware))
     if found is None and wanted == "batched":
         raise UserError(
             "estimator.evaluator=batched runs model=mlp in float32 with quantizer=round or sign "

@@ -25,7 +25,7 @@ class HardwareConfig:
         kind = self.device.split(":")[0]
         choice("hardware.device", kind, ("auto", "cpu", "cuda"))
         choice("hardware.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        finite("hardware.probe_memory_mb", self.probe_memory_mb, 1)
+        finite("hardware.probe_memory_mb", self.probe_memory_mb, 256)  # directions take up to 192
         finite("hardware.workers", self.workers, 0)
 
 

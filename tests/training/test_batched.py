@@ -15,10 +15,10 @@ from torch.autograd.profiler import profile
 from fogzo_repro.config import UserError
 from fogzo_repro.data import Batch, Images, mnist
 from fogzo_repro.estimators import QuantizedWeight, SequentialProbes, fogzo, nspsa, perturbation
-from fogzo_repro.estimators.perturbation import direction_blocks
+from fogzo_repro.estimators.perturbation import BLOCK_NUMBERS, direction_blocks
 from fogzo_repro.estimators.protocol import ProbeLosses, Probes
 from fogzo_repro.models.mlp import Mlp
-from fogzo_repro.prepare import _batched_probes
+from fogzo_repro.prepare import BLOCKS_ALIVE, _batched_probes
 from fogzo_repro.training.batched import BatchedProbes, supports_batched
 from fogzo_repro.training.classification import InMemoryImages
 
@@ -216,3 +216,14 @@ def test_autocast_is_left_to_the_sequential_evaluator() -> None:
         machine: Any = SimpleNamespace(autocast=dtype)
         found = _batched_probes(config, machine, task, network)  # type: ignore[arg-type]
         assert (found is not None) == batched
+
+
+@pytest.mark.parametrize("beta", [None, 0.999], ids=["nspsa", "fogzo"])
+def test_directions_of_a_whole_estimate_take_what_the_budget_leaves_them(
+    beta: float | None,
+) -> None:
+    problem = Problem("round2", images=16)
+    probes = problem.batched(budget=1)  # chunks of one direction: what remains are the directions
+    probes.chunk = 256
+    peak = peak_bytes(lambda: problem.estimate(probes, beta, n=5000))  # three blocks
+    assert 4 * BLOCK_NUMBERS < peak <= BLOCKS_ALIVE * 4 * BLOCK_NUMBERS + 32 * MIB
