@@ -1,6 +1,6 @@
 """Measure training speed: unquantized, STE, FOGZO n = 1 and two forward passes, for all models.
 
-    python scripts/bench_vision.py --out results/bench/vision-h200.json      # one GPU, 5 minutes
+    python scripts/bench_vision.py --out results/records/bench/vision-h200.json   # one GPU
     python scripts/bench_vision.py --toy --out /tmp/bench.json               # does it run? (CPU)
 
 bf16, batch 256, 224 px, data on the device, the compiled network in training mode; the median of 50
