@@ -78,12 +78,14 @@ def resolve_machine(config: RunConfig) -> Machine:
         if device.type == "cuda":
             precision = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
     autocast = DTYPES[precision] if config.recipe.autocast else None
-    graph = hardware.cuda_graph
-    if graph is None:
-        graph = device.type == "cuda" and config.model.name == "mlp" and autocast is None
-    # Compiling pays on a GPU, but for networks that are captured whole.
     on_gpu = device.type == "cuda"
-    compiles = on_gpu and not graph if hardware.compile is None else hardware.compile
+    graph = hardware.cuda_graph
+    if graph is None:  # NCCL and GradScaler stay outside of captured graphs
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        graph = on_gpu and alone and autocast != torch.float16
+    # The MLP is too small for fused kernels to matter, and is the one network in float32.
+    shallow = config.model.name == "mlp"
+    compiles = on_gpu and not shallow if hardware.compile is None else hardware.compile
     channels_last = on_gpu if hardware.channels_last is None else hardware.channels_last
     if graph and device.type != "cuda":
         raise UserError("hardware.cuda_graph=true needs a CUDA device; leave it out")

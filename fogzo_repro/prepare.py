@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.hardware import Machine, resolve_machine
 from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.distributed import current_ranks
+from fogzo_repro.training.graph import can_capture
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.tasks import Task, build_task
 
@@ -68,6 +69,8 @@ def prepare(config: RunConfig) -> Prepared:
             f"dataset={config.dataset.name}"
         )
     network = build_network(config, task.model_arguments, machine.device)
+    if machine.cuda_graph and not can_capture(network.model):
+        machine = replace(machine, cuda_graph=False)
     shares_batchnorm = config.hardware.sync_batchnorm and ranks.world_size > 1
     if shares_batchnorm:
         share_batchnorm(network.model)

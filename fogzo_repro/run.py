@@ -116,7 +116,8 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     task = prepared.task
     task.load(machine.device)
     step = _build_step(prepared)
-    take = CapturedStep(step) if machine.cuda_graph else step
+    batch = config.recipe.global_batch_size
+    take = CapturedStep(step, batch) if machine.cuda_graph else step
     total = prepared.total_steps
     batches = task.batches(config.recipe.global_batch_size)
     plan = Plan(

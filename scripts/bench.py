@@ -29,13 +29,13 @@ from hydra import compose, initialize_config_dir
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
+import torch
 
-from fogzo_repro import run  # noqa: E402
-from fogzo_repro.config import RunConfig, UserError, parse_config  # noqa: E402
-from fogzo_repro.hardware import resolve_machine  # noqa: E402
-from fogzo_repro.tracking.environment import command_line, git_state, versions  # noqa: E402
-from fogzo_repro.training.step import TrainStep  # noqa: E402
+from fogzo_repro import run
+from fogzo_repro.config import RunConfig, UserError, parse_config
+from fogzo_repro.hardware import resolve_machine
+from fogzo_repro.tracking.environment import command_line, git_state, versions
+from fogzo_repro.training.step import TrainStep
 
 
 def compose_run(*overrides: str) -> RunConfig:

@@ -18,6 +18,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,9 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the package need not be installed
 
 from fogzo_repro.config import NoQuantizer, RunConfig, SteConfig, parse_config
 from fogzo_repro.data.c4 import TokenBatch
@@ -36,7 +40,7 @@ from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.step import TrainStep
 
-CONFIGS = str(Path(__file__).resolve().parent.parent / "configs")
+CONFIGS = str(ROOT / "configs")
 PEAK = 790e12  # FLOP/s, bf16, measured
 PAPER_RATIO = 1.58  # a FOGZO step in STE steps, PAPER 2, Table 4
 SIZES = {

@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fogzo_repro.config import parse_config  # noqa: E402
+from fogzo_repro.config import parse_config
 
 
 def main() -> None:

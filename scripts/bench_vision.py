@@ -29,7 +29,7 @@ from hydra import compose, initialize_config_dir
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fogzo_repro.config import RunConfig, parse_config  # noqa: E402
+from fogzo_repro.config import RunConfig, parse_config
 
 CASES = {  # name: overrides
     "resnet18": ["model=resnet18"],

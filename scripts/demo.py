@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fogzo_repro.config import UserError, parse_config  # noqa: E402
+from fogzo_repro.config import UserError, parse_config
 
 FOLDER = ROOT / "demo"
 SEEDS = (0, 1, 2)

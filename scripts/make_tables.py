@@ -15,11 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
-from fogzo_repro.config import UserError  # noqa: E402
-from fogzo_repro.reporting.figures import write_figure  # noqa: E402
-from fogzo_repro.reporting.overview import write_overview  # noqa: E402
-from fogzo_repro.reporting.readme import update_readme  # noqa: E402
-from fogzo_repro.reporting.tables import ran, write_table  # noqa: E402
+from fogzo_repro.config import UserError
+from fogzo_repro.reporting.figures import write_figure
+from fogzo_repro.reporting.overview import write_overview
+from fogzo_repro.reporting.readme import update_readme
+from fogzo_repro.reporting.tables import ran, write_table
 
 TABLES = ("figure-shallow",)
 FIGURES = {"figure-shallow": write_figure}

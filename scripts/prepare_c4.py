@@ -27,6 +27,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST
 from fogzo_repro.data.c4_documents import (

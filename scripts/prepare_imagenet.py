@@ -23,8 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fogzo_repro.config import UserError  # noqa: E402
-from fogzo_repro.data.imagenet import (  # noqa: E402
+from fogzo_repro.config import UserError
+from fogzo_repro.data.imagenet import (
     CLASSES,
     MANIFEST,
     MANIFEST_VERSION,
@@ -34,7 +34,7 @@ from fogzo_repro.data.imagenet import (  # noqa: E402
     Listing,
     list_split,
 )
-from fogzo_repro.tracking.progress import RunProgress  # noqa: E402
+from fogzo_repro.tracking.progress import RunProgress
 
 IMAGES = {"train": 1_281_167, "val": 50_000}  # ILSVRC2012
 SHOWN = 10  # bad files named on the terminal

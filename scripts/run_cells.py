@@ -24,11 +24,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
-from fogzo_repro.config import ConfigError, RunConfig, UserError, parse_config  # noqa: E402
-from fogzo_repro.reporting.results import TUNING_SEEDS  # noqa: E402
-from fogzo_repro.sweeps.cells import Cell, collect, missing_jobs, plan_jobs  # noqa: E402
-from fogzo_repro.sweeps.overview import Overview  # noqa: E402
-from fogzo_repro.sweeps.queue import Outcome, run_queue  # noqa: E402
+from fogzo_repro.config import ConfigError, RunConfig, UserError, parse_config
+from fogzo_repro.reporting.results import TUNING_SEEDS
+from fogzo_repro.sweeps.cells import Cell, collect, missing_jobs, plan_jobs
+from fogzo_repro.sweeps.overview import Overview
+from fogzo_repro.sweeps.queue import Outcome, run_queue
 
 EXPERIMENTS = ROOT / "configs" / "experiment"
 INTERRUPTED_STATUS = 75

@@ -2,8 +2,8 @@
 
 A deep network has some fifty quantized weights, and one kernel for each of them and each operation
 would cost a tenth of a training step. `compile_arithmetic` runs these functions through
-torch.compile, which makes one kernel per weight of a whole function. It changes results by rounding
-at most.
+torch.compile, which makes one kernel of a whole function for many weights. It changes results by
+rounding at most.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fogzo_repro.estimators.smoothing import SmoothingLaw
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 _compiled: dict[str, Callable[..., Any]] = {}
 _state = {"on": False}
+# Many weights a kernel: a launch costs as much as a small weight takes.
+_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"combo_kernels": True}
 
 
 def compile_arithmetic(on: bool) -> None:
@@ -31,10 +35,17 @@ def _compilable(function: Function) -> Function:
         if not _state["on"]:
             return function(*arguments)
         if function.__name__ not in _compiled:
-            _compiled[function.__name__] = torch.compile(function, dynamic=False)
+            _compiled[function.__name__] = torch.compile(function, dynamic=False, options=_OPTIONS)
         return _compiled[function.__name__](*arguments)
 
     return call  # type: ignore[return-value]
+
+
+@_compilable
+def shape_(draws: Sequence[Tensor], laws: Sequence[SmoothingLaw]) -> None:
+    """Make integers the directions u of each weight's law."""
+    for t, law in zip(draws, laws, strict=True):
+        law.shape_(t)
 
 
 @_compilable

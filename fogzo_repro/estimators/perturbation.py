@@ -14,6 +14,7 @@ from fogzo_repro.estimators.arithmetic import (
     displace_,
     replace_,
     scaled_norm,
+    shape_,
     weighted,
 )
 from fogzo_repro.estimators.protocol import (
@@ -23,6 +24,7 @@ from fogzo_repro.estimators.protocol import (
     Probes,
     QuantizedWeight,
 )
+from fogzo_repro.estimators.smoothing import draw_integers_, widest
 
 # Directions are drawn in blocks of at most this many numbers (64 MiB). The block size depends on
 # nothing but the weights and n, so the draws do not depend on how the probes are evaluated.
@@ -53,12 +55,17 @@ def direction_blocks(
 ) -> Iterator[list[Tensor]]:
     """Yield n directions u in blocks: per weight a tensor (k, *shape) of the weight's law."""
     block = max(1, BLOCK_NUMBERS // sum(w.parameter.numel() for w in weights))
+    laws = [w.law for w in weights]
     for start in range(0, n, block):
-        k = min(block, n - start)
-        yield [
-            w.law.sample_(w.parameter.new_empty((k, *w.parameter.shape)), generator)
-            for w in weights
+        shapes = [(min(block, n - start), *w.parameter.shape) for w in weights]
+        drawn = [
+            draw_integers_(w.parameter.new_empty(shape, dtype=torch.float32), generator)
+            for w, shape in zip(weights, shapes, strict=True)
         ]
+        wide = [d.to(widest(w.parameter.dtype)) for d, w in zip(drawn, weights, strict=True)]
+        del drawn
+        shape_(wide, laws)
+        yield [d.to(w.parameter.dtype) for d, w in zip(wide, weights, strict=True)]
 
 
 def count_flips(weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]) -> Tensor:
@@ -109,7 +116,8 @@ class SequentialProbes:
     ) -> ProbeLosses:
         """Measure the k probe pairs one after another."""
         parameters = [w.parameter.detach() for w in weights]
-        saved = [p.clone() for p in parameters]
+        saved = [torch.empty_like(p) for p in parameters]
+        torch._foreach_copy_(saved, parameters)
         sides: tuple[list[Tensor], list[Tensor]] = ([], [])
         try:
             for j in range(len(directions[0])):
@@ -118,8 +126,9 @@ class SequentialProbes:
                     displace_(parameters, saved, steps, vectors, sign)
                     losses.append(at_least_float32(self.loss().detach()))
                 torch._foreach_copy_(parameters, saved)  # a scale may depend on the weights
-        finally:
+        except BaseException:
             torch._foreach_copy_(parameters, saved)
+            raise
         plus, minus = map(torch.stack, sides)
         return ProbeLosses(plus, minus, count_flips(weights, directions))
 

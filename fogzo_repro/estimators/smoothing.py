@@ -33,22 +33,35 @@ class SmoothingLaw:
         return self.transform(t * self.factor)
 
     def sample_(self, out: Tensor, generator: torch.Generator) -> Tensor:
-        """Fill `out` with independent draws of u and return it.
-
-        r = (k + 1/2)/2^24 with k uniform on 0 .. 2^24 - 1 is never 0 or 1, where atanh(2r - 1)
-        would be infinite. K = k - 2^23 is drawn in float32 whatever the type of `out` (in bf16 t
-        would round to +-1, in fp16 it would overflow, and float64's own uniform has 53 bits, so
-        that r could pass 1), and t = (K + 1/2) 2^-23, an odd multiple of 2^-24, is exact there.
-        """
+        """Fill `out` with independent draws of u and return it."""
         t = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-        if t.device.type == "cpu":  # the same k, four times faster: uniform_ draws k / 2^24
-            t.uniform_(generator=generator).mul_(2.0**24).sub_(2.0**23)
-        else:
-            t.random_(-(2**23), 2**23, generator=generator)
-        t = t.to(torch.promote_types(out.dtype, torch.float32))
-        unit = 2.0**-23 * self.factor
-        u = self.transform(torch.add(torch.tensor(unit / 2), t, alpha=unit, out=t))  # one pass
+        u = self.shape_(draw_integers_(t, generator).to(widest(out.dtype)))
         return u if u is out else out.copy_(u)
+
+    def shape_(self, t: Tensor) -> Tensor:
+        """Turn integers K of `draw_integers_` into draws of u, in place.
+
+        t = (K + 1/2) 2^-23, an odd multiple of 2^-24, is exact in float32; u = transform(factor t).
+        """
+        unit = 2.0**-23 * self.factor
+        return self.transform(torch.add(torch.tensor(unit / 2), t, alpha=unit, out=t))  # one pass
+
+
+def draw_integers_(t: Tensor, generator: torch.Generator) -> Tensor:
+    """Fill a float32 tensor with integers K, uniform on -2^23 .. 2^23 - 1, and return it.
+
+    r = (K + 2^23 + 1/2)/2^24 is never 0 or 1, where atanh(2r - 1) would be infinite. K is drawn in
+    float32 whatever the type of the directions: in bf16 r would round to 0 or 1, in fp16 it would
+    overflow, and float64's own uniform has 53 bits.
+    """
+    if t.device.type == "cpu":  # the same K, four times faster: uniform_ draws k / 2^24
+        return t.uniform_(generator=generator).mul_(2.0**24).sub_(2.0**23)
+    return t.random_(-(2**23), 2**23, generator=generator)
+
+
+def widest(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which directions of a type are computed: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _uniform(t: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from fogzo_repro.models.drop_path import share_drop_path
+
 SMALL_IMAGE = 64  # images below this many pixels a side get `small_patch_size`
 
 
@@ -14,7 +16,7 @@ def build_deit(config: Any, *, image_shape: tuple[int, int, int], classes: int) 
     from timm.models.vision_transformer import VisionTransformer
 
     channels, size, _ = image_shape
-    return VisionTransformer(
+    model = VisionTransformer(
         img_size=size,
         patch_size=config.patch_size if size >= SMALL_IMAGE else config.small_patch_size,
         in_chans=channels,
@@ -24,3 +26,5 @@ def build_deit(config: Any, *, image_shape: tuple[int, int, int], classes: int) 
         num_heads=config.heads,
         drop_path_rate=config.drop_path,
     )
+    share_drop_path(model)
+    return model

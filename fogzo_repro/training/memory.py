@@ -18,6 +18,7 @@ import torch
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe
 from fogzo_repro.data import Batch
 from fogzo_repro.data.c4 import TokenBatch
+from fogzo_repro.models.drop_path import DropPathMasks
 from fogzo_repro.training.step import FrozenBuffers
 
 SHARE = 0.92  # of the memory that is free; the rest is for fragmentation and kernels' work space
@@ -133,10 +134,12 @@ def cuda_pass(
     task: Any, model: torch.nn.Module, device: torch.device, autocast: torch.dtype | None
 ) -> Callable[[int], float]:
     """Return what `measure_need` calls on a GPU: an artificial batch through loss and backward."""
-    frozen = FrozenBuffers(model)
+    frozen, masks = FrozenBuffers(model), DropPathMasks(model)
+    generator = torch.Generator(device)
 
     def peak(images: int) -> float:
         batch = artificial_batch(task, images, device)
+        masks.draw(images, generator)
         torch.cuda.reset_peak_memory_stats(device)
         with frozen.held(), torch.autocast(device.type, autocast, enabled=autocast is not None):
             task.loss(model, batch).backward()

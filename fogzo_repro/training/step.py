@@ -20,11 +20,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fogzo_repro.estimators.perturbation import RandomSign, SequentialProbes
 from fogzo_repro.estimators.protocol import Estimator, LossFunction, Probes, QuantizedWeight
+from fogzo_repro.models.drop_path import DropPathMasks
 from fogzo_repro.training.distributed import ALONE, RankAveraged, Ranks
 from fogzo_repro.training.optimizers import set_lr
 from fogzo_repro.training.randomness import derive_seed
 
-STREAMS = ("directions", "signs", "control")
+STREAMS = ("directions", "signs", "control", "masks")
 ROW = (
     "loss", "coefficient", "flips", "flat_probes", "bad_probes", "dead_guides", "guide_norm",
     "grad_norm_quantized", "grad_norm_other", "skipped", "failed",
@@ -88,6 +89,7 @@ class TrainStep:
         self.others = [p for p in self.parameters if p not in quantized]
         self.device = self.parameters[0].device
         self.frozen = FrozenBuffers(model)
+        self.masks = DropPathMasks(model)
         fp16 = autocast == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.generators = {name: torch.Generator(self.device) for name in STREAMS}
@@ -100,15 +102,17 @@ class TrainStep:
         Returns:
             Whether this step is probed.
         """
-        for name, generator in self.generators.items():
-            generator.manual_seed(derive_seed(self.seed, step, name))
         rank = f"/{self.ranks.rank}" if self.ranks.rank else ""
         self.mask_seed = derive_seed(self.seed, step, f"masks{rank}")
+        seeds = {name: derive_seed(self.seed, step, name) for name in STREAMS}
+        for name, seed in {**seeds, "masks": self.mask_seed}.items():
+            self.generators[name].manual_seed(seed)
         set_lr(self.optimizer, lr)
         return self.estimator.prepare(step, total_steps)
 
     def __call__(self, batch: Any, probing: bool) -> Tensor:
         """Take one step; return its row, see `ROW`."""
+        self._draw_masks(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.ranks.average(self._mean_loss(batch, backward=True))
         self.ranks.average_gradients(self.parameters)
@@ -194,9 +198,14 @@ class TrainStep:
 
     def null_level(self, batch: Any) -> float:
         """Return |L(theta) - L(theta)| of a probe pair along nothing: 0, or far below |c|."""
+        self._draw_masks(batch)
         nowhere = [torch.zeros_like(w.parameter).unsqueeze(0) for w in self.weights]
         losses = self.probes(batch)(self.weights, nowhere)
+        self.generators["masks"].manual_seed(self.mask_seed)  # the step's own draw comes first
         return (losses.plus - losses.minus).abs().item()
+
+    def _draw_masks(self, batch: Any) -> None:
+        self.masks.draw(len(batch[0]), self.generators["masks"])
 
     def _norm(self, parameters: Iterable[Tensor]) -> Tensor:
         """Return the norm of all gradients together; 0 for none."""
@@ -212,6 +221,7 @@ class TrainStep:
         total = torch.zeros((), device=self.device)
         for index, start in enumerate(range(0, size, micro_batch)):
             part = type(batch)(*(t[start : start + micro_batch] for t in batch))
+            self.masks.select(start, len(part[0]))
             loss = self._forward(part, index) * (len(part[0]) / size)
             if backward:
                 self.scaler.scale(loss).backward()
