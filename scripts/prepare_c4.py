@@ -27,9 +27,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fogzo_repro.config import UserError
-from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST
-from fogzo_repro.data.c4_documents import (
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+
+from fogzo_repro.config import UserError  # noqa: E402
+from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST  # noqa: E402
+from fogzo_repro.data.c4_documents import (  # noqa: E402
     HUB,
     HUB_FILE_BYTES,
     HUB_FILE_TOKENS,
@@ -37,9 +40,9 @@ from fogzo_repro.data.c4_documents import (
     SourceFile,
     source_files,
 )
-from fogzo_repro.data.c4_parts import tokenize_files
-from fogzo_repro.data.c4_shards import Part, Shard, load_tokenizer, write_json
-from fogzo_repro.tracking.progress import RunProgress
+from fogzo_repro.data.c4_parts import tokenize_files  # noqa: E402
+from fogzo_repro.data.c4_shards import Part, Shard, load_tokenizer, write_json  # noqa: E402
+from fogzo_repro.tracking.progress import RunProgress  # noqa: E402
 
 TOKENS_PER_SECOND = 0.8e6  # a core, sentencepiece; for the estimate before the start
 CONTEXT = 512
