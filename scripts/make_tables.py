@@ -17,12 +17,14 @@ sys.path.insert(0, str(ROOT))  # the package need not be installed
 
 from fogzo_repro.config import UserError  # noqa: E402
 from fogzo_repro.reporting.figures import write_figure  # noqa: E402
+from fogzo_repro.reporting.mini_figures import write_mini_figure  # noqa: E402
 from fogzo_repro.reporting.overview import write_overview  # noqa: E402
 from fogzo_repro.reporting.readme import update_readme  # noqa: E402
+from fogzo_repro.reporting.results import MINIS  # noqa: E402
 from fogzo_repro.reporting.tables import ran, write_table  # noqa: E402
 
-TABLES = ("figure-shallow",)
-FIGURES = {"figure-shallow": write_figure}
+TABLES = ("figure-shallow", *MINIS)
+FIGURES = {"figure-shallow": write_figure, **dict.fromkeys(MINIS, write_mini_figure)}
 
 
 def main() -> int:
