@@ -79,15 +79,17 @@ def test_holm_is_over_one_table(results: Path) -> None:
 
 
 def test_without_records_no_figure_is_drawn(results: Path) -> None:
-    assert not write_mini_figure(results, read_results(results, VISION))
+    assert not write_mini_figure(results, write_table(results, VISION))
     assert not (results / "figures").exists()
+    assert "figures/" not in (results / "tables" / f"{VISION}.md").read_text()
 
 
 @pytest.mark.slow
 def test_the_figure_and_its_numbers_are_written(results: Path) -> None:
     fill_mini(results, VISION)
-    assert write_mini_figure(results, read_results(results, VISION))
+    assert write_mini_figure(results, write_table(results, VISION))
     assert (results / "figures" / f"{VISION}.png").stat().st_size > 10_000
+    assert f"(../figures/{VISION}.png)" in (results / "tables" / f"{VISION}.md").read_text()
     # rho of the linear schedule at the middle of bin k: noise (k + 1/2) / bins, times d
     lines = [p for p in figure_lines(results, "rho") if p["column"] == "1-beta=1e-09"]
     expected = [1e-9 * (k + 0.5) / BINS * PERTURBED for k in range(BINS)]
