@@ -10,7 +10,7 @@ endif
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check figure-shallow tables bench bench-vision bench-language clean
+.PHONY: help install demo test lint types check figure-shallow minis tables bench bench-vision bench-language clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -46,6 +46,13 @@ check: lint types test  ## lint, type check, tests
 figure-shallow: install  ## run the missing cells of Section 4.1 on MNIST, then its table and figure: SEEDS=, WORKERS=
 	@$(BIN)/python scripts/run_cells.py figure-shallow hardware=$(HARDWARE) \
 	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(WORKERS),--workers $(WORKERS)); status=$$?; \
+	  $(BIN)/python scripts/make_tables.py && exit $$status
+
+minis: install  ## run the missing cells of the three mini tables, then make tables: HARDWARE=, SEEDS=, WORKERS=
+	@status=0; for table in mini-resnet18 mini-deit-tiny mini-llama; do \
+	  $(BIN)/python scripts/run_cells.py $$table hardware=$(HARDWARE) \
+	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(WORKERS),--workers $(WORKERS)) || status=$$?; \
+	  test $$status -ne 75 || break; done; \
 	  $(BIN)/python scripts/make_tables.py && exit $$status
 
 tables: install  ## make results/ tables and figures from the committed records alone

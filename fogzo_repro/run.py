@@ -27,7 +27,8 @@ from fogzo_repro.estimators.build import build_estimator
 from fogzo_repro.prepare import Prepared, evaluations_per_step, prepare
 from fogzo_repro.reporting.records import SCHEMA_VERSION, read_record, write_record
 from fogzo_repro.tracking.environment import command_line, git_state, versions
-from fogzo_repro.tracking.metrics import read_metrics
+from fogzo_repro.tracking.history import binned_history
+from fogzo_repro.tracking.metrics import stream_metrics
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import write_atomically
 from fogzo_repro.training.distributed import current_ranks
@@ -220,7 +221,8 @@ def _record(
 ) -> dict[str, Any]:
     wall = training.seconds()
     config, machine = prepared.config, prepared.machine
-    evaluations = [line for line in read_metrics(training.metrics.path) if "split" in line]
+    path = training.metrics.path
+    evaluations = [line for line in stream_metrics(path) if "split" in line]
     last = {e["split"]: {k: v for k, v in e.items() if k != "split"} for e in evaluations}
     last.setdefault("train", training.last_epoch_loss())
     split, metric, more = prepared.task.best_by
@@ -242,6 +244,7 @@ def _record(
         "hardware": machine.card,
         "seed": config.seed,
         "metrics": {"last": last, "best": {split: best} if best else {}},
+        "history": binned_history(stream_metrics(path), training.done),
         "perturbed_weights": prepared.network.perturbed,
         "evaluations_per_step": evaluations_per_step(config.estimator),
         "steps": training.done,

@@ -17,12 +17,14 @@ sys.path.insert(0, str(ROOT))  # the package need not be installed
 
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.figures import write_figure
+from fogzo_repro.reporting.mini_figures import write_mini_figure
 from fogzo_repro.reporting.overview import write_overview
 from fogzo_repro.reporting.readme import update_readme
+from fogzo_repro.reporting.results import MINIS
 from fogzo_repro.reporting.tables import ran, write_table
 
-TABLES = ("figure-shallow",)
-FIGURES = {"figure-shallow": write_figure}
+TABLES = ("figure-shallow", *MINIS)
+FIGURES = {"figure-shallow": write_figure, **dict.fromkeys(MINIS, write_mini_figure)}
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
     python scripts/run_cells.py figure-shallow                     every cell, the seeds of its file
     python scripts/run_cells.py figure-shallow/ste --seeds 0,1     one file, other evaluation seeds
     python scripts/run_cells.py figure-shallow hardware=h200 --workers 8
+    python scripts/run_cells.py mini-llama/2bit-fogzo estimator.noise=1e-9   in place of its sweep
 
 Cells stand in configs/experiment/<table>/*.yaml. A run that is finished, under output_root or by a
 committed record, is skipped; interrupted anywhere, the same command goes on. In the end the records
@@ -47,6 +48,8 @@ def main() -> int:
         for word in overrides:
             if word.startswith("-") or "=" not in word:
                 raise ConfigError(f"{word} is neither an option nor an override key=value")
+            if word.startswith("seed="):
+                raise ConfigError(f"{word} would run one seed of no cell; give --seeds {word[5:]}")
         seeds = None if arguments.seeds is None else parse_seeds(arguments.seeds)
         cells = table_cells(arguments.table, overrides, seeds)
         return run_table(arguments, cells)
@@ -124,6 +127,8 @@ def _file_cells(name: str, overrides: list[str], seeds: tuple[int, ...] | None) 
         override = parser.parse_override(f"{key}={text}")
         return list(override.sweep_string_iterator()) if override.is_sweep_override() else [text]
 
+    for word in overrides:  # what is given replaces the file's sweep over it
+        sweep.pop(word.split("=")[0], None)
     of_file = tuple(int(s) for s in values("seed", sweep.pop("seed", 0)))
     if seeds is not None:
         of_file = (*seeds, *(s for s in of_file if s in TUNING_SEEDS))

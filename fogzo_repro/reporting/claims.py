@@ -15,6 +15,7 @@ from pathlib import Path
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.results import CellResult, TableResults, read_paper
 
+VERDICTS = ("holds", "contradicted", "inconclusive", "not run")
 LEVEL = 0.05
 ENOUGH_SEEDS = 5  # fewer give at most inconclusive
 CHOSEN = "chosen"  # column: the one with the lowest train loss on the tuning seeds

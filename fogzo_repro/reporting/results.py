@@ -12,8 +12,9 @@ from fogzo_repro.config import UserError
 from fogzo_repro.reporting.records import read_record
 
 TUNING_SEEDS = (100, 101, 102)  # PAPER 4, "Verdicts": they choose, the other seeds report
-# The scales that may stand in a column of the paper. For the MLP on MNIST mini is the paper's own.
-PAPER_SCALES = {"figure-shallow": ("full", "mini")}
+MINIS = ("mini-resnet18", "mini-deit-tiny", "mini-llama")  # tables of our own
+# The scales that may stand in a table. For the MLP on MNIST mini is the paper's own.
+PAPER_SCALES = {"figure-shallow": ("full", "mini"), **dict.fromkeys(MINIS, ("mini",))}
 SETTINGS = ("model", "dataset", "quantizer", "estimator", "recipe")
 
 Place = tuple[str, str]  # row, column

@@ -7,6 +7,7 @@ bytes; seconds, throughput and memory go to timing.jsonl.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,14 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return all whole lines of a metrics file."""
-    return [json.loads(line) for line in _whole_lines(path)]
+    return list(stream_metrics(path))
 
 
-def _whole_lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+def stream_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a metrics file one by one: a long run has a million."""
+    return (json.loads(line) for line in _whole_lines(path))
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
+    with open(path) as file:
+        yield from (line for line in file if line.endswith("\n"))

@@ -17,7 +17,7 @@ from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.figures import write_figure
 from fogzo_repro.reporting.overview import write_overview
-from fogzo_repro.reporting.results import read_results
+from fogzo_repro.reporting.results import MINIS, read_results
 from fogzo_repro.reporting.tables import write_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,12 +40,13 @@ def test_tables_and_figures_regenerate_byte_identically(full_table: Path) -> Non
     command = [sys.executable, script, "--results", full_table]
     subprocess.run(command, check=True, capture_output=True, cwd=full_table)
     runs = [hashes(full_table)]
-    found = write_table(full_table, TABLE)  # another process, with other hash seeds
-    write_figure(full_table, found)
-    write_overview(full_table, [found])
+    found = [write_table(full_table, name) for name in (TABLE, *MINIS)]  # other hash seeds
+    write_figure(full_table, found[0])
+    write_overview(full_table, found)
     runs.append(hashes(full_table))
     assert runs[0] == runs[1]
-    assert set(runs[0]) == {
+    minis = {f"{name}.{kind}" for name in MINIS for kind in ("md", "csv")}
+    assert set(runs[0]) == minis | {
         "README.md", f"{TABLE}.md", f"{TABLE}.csv", f"{TABLE}.png", f"{TABLE}.pdf",
     }  # fmt: skip
 

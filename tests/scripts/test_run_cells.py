@@ -87,8 +87,9 @@ def test_other_seeds_replace_the_evaluation_seeds_and_leave_the_tuning_seeds(
         ([TABLE, "--seeds", "0,100"], "100 is a tuning seed"),
         ([TABLE, "--wrokers", "2"], "--wrokers is neither an option nor an override"),
         ([f"{TABLE}/ste", "recipe.rl=1"], "rl"),
+        ([f"{TABLE}/ste", "seed=3"], "give --seeds 3"),
     ],
-    ids=["table", "file", "seeds", "tuning seed", "option", "override"],
+    ids=["table", "file", "seeds", "tuning seed", "option", "override", "seed"],
 )
 def test_bad_input_is_one_line_and_status_2(
     script: ModuleType,

@@ -1,0 +1,122 @@
+"""The mini tables, their figure and what is said of them, from invented records."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from fogzo_repro.reporting import readme
+from fogzo_repro.reporting.claims import judge, read_claims
+from fogzo_repro.reporting.mini_figures import write_mini_figure
+from fogzo_repro.reporting.overview import write_overview
+from fogzo_repro.reporting.results import MINIS, read_results
+from fogzo_repro.reporting.tables import write_table
+from tests.reporting.mini_tables import (
+    BINS,
+    PERTURBED,
+    STEPS,
+    fill_mini,
+    make_mini_record,
+    save_mini,
+)
+
+VISION = "mini-resnet18"
+FOGZO = (VISION, "2-bit FOGZO", "1-beta=1e-09")
+
+
+def figure_lines(results: Path, quantity: str) -> list[dict[str, str]]:
+    with open(results / "figures" / f"{VISION}.csv") as file:
+        return [line for line in csv.DictReader(file) if line["quantity"] == quantity]
+
+
+@pytest.mark.parametrize(
+    ("scale", "refused"), [("mini", 0), ("full", 1), ("smoke", 1)], ids=["mini", "full", "smoke"]
+)
+def test_only_records_of_scale_mini_stand_in_a_mini_table(
+    results: Path, scale: str, refused: int
+) -> None:
+    save_mini(results, make_mini_record(*FOGZO, 0, 0.05, scale=scale))
+    assert len(read_results(results, VISION).refused) == refused
+
+
+def test_the_language_table_shows_the_held_out_loss(results: Path) -> None:
+    record = make_mini_record("mini-llama", "2-bit FOGZO", "1-beta=1e-09", 0, 5.0)
+    record["metrics"]["last"] = {"train": {"loss": 5.0}, "val": {"loss": 6.5, "perplexity": 665.0}}
+    save_mini(results, record)
+    write_table(results, "mini-llama")
+    text = (results / "tables" / "mini-llama.md").read_text()
+    assert "| train loss | 95% | held-out loss | 95% |" in text
+    assert "| 5.0000 ± – (1) |  | 6.5000 ± – (1) |" in text
+
+
+def test_a_beta_of_ten_nines_is_not_printed_as_one(results: Path) -> None:
+    save_mini(results, make_mini_record(VISION, "2-bit FOGZO", "1-beta=1e-10", 0, 0.05))
+    write_table(results, VISION)
+    assert "| 0.9999999999 | 0.0005 |" in (results / "tables" / f"{VISION}.md").read_text()
+
+
+@pytest.mark.parametrize("table", MINIS, ids=MINIS)
+def test_the_claims_compare_fogzo_with_every_control(results: Path, table: str) -> None:
+    claims = read_claims(results / "paper" / "claims.csv", table)
+    quantizers = 1 if table == "mini-llama" else 2
+    assert len(claims) == 4 * quantizers
+    assert {(c.direction, c.margin, c.better[1]) for c in claims} == {("lower", 0.0, "chosen")}
+    for claim in claims:  # a claim compares rows of one quantizer
+        assert claim.better[0].split()[0] == claim.worse[0].split()[0] == claim.claim.split()[0]
+
+
+def test_holm_is_over_one_table(results: Path) -> None:
+    for table in (VISION, "mini-llama"):
+        fill_mini(results, table)
+    judged = judge(
+        read_results(results, "mini-llama"),
+        read_claims(results / "paper" / "claims.csv", "mini-llama"),
+    )
+    (smallest, adjusted), *_ = sorted((j.test.p, j.adjusted_p) for j in judged if j.test)
+    assert adjusted == pytest.approx(min(1.0, 4 * smallest))
+
+
+def test_without_records_no_figure_is_drawn(results: Path) -> None:
+    assert not write_mini_figure(results, write_table(results, VISION))
+    assert not (results / "figures").exists()
+    assert "figures/" not in (results / "tables" / f"{VISION}.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_figure_and_its_numbers_are_written(results: Path) -> None:
+    fill_mini(results, VISION)
+    assert write_mini_figure(results, write_table(results, VISION))
+    assert (results / "figures" / f"{VISION}.png").stat().st_size > 10_000
+    assert f"(../figures/{VISION}.png)" in (results / "tables" / f"{VISION}.md").read_text()
+    # rho of the linear schedule at the middle of bin k: noise (k + 1/2) / bins, times d
+    lines = [p for p in figure_lines(results, "rho") if p["column"] == "1-beta=1e-09"]
+    expected = [1e-9 * (k + 0.5) / BINS * PERTURBED for k in range(BINS)]
+    assert [float(p["mean"]) for p in lines[:BINS]] == pytest.approx(expected, rel=1e-6)
+    assert float(lines[BINS - 1]["step"]) == STEPS - STEPS / BINS / 2
+    assert {p["n"] for p in lines} == {"5"}, "the tuning seeds are not in it"
+
+
+def test_old_records_without_a_history_still_give_the_final_losses(results: Path) -> None:
+    record = make_mini_record(*FOGZO, 0, 0.05)
+    del record["history"]
+    save_mini(results, record)
+    assert write_mini_figure(results, read_results(results, VISION))
+    assert [p["mean"] for p in figure_lines(results, "train loss")] == ["0.05"]
+    assert figure_lines(results, "rho") == []
+
+
+def test_the_overview_counts_the_verdicts_of_a_table(results: Path) -> None:
+    write_overview(results, [read_results(results, VISION)])
+    text = (results / "README.md").read_text()
+    assert f"| [{VISION}](tables/{VISION}.md) | 0 of 27 | 0 | 0 | 0 | 0 | 0 | 0 | 8 |" in text
+
+
+def test_the_readme_has_a_line_for_each_table_and_quantizer(results: Path) -> None:
+    fill_mini(results, "mini-llama")
+    lines = [line for line in readme.block(results).splitlines() if line.startswith("| [mini-")]
+    assert len(lines) == 5
+    assert lines[0].endswith("2-bit | not run | not run | not run | not run |")
+    assert lines[4].startswith("| [mini-llama](results/tables/mini-llama.md), 2-bit | ")
+    assert lines[4].count("(5) |") == 4
