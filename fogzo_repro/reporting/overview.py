@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fogzo_repro.reporting.claims import VERDICTS, judge, read_claims
-from fogzo_repro.reporting.results import TableResults
-from fogzo_repro.reporting.tables import ran
+from fogzo_repro.reporting.results import TableResults, ran
 
 
 def write_overview(results: Path, tables: Sequence[TableResults]) -> None:
@@ -34,3 +33,9 @@ def write_overview(results: Path, tables: Sequence[TableResults]) -> None:
         )
     lines += ["", "The last four columns count claims, written down before the runs, by verdict."]
     (results / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def verdict_counts(results: Path, table: TableResults) -> str:
+    """Return how many claims of a table have which verdict, as `2 holds, 1 not run`."""
+    judged = judge(table, read_claims(results / "paper" / "claims.csv", table.table))
+    return ", ".join(f"{n} {verdict}" for verdict, n in Counter(j.verdict for j in judged).items())

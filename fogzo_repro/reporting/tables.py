@@ -28,6 +28,8 @@ from fogzo_repro.reporting.results import (
     TUNING_SEEDS,
     CellResult,
     TableResults,
+    noise_ratio,
+    ran,
     read_results,
 )
 from fogzo_repro.reporting.statistics import summarize
@@ -59,20 +61,6 @@ def write_table(results: Path, table: str) -> TableResults:
     (folder / f"{table}.md").write_text(_markdown(found, judged))
     (folder / f"{table}.csv").write_text(_csv(found))
     return found
-
-
-def noise_ratio(cell: CellResult) -> float | None:
-    """Return rho = (1 - beta) d / beta of a FOGZO cell that was run (PAPER 5), else None."""
-    record = cell.any_record
-    noise = None if record is None else record["config"]["estimator"].get("noise")
-    if record is None or noise is None:
-        return None
-    return noise * record["perturbed_weights"] / (1 - noise) if noise < 1 else math.inf
-
-
-def ran(results: TableResults) -> int:
-    """Return how many cells have at least one run on an evaluation seed."""
-    return sum(any(s not in TUNING_SEEDS for s in c.runs) for c in results.cells.values())
 
 
 def _metrics(results: TableResults) -> tuple[Metric, ...]:
