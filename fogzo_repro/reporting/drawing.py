@@ -26,6 +26,8 @@ STYLE: Any = {
     "pdf.fonttype": 42,
 }  # fmt: skip
 COLUMN, TEXT, DPI = 3.3, 6.75, 300  # inches: one column, both columns
+LEGEND_LINE = 0.15  # inches
+LONG = 26  # characters: longer names stand one below the other
 LOG_FROM = 5.0  # values that span more than this factor get a logarithmic axis
 
 
@@ -71,6 +73,24 @@ def canvas(
             name = stem.with_name(f"{stem.name}.pdf")
             figure.savefig(name, metadata={"CreationDate": None, "Producer": None})
         plt.close(figure)
+
+
+def legend_columns(names: Sequence[str]) -> int:
+    """Return into how many columns the names of a legend go within COLUMN inches."""
+    return 1 if max(map(len, names)) > LONG else 2
+
+
+def legend_height(names: Sequence[str]) -> float:
+    """Return the inches that a legend below the panels takes."""
+    return LEGEND_LINE * math.ceil(len(names) / legend_columns(names))
+
+
+def legend_below(figure: Any, handles: dict[str, Any]) -> None:
+    """Put a legend for all panels below them."""
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=legend_columns([*handles]),
+        frameon=False, handlelength=2.6, labelspacing=0.25, columnspacing=1.0,
+    )  # fmt: skip
 
 
 def scale_values(axis: Any, values: Sequence[float]) -> None:

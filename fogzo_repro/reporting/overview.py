@@ -10,7 +10,7 @@ from fogzo_repro.reporting.claims import VERDICTS, judge, read_claims
 from fogzo_repro.reporting.results import TableResults, ran
 
 
-def write_overview(results: Path, tables: Sequence[TableResults]) -> None:
+def write_overview(results: Path, tables: Sequence[TableResults], figures: Sequence[str]) -> None:
     """Write the overview: per table, k of N cells, runs, diverged runs, refusals and verdicts."""
     lines = [
         "# Results",
@@ -32,6 +32,8 @@ def write_overview(results: Path, tables: Sequence[TableResults]) -> None:
             + " |"
         )
     lines += ["", "The last four columns count claims, written down before the runs, by verdict."]
+    links = [f"[{name}](figures/{name}.png)" for name in figures]
+    lines += ["", f"Figures, each with the CSV behind it: {', '.join(links) or 'none'}."]
     (results / "README.md").write_text("\n".join(lines) + "\n")
 
 
