@@ -39,7 +39,7 @@ class Point:
 
 def write_sweeps(folder: Path, name: str, found: TableResults) -> bool:
     """Write <name>-sweeps.png and .csv; return False where no cell of FOGZO's sweeps was run."""
-    cells = [c for c in found.cells.values() if "=" in c.column]
+    cells = [c for c in found.cells.values() if ": " in c.row]  # "network: method" is a sweep
     points = [p for p in (_point(found, cell) for cell in cells) if p is not None]
     fogzo = [p for p in points if p.sweep != STE]
     if not fogzo:

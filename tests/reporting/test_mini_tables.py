@@ -108,7 +108,7 @@ def test_old_records_without_a_history_still_give_the_final_losses(results: Path
 
 
 def test_the_overview_counts_the_verdicts_of_a_table(results: Path) -> None:
-    write_overview(results, [read_results(results, VISION)])
+    write_overview(results, [read_results(results, VISION)], [])
     text = (results / "README.md").read_text()
     assert f"| [{VISION}](tables/{VISION}.md) | 0 of 27 | 0 | 0 | 0 | 0 | 0 | 0 | 8 |" in text
 
