@@ -100,15 +100,14 @@ def scale_values(axis: Any, values: Sequence[float]) -> None:
         axis: `axes.xaxis` or `axes.yaxis`.
         values: what is drawn along it.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if not values or min(values) <= 0 or max(values) <= LOG_FROM * min(values):
         return
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     if max(values) < 1000 * min(values):
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(ScalarFormatter())
-        axis.get_major_formatter().set_scientific(False)
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from fogzo_repro.reporting.claims import Judged
 from fogzo_repro.reporting.results import CellResult
@@ -14,7 +15,7 @@ VERDICT_TITLES = (
     "claim", "better", "worse", "margin", "gain [95%]", "n", "p", "Holm p", "evaluations",
     "verdict", "source",
 )  # fmt: skip
-VERDICTS = (
+HOW_JUDGED = (
     "Stated before the runs in `results/paper/claims.csv`. Gain: how much better the claimed "
     "side is, per seed. Two-sided paired t test of the gain against the margin, Holm over "
     "this table, level 5%; fewer than 5 seeds or a diverged run give at most inconclusive. "
@@ -77,6 +78,14 @@ def _cost_ratio(better: CellResult | None, worse: CellResult | None) -> str:
         return ""
     ratios = []
     for counting in ("probes", "total"):
-        a, b = (r["evaluations_per_step"][counting] * r["steps"] for r in (bad, good))
+        a, b = (_evaluations(r, counting) for r in (bad, good))
         ratios.append(f"{a / b:.4g}" if a and b else "–")
     return " / ".join(ratios)
+
+
+def _evaluations(record: dict[str, Any], counting: str) -> float:
+    """Return the evaluations of a run: probes begin late and see a part of the batch, if so set."""
+    estimator, per_step = record["config"]["estimator"], record["evaluations_per_step"]
+    share = (1 - estimator.get("start_fraction", 0.0)) * estimator.get("probe_fraction", 1.0)
+    saved = per_step["probes"] * (1 - share)
+    return (per_step[counting] - saved) * record["steps"]

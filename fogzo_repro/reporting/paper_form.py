@@ -19,9 +19,9 @@ from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import Judged, chosen, judge, read_claims
 from fogzo_repro.reporting.latex import tabular
 from fogzo_repro.reporting.markdown import (
+    HOW_JUDGED,
     NOT_RUN,
     VERDICT_TITLES,
-    VERDICTS,
     grid,
     mean_sd,
     named,
@@ -157,7 +157,7 @@ def _markdown(
             grid(SWEEP_TITLES, [_sweep_line(found, e) for e in entries if e.swept]),
         ]
     parts += [
-        "## Verdicts", VERDICTS, grid(VERDICT_TITLES, [verdict_line(j) for j in judged]),
+        "## Verdicts", HOW_JUDGED, grid(VERDICT_TITLES, [verdict_line(j) for j in judged]),
         "## At smaller scale", SMALLER, mini_grid(mini),
     ]  # fmt: skip
     diverged = [

@@ -14,9 +14,9 @@ from typing import Any
 
 from fogzo_repro.reporting.claims import Judged, chosen, judge, read_claims
 from fogzo_repro.reporting.markdown import (
+    HOW_JUDGED,
     NOT_RUN,
     VERDICT_TITLES,
-    VERDICTS,
     grid,
     interval,
     mean_sd,
@@ -92,7 +92,7 @@ def _markdown(results: TableResults, judged: Sequence[Judged]) -> str:
         "nothing else.",
         grid(("row", "column", "train loss"), _tuning_lines(results)),
         "## Verdicts",
-        VERDICTS,
+        HOW_JUDGED,
         grid(VERDICT_TITLES, [verdict_line(j) for j in judged]),
     ]
     diverged = [

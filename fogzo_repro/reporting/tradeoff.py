@@ -119,9 +119,7 @@ def _draw(axes: Any, points: Sequence[Point], styles: Styles, per_hour: float) -
     """Draw a panel in units of 1 / per_hour hours; return its marks by method."""
     metric = points[0].metric
     sign = -1 if metric == "top1" else 1
-    front = pareto_front(
-        [(p.hours, sign * p.mean) for p in points if "full" not in p.method.lower()]
-    )
+    front = pareto_front([(per_hour * p.hours, sign * p.mean) for p in points])
     axes.step(
         [x for x, _ in front], [sign * y for _, y in front],
         where="post", color=GREY, linewidth=0.8, zorder=0,

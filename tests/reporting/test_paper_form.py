@@ -164,6 +164,22 @@ def test_tuning_seeds_enter_a_sweep_and_not_the_papers_column(
     assert sweep.endswith("| train loss | 2.5000 ± – (1), chosen |")
 
 
+def test_evaluations_count_the_steps_that_are_probed(results: Path, save_cell: Save) -> None:
+    # 2000 steps of 3, against 1000 of 3 + 2 probes of which 30% are taken: 6000 / 3600
+    plain, late = ("LSQ-STE, 3.522B tokens", "70% STE + 30% FOGZO, 3.0B tokens")
+    first = save_cell(0, place=("30M", plain), table="table4", steps=2000)
+    config = first["config"] | {
+        "estimator": {"name": "fogzo", "noise": 1e-9, "start_fraction": 0.7}
+    }
+    counts = {"probes": 2, "total": 5}
+    save_cell(
+        0, place=("30M", late), table="table4", steps=1000, config=config,
+        evaluations_per_step=counts,
+    )  # fmt: skip
+    write_paper_table(results, "table4")
+    assert "| – / 1.667 | inconclusive" in line_of(results, "table4", "| 30% FOGZO after")
+
+
 def test_a_diverged_run_is_printed_and_not_averaged(results: Path, save_cell: Save) -> None:
     save_cell(0, 61.0)
     save_cell(1, status="diverged", metrics={}, notes="step 7: loss nan")
