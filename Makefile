@@ -55,7 +55,7 @@ minis: install  ## run the missing cells of the three mini tables, then make tab
 	  test $$status -ne 75 || break; done; \
 	  $(BIN)/python scripts/make_tables.py && exit $$status
 
-tables: install  ## make results/ tables and figures from the committed records alone
+tables: install  ## make results/ (Markdown, CSV, LaTeX, figures) from the committed records alone
 	@$(BIN)/python scripts/make_tables.py
 
 bench: install  ## measure the speed on this machine: HARDWARE=cpu, h200, ...

@@ -142,10 +142,9 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     if config.tracker.name == "wandb" and ranks.first:
         from fogzo_repro.tracking.wandb import WandbMirror
 
-        settings = asdict(config)
-        mirrors.append(
-            WandbMirror(config.tracker, prepared.run_id, folder, settings, training.done)
-        )
+        mirrors.append(WandbMirror(config.tracker, prepared.run_id, folder, asdict(config)))
+        if training.metrics.path.exists():
+            mirrors[0].append(stream_metrics(training.metrics.path))  # what a kill kept from it
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = datetime.now(UTC)
@@ -161,13 +160,14 @@ def _train(prepared: Prepared) -> dict[str, Any]:
             training.run(progress, stop)
     except Diverged as error:
         status, notes = "diverged", str(error)
-    except Preempted as error:
-        log.say(f"{prepared.run_id}: {error}; run the same command again to go on")
+    except BaseException as error:
+        for mirror in mirrors:
+            mirror.finish(None)
+        if isinstance(error, Preempted):
+            log.say(f"{prepared.run_id}: {error}; run the same command again to go on")
         raise
     finally:
         progress.close()
-        for mirror in mirrors:
-            mirror.finish()  # type: ignore[attr-defined]
     skipped = getattr(task, "skipped", 0)
     if skipped:
         notes = f"{notes} {skipped} unreadable images were replaced".lstrip()
@@ -175,6 +175,8 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     if ranks.first:
         record = _record(prepared, training, status, notes, started)
         write_record(folder / "record.json", record)
+        for mirror in mirrors:
+            mirror.finish(record)
     ranks.meet()
     return read_record(folder / "record.json")
 

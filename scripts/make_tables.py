@@ -16,15 +16,56 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
 from fogzo_repro.config import UserError
+from fogzo_repro.reporting.curves import write_curves
 from fogzo_repro.reporting.figures import write_figure
 from fogzo_repro.reporting.mini_figures import write_mini_figure
 from fogzo_repro.reporting.overview import write_overview
+from fogzo_repro.reporting.paper_form import MINI, write_paper_table
 from fogzo_repro.reporting.readme import update_readme
-from fogzo_repro.reporting.results import MINIS
-from fogzo_repro.reporting.tables import ran, write_table
+from fogzo_repro.reporting.results import MINIS, TableResults, ran, read_results
+from fogzo_repro.reporting.sweep_figures import write_sweeps
+from fogzo_repro.reporting.tables import write_table
+from fogzo_repro.reporting.tradeoff import write_tradeoff
 
-TABLES = ("figure-shallow", *MINIS)
+TABLES = {  # in the order of results/README.md
+    "figure-shallow": write_table,
+    **dict.fromkeys(MINIS, write_table),
+    **{f"table{k}": write_paper_table for k in (1, 2, 3, 4)},
+}
 FIGURES = {"figure-shallow": write_figure, **dict.fromkeys(MINIS, write_mini_figure)}
+MORE_FIGURES = {"curves": write_curves, "sweeps": write_sweeps, "time": write_tradeoff}
+
+
+def write_all(results: Path) -> list[TableResults]:
+    """Write every table, figure and the overview; return what the tables were made from."""
+    found, figures = [], []
+    for name, write in TABLES.items():
+        table = write(results, name)
+        found.append(table)
+        for line in table.refused:
+            print(f"{name}: refused {line}", file=sys.stderr)
+        drawn = draw(results, table)
+        figures += drawn
+        said = f"figures {', '.join(drawn)}" if drawn else "no figure: there is nothing to draw"
+        print(f"{name}: {ran(table)} of {len(table.cells)} cells, {said}")
+    write_overview(results, found, figures)
+    return found
+
+
+def draw(results: Path, table: TableResults) -> list[str]:
+    """Draw what there is of a table; return the names of the figures.
+
+    The shallow figure's records have no history. Of a table of the paper its runs at mini are
+    drawn too, apart.
+    """
+    name, folder = table.table, results / "figures"
+    drawn = [name] if name in FIGURES and FIGURES[name](results, table) else []
+    scales = {} if name == "figure-shallow" else {name: table}
+    if TABLES[name] is write_paper_table:
+        scales[f"{name}-mini"] = read_results(results, name, MINI)
+    for stem, found in scales.items():
+        drawn += [f"{stem}-{kind}" for kind, w in MORE_FIGURES.items() if w(folder, stem, found)]
+    return drawn
 
 
 def main() -> int:
@@ -32,16 +73,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     results = parser.parse_args().results
-    found = []
     try:
-        for name in TABLES:
-            table = write_table(results, name)
-            found.append(table)
-            for line in table.refused:
-                print(f"{name}: refused {line}", file=sys.stderr)
-            drawn = FIGURES[name](results, table) if name in FIGURES else False
-            print(f"{name}: {ran(table)} of {len(table.cells)} cells" + ", figure" * drawn)
-        write_overview(results, found)
+        write_all(results)
         if results == ROOT / "results":
             update_readme(ROOT / "README.md", results)
     except UserError as error:

@@ -7,31 +7,30 @@ with its 95% t interval. The CSV holds every point and is what is drawn.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro.reporting.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    TEXT,
+    VERMILION,
+    canvas,
+    rho_axis,
+)
 from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
 STE = ("STE", "lr=0.032")
 FULL_PRECISION = ("Full precision", "-")
-# Okabe and Ito's colours: told apart by readers with any colour vision.
-BLACK, ORANGE, BLUE, GREEN, VERMILION, GREY = (
-    "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#808080",
-)  # fmt: skip
 MARKERS = "osD^vP"
-STYLE: Any = {
-    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 6.5,
-    "xtick.labelsize": 7, "ytick.labelsize": 7, "lines.linewidth": 1.1, "lines.markersize": 3.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "pdf.fonttype": 42,
-}  # fmt: skip
-WIDTH, HEIGHT, DPI = 6.75, 3.0, 300  # inches: the text width of a two-column paper
+HEIGHT = 3.0  # inches
 UNKNOWN_HALF = 0.0  # one seed has no interval; it is drawn without a bar
 
 
@@ -55,22 +54,10 @@ def write_figure(results: Path, found: TableResults) -> bool:
     points = [p for p in map(_point, found.cells.values()) if p is not None]
     if not points:
         return False
-    folder = results / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / found.table
-    stem.with_suffix(".csv").write_text(_csv(points))
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT), layout="constrained")
-        _against_cost(left, points)
-        _against_noise(right, points)
-        figure.savefig(stem.with_suffix(".png"), dpi=DPI, metadata={"Software": None})
-        figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Producer": None})
-        plt.close(figure)
+    stem = results / "figures" / found.table
+    with canvas(stem, points, (TEXT, HEIGHT), (1, 2), pdf=True) as (_, axes):
+        _against_cost(axes[0][0], points)
+        _against_noise(axes[0][1], points)
     return True
 
 
@@ -84,14 +71,6 @@ def _point(cell: CellResult) -> Point | None:
         record["config"]["estimator"].get("noise"), record["perturbed_weights"],
         summary.n, summary.mean, summary.mean - half, summary.mean + half,
     )  # fmt: skip
-
-
-def _csv(points: Sequence[Point]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([f.name for f in fields(Point)])
-    writer.writerows(astuple(p) for p in points)
-    return text.getvalue()
 
 
 def _curve(
@@ -189,14 +168,4 @@ def _noise_ticks(axes: Any, edge: float, top: float, perturbed: int) -> None:
     axes.set_xticks([edge, *(10.0**k for k in powers)], ["0", *(f"$10^{{{k}}}$" for k in powers)])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(r"$1-\beta$")
-    # rho = noise d / (1 - noise) at ticks of rho itself; below 1 - beta = 0.1 the axis is linear
-    decades = [10.0**k for k in range(-3, 4)]
-    places = {f"$10^{{{round(math.log10(r))}}}$": r / (perturbed + r) for r in decades}
-    shown = {t: x for t, x in places.items() if edge * 2 < x < 10.0 ** powers[-1]}
-    upper = axes.twiny()
-    upper.set_xscale("log")
-    upper.set_xlim(axes.get_xlim())
-    upper.set_xticks([*shown.values()], [*shown])
-    upper.xaxis.set_minor_locator(NullLocator())
-    upper.set_xlabel(r"$\rho=(1-\beta)\,d/\beta$", fontsize=7)
-    upper.spines["top"].set_visible(True)
+    rho_axis(axes, 2 * edge, 0.5, perturbed)

@@ -8,31 +8,29 @@ CSV holds every point, those of the controls too, which stand too far away to be
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.reporting.figures import (
+from fogzo_repro.reporting.drawing import (
     BLACK,
     BLUE,
-    DPI,
+    COLUMN,
     GREEN,
+    LOG_FROM,
     ORANGE,
-    STYLE,
     VERMILION,
+    canvas,
 )
 from fogzo_repro.reporting.results import TUNING_SEEDS, CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
-WIDTH, ROW_HEIGHT = 3.3, 1.35  # inches: one column of a two-column paper
+ROW_HEIGHT = 1.35  # inches
 COLORS = (BLUE, GREEN, ORANGE, VERMILION)  # of 1 - beta_min, the smallest first
 LINES = ("-", "--", "-.", ":")
 LOSS, RHO, RATIO = "train loss", "rho", "c_over_g"
-LOG_FROM = 5.0  # a panel whose values span more than this factor gets a logarithmic axis
 Values = list[float | None]
 
 
@@ -57,19 +55,8 @@ def write_mini_figure(results: Path, found: TableResults) -> bool:
     quantizers = list(dict.fromkeys(_quantizer(p) for p in points if p.row.endswith("FOGZO")))
     if not quantizers:
         return False
-    folder = results / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{found.table}.csv").write_text(_csv(points))
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            3, len(quantizers), figsize=(WIDTH, 3 * ROW_HEIGHT + 0.45), layout="constrained",
-            squeeze=False,
-        )  # fmt: skip
+    stem, grid = results / "figures" / found.table, (3, len(quantizers))
+    with canvas(stem, points, (COLUMN, 3 * ROW_HEIGHT + 0.45), grid) as (figure, axes):
         for index, quantizer in enumerate(quantizers):
             chosen = [p for p in points if _quantizer(p) == quantizer]
             _against_noise(axes[0][index], chosen)
@@ -77,8 +64,6 @@ def write_mini_figure(results: Path, found: TableResults) -> bool:
             _over_time(axes[2][index], chosen, RATIO)
             axes[2][index].set_xlabel("step")
         _label(figure, axes, quantizers)
-        figure.savefig(folder / f"{found.table}.png", dpi=DPI, metadata={"Software": None})
-        plt.close(figure)
     return True
 
 
@@ -120,14 +105,6 @@ def _course(cell: CellResult) -> Iterator[Point]:
                 sd = None if math.isnan(summary.sd) else summary.sd
                 place = cell.row, cell.column, quantity
                 yield Point(*place, *what, step, summary.n, summary.mean, sd)
-
-
-def _csv(points: Sequence[Point]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([f.name for f in fields(Point)])
-    writer.writerows(astuple(p) for p in points)
-    return text.getvalue()
 
 
 def _look(points: Sequence[Point]) -> dict[float, dict[str, Any]]:

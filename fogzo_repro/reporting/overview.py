@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fogzo_repro.reporting.claims import VERDICTS, judge, read_claims
-from fogzo_repro.reporting.results import TableResults
-from fogzo_repro.reporting.tables import ran
+from fogzo_repro.reporting.results import TableResults, ran
 
 
-def write_overview(results: Path, tables: Sequence[TableResults]) -> None:
+def write_overview(results: Path, tables: Sequence[TableResults], figures: Sequence[str]) -> None:
     """Write the overview: per table, k of N cells, runs, diverged runs, refusals and verdicts."""
     lines = [
         "# Results",
@@ -33,4 +32,12 @@ def write_overview(results: Path, tables: Sequence[TableResults]) -> None:
             + " |"
         )
     lines += ["", "The last four columns count claims, written down before the runs, by verdict."]
+    links = [f"[{name}](figures/{name}.png)" for name in figures]
+    lines += ["", f"Figures, each with the CSV behind it: {', '.join(links) or 'none'}."]
     (results / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def verdict_counts(results: Path, table: TableResults) -> str:
+    """Return how many claims of a table have which verdict, as `2 holds, 1 not run`."""
+    judged = judge(table, read_claims(results / "paper" / "claims.csv", table.table))
+    return ", ".join(f"{n} {verdict}" for verdict, n in Counter(j.verdict for j in judged).items())

@@ -8,7 +8,9 @@ from typing import Any
 
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import Judged, judge, read_claims
-from fogzo_repro.reporting.results import MINIS, CellResult, read_results
+from fogzo_repro.reporting.overview import verdict_counts
+from fogzo_repro.reporting.paper_form import TITLES
+from fogzo_repro.reporting.results import MINIS, CellResult, ran, read_results
 from fogzo_repro.reporting.statistics import summarize
 
 AGAINST = {  # how the id of a claim of a mini table ends: what FOGZO is compared with
@@ -36,9 +38,13 @@ def update_readme(readme: Path, results: Path) -> None:
 
 def block(results: Path) -> str:
     """Return the generated part."""
-    return "\n\n".join(
-        [_verdicts(results), _mini_verdicts(results), _speed(results / "records" / "bench")]
-    )
+    parts = [
+        _verdicts(results),
+        _mini_verdicts(results),
+        _paper_tables(results),
+        _speed(results / "records" / "bench"),
+    ]
+    return "\n\n".join(parts)
 
 
 def _verdicts(results: Path) -> str:
@@ -77,6 +83,17 @@ def _short(judged: Judged) -> str:
     if judged.test is None:
         return judged.verdict
     return f"{judged.verdict}: {judged.test.gain:+.4f} ({judged.test.n})"
+
+
+def _paper_tables(results: Path) -> str:
+    """Return one line for each table of the paper; a claim is a pair whose values are known."""
+    lines = ["| table of the paper | cells run | claims |", "|---|---|---|"]
+    for name, title in TITLES.items():
+        found = read_results(results, name)
+        cells = f"{ran(found)} of {len(found.cells)}"
+        link = f"[{title}](results/tables/{name}.md)"
+        lines.append(f"| {link} | {cells} | {verdict_counts(results, found)} |")
+    return "\n".join(lines)
 
 
 def _side(cell: CellResult | None) -> str:

@@ -25,6 +25,8 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a record ({error}); delete it and run the cell again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,22 @@ class CellResult:
         """Return the last value of a metric by seed: of the evaluation or of the tuning seeds.
 
         A run that diverged has none.
+
+        Raises:
+            UserError: where a finished run lacks the metric.
         """
-        return {
-            seed: record["metrics"]["last"][split][metric]
-            for seed, record in sorted(self.runs.items())
-            if record["status"] == "finished" and (seed in TUNING_SEEDS) == tuning
-        }
+        found = {}
+        for seed, record in sorted(self.runs.items()):
+            if record["status"] != "finished" or (seed in TUNING_SEEDS) != tuning:
+                continue
+            try:
+                found[seed] = record["metrics"]["last"][split][metric]
+            except KeyError:
+                raise UserError(
+                    f"the record {record['run_id']} lacks metrics.last.{split}.{metric}, which "
+                    f"{self.row} | {self.column} reports; delete it and run the cell again"
+                ) from None
+        return found
 
     def diverged(self, *, tuning: bool = False) -> list[int]:
         """Return the seeds whose run diverged."""
@@ -66,6 +77,20 @@ class TableResults:
         return [cell for cell in self.cells.values() if cell.row == row]
 
 
+def noise_ratio(cell: CellResult) -> float | None:
+    """Return rho = (1 - beta) d / beta of a FOGZO cell that was run (PAPER 5), else None."""
+    record = cell.any_record
+    noise = None if record is None else record["config"]["estimator"].get("noise")
+    if record is None or noise is None:
+        return None
+    return noise * record["perturbed_weights"] / (1 - noise) if noise < 1 else math.inf
+
+
+def ran(results: TableResults) -> int:
+    """Return how many cells have at least one run."""
+    return sum(bool(c.runs) for c in results.cells.values())
+
+
 def read_paper(path: Path) -> list[dict[str, str]]:
     """Return the lines of a file in results/paper.
 
@@ -79,12 +104,14 @@ def read_paper(path: Path) -> list[dict[str, str]]:
         raise UserError(f"cannot read {path} ({error.strerror}); restore it with git") from None
 
 
-def read_results(results: Path, table: str) -> TableResults:
+def read_results(results: Path, table: str, scales: tuple[str, ...] | None = None) -> TableResults:
     """Read the records of a table.
 
     Args:
         results: the folder with paper/<table>.csv, which lists the cells, and records/<table>/.
         table: its name.
+        scales: those that are taken, else those that may stand in the paper's columns. At another
+            scale a row may have columns that paper/<table>.csv does not list: a sweep's values.
 
     Raises:
         UserError: for a damaged record, an unknown cell, two records of one cell and seed, or runs
@@ -92,14 +119,18 @@ def read_results(results: Path, table: str) -> TableResults:
     """
     places = [(e["row"], e["column"]) for e in read_paper(results / "paper" / f"{table}.csv")]
     cells = {place: CellResult(*place, {}) for place in places}
+    rows = {row for row, _ in places}
+    taken = scales if scales is not None else PAPER_SCALES.get(table, ("full",))
     refused = []
     for path in sorted((results / "records" / table).glob("*.json")):
         record = read_record(path)
-        reason = _refusal(record, table)
+        reason = _refusal(record, taken)
         if reason:
             refused.append(f"{path.name}: {reason}")
             continue
         place = (record["row"], record["column"])
+        if scales and place not in cells and place[0] in rows:
+            cells[place] = CellResult(*place, {})
         if place not in cells:
             raise UserError(
                 f"{path} is of the unknown cell {place[0]} | {place[1]}; delete it or add the cell "
@@ -109,13 +140,18 @@ def read_results(results: Path, table: str) -> TableResults:
     return TableResults(table, cells, refused)
 
 
-def _refusal(record: dict[str, Any], table: str) -> str | None:
+def _refusal(record: dict[str, Any], scales: tuple[str, ...]) -> str | None:
     if record["method_version"] != METHOD_VERSION:
         return f"stale, method_version {record['method_version']} and not {METHOD_VERSION}"
     if record["dirty"] is not False:
         return "not from a clean commit"
-    if record["scale"] not in PAPER_SCALES.get(table, ("full",)):
+    if record["scale"] not in scales:
         return f"scale {record['scale']}"
+    dataset = record["config"]["dataset"]
+    if dataset.get("allow_partial"):
+        return "dataset.allow_partial=true: a part of the data"
+    if dataset["name"] == "imagenet100" and dataset.get("classes") != "imagenet100":
+        return f"dataset.classes={dataset.get('classes')}: other classes"
     return None
 
 

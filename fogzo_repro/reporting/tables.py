@@ -13,16 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.reporting.claims import Judged, chosen, judge, read_claims
+from fogzo_repro.reporting.markdown import (
+    HOW_JUDGED,
+    NOT_RUN,
+    VERDICT_TITLES,
+    grid,
+    interval,
+    mean_sd,
+    named,
+    verdict_line,
+)
 from fogzo_repro.reporting.results import (
     MINIS,
     TUNING_SEEDS,
     CellResult,
     TableResults,
+    noise_ratio,
+    ran,
     read_results,
 )
-from fogzo_repro.reporting.statistics import Summary, summarize
+from fogzo_repro.reporting.statistics import summarize
 
-NOT_RUN = "not run"
 Metric = tuple[str, str, int, str]  # split, metric, digits, title
 IMAGES: tuple[Metric, ...] = (
     ("train", "loss", 4, "train loss"),
@@ -52,20 +63,6 @@ def write_table(results: Path, table: str) -> TableResults:
     return found
 
 
-def noise_ratio(cell: CellResult) -> float | None:
-    """Return rho = (1 - beta) d / beta of a FOGZO cell that was run (PAPER 5), else None."""
-    record = cell.any_record
-    noise = None if record is None else record["config"]["estimator"].get("noise")
-    if record is None or noise is None:
-        return None
-    return noise * record["perturbed_weights"] / (1 - noise) if noise < 1 else math.inf
-
-
-def ran(results: TableResults) -> int:
-    """Return how many cells have at least one run on an evaluation seed."""
-    return sum(any(s not in TUNING_SEEDS for s in c.runs) for c in results.cells.values())
-
-
 def _metrics(results: TableResults) -> tuple[Metric, ...]:
     return METRICS.get(results.table, IMAGES)
 
@@ -89,20 +86,17 @@ def _markdown(results: TableResults, judged: Sequence[Judged]) -> str:
         "with the back-propagation that every step takes counted as 3 forward passes. "
         "ρ = (1−β)d/β, d the number of perturbed weights. Seconds: wall time as run, several runs "
         "sharing the card.",
-        _grid(_cell_titles(metrics), [_cell_line(c, metrics) for c in results.cells.values()]),
+        grid(_cell_titles(metrics), [_cell_line(c, metrics) for c in results.cells.values()]),
         "## Chosen on the tuning seeds",
         f"By the lowest mean train loss on seeds {', '.join(map(str, TUNING_SEEDS))}, which report "
         "nothing else.",
-        _grid(("row", "column", "train loss"), _tuning_lines(results)),
+        grid(("row", "column", "train loss"), _tuning_lines(results)),
         "## Verdicts",
-        "Stated before the runs in `results/paper/claims.csv`. Gain: how much better the claimed "
-        "side is, per seed. Two-sided paired t test of the gain against the margin, Holm over "
-        "this table, level 5%; fewer than 5 seeds or a diverged run give at most inconclusive. "
-        "Evaluations: how many times as many the other side takes in a run, under both countings.",
-        _grid(VERDICT_TITLES, [_verdict_line(j) for j in judged]),
+        HOW_JUDGED,
+        grid(VERDICT_TITLES, [verdict_line(j) for j in judged]),
     ]
     diverged = [
-        f"- {_named(c.row, c.column)}, seed {s}: {c.runs[s]['notes']}"
+        f"- {named(c.row, c.column)}, seed {s}: {c.runs[s]['notes']}"
         for c in results.cells.values()
         for s in (*c.diverged(), *c.diverged(tuning=True))
     ]
@@ -135,23 +129,9 @@ def _cell_line(cell: CellResult, metrics: Sequence[Metric]) -> list[str]:
     lost = f", {len(cell.diverged())} diverged" if cell.diverged() else ""
     for split, metric, digits, _ in metrics:
         summary = summarize([*cell.values(split, metric).values()])
-        line += [_shown(summary, digits) + lost, _interval(summary, digits)]
+        line += [mean_sd(summary, digits) + lost, interval(summary, digits)]
     seconds = summarize([r["wall_seconds"] for s, r in sorted(cell.runs.items())])
     return [*line, f"{seconds.mean:.1f}" if seconds else ""]
-
-
-def _shown(summary: Summary | None, digits: int) -> str:
-    if summary is None:
-        return NOT_RUN
-    sd = "–" if math.isnan(summary.sd) else f"{summary.sd:.{digits}f}"
-    return f"{summary.mean:.{digits}f} ± {sd} ({summary.n})"
-
-
-def _interval(summary: Summary | None, digits: int) -> str:
-    if summary is None or math.isnan(summary.half):
-        return ""
-    low, high = summary.mean - summary.half, summary.mean + summary.half
-    return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _tuning_lines(results: TableResults) -> list[list[str]]:
@@ -163,56 +143,8 @@ def _tuning_lines(results: TableResults) -> list[list[str]]:
             if summary is None:
                 continue
             mark = ", chosen" if best is not None and cell.column == best.column else ""
-            lines.append([row, cell.column, _shown(summary, 4) + mark])
+            lines.append([row, cell.column, mean_sd(summary, 4) + mark])
     return lines
-
-
-VERDICT_TITLES = (
-    "claim", "better", "worse", "margin", "gain [95%]", "n", "p", "Holm p", "evaluations",
-    "verdict", "source",
-)  # fmt: skip
-
-
-def _verdict_line(judged: Judged) -> list[str]:
-    claim, test = judged.claim, judged.test
-    better, worse = (
-        _named(c.row, c.column) if c is not None else _named(*named)
-        for c, named in ((judged.better, claim.better), (judged.worse, claim.worse))
-    )
-    numbers = [""] * 4
-    if test is not None:
-        interval = "" if math.isnan(test.low) else f" [{test.low:+.4f}, {test.high:+.4f}]"
-        ps = ["" if math.isnan(p) else f"{p:.2g}" for p in (test.p, judged.adjusted_p)]
-        numbers = [f"{test.gain:+.4f}{interval}", str(test.n), *ps]
-    verdict = judged.verdict + (f" ({judged.note})" if judged.note else "")
-    return [
-        claim.claim, better, worse, f"{claim.margin:g}", *numbers,
-        _cost_ratio(judged.better, judged.worse), verdict, claim.source,
-    ]  # fmt: skip
-
-
-def _named(row: str, column: str) -> str:
-    return row if column == "-" else f"{row} ({column})"
-
-
-def _cost_ratio(better: CellResult | None, worse: CellResult | None) -> str:
-    """Return worse / better evaluations of a whole run under both countings of PAPER 2."""
-    good, bad = (c.any_record if c is not None else None for c in (better, worse))
-    if good is None or bad is None:
-        return ""
-    ratios = []
-    for counting in ("probes", "total"):
-        a, b = (r["evaluations_per_step"][counting] * r["steps"] for r in (bad, good))
-        ratios.append(f"{a / b:.4g}" if a and b else "–")
-    return " / ".join(ratios)
-
-
-def _grid(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    shown = [titles, ["---"] * len(titles), *lines]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in shown
-    )
 
 
 def _csv(results: TableResults) -> str:

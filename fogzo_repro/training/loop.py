@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,8 +47,12 @@ class Data(Protocol):
 class Mirror(Protocol):
     """Whatever else wants the metrics."""
 
-    def append(self, rows: list[dict[str, Any]]) -> None:
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Take lines of metrics.jsonl."""
+        ...
+
+    def finish(self, record: dict[str, Any] | None) -> None:
+        """Take the record of a run that is over; None where the run was stopped."""
         ...
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from fogzo_repro.reporting import readme
 from fogzo_repro.reporting.claims import judge, read_claims
+from fogzo_repro.reporting.curves import write_curves
 from fogzo_repro.reporting.mini_figures import write_mini_figure
 from fogzo_repro.reporting.overview import write_overview
 from fogzo_repro.reporting.results import MINIS, read_results
+from fogzo_repro.reporting.sweep_figures import write_sweeps
 from fogzo_repro.reporting.tables import write_table
 from tests.reporting.mini_tables import (
     BINS,
@@ -108,7 +110,7 @@ def test_old_records_without_a_history_still_give_the_final_losses(results: Path
 
 
 def test_the_overview_counts_the_verdicts_of_a_table(results: Path) -> None:
-    write_overview(results, [read_results(results, VISION)])
+    write_overview(results, [read_results(results, VISION)], [])
     text = (results / "README.md").read_text()
     assert f"| [{VISION}](tables/{VISION}.md) | 0 of 27 | 0 | 0 | 0 | 0 | 0 | 0 | 8 |" in text
 
@@ -120,3 +122,22 @@ def test_the_readme_has_a_line_for_each_table_and_quantizer(results: Path) -> No
     assert lines[0].endswith("2-bit | not run | not run | not run | not run |")
     assert lines[4].startswith("| [mini-llama](results/tables/mini-llama.md), 2-bit | ")
     assert lines[4].count("(5) |") == 4
+
+
+def test_a_curve_is_drawn_for_each_method_at_the_column_that_tuning_chose(results: Path) -> None:
+    for column, loss in (("1-beta=1e-08", 0.04), ("1-beta=1e-09", 0.05)):
+        for seed in (0, 100, 101, 102):
+            for row in ("2-bit FOGZO", "2-bit FOGZO, random sign"):
+                if seed < 100 or row == "2-bit FOGZO":
+                    save_mini(results, make_mini_record(VISION, row, column, seed, loss))
+    save_mini(results, make_mini_record(VISION, "Full precision", "-", 0, 0.01))
+    assert write_curves(results / "figures", VISION, read_results(results, VISION))
+    with open(results / "figures" / f"{VISION}-curves.csv") as file:
+        drawn = {(line["panel"], line["method"]) for line in csv.DictReader(file)}
+    methods = ("FOGZO, 1-beta=1e-08", "FOGZO, random sign, 1-beta=1e-08", "Full precision")
+    assert drawn == {("2-bit", method) for method in methods}
+
+
+def test_only_a_table_of_the_paper_has_a_sweeps_figure(results: Path) -> None:
+    save_mini(results, make_mini_record(*FOGZO, 100, 0.05))
+    assert not write_sweeps(results / "figures", VISION, read_results(results, VISION))

@@ -1,0 +1,94 @@
+"""results/figures/<table>-curves: train loss against steps, from the histories in the records.
+
+A panel for each network or quantizer, a line for each method: mean over the evaluation seeds with
+its standard deviation as a band. A record without a history, of an older version, is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fogzo_repro.reporting.drawing import (
+    COLUMN,
+    canvas,
+    legend_below,
+    legend_height,
+    scale_values,
+)
+from fogzo_repro.reporting.panels import Styles, evaluated, looks, method, one_per_method, panels
+from fogzo_repro.reporting.results import CellResult, TableResults
+from fogzo_repro.reporting.statistics import summarize
+
+PANEL_HEIGHT = 1.5  # inches
+SKIPPED = 0.05  # share of the steps whose losses may lie above the panel: the fall from the start
+
+
+@dataclass(frozen=True)
+class Point:
+    """Train loss in nats around a step, over n seeds; sd is None for one."""
+
+    panel: str
+    method: str
+    step: float
+    n: int
+    mean: float
+    sd: float | None
+
+
+def write_curves(folder: Path, name: str, found: TableResults) -> bool:
+    """Write <name>-curves.png and .csv; return False where no record has a history."""
+    points = [
+        p
+        for panel, cells in panels(found).items()
+        for cell in one_per_method(found, cells)
+        for p in _course(panel, method(found, cell), cell)
+    ]
+    if not points:
+        return False
+    titles = list(dict.fromkeys(p.panel for p in points))
+    methods = list(dict.fromkeys(p.method for p in points))
+    height = PANEL_HEIGHT * len(titles) + legend_height(methods) + 0.25
+    grid = (len(titles), 1)
+    with canvas(folder / f"{name}-curves", points, (COLUMN, height), grid) as (figure, axes):
+        handles: dict[str, Any] = {}
+        styles = looks(methods)
+        for panel, title in zip(axes[:, 0], titles, strict=True):
+            handles |= _draw(panel, [p for p in points if p.panel == title], styles)
+            panel.set_title(title)
+            panel.set_ylabel("train loss (nats)")
+        axes[-1][0].set_xlabel("step")
+        legend_below(figure, handles)
+    return True
+
+
+def _course(panel: str, name: str, cell: CellResult) -> Iterator[Point]:
+    histories = [r["history"] for r in evaluated(cell) if r.get("history")]
+    if not histories:
+        return
+    losses = zip(*(h["loss"] for h in histories), strict=True)
+    for step, values in zip(histories[0]["step"], losses, strict=True):
+        summary = summarize([v for v in values if v is not None])
+        if step is not None and summary is not None:
+            sd = None if math.isnan(summary.sd) else summary.sd
+            yield Point(panel, name, step, summary.n, summary.mean, sd)
+
+
+def _draw(axes: Any, points: Sequence[Point], styles: Styles) -> dict[str, Any]:
+    """Draw a panel; return its lines by method."""
+    handles = {}
+    for name in dict.fromkeys(p.method for p in points):
+        look = styles[name]
+        line = [p for p in points if p.method == name]
+        steps, means = [p.step for p in line], [p.mean for p in line]
+        low = [max(p.mean - (p.sd or 0), p.mean / 10) for p in line]  # above 0 for a log axis
+        high = [p.mean + (p.sd or 0) for p in line]
+        axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        (handles[name],) = axes.plot(steps, means, **{**look, "marker": None})
+    late = [p.mean for p in points if p.step > SKIPPED * max(p.step for p in points)]
+    scale_values(axes.yaxis, late)
+    axes.set_ylim(top=1.03 * max(late))
+    return handles

@@ -1,0 +1,135 @@
+"""How all figures look, and how a figure and the CSV behind it are written.
+
+Sizes are those of a two-column paper: drawn at the size of print, 8 pt. PNG and PDF carry neither
+date nor software, so that the same points give the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Any
+
+# Okabe and Ito's colours: told apart by readers with any colour vision.
+BLACK, ORANGE, BLUE, GREEN, VERMILION, GREY = (
+    "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#808080",
+)  # fmt: skip
+STYLE: Any = {
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 6.5,
+    "xtick.labelsize": 7, "ytick.labelsize": 7, "lines.linewidth": 1.1, "lines.markersize": 3.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "pdf.fonttype": 42,
+}  # fmt: skip
+COLUMN, TEXT, DPI = 3.3, 6.75, 300  # inches: one column, both columns
+LEGEND_LINE = 0.15  # inches
+LONG = 26  # characters: longer names stand one below the other
+LOG_FROM = 5.0  # values that span more than this factor get a logarithmic axis
+
+
+def points_csv(points: Sequence[Any]) -> str:
+    """Return dataclass instances of one kind as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([f.name for f in fields(points[0])])
+    writer.writerows(astuple(p) for p in points)
+    return text.getvalue()
+
+
+@contextmanager
+def canvas(
+    stem: Path, points: Sequence[Any], size: tuple[float, float], grid: tuple[int, int] = (1, 1),
+    *, pdf: bool = False,
+) -> Iterator[tuple[Any, Any]]:  # fmt: skip
+    """Write <stem>.csv, give a figure and its axes to draw on, write <stem>.png.
+
+    Args:
+        stem: path without suffix.
+        points: what is drawn, all of it.
+        size: width and height in inches.
+        grid: rows and columns of panels.
+        pdf: write <stem>.pdf too.
+
+    Yields:
+        The figure and a (rows, columns) array of axes.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_name(f"{stem.name}.csv").write_text(points_csv(points))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(*grid, figsize=size, layout="constrained", squeeze=False)
+        yield figure, axes
+        name = stem.with_name(f"{stem.name}.png")
+        figure.savefig(name, dpi=DPI, metadata={"Software": None})
+        if pdf:
+            name = stem.with_name(f"{stem.name}.pdf")
+            figure.savefig(name, metadata={"CreationDate": None, "Producer": None})
+        plt.close(figure)
+
+
+def legend_columns(names: Sequence[str]) -> int:
+    """Return into how many columns the names of a legend go within COLUMN inches."""
+    return 1 if max(map(len, names)) > LONG else 2
+
+
+def legend_height(names: Sequence[str]) -> float:
+    """Return the inches that a legend below the panels takes."""
+    return LEGEND_LINE * math.ceil(len(names) / legend_columns(names))
+
+
+def legend_below(figure: Any, handles: dict[str, Any]) -> None:
+    """Put a legend for all panels below them."""
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=legend_columns([*handles]),
+        frameon=False, handlelength=2.6, labelspacing=0.25, columnspacing=1.0,
+    )  # fmt: skip
+
+
+def scale_values(axis: Any, values: Sequence[float]) -> None:
+    """Make an axis logarithmic where its values span much; plain numbers as labels.
+
+    Args:
+        axis: `axes.xaxis` or `axes.yaxis`.
+        values: what is drawn along it.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if not values or min(values) <= 0 or max(values) <= LOG_FROM * min(values):
+        return
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    if max(values) < 1000 * min(values):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def rho_axis(axes: Any, low: float, high: float, perturbed: int) -> None:
+    """Put rho = (1 - beta) d / beta above a logarithmic axis of 1 - beta.
+
+    Args:
+        axes: with its limits set.
+        low: ticks are drawn above this 1 - beta,
+        high: and below this one.
+        perturbed: d, the number of perturbed weights.
+    """
+    from matplotlib.ticker import NullLocator
+
+    # rho = noise d / (1 - noise) at ticks of rho itself; below 1 - beta = 0.1 the axis is linear
+    decades = [10.0**k for k in range(-9, 10)]
+    places = {f"$10^{{{round(math.log10(r))}}}$": r / (perturbed + r) for r in decades}
+    shown = {t: x for t, x in places.items() if low < x < high}
+    upper = axes.twiny()
+    upper.set_xscale("log")
+    upper.set_xlim(axes.get_xlim())
+    upper.set_xticks([*shown.values()], [*shown])
+    upper.xaxis.set_minor_locator(NullLocator())
+    upper.set_xlabel(r"$\rho=(1-\beta)\,d/\beta$", fontsize=7)
+    upper.spines["top"].set_visible(True)

@@ -1,0 +1,104 @@
+"""results/figures/<table>-sweeps: quality against 1 - beta with rho, and against FOGZO's start.
+
+From the sweeps of Tables 1 to 4, on the tuning seeds: (a) train loss against 1 - beta_min, (b)
+against the share of the training before FOGZO begins. The band is the STE at the learning rate that
+its own sweep chose. Mean ± sd.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fogzo_repro.reporting.claims import chosen
+from fogzo_repro.reporting.drawing import BLACK, BLUE, COLUMN, canvas, rho_axis
+from fogzo_repro.reporting.results import CellResult, TableResults
+from fogzo_repro.reporting.statistics import summarize
+
+HEIGHT = 3.9  # inches
+NOISE, START, STE = "1-beta", "start", "lr"  # how the columns of the three sweeps begin
+
+
+@dataclass(frozen=True)
+class Point:
+    """A cell of a sweep: train loss in nats over n tuning seeds."""
+
+    row: str
+    column: str
+    sweep: str
+    value: float
+    perturbed: int
+    n: int
+    mean: float
+    sd: float | None
+    chosen: bool
+
+
+def write_sweeps(folder: Path, name: str, found: TableResults) -> bool:
+    """Write <name>-sweeps.png and .csv; return False where no cell of FOGZO's sweeps was run."""
+    cells = [c for c in found.cells.values() if ": " in c.row]  # "network: method" is a sweep
+    points = [p for p in (_point(found, cell) for cell in cells) if p is not None]
+    fogzo = [p for p in points if p.sweep != STE]
+    if not fogzo:
+        return False
+    with canvas(folder / f"{name}-sweeps", points, (COLUMN, HEIGHT), (2, 1)) as (figure, axes):
+        above, below = axes[:, 0]
+        for panel, sweep, letter in ((above, NOISE, "a"), (below, START, "b")):
+            along = sorted((p for p in fogzo if p.sweep == sweep), key=lambda p: p.value)
+            _band(panel, [p for p in points if p.sweep == STE and p.chosen])
+            _line(panel, along)
+            panel.set_ylabel("train loss (nats)")
+            panel.text(-0.2, 1.06, f"({letter})", transform=panel.transAxes, fontweight="bold")
+        _noise_axis(above, [p for p in fogzo if p.sweep == NOISE and p.value])
+        below.set_xlabel("share of the training before FOGZO begins")
+        below.sharey(above)
+        figure.suptitle(fogzo[0].row.split(":")[0], fontsize=8)
+    return True
+
+
+def _point(found: TableResults, cell: CellResult) -> Point | None:
+    summary = summarize([*cell.values("train", "loss", tuning=True).values()])
+    sweep, _, value = cell.column.partition("=")
+    record = cell.any_record
+    if summary is None or record is None or sweep not in (NOISE, START, STE):
+        return None
+    best = chosen(found, cell.row)
+    sd = None if math.isnan(summary.sd) else summary.sd
+    taken = best is not None and best.column == cell.column
+    return Point(
+        cell.row, cell.column, sweep, float(value), record["perturbed_weights"],
+        summary.n, summary.mean, sd, taken,
+    )  # fmt: skip
+
+
+def _band(axes: Any, ste: Sequence[Point]) -> None:
+    for p in ste:
+        axes.axhspan(p.mean - (p.sd or 0), p.mean + (p.sd or 0), color=BLACK, alpha=0.15, lw=0)
+        label = f"STE, {p.column}"
+        axes.axhline(p.mean, color=BLACK, linestyle="--", linewidth=0.9, label=label, zorder=1)
+
+
+def _line(axes: Any, along: Sequence[Point]) -> None:
+    if along:
+        axes.errorbar(
+            [p.value for p in along], [p.mean for p in along], yerr=[p.sd or 0 for p in along],
+            color=BLUE, marker="o", label="FOGZO", capsize=1.5, elinewidth=0.7,
+        )  # fmt: skip
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
+
+
+def _noise_axis(axes: Any, along: Sequence[Point]) -> None:
+    axes.set_xlabel(r"$1-\beta_{\min}$")
+    if not along:
+        return
+    from matplotlib.ticker import NullLocator
+
+    low, high = min(p.value for p in along) / 2, max(p.value for p in along) * 2
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.xaxis.set_minor_locator(NullLocator())
+    rho_axis(axes, low, high, along[0].perturbed)

@@ -1,0 +1,138 @@
+"""results/figures/<table>-time: quality against the time of a run, the view of Table 4.
+
+A panel for each network or quantizer, a mark for each cell of the STE, of FOGZO and of the STE at
+equal cost: mean ± sd over the evaluation seeds against its mean time; the staircase joins the cells
+that no other one beats in both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fogzo_repro.reporting.drawing import (
+    COLUMN,
+    GREY,
+    canvas,
+    legend_below,
+    legend_height,
+    scale_values,
+)
+from fogzo_repro.reporting.panels import (
+    EQUAL,
+    FOGZO,
+    STE,
+    Styles,
+    evaluated,
+    kind_of,
+    looks,
+    method,
+    panels,
+)
+from fogzo_repro.reporting.results import CellResult, TableResults
+from fogzo_repro.reporting.statistics import summarize
+
+PANEL_HEIGHT = 1.7  # inches
+COMPARED = (STE, FOGZO, EQUAL)
+QUALITY = {  # what is drawn of a run, where it has that: the paper's metric at full scale alone
+    "full": (("val", "perplexity"), ("val", "top1"), ("train", "loss")),
+    "mini": (("train", "loss"),),
+}
+LABELS = {"perplexity": "perplexity", "top1": "top-1 (%)", "loss": "train loss (nats)"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A cell over n seeds: hours of a run on the hardware, and its quality."""
+
+    panel: str
+    method: str
+    hardware: str
+    metric: str
+    n: int
+    hours: float
+    mean: float
+    sd: float | None
+
+
+def write_tradeoff(folder: Path, name: str, found: TableResults) -> bool:
+    """Write <name>-time.png and .csv; return False where nothing was run."""
+    points = [
+        _point(panel, method(found, cell), cell)
+        for panel, cells in panels(found).items()
+        for cell in cells
+        if kind_of(method(found, cell)) in COMPARED
+    ]
+    if not points:
+        return False
+    titles = list(dict.fromkeys(p.panel for p in points))
+    groups = list(dict.fromkeys(_group(p) for p in points))
+    height = PANEL_HEIGHT * len(titles) + legend_height(groups) + 0.25
+    grid = (len(titles), 1)
+    unit, per_hour = ("hours", 1.0) if max(p.hours for p in points) > 0.5 else ("minutes", 60.0)
+    with canvas(folder / f"{name}-time", points, (COLUMN, height), grid) as (figure, axes):
+        handles: dict[str, Any] = {}
+        styles = looks(groups)
+        for panel, title in zip(axes[:, 0], titles, strict=True):
+            handles |= _draw(panel, [p for p in points if p.panel == title], styles, per_hour)
+            panel.set_title(title)
+        cards = ", ".join(dict.fromkeys(p.hardware for p in points))
+        axes[-1][0].set_xlabel(f"{unit} of a run ({cards})")
+        legend_below(figure, handles)
+    return True
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that none is below in one coordinate and not above in the other.
+
+    >>> pareto_front([(1, 3), (2, 4), (2, 2), (3, 2)])
+    [(1, 3), (2, 2)]
+    """
+    front: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front
+
+
+def _point(panel: str, name: str, cell: CellResult) -> Point:
+    records = evaluated(cell)
+    last = records[0]["metrics"]["last"]
+    wanted = QUALITY[records[0]["scale"]]
+    split, metric = next(((s, m) for s, m in wanted if m in last.get(s, {})), ("train", "loss"))
+    summary = summarize([*cell.values(split, metric).values()])
+    assert summary is not None, "a panel holds cells with finished evaluation runs alone"
+    hours = math.fsum(r["wall_seconds"] for r in records) / len(records) / 3600
+    sd = None if math.isnan(summary.sd) else summary.sd
+    return Point(panel, name, records[0]["hardware"], metric, summary.n, hours, summary.mean, sd)
+
+
+def _group(point: Point) -> str:
+    """Return a method's name without its learning rate or 1 - beta: one colour for all of them."""
+    return ", ".join(p for p in point.method.split(", ") if "=" not in p)
+
+
+def _draw(axes: Any, points: Sequence[Point], styles: Styles, per_hour: float) -> dict[str, Any]:
+    """Draw a panel in units of 1 / per_hour hours; return its marks by method."""
+    metric = points[0].metric
+    sign = -1 if metric == "top1" else 1
+    front = pareto_front([(per_hour * p.hours, sign * p.mean) for p in points])
+    axes.step(
+        [x for x, _ in front], [sign * y for _, y in front],
+        where="post", color=GREY, linewidth=0.8, zorder=0,
+    )  # fmt: skip
+    handles = {}
+    for name in dict.fromkeys(map(_group, points)):
+        same = [p for p in points if _group(p) == name]
+        look = {**styles[name], "linestyle": "none", "capsize": 1.5, "elinewidth": 0.7}
+        if kind_of(name) == EQUAL:
+            look["markerfacecolor"] = "white"
+        hours, means = [per_hour * p.hours for p in same], [p.mean for p in same]
+        handles[name] = axes.errorbar(hours, means, yerr=[p.sd or 0 for p in same], **look)
+    axes.set_ylabel(LABELS[metric])
+    scale_values(axes.yaxis, [p.mean for p in points])
+    scale_values(axes.xaxis, [per_hour * p.hours for p in points])
+    return handles

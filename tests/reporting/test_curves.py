@@ -1,0 +1,146 @@
+"""Curves, sweeps and time of Tables 1 to 4: from records alone, and only where there are any."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fogzo_repro.reporting.curves import write_curves
+from fogzo_repro.reporting.panels import looks, panels
+from fogzo_repro.reporting.results import TableResults, read_results
+from fogzo_repro.reporting.sweep_figures import write_sweeps
+from fogzo_repro.reporting.tradeoff import pareto_front, write_tradeoff
+
+Draw = Callable[[Path, str, TableResults], bool]
+Save = Callable[..., dict[str, Any]]
+STE, FOGZO = "LSQ-STE, 3.522B tokens", "70% STE + 30% FOGZO, 3.0B tokens"
+SWEEP = "30M: 70% STE + 30% FOGZO"
+
+
+@pytest.fixture
+def save_run(save: Save) -> Save:
+    """Write a record of Table 4 with a history of three steps."""
+
+    def write(column: str, seed: int, value: float, row: str = "30M", **changes: Any) -> Any:
+        estimator = {"name": "ste"}
+        if column.startswith("1-beta"):
+            estimator |= {"name": "fogzo", "noise": float(column.split("=")[1])}
+        config = {
+            "model": {"name": "llama_30m"}, "dataset": {"name": "c4"}, "quantizer": {},
+            "estimator": estimator, "recipe": {"lr": 1e-3},
+        }  # fmt: skip
+        losses = {"train": {"loss": value / 10}, "val": {"loss": 3.0, "perplexity": value}}
+        history = {"step": [10.0, 20.0, 30.0], "loss": [9.0, value / 5, value / 10]}
+        made = {
+            "table": "table4", "config": config, "metrics": {"last": losses, "best": {}},
+            "history": history, "hardware": "NVIDIA H200", "wall_seconds": 7200.0,
+            "perturbed_weights": 1000,
+        }  # fmt: skip
+        return save(row, column, seed, 0.0, **made | changes)
+
+    return write
+
+
+def drawn(draw: Draw, results: Path) -> list[dict[str, str]]:
+    """Draw Table 4 at full scale; return what the CSV holds."""
+    assert draw(results / "figures", "t", read_results(results, "table4"))
+    (image,) = (results / "figures").glob("*.png")
+    with open(image.with_suffix(".csv"), newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    "draw", [write_curves, write_sweeps, write_tradeoff], ids=lambda d: d.__name__
+)
+def test_without_records_nothing_is_drawn(results: Path, draw: Draw) -> None:
+    assert not draw(results / "figures", "t", read_results(results, "table4"))
+    assert not (results / "figures").exists()
+
+
+@pytest.mark.parametrize(
+    "draw", [write_curves, write_sweeps, write_tradeoff], ids=lambda d: d.__name__
+)
+def test_the_same_records_give_the_same_bytes(results: Path, save_run: Save, draw: Draw) -> None:
+    for seed in (0, 1):
+        save_run(STE, seed, 40.0 + seed)
+        save_run(FOGZO, seed, 39.0 + seed)
+    save_run("1-beta=1e-08", 100, 38.0, SWEEP)
+    found = read_results(results, "table4")
+    for name in ("one", "two"):
+        assert draw(results / name, "t", found)
+    files = sorted((results / "one").iterdir())
+    assert [f.suffix for f in files] == [".csv", ".png"]
+    assert all(f.read_bytes() == (results / "two" / f.name).read_bytes() for f in files)
+
+
+def test_a_curve_is_the_mean_of_the_histories_on_evaluation_seeds(
+    results: Path, save_run: Save
+) -> None:
+    save_run(STE, 0, 40.0)
+    save_run(STE, 1, 42.0)
+    save_run(STE, 100, 90.0)
+    points = drawn(write_curves, results)
+    assert [(p["step"], p["n"]) for p in points] == [("10.0", "2"), ("20.0", "2"), ("30.0", "2")]
+    assert [float(p["mean"]) for p in points] == pytest.approx([9.0, 8.2, 4.1])
+
+
+def test_a_record_without_a_history_has_no_curve(results: Path, save_run: Save) -> None:
+    save_run(STE, 0, 40.0, history=None)
+    assert not write_curves(results / "figures", "t", read_results(results, "table4"))
+
+
+def test_a_bin_without_a_loss_is_left_out(results: Path, save_run: Save) -> None:
+    save_run(STE, 0, 40.0, history={"step": [1.0, 2.0], "loss": [None, 5.0]})
+    assert [p["step"] for p in drawn(write_curves, results)] == ["2.0"]
+
+
+def test_time_stands_against_the_papers_metric_at_full_scale(results: Path, save_run: Save) -> None:
+    save_run(STE, 0, 40.0)
+    save_run("full precision", 0, 20.0)
+    (point,) = drawn(write_tradeoff, results)  # full precision is not compared
+    assert (point["metric"], point["mean"], point["hours"]) == ("perplexity", "40.0", "2.0")
+
+
+def test_time_stands_against_train_loss_at_mini_scale(results: Path, save_run: Save) -> None:
+    save_run(STE, 0, 40.0, scale="mini")
+    found = read_results(results, "table4", ("mini",))
+    assert write_tradeoff(results / "figures", "t", found)
+    line = (results / "figures" / "t-time.csv").read_text().splitlines()[1]
+    assert ",loss,1,2.0,4.0," in line
+
+
+def test_a_sweep_shows_the_tuning_seeds_and_what_they_chose(results: Path, save_run: Save) -> None:
+    for column, value in (("1-beta=1e-08", 38.0), ("1-beta=1e-09", 37.0)):
+        save_run(column, 100, value, SWEEP)
+        save_run(column, 0, 90.0, SWEEP)
+    points = drawn(write_sweeps, results)
+    found = {float(p["value"]): (float(p["mean"]), p["chosen"]) for p in points}
+    assert found == {1e-8: (3.8, "False"), 1e-9: (3.7, "True")}
+
+
+def test_a_diverged_run_is_in_no_panel(results: Path, save_run: Save) -> None:
+    save_run(STE, 0, 40.0, status="diverged", metrics={})
+    assert panels(read_results(results, "table4")) == {}
+
+
+def test_the_front_leaves_out_what_another_cell_beats_in_both() -> None:
+    assert pareto_front([(2, 2), (1, 3), (3, 2.5), (2, 4), (4, 1)]) == [(1, 3), (2, 2), (4, 1)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["identity STE", "identity FOGZO", "tanh STE", "tanh FOGZO", "identity STE, equal cost"],
+        ["STE", "FOGZO", "FOGZO, random sign", "STE, equal cost", "Full precision"],
+        ["QuEST", "QuEST-FOGZO, random sign", "LSQ", "LSQ-FOGZO, random sign", "full precision"],
+        [STE, FOGZO, "LSQ-STE, equal cost", "70% STE + 30% FOGZO, random sign"],
+    ],
+    ids=["table1", "mini", "table3", "table4"],
+)
+def test_no_two_methods_of_a_figure_look_alike(names: list[str]) -> None:
+    styles = [(look["color"], look["marker"]) for look in looks(names).values()]
+    assert len(set(styles)) == len(names)

@@ -1,0 +1,237 @@
+"""Tables 1 to 4: the paper's value beside ours, and what may not stand there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fogzo_repro import METHOD_VERSION
+from fogzo_repro.config import UserError
+from fogzo_repro.reporting.claims import judge, read_claims
+from fogzo_repro.reporting.latex import tabular
+from fogzo_repro.reporting.paper_form import TITLES, write_paper_table
+from fogzo_repro.reporting.records import SCHEMA_VERSION
+from fogzo_repro.reporting.results import read_paper, read_results
+
+Save = Callable[..., dict[str, Any]]
+FIRST = ("DeiT-Tiny, ImageNet-100", "identity STE")
+
+
+@pytest.fixture
+def save_cell(save: Save) -> Save:
+    """Write a record of Table 1's first cell, or as `changes` say."""
+
+    def write(seed: int, top1: float = 60.0, **changes: Any) -> dict[str, Any]:
+        row, column = changes.pop("place", FIRST)
+        metrics = {
+            "last": {
+                "train": {"loss": 2.5}, "val": {"loss": 1.0, "top1": top1, "perplexity": top1},
+            },
+            "best": {"val": {"step": 1, "top1": top1 + 5}},
+        }  # fmt: skip
+        return save(row, column, seed, 0.0, **{"table": "table1", "metrics": metrics} | changes)
+
+    return write
+
+
+def line_of(results: Path, table: str, start: str) -> str:
+    text = (results / "tables" / f"{table}.md").read_text()
+    return next(line for line in text.splitlines() if line.startswith(start))
+
+
+def main_line(results: Path) -> str:
+    return line_of(results, "table1", f"| {FIRST[0]} | {FIRST[1]}")
+
+
+@pytest.mark.parametrize("table", TITLES)
+def test_without_records_every_cell_says_not_run(results: Path, table: str) -> None:
+    write_paper_table(results, table)
+    with open(results / "tables" / f"{table}.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["diverged"] for line in lines} == {"not run"}
+    assert len(lines) == len(read_paper(results / "paper" / f"{table}.csv"))
+
+
+@pytest.mark.parametrize("table", TITLES)
+def test_every_pair_whose_values_are_known_has_a_claim(results: Path, table: str) -> None:
+    # FOGZO is the better one in each pair of the paper; a pair has one line per metric.
+    known = [e for e in read_paper(results / "paper" / f"{table}.csv") if e["value"]]
+    ours = read_claims(results / "paper" / "claims.csv", table)
+    fogzo = {(e["row"], e["column"], e["metric"]) for e in known if "FOGZO" in e["column"]}
+    ste = {(e["row"], e["column"], e["metric"]) for e in known if "FOGZO" not in e["column"]}
+    assert {(*claim.better, claim.metric) for claim in ours} == fogzo
+    assert {(*claim.worse, claim.metric) for claim in ours} == ste
+    directions = {"top1": "higher", "loss": "lower", "perplexity": "lower"}
+    assert all(c.direction == directions[c.metric] and c.margin == 0 for c in ours)
+
+
+@pytest.mark.parametrize("table", TITLES)
+def test_no_claim_has_a_verdict_before_the_runs(results: Path, table: str) -> None:
+    judged = judge(read_results(results, table), read_claims(results / "paper/claims.csv", table))
+    assert judged and {j.verdict for j in judged} == {"not run"}
+
+
+def test_a_cell_shows_paper_ours_and_difference(results: Path, save_cell: Save) -> None:
+    for seed, top1 in enumerate((61.0, 62.0, 63.0)):
+        save_cell(seed, top1)
+    write_paper_table(results, "table1")
+    assert "| val top-1 (%) | 62.72 | 62.00 ± 1.00 (3) | -0.72 |" in main_line(results)
+
+
+def test_the_best_evaluation_never_stands_for_the_last(results: Path, save_cell: Save) -> None:
+    save_cell(0, 61.0)
+    write_paper_table(results, "table1")
+    assert "66.00" not in (results / "tables" / "table1.md").read_text()
+
+
+def test_quests_published_value_stands_beside_its_cell(results: Path) -> None:
+    write_paper_table(results, "table3")
+    assert "| 37.75 | not run |  | 35.66 |" in line_of(results, "table3", "| 95M | QuEST |")
+    assert "35.66" in (results / "tables" / "table3.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dirty": True}, "not from a clean commit"),
+        ({"scale": "smoke"}, "scale smoke"),
+        ({"method_version": METHOD_VERSION - 1}, "stale"),
+    ],
+    ids=["dirty tree", "smoke", "older method"],
+)
+def test_a_record_that_may_not_stand_there_is_refused_by_name(
+    results: Path, save_cell: Save, change: dict[str, Any], reason: str
+) -> None:
+    record = save_cell(0, **change)
+    found = write_paper_table(results, "table1")
+    assert "not run" in main_line(results)
+    assert found.refused[0].startswith(f"{record['run_id']}.json: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reason"),
+    [
+        ({"allow_partial": True, "classes": "imagenet100"}, "allow_partial"),
+        ({"allow_partial": False, "classes": "mine.txt"}, "classes=mine.txt"),
+    ],
+    ids=["a part of the data", "other classes"],
+)
+def test_a_record_of_other_data_is_refused(
+    results: Path, save_cell: Save, dataset: dict[str, Any], reason: str
+) -> None:
+    record = save_cell(0)
+    config = record["config"] | {"dataset": {"name": "imagenet100", **dataset}}
+    save_cell(0, config=config)
+    found = write_paper_table(results, "table1")
+    assert "not run" in main_line(results) and reason in found.refused[0]
+
+
+def test_a_mini_record_stands_in_its_own_section_alone(results: Path, save_cell: Save) -> None:
+    save_cell(0, 61.0, scale="mini")
+    found = write_paper_table(results, "table1")
+    assert "| 62.72 | not run |" in main_line(results)
+    assert not found.refused and not found.cells[FIRST].runs
+    text = (results / "tables" / "table1.md").read_text().split("## At smaller scale")[1]
+    assert "| mini | mlp, mnist | 1170 |  | 2.5000 ± – (1) | val perplexity 61.00 ± – (1)" in text
+    assert "61.00" not in (results / "tables" / "table1.tex").read_text()
+
+
+def test_a_sweep_at_smaller_scale_may_have_other_values(results: Path, save_cell: Save) -> None:
+    place = ("LLaMA-9m, C4: identity STE", "lr=7")
+    save_cell(100, scale="mini", place=place)
+    write_paper_table(results, "table1")
+    text = (results / "tables" / "table1.md").read_text().split("## At smaller scale")[1]
+    assert f"| {place[0]} | lr=7 |" in text
+    save_cell(100, place=place)
+    with pytest.raises(UserError, match="unknown cell"):
+        write_paper_table(results, "table1")
+
+
+def test_tuning_seeds_enter_a_sweep_and_not_the_papers_column(
+    results: Path, save_cell: Save
+) -> None:
+    save_cell(100)
+    for column in ("1-beta=1e-08", "1-beta=1e-09"):
+        save_cell(101, place=("LLaMA-9m, C4: identity FOGZO", column))
+    write_paper_table(results, "table1")
+    assert "| 62.72 | not run |" in main_line(results)
+    sweep = line_of(results, "table1", "| LLaMA-9m, C4: identity FOGZO | 1-beta=1e-08")
+    assert sweep.endswith("| train loss | 2.5000 ± – (1), chosen |")
+
+
+def test_evaluations_count_the_steps_that_are_probed(results: Path, save_cell: Save) -> None:
+    # 2000 steps of 3, against 1000 of 3 + 2 probes of which 30% are taken: 6000 / 3600
+    plain, late = ("LSQ-STE, 3.522B tokens", "70% STE + 30% FOGZO, 3.0B tokens")
+    first = save_cell(0, place=("30M", plain), table="table4", steps=2000)
+    config = first["config"] | {
+        "estimator": {"name": "fogzo", "noise": 1e-9, "start_fraction": 0.7}
+    }
+    counts = {"probes": 2, "total": 5}
+    save_cell(
+        0, place=("30M", late), table="table4", steps=1000, config=config,
+        evaluations_per_step=counts,
+    )  # fmt: skip
+    write_paper_table(results, "table4")
+    assert "| – / 1.667 | inconclusive" in line_of(results, "table4", "| 30% FOGZO after")
+
+
+def test_a_diverged_run_is_printed_and_not_averaged(results: Path, save_cell: Save) -> None:
+    save_cell(0, 61.0)
+    save_cell(1, status="diverged", metrics={}, notes="step 7: loss nan")
+    write_paper_table(results, "table1")
+    assert "61.00 ± – (1), 1 diverged" in main_line(results)
+    name = f"- {FIRST[0]} ({FIRST[1]}), scale full, seed 1"
+    assert line_of(results, "table1", name).endswith(": step 7: loss nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": {"last": {"val": {"loss": 1.0}}}}, r"lacks metrics\.last\.val\.top1"),
+        ({"schema_version": SCHEMA_VERSION + 1}, "update the code"),
+        ({"run_id": "another-s0-bbbbbbbb"}, "two records of DeiT-Tiny.*seed 0"),
+    ],
+    ids=["a metric missing", "newer schema", "two records"],
+)
+def test_a_damaged_or_doubled_record_is_one_clear_error(
+    results: Path, save_cell: Save, change: dict[str, Any], message: str
+) -> None:
+    if "run_id" in change:
+        save_cell(0)
+    save_cell(0, **change)
+    with pytest.raises(UserError, match=message):
+        write_paper_table(results, "table1")
+
+
+def test_a_record_without_a_field_is_one_clear_error(results: Path, save_cell: Save) -> None:
+    record = save_cell(0)
+    path = results / "records" / "table1" / f"{record['run_id']}.json"
+    path.write_text(json.dumps({k: v for k, v in record.items() if k != "steps"}))
+    with pytest.raises(UserError, match="lacks the field steps"):
+        write_paper_table(results, "table1")
+
+
+def test_a_value_of_the_paper_that_is_no_number_is_one_clear_error(results: Path) -> None:
+    path = results / "paper" / "table3.csv"
+    path.write_text(path.read_text().replace("37.75", "about 38"))
+    with pytest.raises(UserError, match=r"95M \| QuEST has value=about 38"):
+        write_paper_table(results, "table3")
+
+
+def test_latex_lines_have_as_many_columns_as_the_table_declares() -> None:
+    text = tabular(["a", "b", "c", "d"], [["70% x", "b & c", "", "-1.5 ± 2"], ["y_1", "", "", ""]])
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert r"\begin{tabular}{lllr}" in text
+    assert [line.replace(r"\&", "").count("&") for line in body] == [3, 3, 3]
+    assert body[1] == r"70\% x & b \& c &  & $-$1.5 $\pm$ 2 \\"
+
+
+def test_latex_names_a_row_once_and_rules_off_the_next() -> None:
+    text = tabular(["row", "v"], [["a", "1"], ["a", "2"], ["b", "3"]])
+    assert text.count("\\midrule") == 2
+    assert [line.split(" &")[0] for line in text.splitlines()[5:7]] == ["a", ""]

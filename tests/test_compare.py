@@ -1,0 +1,96 @@
+"""Comparing two runs: what differs is shown, what is equal is counted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fogzo_repro import compare
+from fogzo_repro.config import UserError
+from fogzo_repro.reporting.records import SCHEMA_VERSION
+from tests.conftest import ROOT
+from tests.reporting.conftest import make_record
+from tests.short_runs import train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    ste = train(folder, "estimator=ste")
+    return {"ste": ste, "fogzo": train(folder, "estimator=fogzo", "estimator.noise=1e-9")}
+
+
+def test_settings_that_differ_are_shown_and_equal_ones_are_not(runs: dict[str, Path]) -> None:
+    text = compare.compare(runs["ste"], runs["fogzo"])
+    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert lines["estimator.name"] == ["ste", "fogzo"]
+    assert lines["estimator.noise"] == ["-", "1e-09"]
+    assert "recipe.lr" not in lines
+
+
+def test_a_run_compared_with_itself_has_no_difference(runs: dict[str, Path]) -> None:
+    text = compare.compare(runs["ste"], runs["ste"])
+    assert text.count(": 0 differ") == 3
+    assert text.splitlines()[-1].startswith("metrics.jsonl: equal, ")
+
+
+def test_the_first_step_that_differs_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(runs["ste"], tmp_path / "copy")
+    lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    at = next(i for i, line in enumerate(lines) if line["step"] == 7)
+    lines[at]["loss"] = 99.0
+    lines[at + 1]["loss"] = 98.0
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    last = compare.compare(runs["ste"], copy).splitlines()[-1]
+    assert last.startswith("metrics.jsonl: first differ at step 7: loss ")
+    assert last.endswith("/ 99.0")
+
+
+def test_a_shorter_run_is_said_to_end() -> None:
+    lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    assert compare.first_difference(lines, lines[:1]).endswith("equal until B ends, at step 1")
+
+
+def test_columns_are_aligned() -> None:
+    a, b = make_record("STE", "lr=0.032", 0, 1.0), make_record("FOGZO n=1", "1-beta=0.001", 1, 2.0)
+    text = compare.report(a, b).split("metrics: ")[1]
+    starts = {line.rindex("  ") for line in text.splitlines()[1:] if line.strip()}
+    assert len(starts) == 1
+
+
+def test_numbers_that_look_alike_are_shown_in_full() -> None:
+    a, b = make_record("STE", "-", 0, 1.0), make_record("STE", "-", 0, 1.0 + 1e-9)
+    assert "1.000000001" in compare.report(a, b)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("missing.json", None, "is not there"),
+        ("broken.json", "{", "is not a record"),
+        ("short.json", '{"schema_version": 1}', "lacks the field"),
+        ("newer.json", json.dumps({"schema_version": SCHEMA_VERSION + 1}), "update the code"),
+        ("list.json", "[]", "is not a record"),
+        ("", None, "the run is not over"),
+    ],
+    ids=["missing", "not JSON", "a field missing", "newer schema", "not an object", "unfinished"],
+)
+def test_what_cannot_be_compared_is_one_clear_error(
+    tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        compare.load(tmp_path / name)
+
+
+def test_an_error_is_one_line_and_status_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fogzo_repro.compare", tmp_path, tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
