@@ -133,3 +133,11 @@ def test_probes_move_the_loss_and_leave_the_weights(
         assert len(measured) == 1
         assert row["flips"] > 0
         assert not any(map(torch.allclose, gradients(step), straight))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_two_identical_probes_have_the_same_loss(tokens: Path, model: str) -> None:
+    """Drop-path included: its masks are those of the step, not of the pass."""
+    step, batch = build_step("round-w2", model, "fogzo", tokens)
+    step.prepare(0, 10, 0.1)
+    assert step.null_level(batch) == 0
