@@ -126,6 +126,7 @@ def _train(prepared: Prepared) -> dict[str, Any]:
         total_steps=total,
         lr=lambda t, steps: learning_rate(config.recipe, t, steps, batches.steps_per_epoch),
         eval_every_epochs=config.recipe.eval_every_epochs,
+        eval_every_steps=config.eval_every_steps,
         checkpoint_seconds=60 * config.checkpoint_minutes,
         snapshot_steps=frozenset(
             round(total * k / (config.snapshots - 1)) if config.snapshots > 1 else total

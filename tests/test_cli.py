@@ -42,6 +42,8 @@ BAD = {
     "no quantized weight": (["quantizer=none"], "quantizer=round or estimator=ste"),
     "one value of a sweep": (["-m", "estimator.beta_min=0.9,1.5"], "estimator.beta_min=1.5"),
     "syntax": (["estimator=[ste"], "estimator=[ste"),
+    "no evaluations": (["eval_every_steps=0"], "eval_every_steps=0 must be at least 1"),
+    "evaluations not a number": (["eval_every_steps=often"], "=often is not of type int"),
     "seed": (["seed=-1"], "seed=-1 is outside"),
 }
 

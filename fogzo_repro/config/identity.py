@@ -10,10 +10,10 @@ from typing import Any
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config.run import RunConfig
 
-# What does not change the result, and so is not part of a run's identity.
+# What changes neither a weight nor the last metrics, and so is not part of a run's identity.
 _FREE = {
     "tracker", "cell", "data_dir", "output_root", "force", "dry_run", "snapshots",
-    "checkpoint_minutes", "hardware",
+    "checkpoint_minutes", "eval_every_steps", "hardware",
 }  # fmt: skip
 
 

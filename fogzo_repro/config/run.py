@@ -41,12 +41,14 @@ class RunConfig:
     dry_run: bool
     snapshots: int
     checkpoint_minutes: float
+    eval_every_steps: int | None
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, f"seed={self.seed} is outside [0, 2^31)")
         choice("scale", self.scale, ("full", "mini", "smoke"))
         finite("snapshots", self.snapshots, 0)
         finite("checkpoint_minutes", self.checkpoint_minutes, 0)
+        finite("eval_every_steps", self.eval_every_steps, 1)
         require(
             isinstance(self.model, LlamaConfig) == (self.dataset.name == "c4"),
             f"model={self.model.name} does not go with dataset={self.dataset.name}: dataset=c4 "

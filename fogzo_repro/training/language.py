@@ -86,7 +86,10 @@ class Language:
         return model(batch.windows[:, :-1], batch.windows[:, 1:])
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:
-        """Return the validation split, in full after the last step, then also some training."""
+        """Return the validation split, in full after the last step, then also some training.
+
+        `windows` says on how much, so that an interim perplexity is not taken for a final one.
+        """
         bound = len(self.validation) if last else self.interim_windows
         found = {"val": self._evaluate(model, self.validation, bound)}
         if last:
@@ -106,7 +109,8 @@ class Language:
             total += self.loss(model, TokenBatch(batch.to(self.device))).double() * len(indices)
         model.train(training)
         loss = self.ranks.sum(total).item() / windows
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        perplexity = math.exp(min(loss, 700.0))
+        return {"loss": loss, "perplexity": perplexity, "windows": windows}
 
     def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
         """Return None: the batched evaluator runs the MLP."""

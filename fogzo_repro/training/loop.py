@@ -65,6 +65,7 @@ class Plan:
         total_steps: optimizer steps in all.
         lr: the learning rate at (step, total_steps).
         eval_every_epochs: epochs between evaluations; the last step is always evaluated.
+        eval_every_steps: steps between evaluations inside an epoch, None for none.
         checkpoint_seconds: wall time between checkpoints.
         snapshot_steps: after which steps the weights are kept for good.
         folder: the run folder.
@@ -75,6 +76,7 @@ class Plan:
     total_steps: int
     lr: Callable[[int, int], float]
     eval_every_epochs: int
+    eval_every_steps: int | None
     checkpoint_seconds: float
     snapshot_steps: frozenset[int]
     folder: Path
@@ -160,9 +162,10 @@ class Training:
                 asked = self.ranks.any(stop.received is not None)
                 finished = self.done == plan.total_steps
                 epoch_ends = self.done % self.data.steps_per_epoch == 0
-                if len(self.pending) == FLUSH_STEPS or epoch_ends or finished or asked:
+                evaluated = finished or self._is_evaluated(epoch_ends)
+                if len(self.pending) == FLUSH_STEPS or epoch_ends or evaluated or asked:
                     self.flush(progress)
-                if finished or (epoch_ends and (epoch + 1) % plan.eval_every_epochs == 0):
+                if evaluated:
                     self._evaluate(finished)
                 if self.done in plan.snapshot_steps:
                     self._snapshot()
@@ -177,6 +180,14 @@ class Training:
                     raise Preempted(f"{signal}: saved after step {self.done}")
                 if finished:
                     break
+
+    def _is_evaluated(self, epoch_ends: bool) -> bool:
+        """Return whether an interim evaluation is due; a function of the step alone."""
+        plan = self.plan
+        epochs, within = self.done // self.data.steps_per_epoch, plan.eval_every_steps
+        if epoch_ends and epochs % plan.eval_every_epochs == 0:
+            return True
+        return within is not None and self.done % within == 0
 
     def _one_step(self, batch: Any) -> None:
         plan, t = self.plan, self.done

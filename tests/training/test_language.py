@@ -181,7 +181,7 @@ def test_a_run_learns_resumes_to_the_same_bytes_and_says_what_it_evaluated(
 ):
     overrides = [
         "recipe.max_steps=12", "estimator=fogzo", "estimator.noise=1e-6", "recipe.lr=0.01",
-        "checkpoint_minutes=0",
+        "checkpoint_minutes=0", "eval_every_steps=3",
     ]  # fmt: skip
     whole = config(data_dir, *overrides, f"output_root={tmp_path / 'whole'}")
     broken = config(data_dir, *overrides, f"output_root={tmp_path / 'broken'}")
@@ -212,6 +212,9 @@ def test_a_run_learns_resumes_to_the_same_bytes_and_says_what_it_evaluated(
         ]
 
     assert files(tmp_path / "whole") == files(tmp_path / "broken")
+    lines = map(json.loads, files(tmp_path / "broken")[0].splitlines())
+    evaluated = [(x["step"], x["windows"]) for x in lines if x.get("split") == "val"]
+    assert evaluated == [(3, 64), (6, 64), (9, 64), (12, 68)]
     last = record["metrics"]["last"]
     assert last["val"]["perplexity"] == pytest.approx(math.exp(last["val"]["loss"]))
     assert last["val"]["perplexity"] < VOCABULARY

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from fogzo_repro.config import ConfigError, parse_config
+from fogzo_repro.config import ConfigError, parse_config, result_fields
 from fogzo_repro.models import build_model
 from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.schedules import learning_rate
@@ -24,6 +24,18 @@ RUNS = {  # RECIPES C.1 and C.3: overrides -> sequences, peak lr, steps
     "200m": (["model=llama_200m"], 64, 7.5e-5, 305_175),
     "9m": (["model=llama_9m"], 64, 1.5e-4, 27_465),
     "mini": (["model=llama_mini"], 8, 1e-3, 2_000),
+}
+
+
+EVALUATIONS = {  # QuEST's 200 steps of 512 sequences (RECIPES C.5), at least ten a run
+    "30m": (["model=llama_30m"], 1_600),
+    "30m-128": (["model=llama_30m", "recipe.global_batch_size=128"], 800),
+    "30m-quest": (["model=llama_30m", "recipe=llama_quest"], 200),
+    "30m-short": (["model=llama_30m", "recipe.max_steps=50"], 5),
+    "mini": (["model=llama_mini"], 200),
+    "chosen": (["model=llama_mini", "eval_every_steps=50"], 50),
+    "off": (["model=llama_mini", "eval_every_steps=null"], None),
+    "mlp": ([], None),
 }
 
 
@@ -53,6 +65,16 @@ def test_onecycle_equals_torch_at_every_step():
         optimizer.step()
         if step < 199:
             reference.step()
+
+
+@pytest.mark.parametrize(("overrides", "steps"), EVALUATIONS.values(), ids=EVALUATIONS)
+def test_evaluations_come_at_quests_interval_in_tokens(overrides, steps):
+    assert config(*overrides).eval_every_steps == steps
+
+
+def test_the_interval_of_evaluations_is_not_part_of_the_identity():
+    often, seldom = (config("model=llama_mini", f"eval_every_steps={n}") for n in (1, 1000))
+    assert result_fields(often, {}) == result_fields(seldom, {})
 
 
 @pytest.mark.parametrize("total", [1, 2, 9, 19], ids=str)
@@ -86,7 +108,7 @@ def test_weight_decay_is_on_the_linears_of_the_blocks_alone():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["recipe=c4_llama"], "'model.quest_lr' not found.*give recipe.lr"),
+        (["recipe=c4_llama"], "'model.tokens' not found.*give recipe.lr"),
         (["model=llama_9m", "dataset=mnist"], "model=llama_9m does not go with dataset=mnist"),
         (["dataset=c4"], "model=mlp does not go with dataset=c4"),
         (["model=llama_9m", "model.heads=5"], "model.width=384 is not a multiple"),

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from fogzo_repro.config import UserError
-from fogzo_repro.training.memory import Need, artificial_batch, measure_need, refuse_large_batch
+from fogzo_repro.training.memory import (
+    Need,
+    artificial_batch,
+    compiled_need,
+    measure_need,
+    refuse_large_batch,
+)
 
 GIB = 2.0**30
 
@@ -71,3 +77,19 @@ def test_the_need_extrapolates_two_small_passes(estimator: str, copies: int) -> 
     need = measure_need(config(estimator=estimator), model, 100, lambda n: 5000.0 + 70 * n)
     assert need.per_image == 70
     assert need.fixed == 5000 + 4 * (2 * 110 + copies * 100)
+
+
+def test_a_compiled_pass_that_fits_overrules_the_eager_bound() -> None:
+    eager = Need(GIB, GIB / 64)
+    need = compiled_need(eager, 256, 0.5 * GIB, lambda n: 2 * GIB)
+    refuse_large_batch(config(), need, 2.6 * GIB, 1, 100)
+    with pytest.raises(UserError, match=r"needs 2\.5 GiB a card and 2\.4 GiB are free"):
+        refuse_large_batch(config(), need, 2.4 * GIB, 1, 100)
+
+
+def test_a_compiled_pass_that_does_not_fit_leaves_the_eager_bound() -> None:
+    def exhausted(images: int) -> float:
+        raise torch.OutOfMemoryError
+
+    eager = Need(GIB, GIB / 64)
+    assert compiled_need(eager, 256, 0.0, exhausted) == eager

@@ -1,0 +1,72 @@
+"""Two processes that are killed end with the bytes of two that are not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from fogzo_repro.training import distributed
+from tests.forked import finish, start
+
+STEPS = 14
+ESTIMATORS = {
+    "ste": ["estimator=ste"],
+    "nspsa": ["estimator=nspsa", "estimator.n=2"],
+    "fogzo": ["estimator=fogzo", "estimator.noise=1e-4"],
+}
+
+
+def start_both(arguments: list[str], errors: Path) -> list[int]:
+    """Fork two ranks of one run; return their process ids."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def join(rank: int) -> None:
+        distributed._JOINED.clear()  # the parent is one process
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+
+    return [start(arguments, errors, before=lambda rank=rank: join(rank)) for rank in (0, 1)]  # type: ignore[misc]
+
+
+def final_bytes(root: Path) -> dict[str, bytes]:
+    names = ("metrics.jsonl", f"checkpoint-{STEPS:08d}.safetensors", f"checkpoint-{STEPS:08d}.json")
+    return {name: next(root.glob(f"*/{name}")).read_bytes() for name in names}
+
+
+@pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_killed_ranks_end_with_the_bytes_of_the_uninterrupted_ones(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    whole, killed, errors = tmp_path / "whole", tmp_path / "killed", tmp_path / "errors"
+    common = [
+        "dataset=digits", "recipe=digits_mlp", "hardware=cpu", f"recipe.max_steps={STEPS}",
+        "eval_every_steps=4", *overrides,
+    ]  # fmt: skip
+    both = start_both([*common, f"output_root={whole}"], errors)
+    assert [finish(pid) for pid in both] == [0, 0], errors.read_text()
+
+    often = [*common, f"output_root={killed}", "checkpoint_minutes=0"]
+    both = start_both(often, errors)
+    deadline = time.monotonic() + 60
+    while not list(killed.glob("*/checkpoint-0000000[5-9].json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    for pid in both:
+        os.kill(pid, signal.SIGKILL)
+    for pid in both:
+        finish(pid)
+    assert not list(killed.glob("*/record.json"))
+
+    both = start_both([*common, f"output_root={killed}"], errors)
+    assert [finish(pid) for pid in both] == [0, 0], errors.read_text()
+    assert "resumed after step" in next(killed.glob("*/log.txt")).read_text()
+    assert final_bytes(killed) == final_bytes(whole)
