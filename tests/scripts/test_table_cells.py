@@ -10,15 +10,15 @@ import pytest
 from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.cells import Cell
 from scripts.experiments import experiment_files, table_cells
+from tests.composed import TABLES, composed
 from tests.conftest import ROOT
 
-TABLES = ("table1", "table2", "table3", "table4")
 PAPER = ROOT.parent / "shared" / "PAPER.md"
 
 
 @pytest.fixture(scope="module")
 def cells() -> dict[str, list[Cell]]:
-    return {table: table_cells(table, []) for table in TABLES}
+    return {table: composed(table) for table in TABLES}
 
 
 def listed(table: str) -> list[dict[str, str]]:
