@@ -56,7 +56,7 @@ AFTER = $(if $(SMOKE)$(DRY_RUN),true,$(BIN)/python scripts/make_tables.py)
 figure-shallow: install  ## run the missing cells of Section 4.1 on MNIST, then make tables
 	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
 
-table1: install  ## Table 1: SEEDS=0,1,2,3,4 HARDWARE=h200 SCALE=full|mini|smoke GPUS=0,1 MINUTES=8 DRY_RUN=1
+table1: install  ## Table 1: SEEDS=0,1,2,3,4 HARDWARE=h200 SCALE=mini GPUS=0,1 MINUTES=8 DRY_RUN=1
 	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
 
 table2: install  ## Table 2, LSQ with 2-bit weights: the same settings

@@ -46,7 +46,7 @@ def process_of(folder: Path) -> int | None:
 
 
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path: Path) -> None:
-    job = submit(tmp_path, "recipe.max_steps=6000")
+    job = submit(tmp_path, "recipe.max_steps=3000")
     deadline = time.monotonic() + 240
     while not (timing := list(tmp_path.glob("runs/mlp-*/timing.jsonl"))):
         assert job.poll() is None and time.monotonic() < deadline, job.communicate()[1]
@@ -57,13 +57,6 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path: Path) -> No
     _, said = job.communicate(timeout=240)
     assert job.returncode == 0, said
     record = read_record(timing[0].parent / "record.json")
-    assert (record["status"], record["steps"]) == ("finished", 6000)
+    assert (record["status"], record["steps"]) == ("finished", 3000)
     log = (timing[0].parent / "log.txt").read_text()
     assert "SIGUSR2: saved after step" in log and "resumed after step" in log
-
-
-def test_a_job_that_cannot_run_makes_the_launching_command_fail(tmp_path: Path) -> None:
-    job = submit(tmp_path, "recipe.global_batch_size=2000")
-    _, said = job.communicate(timeout=240)
-    assert job.returncode == 1
-    assert "recipe.global_batch_size=2000 exceeds the 1437 training examples" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -160,3 +161,13 @@ def test_the_transcribed_values_of_table_4_are_those_of_the_summary() -> None:
         if entry["value"]:
             method = entry["column"].split(",")[0]
             assert re.search(rf"\| {re.escape(method)} \| \S+ \| {entry['value']} \|", section)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=TABLES)
+def test_no_two_cells_of_a_table_are_the_same_run(cells: dict[str, list[Cell]], table: str) -> None:
+    found = [
+        (replace(cell.config, cell=None), seed)  # type: ignore[arg-type]
+        for cell in cells[table]
+        for seed in cell.seeds
+    ]
+    assert len({repr(run) for run in found}) == len(found)
