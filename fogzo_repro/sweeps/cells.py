@@ -63,6 +63,8 @@ def plan_jobs(cells: Iterable[Cell]) -> list[Job]:
     Raises:
         UserError: where the data, the device or a batch are not as a cell needs them.
     """
+    import torch
+
     from fogzo_repro.prepare import evaluations_per_step, prepare
 
     jobs = []
@@ -75,6 +77,8 @@ def plan_jobs(cells: Iterable[Cell]) -> list[Job]:
             jobs.append(
                 Job(config, one.run_id, prepared.total_steps, per_step * prepared.total_steps)
             )
+        del prepared
+    torch.cuda.empty_cache()  # networks were built on a card, where a worker needs the room
     return jobs
 
 
