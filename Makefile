@@ -10,7 +10,7 @@ endif
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check figure-shallow minis tables bench bench-vision bench-language clean
+.PHONY: help install demo test lint types check smoke figure-shallow table1 table2 table3 table4 minis tables status bench bench-vision bench-language clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -43,10 +43,30 @@ types: install
 
 check: lint types test  ## lint, type check, tests
 
-figure-shallow: install  ## run the missing cells of Section 4.1 on MNIST, then its table and figure: SEEDS=, WORKERS=
-	@$(BIN)/python scripts/run_cells.py figure-shallow hardware=$(HARDWARE) \
-	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(WORKERS),--workers $(WORKERS)); status=$$?; \
-	  $(BIN)/python scripts/make_tables.py && exit $$status
+smoke: install  ## every cell of every table for two steps on the CPU, without any download, in 4 minutes
+	@$(BIN)/python scripts/smoke.py
+
+# One cell a card at a time, only what is missing; SCALE=smoke goes through scripts/smoke.py.
+SMOKE := $(filter smoke,$(SCALE))
+OPTIONS = $(if $(SCALE),scale=$(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) \
+  $(if $(WORKERS),--workers $(WORKERS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DRY_RUN),--dry-run)
+CELLS = $(if $(SMOKE),scripts/smoke.py $@,scripts/run_cells.py $@ hardware=$(HARDWARE) $(OPTIONS))
+AFTER = $(if $(SMOKE)$(DRY_RUN),true,$(BIN)/python scripts/make_tables.py)
+
+figure-shallow: install  ## run the missing cells of Section 4.1 on MNIST, then make tables
+	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
+
+table1: install  ## Table 1: SEEDS=0,1,2,3,4 HARDWARE=h200 SCALE=mini GPUS=0,1 MINUTES=8 DRY_RUN=1
+	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
+
+table2: install  ## Table 2, LSQ with 2-bit weights: the same settings
+	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
+
+table3: install  ## Table 3, 2-bit weights and activations: the same settings
+	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
+
+table4: install  ## Table 4, quality at equal training time: the same settings
+	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
 
 minis: install  ## run the missing cells of the three mini tables, then make tables: HARDWARE=, SEEDS=, WORKERS=
 	@status=0; for table in mini-resnet18 mini-deit-tiny mini-llama; do \
@@ -57,6 +77,9 @@ minis: install  ## run the missing cells of the three mini tables, then make tab
 
 tables: install  ## make results/ (Markdown, CSV, LaTeX, figures) from the committed records alone
 	@$(BIN)/python scripts/make_tables.py
+
+status: install  ## per table: runs done, running, interrupted, failed, stale, missing
+	@$(BIN)/python scripts/status.py $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS))
 
 bench: install  ## measure the speed on this machine: HARDWARE=cpu, h200, ...
 	@$(BIN)/python scripts/bench.py hardware=$(HARDWARE) --out results/records/bench/mnist-$(HARDWARE).json

@@ -7,6 +7,8 @@ diverged; 75 stopped by a signal with the checkpoint written, run the same comma
 from __future__ import annotations
 
 import difflib
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from fogzo_repro.config import (
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DIVERGED_STATUS = 3
+SUBMITIT = "SUBMITIT_EXECUTOR"  # set in the jobs of hydra/launcher=submitit_*
 
 
 def _error(error: Exception) -> None:
@@ -114,6 +117,8 @@ def main() -> int:
             try:
                 record = execute(config)
             except Preempted:
+                if SUBMITIT in os.environ:
+                    signal.raise_signal(signal.SIGUSR2)  # its handler is back: it requeues the job
                 sys.exit(REQUEUE_STATUS)
             if current_ranks().first:
                 print(summary(record))
@@ -121,6 +126,8 @@ def main() -> int:
         except UserError as error:
             _error(error)
             statuses.append(2)
+            if SUBMITIT in os.environ:  # another process waits for the status
+                raise
 
     job()
     return max(statuses)

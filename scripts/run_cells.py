@@ -1,7 +1,9 @@
 """Run the missing cells of a table, several at a time.
 
-    python scripts/run_cells.py figure-shallow                     every cell, the seeds of its file
-    python scripts/run_cells.py figure-shallow/ste --seeds 0,1     one file, other evaluation seeds
+    python scripts/run_cells.py table1 --gpus 0,1,2,3                  one cell a card at a time
+    python scripts/run_cells.py table3 --dry-run                       what it takes; starts nothing
+    python scripts/run_cells.py table1 scale=mini --minutes 8          in pieces, on each call one
+    python scripts/run_cells.py figure-shallow/ste --seeds 0,1         one file, other seeds
     python scripts/run_cells.py figure-shallow hardware=h200 --workers 8
     python scripts/run_cells.py mini-llama/2bit-fogzo estimator.noise=1e-9   in place of its sweep
 
@@ -9,53 +11,74 @@ Cells stand in configs/experiment/<table>/*.yaml. A run that is finished, under 
 committed record, is skipped; interrupted anywhere, the same command goes on. In the end the records
 of all runs that are over are copied to results/records/<table>/.
 
-Exit status: 0 all runs finished; 1 some failed; 2 an error that the user can mend, in one line;
-3 some diverged; 75 interrupted, run the same command again.
+Exit status: 0 all runs finished; 1 some failed or hung; 2 an error that the user can mend, in one
+line; 3 some diverged; 75 interrupted or out of --minutes, run the same command again.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
-from fogzo_repro.config import ConfigError, RunConfig, UserError, parse_config
+from fogzo_repro.config import ConfigError, RunConfig, UserError
 from fogzo_repro.reporting.results import TUNING_SEEDS
-from fogzo_repro.sweeps.cells import Cell, collect, missing_jobs, plan_jobs
+from fogzo_repro.sweeps.cells import Cell, collect, distinct, missing_jobs, plan_jobs
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 
-EXPERIMENTS = ROOT / "configs" / "experiment"
 INTERRUPTED_STATUS = 75
 
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
+    started = time.monotonic()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("table", help="a folder of configs/experiment, or <folder>/<file>")
     parser.add_argument("--seeds", help="evaluation seeds, as 0,1,2; tuning seeds stay")
     parser.add_argument("--workers", type=int, help="runs at a time")
     parser.add_argument("--gpus", default="", help="cards to deal to the workers, as 0,1")
+    parser.add_argument("--minutes", type=float, help="stop after so many, with checkpoints")
+    parser.add_argument("--dry-run", action="store_true", help="say what it takes, start nothing")
     parser.add_argument("--records", type=Path, default=ROOT / "results" / "records")
     arguments, overrides = parser.parse_known_args()
+    arguments.deadline = None if arguments.minutes is None else started + 60 * arguments.minutes
     try:
-        for word in overrides:
-            if word.startswith("-") or "=" not in word:
-                raise ConfigError(f"{word} is neither an option nor an override key=value")
-            if word.startswith("seed="):
-                raise ConfigError(f"{word} would run one seed of no cell; give --seeds {word[5:]}")
+        _check_overrides(overrides)
         seeds = None if arguments.seeds is None else parse_seeds(arguments.seeds)
         cells = table_cells(arguments.table, overrides, seeds)
+        if arguments.dry_run:
+            from fogzo_repro.sweeps.dry_run import dry_run
+
+            print("\n".join(dry_run(arguments.table, cells, arguments.records)))
+            return 0
         return run_table(arguments, cells)
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+
+
+def _check_overrides(overrides: list[str]) -> None:
+    for word in overrides:
+        if word.startswith("-") or "=" not in word:
+            raise ConfigError(f"{word} is neither an option nor an override key=value")
+        if word.startswith("seed="):
+            raise ConfigError(f"{word} would run one seed of no cell; give --seeds {word[5:]}")
+
+
+def table_cells(
+    table: str, overrides: list[str], seeds: tuple[int, ...] | None = None
+) -> list[Cell]:
+    """Compose each cell of a table, see `scripts.experiments`."""
+    # Not above: the workers import this file again and have no use for Hydra.
+    from scripts.experiments import table_cells as compose_cells
+
+    return compose_cells(table, overrides, seeds)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -74,78 +97,38 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def experiment_files(table: str) -> list[Path]:
-    """Return the experiment files of a table, or the one that is named.
+def visible_gpus(text: str) -> list[str]:
+    """Return names for CUDA_VISIBLE_DEVICES from a comma list of indices.
 
     Raises:
-        ConfigError: with the list of tables.
+        ConfigError: for an index that is not there.
     """
-    path = EXPERIMENTS / table
-    files = [path.with_name(path.name + ".yaml")] if "/" in table else sorted(path.glob("*.yaml"))
-    if not files or not all(file.is_file() for file in files):
-        known = ", ".join(sorted(p.name for p in EXPERIMENTS.iterdir() if p.is_dir()))
-        raise ConfigError(f"{table} has no experiment files; tables: {known}")
-    return files
+    if not text:
+        return []
+    import torch
 
-
-def table_cells(
-    table: str, overrides: list[str], seeds: tuple[int, ...] | None = None
-) -> list[Cell]:
-    """Compose each cell of a table once.
-
-    Args:
-        table: a folder of configs/experiment, or folder/file.
-        overrides: Hydra overrides for every cell.
-        seeds: in place of the evaluation seeds of the files.
-
-    Raises:
-        ConfigError: in one line.
-    """
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    cells = []
-    try:
-        with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-            for file in experiment_files(table):
-                cells += _file_cells(f"{file.parent.name}/{file.stem}", overrides, seeds)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error)) from None
-    return cells
-
-
-def _file_cells(name: str, overrides: list[str], seeds: tuple[int, ...] | None) -> list[Cell]:
-    from hydra import compose
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    given = [f"experiment={name}", *overrides]
-    sweep = dict(compose("config", given, return_hydra_config=True).hydra.sweeper.params or {})
-    parser = OverridesParser.create()
-
-    def values(key: str, text: Any) -> list[str]:
-        override = parser.parse_override(f"{key}={text}")
-        return list(override.sweep_string_iterator()) if override.is_sweep_override() else [text]
-
-    for word in overrides:  # what is given replaces the file's sweep over it
-        sweep.pop(word.split("=")[0], None)
-    of_file = tuple(int(s) for s in values("seed", sweep.pop("seed", 0)))
-    if seeds is not None:
-        of_file = (*seeds, *(s for s in of_file if s in TUNING_SEEDS))
-    choices = [[f"{key}={v}" for v in values(key, text)] for key, text in sweep.items()]
-    return [
-        Cell(parse_config(compose("config", [given[0], *combination, *overrides])), of_file)
-        for combination in itertools.product(*choices)
-    ]
+    count = torch.cuda.device_count()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = names if len(names) == count else [str(k) for k in range(count)]
+    there = f"{count} CUDA devices are here" + (f", 0 to {count - 1}" if count else "")
+    found = []
+    for part in text.split(","):
+        if not part.strip().isdigit() or int(part) >= count:
+            raise ConfigError(
+                f"--gpus={text}: there is no card {part}; {there}"
+                + ("" if count else "; leave it out and give hardware=cpu")
+            )
+        found.append(names[int(part)])
+    return found
 
 
 def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     """Run the missing runs, collect the records, say what happened; return the exit status."""
     from fogzo_repro.tracking.environment import git_state
 
-    jobs = plan_jobs(cells)
+    gpus = visible_gpus(arguments.gpus)
+    jobs, said = distinct(plan_jobs(cells))
     missing = missing_jobs(jobs, arguments.records)
-    gpus = [name for name in arguments.gpus.split(",") if name]
     workers = arguments.workers or default_workers(cells[0].config, gpus)
     over = len(jobs) - len(missing)
     overview = Overview(arguments.table, len(jobs), over)
@@ -153,16 +136,20 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
         f"{arguments.table}: {len(cells)} cells, {len(jobs)} runs, {over} over, "
         f"{len(missing)} to run with {min(workers, len(missing))} workers"
     )
+    for line in said:
+        overview.say(line)
     if missing and git_state()["dirty"] is not False:
         overview.say("the working tree is not a clean commit: tables will refuse these records")
     outcome = Outcome()
     if missing:
         logs = Path(cells[0].config.output_root) / "workers"
         outcome = run_queue(
-            missing, workers=min(workers, len(missing)), gpus=gpus, logs=logs, overview=overview
-        )
-    for line in collect(jobs, arguments.records):
-        overview.say(f"not filed: {line}")
+            missing, workers=min(workers, len(missing)), gpus=gpus, logs=logs,
+            overview=overview, deadline=arguments.deadline,
+        )  # fmt: skip
+    if cells[0].config.scale != "smoke":  # two steps are no result
+        for line in collect(jobs, arguments.records):
+            overview.say(f"not filed: {line}")
     return conclude(outcome, len(missing), overview)
 
 

@@ -74,6 +74,14 @@ def test_batch_larger_than_the_data_is_refused(monkeypatch, capsys, tmp_path):
     )
 
 
+def test_a_job_of_a_cluster_passes_its_error_on(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    settings = [f"output_root={tmp_path}/runs", *TINY, "recipe.global_batch_size=2000"]
+    status, _, err = run_cli(monkeypatch, capsys, *settings)
+    assert status == 1, "Hydra's, which the launching command sees"
+    assert "error: recipe.global_batch_size=2000 exceeds" in err
+
+
 def test_missing_device_is_refused(monkeypatch, capsys, tmp_path):
     line = run_error(monkeypatch, capsys, tmp_path, "hardware.device=cuda:99")
     assert "hardware.device=cuda:99" in line

@@ -68,6 +68,9 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver(  # the paper has other values for deep networks than for the MLP
     "deep", lambda model, deep, shallow: shallow if model == "mlp" else deep, replace=True
 )
+OmegaConf.register_new_resolver(  # a length that a cell sets apart from its recipe
+    "by_scale", lambda scale, full, mini: full if scale == "full" else mini, replace=True
+)
 OmegaConf.register_new_resolver(
     "whole_steps", lambda tokens, batch, context: int(tokens // (batch * context)), replace=True
 )

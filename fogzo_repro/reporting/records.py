@@ -52,7 +52,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 def file_record(record: dict[str, Any], records: Path) -> str | None:
     """Put a record among the committed ones, at records/<table>/<run_id>.json.
 
-    A record of the same cell and seed by an older method_version gives way.
+    A record of the same cell, scale and seed by an older method_version gives way.
 
     Returns:
         None, or one line that says why the record was not filed.
@@ -60,7 +60,7 @@ def file_record(record: dict[str, Any], records: Path) -> str | None:
     folder = records / record["table"]
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{record['run_id']}.json"
-    place = ("row", "column", "seed")
+    place = ("row", "column", "scale", "seed")
     where = f"{record['row']} | {record['column']}, seed {record['seed']}"
     if target.exists():
         there = read_record(target)

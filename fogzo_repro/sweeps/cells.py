@@ -5,12 +5,15 @@ torch is imported inside the functions: a worker sets its environment before it 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fogzo_repro.config import RunConfig
 from fogzo_repro.reporting.records import file_record, read_record
+
+FAILURE = "failed.json"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,17 @@ class Job:
         """The run folder."""
         return Path(self.config.output_root) / self.run_id
 
+    def note_failure(self, why: str) -> None:
+        """Leave in the run folder why the run failed, for `make status`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        cell = asdict(self.config.cell)
+        noted = {**cell, "scale": self.config.scale, "seed": self.config.seed, "why": why}
+        (self.folder / FAILURE).write_text(json.dumps(noted) + "\n")
+
+    def forget_failure(self) -> None:
+        """Take the note away: the run is tried again."""
+        (self.folder / FAILURE).unlink(missing_ok=True)
+
 
 def plan_jobs(cells: Iterable[Cell]) -> list[Job]:
     """Resolve every run of every cell; the seed is the only thing that differs within a cell.
@@ -49,6 +63,8 @@ def plan_jobs(cells: Iterable[Cell]) -> list[Job]:
     Raises:
         UserError: where the data, the device or a batch are not as a cell needs them.
     """
+    import torch
+
     from fogzo_repro.prepare import evaluations_per_step, prepare
 
     jobs = []
@@ -61,6 +77,8 @@ def plan_jobs(cells: Iterable[Cell]) -> list[Job]:
             jobs.append(
                 Job(config, one.run_id, prepared.total_steps, per_step * prepared.total_steps)
             )
+        del prepared
+    torch.cuda.empty_cache()  # networks were built on a card, where a worker needs the room
     return jobs
 
 
@@ -79,6 +97,25 @@ def missing_jobs(jobs: Iterable[Job], records: Path) -> list[Job]:
         if job.config.force or not over:
             found.setdefault(job.run_id, job)
     return sorted(found.values(), key=lambda job: -job.cost)
+
+
+def distinct(jobs: Iterable[Job]) -> tuple[list[Job], list[str]]:
+    """Leave out the cells that are the same run as another, as all LLaMAs are at scale=mini.
+
+    Returns:
+        The jobs that are left, and a line for each cell that is not.
+    """
+    found: dict[str, Job] = {}
+    said: dict[str, None] = {}
+    for job in jobs:
+        first = found.setdefault(job.run_id, job)
+        if first is not job:
+            one, other = job.config.cell, first.config.cell
+            said[
+                f"{one.row} | {one.column} is the same run as {other.row} | {other.column} at "
+                f"scale={job.config.scale}; it is run and filed once"
+            ] = None
+    return list(found.values()), list(said)
 
 
 def collect(jobs: Iterable[Job], records: Path) -> list[str]:

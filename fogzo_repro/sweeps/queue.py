@@ -1,7 +1,8 @@
 """The queue: works off jobs with several worker processes.
 
-A job that fails, diverges or takes its process down does not stop the rest. A signal (INT, TERM)
-stops the workers at their checkpoints; what was running goes on when the queue is started again.
+A job that fails, diverges, hangs or takes its process down does not stop the rest. A signal (INT,
+TERM) or the deadline stops the workers at their checkpoints; what was running goes on when the
+queue is started again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from fogzo_repro.config import RunConfig
 from fogzo_repro.sweeps.cells import Job
+from fogzo_repro.sweeps.hangs import HangWatch
 from fogzo_repro.sweeps.overview import Overview, Running
 from fogzo_repro.sweeps.worker import Ending, run_job, work
 from fogzo_repro.training.preemption import StopRequest
@@ -41,10 +43,14 @@ class _Worker:
     connection: Connection
     job: Job | None = None
     started: float = 0.0
+    watch: HangWatch | None = None
+    hangs: str | None = None  # why its process was killed
 
     def give(self, job: Job) -> None:
         """Hand over a job; that a process has died meanwhile shows when its answer is taken."""
         self.job, self.started = job, time.monotonic()
+        self.watch = HangWatch(job.folder, self.started)
+        job.forget_failure()
         with contextlib.suppress(BrokenPipeError):
             self.connection.send(job.config)
 
@@ -54,7 +60,17 @@ class _Worker:
             return self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
+            if self.hangs:
+                return "hangs", self.hangs
             return "died", f"its process ended with status {self.process.exitcode}"
+
+    def kill_if_hanging(self, now: float) -> None:
+        """Kill the process of a job that shows no life; `take` says so."""
+        if self.job is None or self.watch is None or self.hangs:
+            return
+        self.hangs = self.watch.look(now)
+        if self.hangs:
+            self.process.kill()
 
 
 def run_queue(
@@ -64,6 +80,7 @@ def run_queue(
     gpus: Sequence[str] = (),
     logs: Path,
     overview: Overview,
+    deadline: float | None = None,
     run: Callable[[RunConfig], Ending] = run_job,
 ) -> Outcome:
     """Run all jobs.
@@ -74,18 +91,20 @@ def run_queue(
         gpus: names for CUDA_VISIBLE_DEVICES, dealt to the workers in turn; none: as it is.
         logs: a folder for what the workers print.
         overview: shows how it goes.
+        deadline: on time.monotonic's clock; then the queue stops as if by a signal.
         run: runs one job in a worker.
     """
     waiting, outcome, crew = list(jobs), Outcome(), dict[int, _Worker]()
-    told = False
+    stopping = False
     with StopRequest() as stop, overview:
         try:
-            while (waiting and not stop.received) or any(w.job for w in crew.values()):
-                if stop.received and not told:
-                    told = outcome.interrupted = True
+            while (waiting and not stopping) or any(w.job for w in crew.values()):
+                late = deadline is not None and time.monotonic() > deadline
+                if (stop.received or late) and not stopping:
+                    stopping = outcome.interrupted = True
                     for worker in crew.values():  # save and leave; between runs: just leave
                         worker.process.terminate()
-                for place in range(workers if waiting and not stop.received else 0):
+                for place in range(workers if waiting and not stopping else 0):
                     if place not in crew:
                         crew[place] = _start(place, workers, gpus, logs, run)
                     if waiting and crew[place].job is None:
@@ -94,6 +113,8 @@ def run_queue(
                 running = [Running(w.job, now - w.started) for w in crew.values() if w.job]
                 done = len(outcome.finished) + len(outcome.diverged)
                 overview.show(done, running, len(waiting), len(outcome.failed))
+                for worker in crew.values():
+                    worker.kill_if_hanging(now)
                 for place in _ready(crew):
                     if not _settle(crew[place], outcome):
                         crew.pop(place).connection.close()
@@ -101,6 +122,8 @@ def run_queue(
             outcome.interrupted |= bool(stop.received)
             for worker in crew.values():
                 worker.connection.close()  # an idle worker leaves by itself
+                if worker.job is not None:  # an error in the queue itself
+                    worker.process.terminate()
     return outcome
 
 
@@ -119,7 +142,8 @@ def _start(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     arguments = (theirs, logs / f"{place}.log", environment, run)
-    process = context.Process(target=work, args=arguments, daemon=True)
+    # Not a daemon: those may not start processes, and a run on photographs starts its loaders.
+    process = context.Process(target=work, args=arguments)
     process.start()
     theirs.close()  # so that the end of the process is the end of the connection
     return _Worker(process, ours)
@@ -143,5 +167,6 @@ def _settle(worker: _Worker, outcome: Outcome) -> bool:
     elif status == "stopped" or (status == "died" and outcome.interrupted):
         outcome.interrupted = True
     else:
+        job.note_failure(said)
         outcome.failed.append((job, said))
     return status in ("finished", "diverged", "failed")

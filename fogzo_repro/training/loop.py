@@ -235,7 +235,14 @@ class Training:
         """Return the wall time of the run so far, over all its processes."""
         return self.seconds_before + time.monotonic() - self.started
 
+    def _announce(self, pause: str) -> None:
+        """Say in timing.jsonl that no steps are taken for a while, so that it is not a hang."""
+        if self.ranks.first:
+            seconds = round(self.seconds(), 4)
+            self.timing.append([{"step": self.done, "seconds": seconds, "pause": pause}])
+
     def _evaluate(self, finished: bool) -> None:
+        self._announce("evaluation")
         lines: list[dict[str, Any]] = []
         for split, values in self.evaluate(finished).items():
             lines.append({"step": self.done, "split": split, **values})
@@ -260,6 +267,7 @@ class Training:
         """Write a checkpoint of the whole state; the first rank's stands for all."""
         if not self.ranks.first:
             return
+        self._announce("checkpoint")
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= optimizer_tensors(self.step.optimizer, self.model)
         scaler = self.step.scaler.state_dict()

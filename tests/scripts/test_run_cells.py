@@ -81,15 +81,29 @@ def test_other_seeds_replace_the_evaluation_seeds_and_leave_the_tuning_seeds(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["figure-deep"], "figure-deep has no experiment files; tables: figure-shallow"),
+        (["figure-deep"], "figure-deep has no experiment files; tables: figure-shallow, "),
         ([f"{TABLE}/sta"], "has no experiment files"),
         ([TABLE, "--seeds", "0,x"], "--seeds=0,x is not a list of numbers"),
         ([TABLE, "--seeds", "0,100"], "100 is a tuning seed"),
         ([TABLE, "--wrokers", "2"], "--wrokers is neither an option nor an override"),
         ([f"{TABLE}/ste", "recipe.rl=1"], "rl"),
         ([f"{TABLE}/ste", "seed=3"], "give --seeds 3"),
+        ([f"{TABLE}/ste", "--gpus", "0,99"], "there is no card"),
+        (["table4/lsq-ste", "data_dir=/nowhere", "hardware=cpu"], "prepare_c4.py --source hub"),
+        (["table1/resnet18-tanh-ste", "data_dir=/nowhere", "hardware=cpu"], "prepare_imagenet.py"),
     ],
-    ids=["table", "file", "seeds", "tuning seed", "option", "override", "seed"],
+    ids=[
+        "table",
+        "file",
+        "seeds",
+        "tuning seed",
+        "option",
+        "override",
+        "seed",
+        "card",
+        "C4",
+        "ImageNet",
+    ],
 )
 def test_bad_input_is_one_line_and_status_2(
     script: ModuleType,

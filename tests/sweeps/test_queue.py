@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +15,16 @@ import pytest
 
 from fogzo_repro.config import RunConfig
 from fogzo_repro.reporting.records import read_record
+from fogzo_repro.sweeps import hangs
 from fogzo_repro.sweeps.cells import Cell, Job, collect, missing_jobs, plan_jobs
 from fogzo_repro.sweeps.overview import Overview, Running, progress_of
 from fogzo_repro.sweeps.queue import Outcome, run_queue
+from fogzo_repro.sweeps.state import known_runs
 from fogzo_repro.sweeps.worker import Ending, run_job
+from fogzo_repro.training.preemption import StopRequest
 
 CRASHING_SEED = 1
+HANGING_SEED = 5
 
 
 def pretend(config: RunConfig) -> Ending:
@@ -29,6 +36,34 @@ def pretend(config: RunConfig) -> Ending:
     return {3: ("diverged", "step 7: loss nan"), 4: ("failed", "no data")}.get(
         config.seed, ("finished", "")
     )
+
+
+def write_and_hang(config: RunConfig) -> Ending:
+    """Take steps for a moment, then none; the other seeds crash, diverge and finish."""
+    if config.seed != HANGING_SEED:
+        return pretend(config)
+    folder = Path(config.output_root) / f"run-{config.seed}"
+    folder.mkdir(parents=True)
+    for step in (100, 200, 300):
+        with open(folder / "timing.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "seconds": step * 1e-6}) + "\n")
+        time.sleep(0.02)
+    time.sleep(600)
+    return "finished", ""
+
+
+def start_a_process(config: RunConfig) -> Ending:
+    child = multiprocessing.get_context("fork").Process(target=int)
+    child.start()
+    child.join()
+    return "finished", ""
+
+
+def save_when_asked(config: RunConfig) -> Ending:
+    with StopRequest() as stop:
+        while stop.received is None:
+            time.sleep(0.01)
+    return "stopped", ""
 
 
 def say_device(config: RunConfig) -> Ending:
@@ -74,6 +109,46 @@ def test_the_cards_are_dealt_to_the_workers_in_turn(
 ) -> None:
     outcome = start(jobs_of(make_config(), 2), tmp_path, run=say_device, gpus=["3", "5"])
     assert sorted(why for _, why in outcome.failed) == ["3", "5"]
+
+
+def test_a_crash_a_hang_and_a_divergence_end_as_described(
+    make_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from scripts.run_cells import conclude
+
+    monkeypatch.setattr(hangs, "LEAST_SECONDS", 1.0)
+    monkeypatch.setattr(hangs, "START_SECONDS", 300.0)
+    jobs = jobs_of(make_config(), 7)
+    outcome = start(jobs, tmp_path, run=write_and_hang)
+    assert seeds(outcome.finished) == [0, 6]
+    reasons = {job.config.seed: why for job, why in outcome.failed}
+    assert reasons[HANGING_SEED].startswith("hangs: no metrics line for")
+    assert sorted(reasons) == [1, 2, 4, HANGING_SEED]
+    assert conclude(outcome, len(jobs), Overview("test", len(jobs), 0)) == 1
+    said = capsys.readouterr().err
+    assert "2 finished, 1 diverged, 4 failed, 0 not run" in said
+    assert "failed: STE | -, seed 5 (run-5): hangs" in said
+    known = known_runs(tmp_path / "records", [tmp_path / "runs"])
+    assert sorted(known) == [("miniature", "STE", "-", "full", seed) for seed in (1, 2, 4, 5)]
+
+
+def test_a_run_may_start_processes_as_the_loaders_of_photographs_do(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    outcome = start(jobs_of(make_config(), 1), tmp_path, run=start_a_process)
+    assert seeds(outcome.finished) == [0]
+
+
+def test_the_deadline_stops_the_queue_as_a_signal_does(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    deadline = time.monotonic() + 1.0
+    outcome = start(jobs_of(make_config(), 3), tmp_path, run=save_when_asked, deadline=deadline)
+    assert outcome.interrupted
+    assert not (outcome.finished or outcome.failed or outcome.diverged)
 
 
 @pytest.mark.slow

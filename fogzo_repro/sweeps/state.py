@@ -1,0 +1,95 @@
+"""Where the runs of a table stand, from records and run folders alone; needs no torch."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from fogzo_repro import METHOD_VERSION
+from fogzo_repro.sweeps.cells import FAILURE
+
+Run = tuple[str, str, str, str, int]  # table, row, column, scale, seed
+STATES = ("done", "diverged", "running", "interrupted", "failed", "stale", "missing")
+
+
+class Label(Protocol):
+    """Where a cell stands: its labels."""
+
+    @property
+    def table(self) -> str: ...  # noqa: D102
+    @property
+    def row(self) -> str: ...  # noqa: D102
+    @property
+    def column(self) -> str: ...  # noqa: D102
+
+
+def known_runs(records: Path, output_roots: Iterable[Path]) -> dict[Run, str]:
+    """Return the state of every run that has left something.
+
+    Args:
+        records: the folder of committed records.
+        output_roots: folders of run folders; what is committed comes first.
+    """
+    found: dict[Run, str] = {}
+    for root in output_roots:
+        for folder in sorted(path.parent for path in root.glob("*/resolved.json")):
+            found |= _of_folder(folder)
+        for path in sorted(root.glob(f"*/{FAILURE}")):
+            noted = json.loads(path.read_text())
+            found[_run(noted, noted["scale"])] = "failed"
+    for path in sorted(records.glob("*/*.json")):
+        record = json.loads(path.read_text())
+        if "row" in record and "seed" in record:  # the benches' records are of no cell
+            found[_run(record, record["scale"])] = _of_record(record)
+    return found
+
+
+def count_states(runs: Iterable[Run], known: dict[Run, str]) -> Counter[str]:
+    """Count runs by state; one that has left nothing is missing."""
+    return Counter(known.get(run, "missing") for run in runs)
+
+
+def runs_of(label: Label, scale: str, seeds: Iterable[int]) -> list[Run]:
+    """Return the runs of a cell, as `known_runs` names them."""
+    return [(label.table, label.row, label.column, scale, seed) for seed in seeds]
+
+
+def _run(labels: dict[str, Any], scale: str) -> Run:
+    return (labels["table"], labels["row"], labels["column"], scale, labels["seed"])
+
+
+def _of_record(record: dict[str, Any]) -> str:
+    if record["method_version"] != METHOD_VERSION:
+        return "stale"
+    return "done" if record["status"] == "finished" else record["status"]
+
+
+def _of_folder(folder: Path) -> dict[Run, str]:
+    path = folder / "record.json"
+    if path.is_file():
+        record = json.loads(path.read_text())
+        return {_run(record, record["scale"]): _of_record(record)}
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+    except OSError:  # being written
+        return {}
+    run = _run({**settings["cell"], "seed": settings["seed"]}, settings["scale"])
+    return {run: "running" if _is_locked(folder / "lock") else "interrupted"}
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a run folder."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,68 @@
+"""Run every cell of every table for two steps on the CPU, in one process, without any download.
+
+    python scripts/smoke.py                       all tables, a line a cell
+    python scripts/smoke.py table1 table4/lsq-ste
+
+Networks have an eighth of their widths (scale=smoke); images are scikit-learn's digits, language is
+an invented corpus. Everything goes to a temporary folder.
+
+Exit status: 0; 1 some cells failed; 2 an error that the user can mend; 75 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+
+from fogzo_repro.config import UserError
+from fogzo_repro.training.preemption import Preempted
+from scripts.experiments import table_cells, tables
+
+
+def main() -> int:
+    """Run what the command line says; return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tables", nargs="*", help="folders of configs/experiment, or folder/file")
+    names = parser.parse_args().tables or tables()
+    started, failed, count = time.monotonic(), [], 0
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in names:
+                done, bad = smoke_table(name, Path(folder))
+                count, failed = count + done, failed + bad
+    except Preempted:
+        return 75
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    seconds = time.monotonic() - started
+    print(f"{count} cells, {len(failed)} failed, {seconds:.0f} s")
+    for line in failed:
+        print(f"failed: {line}")
+    return 1 if failed else 0
+
+
+def smoke_table(name: str, folder: Path) -> tuple[int, list[str]]:
+    """Run the cells of a table, a line each; return their number and what failed."""
+    from fogzo_repro.sweeps.smoke import SHALLOW, try_cells
+
+    shallow = SHALLOW if name.split("/")[0] == "figure-shallow" else []
+    cells = table_cells(name, [*shallow, "scale=smoke"])
+    failed = []
+    for tried in try_cells(cells, folder):
+        label = tried.cell.config.cell
+        place = f"{label.table} | {label.row} | {label.column}"
+        result = tried.why or f"loss {tried.loss:.3f}"
+        print(f"{place}: {'FAILED ' if tried.why else ''}{result}, {tried.seconds:.1f} s")
+        failed += [f"{place}: {tried.why}"] if tried.why else []
+    return len(cells), failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Say per table how many runs are done, running, interrupted, failed, stale and missing.
+
+    python scripts/status.py                     all tables at the paper's scale
+    python scripts/status.py --scale mini --seeds 0,1
+
+From results/records and the run folders alone; imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+
+from fogzo_repro.config import ConfigError, UserError
+from fogzo_repro.reporting.results import PAPER_SCALES
+from fogzo_repro.sweeps.labels import planned_cells
+from fogzo_repro.sweeps.state import STATES, count_states, known_runs, runs_of
+from scripts.run_cells import parse_seeds
+
+EXPERIMENTS = ROOT / "configs" / "experiment"
+
+
+def main() -> int:
+    """Print the table; return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tables", nargs="*", help="folders of configs/experiment")
+    parser.add_argument("--scale", choices=("full", "mini"), help="in place of the table's own")
+    parser.add_argument("--seeds", help="evaluation seeds in place of the files'")
+    parser.add_argument("--records", type=Path, default=ROOT / "results" / "records")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="output_root of the runs")
+    arguments = parser.parse_args()
+    try:
+        seeds = None if arguments.seeds is None else parse_seeds(arguments.seeds)
+        known = known_runs(arguments.records, [arguments.runs])
+        lines = [["table", "cells", "runs", *STATES]]
+        for name in arguments.tables or known_tables():
+            if name not in known_tables():
+                raise ConfigError(f"{name} is not a table; tables: {', '.join(known_tables())}")
+            scale = arguments.scale or PAPER_SCALES.get(name, ("full",))[0]
+            cells = list(planned_cells(EXPERIMENTS / name, scale, seeds))
+            runs = [run for cell in cells for run in runs_of(cell, scale, cell.seeds)]
+            states = count_states(runs, known)
+            counts = [len(cells), states.total(), *(states[s] for s in STATES)]
+            lines.append([name, *map(str, counts)])
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    for line in lines:
+        first, *rest = zip(line, widths, strict=True)
+        print(f"{first[0]:<{first[1]}}", *(f"{text:>{width}}" for text, width in rest), sep="  ")
+    return 0
+
+
+def known_tables() -> list[str]:
+    """Return the names of all tables."""
+    return sorted(path.name for path in EXPERIMENTS.iterdir() if path.is_dir())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

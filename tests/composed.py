@@ -1,0 +1,14 @@
+"""The cells of the paper's tables, composed once for all tests: it takes a few seconds a table."""
+
+from functools import cache
+
+from fogzo_repro.sweeps.cells import Cell
+from scripts.experiments import table_cells
+
+TABLES = ("table1", "table2", "table3", "table4")
+
+
+@cache
+def composed(table: str) -> list[Cell]:
+    """Return the cells of a table at the paper's scale."""
+    return table_cells(table, [])

@@ -1,0 +1,45 @@
+"""scripts/smoke.py on a few cells of every kind."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from scripts import smoke
+
+CELLS = [
+    "figure-shallow/fogzo-beta1", "table1/llama-9m-tanh-fogzo", "table1/resnet18-identity-fogzo",
+    "table2/llama-20m-random-sign", "table3/95m-quest-fogzo", "table4/lsq-ste",
+]  # fmt: skip
+
+
+def test_cells_of_every_table_run_without_any_download(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FOGZO_DATA", "/nowhere")
+    monkeypatch.setattr(sys, "argv", ["smoke.py", *CELLS])
+    assert smoke.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(CELLS) + 1
+    assert lines[-1].startswith(f"{len(CELLS)} cells, 0 failed")
+
+
+def test_a_cell_that_fails_is_named_and_does_not_stop_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fogzo_repro.sweeps import smoke as cells
+
+    execute = cells.execute
+
+    def fail_on_ste(config, **options):  # type: ignore[no-untyped-def]
+        if config.estimator.name == "ste":
+            raise RuntimeError("no such kernel")
+        return execute(config, **options)
+
+    monkeypatch.setattr(cells, "execute", fail_on_ste)
+    monkeypatch.setattr(sys, "argv", ["smoke.py", "table4/lsq-ste", "table4/random-sign"])
+    assert smoke.main() == 1
+    said = capsys.readouterr().out
+    assert "LSQ-STE, 3.522B tokens: RuntimeError: no such kernel" in said
+    assert "2 cells, 1 failed" in said

@@ -1,0 +1,173 @@
+"""The cells of Tables 1 to 4: the files are the listed cells, at every scale."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import replace
+
+import pytest
+
+from fogzo_repro.reporting.results import TUNING_SEEDS
+from fogzo_repro.sweeps.cells import Cell
+from scripts.experiments import experiment_files, table_cells
+from tests.composed import TABLES, composed
+from tests.conftest import ROOT
+
+PAPER = ROOT.parent / "shared" / "PAPER.md"
+
+
+@pytest.fixture(scope="module")
+def cells() -> dict[str, list[Cell]]:
+    return {table: composed(table) for table in TABLES}
+
+
+def listed(table: str) -> list[dict[str, str]]:
+    with open(ROOT / "results" / "paper" / f"{table}.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("table", TABLES, ids=TABLES)
+def test_the_experiment_files_are_the_cells_of_the_table(
+    cells: dict[str, list[Cell]], table: str
+) -> None:
+    composed = [
+        (c.config.cell.table, c.config.cell.row, c.config.cell.column) for c in cells[table]
+    ]
+    assert sorted(composed) == sorted({(e["table"], e["row"], e["column"]) for e in listed(table)})
+
+
+def test_a_cell_reports_on_five_seeds_and_a_sweep_chooses_on_three(
+    cells: dict[str, list[Cell]],
+) -> None:
+    for cell in (c for table in TABLES for c in cells[table]):
+        swept = "=" in cell.config.cell.column
+        assert cell.seeds == (TUNING_SEEDS if swept else tuple(range(5)))
+
+
+def test_other_seeds_leave_a_sweep_on_the_tuning_seeds() -> None:
+    found = {c.seeds for c in table_cells("table4/sweep-noise", [], (7, 8))}
+    found |= {c.seeds for c in table_cells("table4/lsq-ste", [], (7, 8))}
+    assert found == {TUNING_SEEDS, (7, 8)}
+
+
+def test_every_cell_is_what_its_label_says(cells: dict[str, list[Cell]]) -> None:
+    for config in (c.config for table in TABLES for c in cells[table]):
+        label = f"{config.cell.row} {config.cell.column}"
+        kind = next(k for k in ("ImageNet-100", "C4", "95M", "200M", "300M", "30M") if k in label)
+        dataset = "imagenet100" if kind == "ImageNet-100" else "c4"
+        quantizer = {"full precision": "none", "tanh": "sign", "approxsign": "sign", "LSQ": "lsq",
+                     "QuEST": "quest", "identity": "round"}  # fmt: skip
+        expected = next((q for word, q in quantizer.items() if word in label), "lsq")  # Table 4
+        assert (config.scale, config.dataset.name, config.quantizer.name) == (
+            "full", dataset, expected,
+        )  # fmt: skip
+        assert config.estimator.name == ("fogzo" if "FOGZO" in label else "ste")
+        if "FOGZO" in label:
+            assert (config.estimator.n, config.estimator.beta_schedule) == (1, "linear")
+            assert config.estimator.random_sign == label.endswith("random sign")
+
+
+def test_the_activations_of_tables_3_and_4_have_two_bits(cells: dict[str, list[Cell]]) -> None:
+    for config in (c.config for t in ("table3", "table4") for c in cells[t]):
+        if config.quantizer.name != "none":
+            assert (config.quantizer.weight_bits, config.quantizer.activation_bits) == (2, 2)
+
+
+def test_table_4_has_the_papers_tokens_and_its_last_30_percent(
+    cells: dict[str, list[Cell]],
+) -> None:
+    found = {c.config.cell.column: c.config for c in cells["table4"]}
+    tokens = {k: c.recipe.max_steps * 64 * 512 for k, c in found.items()}
+    assert tokens["LSQ-STE, 3.522B tokens"] == pytest.approx(3.522e9, rel=1e-4)
+    fogzo = found["70% STE + 30% FOGZO, 3.0B tokens"]
+    assert tokens[fogzo.cell.column] == pytest.approx(3.0e9, rel=1e-4)
+    assert fogzo.estimator.start_fraction == 0.7
+
+
+@pytest.mark.parametrize("table", TABLES, ids=TABLES)
+def test_a_control_at_equal_cost_stretches_the_whole_schedule(
+    cells: dict[str, list[Cell]], table: str
+) -> None:
+    recipes = {(c.config.cell.row, c.config.cell.column): c.config.recipe for c in cells[table]}
+    for (row, column), longer in recipes.items():
+        if not column.endswith("equal cost"):
+            continue
+        plain = recipes[row, "full precision"]
+        length = "max_steps" if plain.max_steps else "epochs"
+        ratio = getattr(longer, length) / getattr(plain, length)
+        assert ratio > 1.2
+        if plain.schedule == "step":
+            assert longer.step_epochs / plain.step_epochs == pytest.approx(ratio, rel=0.02)
+        if plain.schedule == "epoch_cosine":
+            assert longer.warmup_epochs == round(ratio * plain.warmup_epochs)
+
+
+def test_at_scale_mini_a_cell_trains_on_mnist_or_is_the_small_llama() -> None:
+    names = ["deit-tiny-identity-fogzo", "resnet18-equal-cost", "llama-9m-tanh-ste"]
+    found = [table_cells(f"table1/{name}", ["scale=mini"])[0].config for name in names]
+    assert [c.dataset.name for c in found] == ["mnist", "mnist", "c4"]
+    assert [c.recipe.epochs for c in found[:2]] == [20, 37]
+    assert (found[2].model.name, found[2].recipe.max_steps) == ("llama_mini", 2000)
+
+
+def test_every_llama_is_the_same_network_at_scale_mini() -> None:
+    sizes = ("95m", "200m", "300m")
+    found = [table_cells(f"table3/{s}-quest-ste", ["scale=mini"])[0].config for s in sizes]
+    named = table_cells("table3/95m-quest-ste", ["model=llama_mini"])[0].config
+    assert found[0].model == found[1].model == found[2].model == named.model
+
+
+@pytest.mark.parametrize("table", TABLES, ids=TABLES)
+def test_every_file_says_command_paper_and_cost(table: str) -> None:
+    for file in experiment_files(table):
+        header = file.read_text()
+        assert f"#   python scripts/run_cells.py {table}/{file.stem}\n" in header
+        for part in ("# Paper: ", "# Cost: ", "# Ours: "):
+            assert part in header, (file, part)
+
+
+PAPER_TABLES = {  # table: heading in PAPER.md, metrics in the order of its cells
+    "table1": (r"\*\*Table 1", ["identity STE", "identity FOGZO", "tanh STE", "tanh FOGZO"]),
+    "table2": (r"\*\*Table 2", ["LSQ-STE", "LSQ-FOGZO"]),
+    "table3": (r"\*\*Table 3", ["QuEST", "QuEST-FOGZO", "LSQ", "LSQ-FOGZO"]),
+}
+
+
+@pytest.mark.skipif(not PAPER.is_file(), reason="PAPER.md is not beside the project")
+@pytest.mark.parametrize("table", PAPER_TABLES, ids=list(PAPER_TABLES))
+def test_the_transcribed_values_are_those_of_the_summary(table: str) -> None:
+    heading, columns = PAPER_TABLES[table]
+    section = re.split(heading, PAPER.read_text())[1].split("**Table")[0]
+    lines = [line for line in section.splitlines() if re.match(r"\| [\w-]", line)][1:]
+    said = {}
+    for line in lines:
+        row, *values = [part.strip() for part in line.strip("|").split("|")]
+        row = re.sub(r" \(.*\)$", "", row)
+        for column, value in zip(columns, values, strict=False):
+            if value != "–":
+                said[row, column] = [part.strip() for part in value.split("/")]
+    ours: dict[tuple[str, str], list[str]] = {}
+    for entry in listed(table):
+        if entry["value"]:
+            ours.setdefault((entry["row"], entry["column"]), []).append(entry["value"])
+    assert ours == said
+
+
+@pytest.mark.skipif(not PAPER.is_file(), reason="PAPER.md is not beside the project")
+def test_the_transcribed_values_of_table_4_are_those_of_the_summary() -> None:
+    section = PAPER.read_text().split("**Table 4: ")[1]
+    for entry in listed("table4"):
+        if entry["value"]:
+            method = entry["column"].split(",")[0]
+            assert re.search(rf"\| {re.escape(method)} \| \S+ \| {entry['value']} \|", section)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=TABLES)
+def test_no_two_cells_of_a_table_are_the_same_run(cells: dict[str, list[Cell]], table: str) -> None:
+    found = [
+        (replace(cell.config, cell=None), seed)  # type: ignore[arg-type]
+        for cell in cells[table]
+        for seed in cell.seeds
+    ]
+    assert len({repr(run) for run in found}) == len(found)

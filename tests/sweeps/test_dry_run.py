@@ -1,0 +1,84 @@
+"""The dry run: no data, no card, nothing started."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fogzo_repro.config import RunConfig
+from fogzo_repro.sweeps.dry_run import dry_run
+from fogzo_repro.sweeps.forecast import forecast
+from fogzo_repro.sweeps.rates import flop_per_token, read_benches, run_hours
+from scripts.experiments import table_cells
+from tests.composed import TABLES, composed
+from tests.conftest import ROOT
+
+RECORDS = ROOT / "results" / "records"
+
+
+def config(name: str, *overrides: str) -> RunConfig:
+    return table_cells(name, list(overrides))[0].config
+
+
+@pytest.mark.parametrize("table", TABLES, ids=TABLES)
+def test_every_cell_is_forecast_without_its_data(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = [replace(c, config=replace(c.config, data_dir=str(tmp_path))) for c in composed(table)]
+    lines = dry_run(table, cells, RECORDS)
+    text = "\n".join(lines)
+    for cell in cells:
+        assert f"{cell.config.cell.row} | {cell.config.cell.column}" in lines
+    assert "GPU-hours of the missing runs on one NVIDIA H200" in text
+    assert f"{tmp_path}/c4/manifest.json is not there" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_with_a_committed_record_are_not_missing() -> None:
+    cells = table_cells("figure-shallow/full-precision", [])
+    assert "    mlp, mnist, quantizer=none, estimator=ste; 10 runs, 0 missing" in dry_run(
+        "figure-shallow", cells, RECORDS
+    )
+
+
+def test_parameters_are_those_of_the_known_networks() -> None:
+    llama = forecast(config("table3/95m-quest-fogzo"))
+    assert llama.parameters == 94_871_680  # RECIPES C.9
+    assert llama.perturbed == 30_482_560 - 640 * (2 * 6 + 1)  # all but the norms' gains
+    assert (llama.steps, llama.units) == (91_552, 91_552 * 32_768)
+
+
+def test_the_steps_of_deit_are_upstreams_on_imagenet_1k() -> None:
+    deit = config("table1/deit-tiny-identity-ste", "dataset=imagenet1k")
+    assert forecast(deit).steps == 375_300  # RECIPES B.3
+
+
+def test_hours_are_tokens_by_the_measured_rate() -> None:
+    (bench,) = (b for b in [json.loads((RECORDS / "bench/language-h200.json").read_text())])
+    rate = bench["sizes"]["6/640/5 V=50304"]
+    cell = config("table4/lsq-fogzo-last-30")
+    hours = run_hours(cell, 1000, [bench])
+    tokens = 1000 * 32_768
+    expected = (
+        0.7 * tokens / rate["ste"]["tokens_per_s"] + 0.3 * tokens / (rate["fogzo"]["tokens_per_s"])
+    )
+    assert hours is not None and not hours.scaled
+    assert hours.hours == pytest.approx(expected / 3600)
+
+
+def test_a_size_that_was_not_measured_is_scaled_by_flop_and_marked() -> None:
+    benches = read_benches(RECORDS / "bench")["NVIDIA H200"]
+    small, large = config("table3/95m-quest-ste"), config("table3/300m-quest-ste")
+    hours = [run_hours(c, 1000, benches) for c in (small, large)]
+    assert hours[0] and hours[1] and hours[1].scaled
+    ratio = flop_per_token(large.model) / flop_per_token(small.model)
+    assert hours[1].hours / hours[0].hours == pytest.approx(ratio)
+
+
+def test_a_vision_network_that_was_not_measured_is_unknown() -> None:
+    bench = {"results": {"resnet18": {"size": 224}}}
+    assert run_hours(config("table2/resnet50-lsq-ste"), 1000, [bench]) is None

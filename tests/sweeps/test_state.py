@@ -1,0 +1,71 @@
+"""Where runs stand, and the labels that status reads without composing."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fogzo_repro import METHOD_VERSION
+from fogzo_repro.config import RunConfig, to_yaml
+from fogzo_repro.sweeps.cells import Job
+from fogzo_repro.sweeps.labels import planned_cells
+from fogzo_repro.sweeps.state import count_states, known_runs, runs_of
+from scripts.experiments import table_cells
+from tests.conftest import ROOT
+
+Make = Callable[..., RunConfig]
+
+
+def record(config: RunConfig, **changes: object) -> str:
+    labels = {"table": "miniature", "row": "STE", "column": "-", "scale": "full"}
+    known = {"seed": config.seed, "status": "finished", "method_version": METHOD_VERSION}
+    return json.dumps({**labels, **known, **changes})
+
+
+def test_each_state_is_told_from_what_a_run_has_left(make_config: Make, tmp_path: Path) -> None:
+    jobs = [Job(make_config(f"seed={s}"), f"run-{s}", 5, 15) for s in range(7)]
+    for job in jobs[:5]:
+        job.folder.mkdir(parents=True)
+        (job.folder / "resolved.json").write_text("{}")
+        (job.folder / "config.yaml").write_text(to_yaml(job.config))
+    for seed, changes in enumerate([{}, {"status": "diverged"}, {"method_version": 0}]):
+        (jobs[seed].folder / "record.json").write_text(record(jobs[seed].config, **changes))
+    jobs[5].note_failure("hangs")
+    with open(jobs[3].folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = known_runs(tmp_path / "records", [tmp_path / "runs"])
+    runs = runs_of(jobs[0].config.cell, "full", range(7))
+    states = ["done", "diverged", "stale", "running", "interrupted", "failed"]
+    assert [known.get(run) for run in runs] == [*states, None]
+    assert count_states(runs, known) == {**dict.fromkeys(states, 1), "missing": 1}
+
+
+def test_a_run_that_failed_is_forgotten_when_it_is_tried_again(
+    make_config: Make, tmp_path: Path
+) -> None:
+    job = Job(make_config(), "run", 5, 15)
+    job.note_failure("hangs")
+    job.forget_failure()
+    assert known_runs(tmp_path, [tmp_path / "runs"]) == {}
+
+
+@pytest.mark.parametrize("scale", ["full", "mini"], ids=str)
+def test_the_labels_read_from_the_files_are_those_of_the_composed_cells(scale: str) -> None:
+    cells = [(c.config.cell, c.seeds) for c in table_cells("table4", [f"scale={scale}"])]
+    labels = sorted((c.table, c.row, c.column, s) for c, s in cells)
+    planned = planned_cells(ROOT / "configs" / "experiment" / "table4", scale)
+    assert labels == sorted((c.table, c.row, c.column, c.seeds) for c in planned)
+
+
+def test_status_needs_no_torch_and_knows_the_committed_records() -> None:
+    code = "import sys; sys.modules['torch'] = None; import runpy; sys.argv = ['status.py', "
+    code += "'figure-shallow']; runpy.run_path('scripts/status.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].split()[:4] == ["figure-shallow", "38", "452", "452"]

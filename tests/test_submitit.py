@@ -1,0 +1,62 @@
+"""Jobs of a cluster: Hydra's submitit launcher, here with its executor for one machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from fogzo_repro.reporting.records import read_record
+from tests.conftest import ROOT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("submitit") is None,
+        reason="the extra slurm (hydra-submitit-launcher) is not installed",
+    ),
+]
+
+
+def submit(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable, "-m", "fogzo_repro", "-m", "hydra/launcher=submitit_local",
+        "dataset=digits", "recipe=digits_mlp", "hardware=cpu", "estimator=ste", "seed=0",
+        f"output_root={folder / 'runs'}", *overrides,
+    ]  # fmt: skip
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def process_of(folder: Path) -> int | None:
+    """Return the process that trains: the one that holds the run's lock open."""
+    for entry in Path("/proc").glob("[0-9]*/fd"):
+        try:
+            held = {os.readlink(link) for link in entry.iterdir()}
+        except OSError:
+            continue
+        if str(folder / "lock") in held:
+            return int(entry.parent.name)
+    return None
+
+
+def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path: Path) -> None:
+    job = submit(tmp_path, "recipe.max_steps=3000")
+    deadline = time.monotonic() + 240
+    while not (timing := list(tmp_path.glob("runs/mlp-*/timing.jsonl"))):
+        assert job.poll() is None and time.monotonic() < deadline, job.communicate()[1]
+        time.sleep(0.05)
+    pid = process_of(timing[0].parent)
+    assert pid is not None
+    os.kill(pid, signal.SIGUSR2)  # what Slurm is asked to send before it takes a node away
+    _, said = job.communicate(timeout=240)
+    assert job.returncode == 0, said
+    record = read_record(timing[0].parent / "record.json")
+    assert (record["status"], record["steps"]) == ("finished", 3000)
+    log = (timing[0].parent / "log.txt").read_text()
+    assert "SIGUSR2: saved after step" in log and "resumed after step" in log
