@@ -10,7 +10,7 @@ endif
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check smoke figure-shallow table1 table2 table3 table4 minis tables status bench bench-vision bench-language clean
+.PHONY: help install demo test lint types check smoke figure-shallow table1 table2 table3 table4 minis tables status bench bench-vision bench-language bench-minis bench-loader clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -68,9 +68,9 @@ table3: install  ## Table 3, 2-bit weights and activations: the same settings
 table4: install  ## Table 4, quality at equal training time: the same settings
 	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
 
-minis: install  ## run the missing cells of the three mini tables, then make tables: HARDWARE=, SEEDS=, WORKERS=
+minis: install  ## run what the claims of the mini tables need, then make tables: HARDWARE=, SEEDS=, WORKERS=
 	@status=0; for table in mini-resnet18 mini-deit-tiny mini-llama; do \
-	  $(BIN)/python scripts/run_cells.py $$table hardware=$(HARDWARE) \
+	  $(BIN)/python scripts/run_cells.py $$table hardware=$(HARDWARE) --claims \
 	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(WORKERS),--workers $(WORKERS)) || status=$$?; \
 	  test $$status -ne 75 || break; done; \
 	  $(BIN)/python scripts/make_tables.py && exit $$status
@@ -84,11 +84,18 @@ status: install  ## per table: runs done, running, interrupted, failed, stale, m
 bench: install  ## measure the speed on this machine: HARDWARE=cpu, h200, ...
 	@$(BIN)/python scripts/bench.py hardware=$(HARDWARE) --out results/records/bench/mnist-$(HARDWARE).json
 
-bench-vision: install  ## measure the speed of ResNets and DeiTs on one GPU, about 5 minutes
-	@$(BIN)/python scripts/bench_vision.py --out results/records/bench/vision-$(HARDWARE).json
+bench-vision: install  ## measure the training step of ResNets and DeiTs on one GPU, about 5 minutes
+	@$(BIN)/python scripts/bench_steps.py vision --out results/records/bench/vision-$(HARDWARE).json
 
-bench-language: install  ## measure the LLaMA training step, about 5 minutes on one card
-	@$(BIN)/python scripts/bench_language.py --out results/records/bench/language-$(HARDWARE).json
+bench-language: install  ## measure the training step of the LLaMAs on one GPU, about 5 minutes
+	@$(BIN)/python scripts/bench_steps.py language --out results/records/bench/language-$(HARDWARE).json
+
+bench-minis: install  ## measure the training step of the small networks on one GPU, about a minute
+	@$(BIN)/python scripts/bench_steps.py minis --out results/records/bench/minis-$(HARDWARE).json
+
+bench-loader: install  ## measure how fast photographs are decoded: DATA=..., WORKERS=16
+	@$(BIN)/python scripts/bench_loader.py --data-dir "$$FOGZO_DATA" --workers $(or $(WORKERS),16) \
+	  --out results/records/bench/loader-$(HARDWARE).json
 
 clean:  ## remove what the demo and the tools left; runs/ and results/ stay
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

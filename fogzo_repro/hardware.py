@@ -42,7 +42,7 @@ class Machine:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """Return the processor's name, where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -83,14 +83,14 @@ def resolve_machine(config: RunConfig) -> Machine:
     if graph is None:  # NCCL and GradScaler stay outside of captured graphs
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
         graph = on_gpu and alone and autocast != torch.float16
-    # The MLP is too small for fused kernels to matter, and is the one network in float32.
-    shallow = config.model.name == "mlp"
-    compiles = on_gpu and not shallow if hardware.compile is None else hardware.compile
+    # Compiling takes a minute or two: longer than a small run. The MLP is one at any scale.
+    worthwhile = config.scale == "full" and config.model.name != "mlp"
+    compiles = on_gpu and worthwhile if hardware.compile is None else hardware.compile
     channels_last = on_gpu if hardware.channels_last is None else hardware.channels_last
     if graph and device.type != "cuda":
         raise UserError("hardware.cuda_graph=true needs a CUDA device; leave it out")
     if device.type == "cuda":
         card = torch.cuda.get_device_name(device)
     else:
-        card = f"{_processor()}, {torch.get_num_threads()} threads"
+        card = f"{processor_name()}, {torch.get_num_threads()} threads"
     return Machine(device, card, autocast, graph, compiles, channels_last)

@@ -201,6 +201,7 @@ def _build_step(prepared: Prepared) -> TrainStep:
     config, machine, network = prepared.config, prepared.machine, prepared.network
     compile_arithmetic(machine.compile)
     if machine.compile:
+        torch.compiler.reset()  # the graphs of earlier runs in this process count against a limit
         network.model.compile(dynamic=False)  # in place: the parameters keep their names
     return TrainStep(
         network.model,

@@ -4,7 +4,7 @@
 
 DIR holds imagenet/, any part of it; its images are read again and again, so the disk's cache is
 warm. The share of a training step that the loader hides is images/s here over images/s of
-scripts/bench_vision.py, at most 1.
+scripts/bench_steps.py, at most 1.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ def main() -> None:
     arguments = parser.parse_args()
     results = {model: measure(model, arguments) for model in ("resnet18", "deit_tiny")}
 
+    from fogzo_repro.hardware import processor_name
     from fogzo_repro.tracking.environment import command_line, git_state, versions
 
     content = {
         "bench": "loader", "command": command_line(), **git_state(), "versions": versions(),
-        "workers": arguments.workers, "results": results,
+        "hardware": f"{processor_name()}, {arguments.workers} workers",
+        "recipes": results,
     }  # fmt: skip
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")

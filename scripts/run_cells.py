@@ -5,11 +5,15 @@
     python scripts/run_cells.py table1 scale=mini --minutes 8          in pieces, on each call one
     python scripts/run_cells.py figure-shallow/ste --seeds 0,1         one file, other seeds
     python scripts/run_cells.py figure-shallow hardware=h200 --workers 8
+    python scripts/run_cells.py mini-llama --claims                    what the claims need, no more
     python scripts/run_cells.py mini-llama/2bit-fogzo estimator.noise=1e-9   in place of its sweep
 
 Cells stand in configs/experiment/<table>/*.yaml. A run that is finished, under output_root or by a
 committed record, is skipped; interrupted anywhere, the same command goes on. In the end the records
 of all runs that are over are copied to results/records/<table>/.
+
+With --claims the tuning seeds are run first; they choose, and of a sweep only the chosen value is
+then run on the evaluation seeds.
 
 Exit status: 0 all runs finished; 1 some failed or hung; 2 an error that the user can mend, in one
 line; 3 some diverged; 75 interrupted or out of --minutes, run the same command again.
@@ -44,6 +48,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, help="runs at a time")
     parser.add_argument("--gpus", default="", help="cards to deal to the workers, as 0,1")
     parser.add_argument("--minutes", type=float, help="stop after so many, with checkpoints")
+    parser.add_argument("--claims", action="store_true", help="only the runs that claims need")
     parser.add_argument("--dry-run", action="store_true", help="say what it takes, start nothing")
     parser.add_argument("--records", type=Path, default=ROOT / "results" / "records")
     arguments, overrides = parser.parse_known_args()
@@ -57,7 +62,7 @@ def main() -> int:
 
             print("\n".join(dry_run(arguments.table, cells, arguments.records)))
             return 0
-        return run_table(arguments, cells)
+        return run_claims(arguments, cells) if arguments.claims else run_table(arguments, cells)
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -120,6 +125,18 @@ def visible_gpus(text: str) -> list[str]:
             )
         found.append(names[int(part)])
     return found
+
+
+def run_claims(arguments: argparse.Namespace, cells: list[Cell]) -> int:
+    """Run the tuning sweeps, then what the claims compare; return the exit status."""
+    from fogzo_repro.sweeps.claimed import claimed_part, tuning_part
+
+    tuning = tuning_part(cells)
+    status = run_table(arguments, tuning) if tuning else 0
+    if status in (1, INTERRUPTED_STATUS):
+        return status
+    table = arguments.table.split("/")[0]
+    return max(status, run_table(arguments, claimed_part(cells, arguments.records.parent, table)))
 
 
 def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:

@@ -25,8 +25,9 @@ _OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"combo_kernels": T
 
 
 def compile_arithmetic(on: bool) -> None:
-    """Turn compilation on or off, for this process."""
+    """Turn compilation on or off for this process, and forget what was compiled."""
     _state["on"] = on
+    _compiled.clear()
 
 
 def _compilable(function: Function) -> Function:

@@ -152,7 +152,7 @@ def chosen(results: TableResults, row: str) -> CellResult | None:
 
 def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:
     """Put every claim of a table to the test."""
-    pairs = [_named(results, claim) for claim in claims]
+    pairs = [named_cells(results, claim) for claim in claims]
     tests = [_test(claim, *pair) for claim, pair in zip(claims, pairs, strict=True)]
     adjusted = holm([math.nan if t is None else t.p for t in tests])
     return [
@@ -161,7 +161,13 @@ def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:
     ]
 
 
-def _named(results: TableResults, claim: Claim) -> tuple[CellResult | None, CellResult | None]:
+def named_cells(results: TableResults, claim: Claim) -> tuple[CellResult | None, CellResult | None]:
+    """Return the cells that a claim compares; None where the tuning sweep has not chosen one.
+
+    Raises:
+        UserError: for a cell that is not in the table.
+    """
+
     def find(row: str, column: str) -> CellResult | None:
         if column == CHOSEN:
             return chosen(results, row)

@@ -79,7 +79,7 @@ def _language(config: RunConfig, sizes: dict[str, Any]) -> _Step | None:
 
 
 def flop_per_token(model: Any) -> float:
-    """Return the FLOP of a training token, as scripts/bench_language.py counts them."""
+    """Return the FLOP of a training token, as scripts/bench_steps.py counts them."""
     d, layers = model.width, model.layers
     non_embedding = layers * (4 * d * d + 3 * d * model.hidden + 2 * d) + d
     return 6 * (non_embedding + model.vocabulary * d) + 6 * layers * d * model.context
