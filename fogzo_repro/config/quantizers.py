@@ -128,3 +128,8 @@ class AddedQuantizer:
     activation_bits: int
     first_last: str
     options: dict[str, Any]
+
+
+def has_learned_scales(quantizer: Any) -> bool:
+    """Return whether a quantizer may have parameters of its own, which the optimizer moves."""
+    return isinstance(quantizer, (LsqConfig, AddedQuantizer))
