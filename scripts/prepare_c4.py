@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
 from fogzo_repro.config import UserError
-from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST
+from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST, enough_documents
 from fogzo_repro.data.c4_documents import (
     HUB,
     HUB_FILE_BYTES,
@@ -214,7 +214,7 @@ def check_held_out(entry: dict, parts: list[Part]) -> None:
         return
     shards = [s for p in parts for s in (p.train, p.heldout)]
     documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
-    needed = math.ceil((LEAST_WINDOWS * CONTEXT + 1) / (tokens / documents))
+    needed = enough_documents(documents, tokens, CONTEXT)
     share = math.ceil(1500 * needed / documents) / 1000
     raise UserError(
         f"the held-out slice has {windows} windows of {CONTEXT} tokens in {entry['documents']} of "

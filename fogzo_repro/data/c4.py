@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,20 @@ def open_split(corpus: Corpus, split: str, vocabulary: int) -> TokenStream:
         )
     shards = corpus.manifest["splits"][split]["shards"]
     return TokenStream([(corpus.folder / s["file"], s["tokens"]) for s in shards], vocabulary)
+
+
+def enough_documents(documents: int, tokens: int, context: int) -> int:
+    """Return how many documents make LEAST_WINDOWS windows of T inputs and T targets.
+
+    Args:
+        documents: of which the mean length is taken.
+        tokens: in them.
+        context: T.
+
+    >>> enough_documents(10, 5120, 512)
+    65
+    """
+    return math.ceil((LEAST_WINDOWS * context + 1) * documents / tokens)
 
 
 class TokenStream:
