@@ -89,9 +89,10 @@ def open_split(corpus: Corpus, split: str, vocabulary: int) -> TokenStream:
         UserError: where it is not in the manifest, or a shard is missing or of another size.
     """
     if split not in corpus.manifest["splits"]:
-        known = ", ".join(corpus.manifest["splits"])
+        known = ", ".join(s for s in corpus.manifest["splits"] if s != "train")
         raise UserError(
-            f"dataset.validation={split} is not in {corpus.folder / MANIFEST}; options: {known}"
+            f"dataset.validation={split} is not in {corpus.folder / MANIFEST}; options: {known}; "
+            "C4's own split is prepared from a --source with its validation files"
         )
     shards = corpus.manifest["splits"][split]["shards"]
     return TokenStream([(corpus.folder / s["file"], s["tokens"]) for s in shards], vocabulary)

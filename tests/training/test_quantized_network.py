@@ -274,6 +274,10 @@ BAD = {
         ["quantizer=quest", "recipe.decay_scales=true"],
         "decays learned scales and quantizer=quest has none",
     ),
+    "trust-width-of-1-bit": (
+        ["quantizer=quest", "quantizer.weight_bits=1", "quantizer.trust_width=0.5"],
+        "trust_width=0.5 is the mask of 2 bits and more.*quantizer.clip_scale",
+    ),
     "trust-width": (["quantizer=quest", "quantizer.trust_width=-1"], "trust_width=-1.0 must be"),
 }
 
