@@ -124,7 +124,8 @@ def load_export(path: str | Path) -> nn.Module:
 
 def _quantized_layers(model: nn.Module) -> dict[str, Any]:
     """Return the layers with a weight quantizer, by name."""
-    return {name: m for name, m in model.named_modules() if hasattr(m, "weight_quantizer")}
+    layers = model.named_modules()
+    return {name: m for name, m in layers if getattr(m, "weight_quantizer", None) is not None}
 
 
 def _integers(name: str, quantizer: Any, weight: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -140,7 +141,8 @@ def _integers(name: str, quantizer: Any, weight: Tensor) -> tuple[Tensor, Tensor
     if not torch.equal((integers.to(scale.dtype) + offset) * scale, quantizer(weight)):
         raise UserError(
             f"{name}: the weights of its quantizer are not levels of at most 8 bits times a scale; "
-            "export supports quantizer=round and quantizer=sign, and none"
+            "export supports quantizer=round, sign and none, and of 2 bits and more quantizer=lsq, "
+            "and quantizer=quest with quantizer.hadamard=none"
         )
     return integers, scale, offset
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
 from fogzo_repro.config import UserError
-from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST
+from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST, enough_documents
 from fogzo_repro.data.c4_documents import (
     HUB,
     HUB_FILE_BYTES,
@@ -47,6 +47,7 @@ from fogzo_repro.tracking.progress import RunProgress
 TOKENS_PER_SECOND = 0.8e6  # a core, sentencepiece; for the estimate before the start
 CONTEXT = 512
 MOST_HELD_OUT = 0.5
+SETTINGS = "settings.json"
 LOCK_SECONDS = 10  # workers of a killed process need a moment to go
 
 
@@ -92,8 +93,10 @@ def settings_of(args: argparse.Namespace, tokenizer: Path, files: list[SourceFil
     """Return all that decides the shards' content."""
     if not 0 <= args.held_out <= MOST_HELD_OUT:
         raise UserError(f"--held-out {args.held_out} is outside [0, {MOST_HELD_OUT}]")
-    if args.tokens < 1 or args.workers < 1:
+    if not 1 <= args.tokens < math.inf or args.workers < 1:
         raise UserError("--tokens and --workers must be at least 1")
+    if not 0 <= args.validation_tokens < math.inf:
+        raise UserError(f"--validation-tokens {args.validation_tokens} must be at least 0")
     content = tokenizer.read_bytes()
     on_hub = args.source == "hub"
     return {
@@ -142,10 +145,16 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep other processes out of the folder."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Keep other processes out of the folder; clear it of what a killed one had not finished."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / "lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"--out {out} is not writable ({error.strerror}); give a folder of yours"
+        ) from None
     deadline = time.monotonic() + LOCK_SECONDS
-    with (out / "lock").open("w") as file:
+    with lock as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,12 +163,15 @@ def locked(out: Path) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise UserError(f"{out} is being written by another process") from None
                 time.sleep(0.2)
+        for pattern in ("*.bin.*.tmp", "*.json.*.tmp"):  # workers hold the lock too: all are gone
+            for path in out.glob(pattern):
+                path.unlink()
         yield
 
 
 def check_settings(out: Path, settings: dict) -> None:
     """Refuse a folder that other settings have written; leave ours there."""
-    path = out / "settings.json"
+    path = out / SETTINGS
     if path.is_file():
         stored = json.loads(path.read_text())
         for key in (k for k in settings if stored.get(k) != settings[k]):
@@ -186,18 +198,24 @@ def split_entry(shards: list[Shard]) -> dict:
     }
 
 
-def check_held_out(entry: dict, parts: list[Part], out: Path) -> None:
+def remove(parts: list[Part], out: Path) -> None:
+    """Remove shards and settings, and nothing else that may lie in the folder."""
+    for part in parts:
+        whole = f"part-{Path(part.train.file).stem}.json"
+        for name in (whole, part.train.file, part.heldout.file):
+            (out / name).unlink()
+    (out / SETTINGS).unlink()
+
+
+def check_held_out(entry: dict, parts: list[Part]) -> None:
     """Refuse a held-out slice that is too small, with the documents that would suffice."""
     windows = max(0, entry["tokens"] - 1) // CONTEXT
     if windows >= LEAST_WINDOWS:
         return
     shards = [s for p in parts for s in (p.train, p.heldout)]
     documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
-    needed = math.ceil((LEAST_WINDOWS * CONTEXT + 1) / (tokens / documents))
+    needed = enough_documents(documents, tokens, CONTEXT)
     share = math.ceil(1500 * needed / documents) / 1000
-    for path in out.iterdir():  # made with a share that is of no use
-        if path.name != "lock":
-            path.unlink()
     raise UserError(
         f"the held-out slice has {windows} windows of {CONTEXT} tokens in {entry['documents']} of "
         f"{documents:,} documents; {LEAST_WINDOWS} windows take about {needed}: "
@@ -256,7 +274,11 @@ def tokenize(
     splits = {"train": split_entry([p.train for p in parts])}
     if every:
         splits["heldout"] = split_entry([p.heldout for p in parts])
-        check_held_out(splits["heldout"], parts, args.out)
+        try:
+            check_held_out(splits["heldout"], parts)
+        except UserError:  # made with a share that is of no use
+            remove([*parts, *own], args.out)
+            raise
     if own:
         splits["c4"] = split_entry([p.train for p in own])
     return splits

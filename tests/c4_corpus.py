@@ -16,7 +16,11 @@ def write_corpus(data_dir, splits, vocabulary, sha256="0" * 64):
             name = f"{split}-{index:05d}.bin"
             np.asarray(tokens, dtype="<u2").tofile(folder / name)
             named.append({"file": name, "tokens": len(tokens), "documents": 1, "sha256": ""})
-        entries[split] = {"documents": len(shards), "tokens": 0, "shards": named}
+        entries[split] = {
+            "documents": len(shards),
+            "tokens": sum(map(len, shards)),
+            "shards": named,
+        }
     manifest = {
         "format": 1,
         "tokenizer": {"sha256": sha256, "vocabulary": vocabulary},

@@ -83,6 +83,25 @@ def test_a_quantizer_that_is_not_levels_times_a_scale_is_refused(tmp_path, monke
         export_run(folder, tmp_path / "out")
 
 
+LEARNED = {
+    "lsq-w2a2": ["quantizer=lsq", "quantizer.activation_bits=2"],
+    "lsq-a2": [
+        "quantizer=lsq", "quantizer.weight_bits=16", "quantizer.activation_bits=2", "estimator=ste",
+    ],
+    "quest-plain": ["quantizer=quest", "quantizer.hadamard=none", "quantizer.activation_bits=2"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", LEARNED.values(), ids=LEARNED)
+def test_scales_that_move_and_quantized_inputs_are_exported_too(tmp_path, overrides):
+    folder = train(tmp_path, "recipe.max_steps=3", *overrides)
+    x = torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = load_run(folder)(x)
+        again = load_export(export_run(folder, tmp_path / "out").parent)(x)
+    assert torch.equal(logits, again)
+
+
 def test_a_folder_that_is_no_export_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not an export"):
         load_export(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from safetensors.torch import load_file
 from torch import nn
 
 from fogzo_repro.reporting import readme
@@ -17,7 +18,7 @@ from tests.conftest import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.S)
-LIBRARY, ESTIMATOR, SETTINGS = (code for _, code in BLOCKS)
+LIBRARY, ESTIMATOR, SETTINGS, QUANTIZER, QUANTIZER_SETTINGS = (code for _, code in BLOCKS)
 
 
 def test_three_lines_train_a_network_of_the_users():
@@ -91,6 +92,43 @@ def test_added_estimator_is_one_file_and_one_yaml_and_stands_in_a_table(tmp_path
     assert "| signed | 0.01 |" in table
 
 
+INPUTS = """
+
+class Ramp(nn.Module):
+    def forward(self, x):
+        clipped = x.clamp(-2, 2)
+        return with_surrogate_gradient((clipped * 7.5).round() / 7.5, clipped)
+
+
+def build_input(layer, bits, factor):
+    return Ramp()
+"""
+
+
+@pytest.mark.parametrize(("inputs", "bits"), [("", 16), (INPUTS, 4)], ids=["weights", "both"])
+def test_added_quantizer_is_one_file_and_one_yaml(tmp_path, inputs, bits):
+    for name in ("fogzo_repro", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "fogzo_repro" / "quantization" / "ternary.py").write_text(QUANTIZER + inputs)
+    settings = QUANTIZER_SETTINGS.replace("NAME", "ternary")
+    (tmp_path / "configs" / "quantizer" / "ternary.yaml").write_text(settings)
+    command = [
+        sys.executable, "-m", "fogzo_repro", "quantizer=ternary", "quantizer.options.factor=1.2",
+        f"quantizer.activation_bits={bits}", "dataset=digits", "recipe=digits_mlp",
+        "recipe.max_steps=10", "hardware=cpu", "estimator.noise=1e-3",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("runs/mlp-digits-ternary-fogzo-s0-*/record.json")
+    record = json.loads(path.read_text())
+    assert record["status"] == "finished"
+    assert record["config"]["quantizer"]["options"] == {"factor": 1.2}
+    last = load_file(sorted(path.parent.glob("*.safetensors"))[-1])
+    assert last["model/fc1.weight_quantizer.scale"] > 0
+    rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+    assert any(row.get("flips", 0) > 0 for row in rows)
+
+
 def test_readme_results_are_those_of_the_records(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text(TEXT)
@@ -100,6 +138,7 @@ def test_readme_results_are_those_of_the_records(tmp_path):
 
 def test_readme_yaml_is_yaml():
     assert yaml.safe_load(SETTINGS) == {"name": "NAME", "options": {"size": 0.001}}
+    assert yaml.safe_load(QUANTIZER_SETTINGS)["options"] == {"factor": 1.5}
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\(([^)#]+)\)", TEXT), ids=str)

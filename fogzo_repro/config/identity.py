@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fogzo_repro import METHOD_VERSION
+from fogzo_repro.config.quantizers import has_learned_scales
 from fogzo_repro.config.run import RunConfig
 
 # What changes neither a weight nor the last metrics, and so is not part of a run's identity.
@@ -26,6 +27,8 @@ def result_fields(config: RunConfig, resolved: dict[str, Any]) -> dict[str, Any]
             the data's fingerprint.
     """
     kept = {k: v for k, v in asdict(config).items() if k not in _FREE}
+    if not has_learned_scales(config.quantizer):  # it is false then and decides nothing
+        del kept["recipe"]["decay_scales"]
     return {**kept, "resolved": resolved, "method_version": METHOD_VERSION}
 
 

@@ -115,6 +115,12 @@ class QuestConfig:
         _bits("quantizer.activation_bits", self.activation_bits)
         choice("quantizer.hadamard", self.hadamard, ("full", "half", "none"))
         finite("quantizer.trust_width", self.trust_width, 0, strict=True)
+        require(
+            self.trust_width is None or {self.weight_bits, self.activation_bits} - {1, 16} != set(),
+            f"quantizer.trust_width={self.trust_width} is the mask of 2 bits and more, and "
+            f"quantizer.weight_bits={self.weight_bits} with quantizer.activation_bits="
+            f"{self.activation_bits} has none; the mask of 1 bit is quantizer.clip_scale",
+        )
         finite("quantizer.clip_scale", self.clip_scale, 0, strict=True)
         choice("quantizer.first_last", self.first_last, _FIRST_LAST)
 
@@ -128,3 +134,8 @@ class AddedQuantizer:
     activation_bits: int
     first_last: str
     options: dict[str, Any]
+
+
+def has_learned_scales(quantizer: Any) -> bool:
+    """Return whether a quantizer may have parameters of its own, which the optimizer moves."""
+    return isinstance(quantizer, (LsqConfig, AddedQuantizer))

@@ -25,6 +25,7 @@ class RecipeConfig:
     weight_decay: float
     decay: str
     no_decay: list[str]
+    decay_scales: bool
     betas: list[float]
     eps: float
     momentum: float

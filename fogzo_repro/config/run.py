@@ -16,6 +16,7 @@ from fogzo_repro.config.quantizers import (
     QuestConfig,
     RoundConfig,
     SignConfig,
+    has_learned_scales,
 )
 from fogzo_repro.config.recipes import RecipeConfig, VisionRecipe
 from fogzo_repro.config.rules import choice, finite, require
@@ -53,6 +54,11 @@ class RunConfig:
             isinstance(self.model, LlamaConfig) == (self.dataset.name == "c4"),
             f"model={self.model.name} does not go with dataset={self.dataset.name}: dataset=c4 "
             "trains model=llama_*, and nothing else does",
+        )
+        require(
+            not self.recipe.decay_scales or has_learned_scales(self.quantizer),
+            f"recipe.decay_scales=true decays learned scales and quantizer={self.quantizer.name} "
+            "has none; use quantizer=lsq",
         )
         none = self.quantizer.name == "none"
         if none or getattr(self.quantizer, "weight_bits", 1) == 16:

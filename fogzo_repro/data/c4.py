@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,12 +89,27 @@ def open_split(corpus: Corpus, split: str, vocabulary: int) -> TokenStream:
         UserError: where it is not in the manifest, or a shard is missing or of another size.
     """
     if split not in corpus.manifest["splits"]:
-        known = ", ".join(corpus.manifest["splits"])
+        known = ", ".join(s for s in corpus.manifest["splits"] if s != "train")
         raise UserError(
-            f"dataset.validation={split} is not in {corpus.folder / MANIFEST}; options: {known}"
+            f"dataset.validation={split} is not in {corpus.folder / MANIFEST}; options: {known}; "
+            "C4's own split is prepared from a --source with its validation files"
         )
     shards = corpus.manifest["splits"][split]["shards"]
     return TokenStream([(corpus.folder / s["file"], s["tokens"]) for s in shards], vocabulary)
+
+
+def enough_documents(documents: int, tokens: int, context: int) -> int:
+    """Return how many documents make LEAST_WINDOWS windows of T inputs and T targets.
+
+    Args:
+        documents: of which the mean length is taken.
+        tokens: in them.
+        context: T.
+
+    >>> enough_documents(10, 5120, 512)
+    65
+    """
+    return math.ceil((LEAST_WINDOWS * context + 1) * documents / tokens)
 
 
 class TokenStream:

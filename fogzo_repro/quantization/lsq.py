@@ -144,7 +144,8 @@ class LsqInput(Lsq):
     """The quantizer of a layer's inputs: one step, from the first batch that is trained on.
 
     The start is averaged over ranks, so that it is the same on all, and is part of every
-    checkpoint, so that a resumed run has no second one. Until then a pass without gradients
+    checkpoint, so that a resumed run has no second one. Of an accumulated batch it is that of the
+    first micro-batch. Until then a pass without gradients
     (a probe, an evaluation) takes the start that its own inputs would give and keeps nothing.
 
     Args:

@@ -22,6 +22,7 @@ from fogzo_repro.data.c4 import (
     TokenStream,
     WindowBatches,
     check_tokenizer,
+    enough_documents,
     open_split,
     read_corpus,
 )
@@ -136,10 +137,15 @@ def c4_language(config: RunConfig, data_dir: Path) -> Language:
     )
     windows = window_count(validation, model.context)
     if windows < LEAST_WINDOWS:
+        splits = corpus.manifest["splits"]
+        documents = splits[dataset.validation]["documents"]
+        length = splits["train"]["documents"], splits["train"]["tokens"]
+        option = {"heldout": "--held-out", "c4": "--validation-tokens"}[dataset.validation]
         raise UserError(
             f"dataset.validation={dataset.validation} has {windows} windows of {model.context} "
-            f"tokens, at least {LEAST_WINDOWS} are needed; run scripts/prepare_c4.py with a larger "
-            "--held-out, it says how large"
+            f"tokens in {documents} documents, at least {LEAST_WINDOWS} are needed, which take "
+            f"about {enough_documents(*length, model.context)} documents; run "
+            f"scripts/prepare_c4.py with another --out and a larger {option}"
         )
     return Language(
         train,

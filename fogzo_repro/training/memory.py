@@ -14,7 +14,8 @@ is refused only after a compiled pass at the run's own batch was measured too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,12 +177,30 @@ def cuda_pass(
         batch = artificial_batch(task, images, device)
         masks.draw(images, generator)
         torch.cuda.reset_peak_memory_stats(device)
-        with frozen.held(), torch.autocast(device.type, autocast, enabled=autocast is not None):
+        cast = torch.autocast(device.type, autocast, enabled=autocast is not None)
+        with frozen.held(), unstarted_inputs(model), cast:
             task.loss(model, batch).backward()
         model.zero_grad(set_to_none=True)
         return torch.cuda.max_memory_allocated(device)
 
     return peak
+
+
+@contextmanager
+def unstarted_inputs(model: torch.nn.Module) -> Iterator[None]:
+    """Keep the quantizers of inputs in evaluation mode in here.
+
+    In training mode a learned step would start from the artificial batch, for good.
+    """
+    found = (getattr(m, "input_quantizer", None) for m in model.modules())
+    quantizers = [q for q in found if q is not None and q.training]
+    for quantizer in quantizers:
+        quantizer.eval()
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.train()
 
 
 def check_batch_fits(

@@ -11,16 +11,18 @@ from torch import nn
 
 from fogzo_repro.config import RecipeConfig
 
+QUANTIZERS = {"weight_quantizer", "input_quantizer"}  # of a layer; what they learn are scales
+
 
 def build_optimizer(
     recipe: RecipeConfig, model: nn.Module, capturable: bool
 ) -> torch.optim.Optimizer:
     """Build AdamW or SGD.
 
-    `recipe.decay` says what is decayed: `all`, or `weights`, which leaves out tensors of fewer than
-    two axes (biases, norms, steps). The parameters named in `recipe.no_decay` are never decayed.
-
-    Neither are those of the modules and parameters that `recipe.no_decay` names.
+    `recipe.decay` says what is decayed of the network itself: `all`, or `weights`, which leaves out
+    tensors of fewer than two axes (biases, norms). What quantizers learn, LSQ's steps, is decayed
+    where `recipe.decay_scales` says so. The modules and parameters that `recipe.no_decay` names are
+    never decayed.
 
     Args:
         recipe: lr, weight decay and the optimizer's constants.
@@ -30,11 +32,16 @@ def build_optimizer(
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     trainable = [p for _, p in named]
     exempt = set(recipe.no_decay)
-    decayed = {
-        p
-        for name, p in named
-        if not exempt & set(name.split(".")) and (recipe.decay == "all" or p.dim() >= 2)
-    }
+
+    def is_decayed(name: str, p: nn.Parameter) -> bool:
+        parts = set(name.split("."))
+        if parts & exempt:
+            return False
+        if parts & QUANTIZERS:
+            return recipe.decay_scales
+        return recipe.decay == "all" or p.dim() >= 2
+
+    decayed = {p for name, p in named if is_decayed(name, p)}
     groups = [
         {"params": [p for p in trainable if p in decayed], "weight_decay": recipe.weight_decay},
         {"params": [p for p in trainable if p not in decayed], "weight_decay": 0.0},

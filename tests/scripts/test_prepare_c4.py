@@ -132,8 +132,7 @@ def test_killed_preparation_goes_on_to_identical_shards(script, source, prepared
     first = (out / "train-00000.bin").stat().st_mtime_ns
     assert script.main(line(source, out)) == 0
     assert (out / "train-00000.bin").stat().st_mtime_ns == first  # not made again
-    again = {k: v for k, v in content(out).items() if not k.endswith(".tmp")}
-    assert again == content(prepared)
+    assert content(out) == content(prepared)
 
 
 def test_a_second_call_changes_nothing(script, source, prepared):
@@ -184,12 +183,41 @@ def test_too_small_a_slice_is_refused_and_the_share_it_names_suffices(
     script, source, tmp_path, capfd
 ):
     out = tmp_path / "c4"
+    (out / "en").mkdir(parents=True)
+    mine = [out / "en" / "c4-train.json.gz", out / "notes.json", out / "train.bin"]
+    for path in mine:
+        path.write_text("of the user")
     assert script.main(line(source, out, held_out="0.0005")) == 2
+    assert sorted(p for p in out.rglob("*") if p.is_file()) == sorted([*mine, out / "lock"])
     said = capfd.readouterr().err
     assert "of 4,800 documents; 64 windows take about" in said
     share = said.split("--held-out ")[1].split()[0]
     assert float(share) < 0.5
     assert script.main(line(source, out, held_out=share)) == 0
+
+
+def test_what_a_killed_worker_left_is_cleared_away(script, source, prepared, tmp_path):
+    out = tmp_path / "c4"
+    out.mkdir()
+    (out / "train-00000.bin.123.tmp").write_bytes(b"half")
+    assert script.main(line(source, out)) == 0
+    assert content(out) == content(prepared)
+
+
+ARGUMENTS = {
+    "tokens": (["--tokens", "nan"], "--tokens and --workers must be at least 1"),
+    "validation": (["--validation-tokens", "-5"], "--validation-tokens -5.0 must be at least 0"),
+    "share": (["--held-out", "0.6"], "--held-out 0.6 is outside"),
+    "out": (["--out", "/proc/c4"], "--out /proc/c4 is not writable"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), ARGUMENTS.values(), ids=ARGUMENTS)
+def test_a_wrong_argument_is_one_line(script, source, tmp_path, capfd, arguments, message):
+    assert script.main(line(source, tmp_path / "c4", *arguments)) == 2
+    said = capfd.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
 
 
 def test_the_c4_sample_has_the_published_token_counts(script, data_dir, tmp_path):

@@ -118,11 +118,15 @@ def test_the_last_evaluation_takes_all_windows_and_an_interim_one_its_share(data
     assert sum(seen) == (4000 - 2900 - 1) // 16 + 8
 
 
-def test_a_validation_slice_of_less_than_64_windows_is_refused(tmp_path):
-    shards = {"train": [list(range(40)) * 9], "heldout": [list(range(40)) * 9]}
+@pytest.mark.parametrize(
+    ("split", "option"), [("heldout", "--held-out"), ("c4", "--validation-tokens")], ids=str
+)
+def test_less_than_64_windows_are_refused_with_the_documents_that_suffice(tmp_path, split, option):
+    shards = {"train": [list(range(40)) * 9], split: [list(range(40)) * 9]}  # 360 tokens each
     write_corpus(tmp_path, shards, VOCABULARY)
-    with pytest.raises(UserError, match=r"validation=heldout has 22 windows .* at least 64"):
-        c4_language(config(tmp_path), tmp_path)
+    said = f"{split} has 22 windows .* in 1 documents, at least 64 .* 3 documents; .* {option}$"
+    with pytest.raises(UserError, match=said):  # 64 windows of 16 and one token: 1,025
+        c4_language(config(tmp_path, f"dataset.validation={split}"), tmp_path)
 
 
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from fogzo_repro.config import UserError
+from fogzo_repro.quantization import quantize_layers
+from fogzo_repro.quantization.lsq import LsqInput, LsqWeight
 from fogzo_repro.training.memory import (
     Need,
     artificial_batch,
     compiled_need,
+    cuda_pass,
     measure_need,
     refuse_large_batch,
 )
@@ -77,6 +81,25 @@ def test_the_need_extrapolates_two_small_passes(estimator: str, copies: int) -> 
     need = measure_need(config(estimator=estimator), model, 100, lambda n: 5000.0 + 70 * n)
     assert need.per_image == 70
     assert need.fixed == 5000 + 4 * (2 * 110 + copies * 100)
+
+
+def test_a_measured_pass_does_not_start_the_steps_of_activations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).train()
+    quantize_layers(model, lambda name, w: LsqWeight(w, 2), lambda name, layer: LsqInput(2))
+    task: Any = SimpleNamespace(
+        unit="images",
+        model_arguments={"image_shape": (3, 2, 2)},
+        loss=lambda model, batch: model(batch.pixels.float()).sum(),
+    )
+    cuda_pass(task, model, torch.device("cpu"), None)(4)
+    first = torch.randn(8, 3, 2, 2)
+    model(first)
+    step = model[1].input_quantizer.step
+    torch.testing.assert_close(step.detach(), 2 * first.abs().mean())
 
 
 def test_a_compiled_pass_that_fits_overrules_the_eager_bound() -> None:

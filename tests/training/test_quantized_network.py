@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from scipy.linalg import hadamard
 from torch import nn
 
-from fogzo_repro.config import RunConfig, UserError, parse_config
+from fogzo_repro.config import RunConfig, UserError, parse_config, result_fields
 from fogzo_repro.estimators.build import build_estimator
 from fogzo_repro.estimators.perturbation import SequentialProbes
 from fogzo_repro.quantization import quantize_layers
@@ -17,6 +17,7 @@ from fogzo_repro.quantization.lsq import LsqInput, LsqWeight
 from fogzo_repro.quantization.quest import Quest
 from fogzo_repro.training.batched import supports_batched
 from fogzo_repro.training.network import Network, build_network
+from fogzo_repro.training.optimizers import build_optimizer
 
 CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
 IMAGE = (1, 4, 4)
@@ -186,23 +187,30 @@ def test_chosen_layers_have_unsigned_inputs():
     assert model.fc2.input_quantizer.grid.low == 0
 
 
-def test_steps_are_not_decayed():
-    from fogzo_repro.training.optimizers import build_optimizer
-
-    config = configured("quantizer=lsq")
-    model = built(
-        "quantizer=lsq", "quantizer.activation_bits=2", "quantizer.per_channel=true"
-    ).model
-    undecayed = [
-        id(p)
-        for group in build_optimizer(config.recipe, model, capturable=False).param_groups
-        if group["weight_decay"] == 0
-        for p in group["params"]
-    ]
+@pytest.mark.parametrize("scales", [False, True], ids=["scales-free", "scales-decayed"])
+@pytest.mark.parametrize("decay", ["weights", "all"], ids=str)
+def test_steps_are_decayed_where_asked_whatever_else_is(decay, scales):
+    overrides = [
+        "quantizer=lsq", "quantizer.activation_bits=2", "quantizer.per_channel=true",
+        f"recipe.decay={decay}", f"recipe.decay_scales={scales}",
+    ]  # fmt: skip
+    model = built(*overrides).model
+    optimizer = build_optimizer(configured(*overrides).recipe, model, capturable=False)
+    decayed = {p for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     steps = {k: p for k, p in model.named_parameters() if k.endswith("step")}
     assert len(steps) == 4
     for name, step in steps.items():
-        assert id(step) in undecayed, name
+        assert (step in decayed) == scales, name
+    assert model.fc1.weight in decayed
+    assert (model.fc1.bias in decayed) == (decay == "all")
+
+
+def test_decay_of_scales_is_part_of_the_identity_of_learned_scales_alone():
+    def fields(name):
+        return result_fields(configured(f"quantizer={name}"), {})["recipe"]
+
+    assert fields("lsq")["decay_scales"] is False
+    assert all("decay_scales" not in fields(name) for name in ("round", "sign", "quest"))
 
 
 def test_convolutions_take_both_quantizers():
@@ -262,6 +270,14 @@ BAD = {
         "quantizer.weight_bits=16 has none",
     ),
     "unknown-variant": (["quantizer=quest", "quantizer.hadamard=odd"], "options: full, half, none"),
+    "decay-without-learned-scales": (
+        ["quantizer=quest", "recipe.decay_scales=true"],
+        "decays learned scales and quantizer=quest has none",
+    ),
+    "trust-width-of-1-bit": (
+        ["quantizer=quest", "quantizer.weight_bits=1", "quantizer.trust_width=0.5"],
+        "trust_width=0.5 is the mask of 2 bits and more.*quantizer.clip_scale",
+    ),
     "trust-width": (["quantizer=quest", "quantizer.trust_width=-1"], "trust_width=-1.0 must be"),
 }
 
