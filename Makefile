@@ -85,13 +85,13 @@ bench: install  ## measure the speed on this machine: HARDWARE=cpu, h200, ...
 	@$(BIN)/python scripts/bench.py hardware=$(HARDWARE) --out results/records/bench/mnist-$(HARDWARE).json
 
 bench-vision: install  ## measure the training step of ResNets and DeiTs on one GPU, about 5 minutes
-	@$(BIN)/python scripts/bench_steps.py vision --out results/records/bench/vision-$(HARDWARE).json
+	@$(BIN)/python scripts/bench_steps.py vision --out 'results/records/bench/{group}-$(HARDWARE).json'
 
 bench-language: install  ## measure the training step of the LLaMAs on one GPU, about 5 minutes
-	@$(BIN)/python scripts/bench_steps.py language --out results/records/bench/language-$(HARDWARE).json
+	@$(BIN)/python scripts/bench_steps.py language --out 'results/records/bench/{group}-$(HARDWARE).json'
 
 bench-minis: install  ## measure the training step of the small networks on one GPU, about a minute
-	@$(BIN)/python scripts/bench_steps.py minis --out results/records/bench/minis-$(HARDWARE).json
+	@$(BIN)/python scripts/bench_steps.py minis --out 'results/records/bench/{group}-$(HARDWARE).json'
 
 bench-loader: install  ## measure how fast photographs are decoded: DATA=..., WORKERS=16
 	@$(BIN)/python scripts/bench_loader.py --data-dir "$$FOGZO_DATA" --workers $(or $(WORKERS),16) \

@@ -83,9 +83,9 @@ def resolve_machine(config: RunConfig) -> Machine:
     if graph is None:  # NCCL and GradScaler stay outside of captured graphs
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
         graph = on_gpu and alone and autocast != torch.float16
-    # Compiling takes a minute or two: longer than a small run. The MLP is one at any scale.
-    worthwhile = config.scale == "full" and config.model.name != "mlp"
-    compiles = on_gpu and worthwhile if hardware.compile is None else hardware.compile
+    # The MLP is too small for fused kernels to matter, and is the one network in float32.
+    shallow = config.model.name == "mlp"
+    compiles = on_gpu and not shallow if hardware.compile is None else hardware.compile
     channels_last = on_gpu if hardware.channels_last is None else hardware.channels_last
     if graph and device.type != "cuda":
         raise UserError("hardware.cuda_graph=true needs a CUDA device; leave it out")

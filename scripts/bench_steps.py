@@ -1,18 +1,18 @@
 """Measure the training step on one GPU: unquantized, STE, two forward passes, FOGZO n = 1.
 
-    python scripts/bench_steps.py vision --out results/records/bench/vision-h200.json
-    python scripts/bench_steps.py language --out results/records/bench/language-h200.json
-    python scripts/bench_steps.py minis --out results/records/bench/minis-h200.json
-    python scripts/bench_steps.py vision --toy --out /tmp/toy.json         # does it run? (CPU)
+    python scripts/bench_steps.py vision --out results/records/bench/{group}-h200.json
+    python scripts/bench_steps.py vision language minis --out DIR/{group}-h200.json
+    python scripts/bench_steps.py vision --toy --out /tmp/{group}.json         # does it run? (CPU)
 
 bf16; photographs of 224 px in batches of 256, or 64 sequences of 512 tokens, on the card before the
-clock starts; the median of 50 steps. The minis are measured as `make minis` runs them, on their own
-data and without torch.compile. A step is what a run does: the (compiled) network in training mode,
-`TrainStep`, captured as a CUDA graph, optimizer included, so that the weights change in every step.
-The two forwards are the probes' own graph, captured likewise, each time on new weights.
+clock starts; the minis of `make minis` on their own data and batches; the median of 50 steps. A
+step is what a run does: the compiled network in training mode, `TrainStep`, captured as a CUDA
+graph, optimizer included, so that the weights change in every step. The two forwards are the
+probes' own graph, captured likewise, each time on new weights.
 
-Each network has a process of its own. All compile side by side; then one after another measures,
-while the others wait, so that the card is never shared under the clock.
+Each network has a process of its own. Several compile side by side; then one after another
+measures, while the others wait, so that the card is never shared under the clock. Those that have
+not compiled after --patience seconds are halted, and measured after the others.
 
 FLOP a token = 6 (N_non-embedding + V d) + 6 L d T; `share_of_peak` is against 790 TFLOP/s, the bf16
 matrix rate measured on an H200.
@@ -21,12 +21,15 @@ matrix rate measured on an H200.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +77,7 @@ MEASURED = {  # beside none and round-w2
     "language": {"llama_30m": LEARNED},
     "minis": {"resnet18": ("sign-w1",), "deit_tiny": ("sign-w1",)},
 }
+SLOW_TO_COMPILE = ["resnet50", "resnet50", "deit_small", "deit_tiny"]  # started first
 PAPER_RATIO = 1.58  # a FOGZO step in STE steps, PAPER 2, "Table 4"
 PEAK = 790e12  # FLOP/s
 BATCHES = 4  # different ones, taken in turn
@@ -89,39 +93,54 @@ TOY = {
 
 
 def main() -> int:
-    """Compile all cases, measure one after another, write one JSON file."""
+    """Compile all cases, measure one after another, write a JSON file for each group."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("group", choices=NETWORKS)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    parser.add_argument("groups", nargs="+", choices=NETWORKS)
+    parser.add_argument("--out", required=True, help="JSON file; {group} stands for the group")
     parser.add_argument("--cases", help="comma-separated, as 'resnet18 none,resnet18 round-w2'")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--warm-up", type=int, default=5)
+    parser.add_argument("--side-by-side", type=int, default=11, help="processes that compile")
+    parser.add_argument("--patience", type=float, default=900, help="seconds for compiling")
     parser.add_argument("--toy", action="store_true", help="tiny networks, a check on the CPU")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a measuring process
     arguments = parser.parse_args()
     if arguments.one:
-        arguments.out.write_text(json.dumps(measure(arguments)))
+        Path(arguments.out).write_text(json.dumps(measure(arguments.groups[0], arguments)))
         return 0
-    names = arguments.cases.split(",") if arguments.cases else cases(arguments.group)
-    content = head(arguments)
+    waiting = [(group, case) for group in arguments.groups for case in cases(group)]
+    if arguments.cases:
+        waiting = [(g, case) for g, case in waiting if case in arguments.cases.split(",")]
+    waiting.sort(key=lambda one: -SLOW_TO_COMPILE.count(one[1].split()[0]))
+    contents = {group: head(group, arguments) for group in arguments.groups}
     started, failed = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
-        waiting = {case: Measuring(case, Path(folder), arguments) for case in names}
-        for measuring in waiting.values():
-            measuring.wait_until_ready()
-        print(f"{len(names)} networks compiled in {time.monotonic() - started:.0f} s", flush=True)
-        for case, measuring in waiting.items():
-            network, quantizer = case.rsplit(" ", 1)
+        started_ones: list[Measuring] = []
+        while waiting or any(not m.ready for m in started_ones):
+            compiling = sum(not m.ready for m in started_ones)
+            if waiting and compiling < arguments.side_by_side:
+                started_ones.append(Measuring(*waiting.pop(0), Path(folder), arguments))
+            elif time.monotonic() - started > arguments.patience:
+                break
+            time.sleep(0.2)
+        print(f"compiled for {time.monotonic() - started:.0f} s", flush=True)
+        late = [m for m in started_ones if not m.ready]
+        for measuring in late:
+            measuring.halt()
+        for measuring in sorted(started_ones, key=lambda m: m in late):
+            content = contents[measuring.group]
             found = measuring.go()
             if found is None:
-                failed.append(case)
-                print(f"{case}: failed", flush=True)
+                failed.append(measuring.case)
+                print(f"{measuring.case}: failed", flush=True)
                 continue
-            content["networks"].setdefault(network, {})[quantizer] = found
+            content["networks"].setdefault(measuring.network, {})[measuring.quantizer] = found
             content["seconds"] = round(time.monotonic() - started)
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(content, indent=1) + "\n")
-            print(line(network, quantizer, content["networks"][network]), flush=True)
+            path = Path(arguments.out.replace("{group}", measuring.group))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=1) + "\n")
+            networks = content["networks"][measuring.network]
+            print(line(measuring.network, measuring.quantizer, networks), flush=True)
     return 1 if failed else 0
 
 
@@ -134,14 +153,14 @@ def cases(group: str) -> list[str]:
     ]
 
 
-def head(arguments: argparse.Namespace) -> dict[str, Any]:
+def head(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the figures were measured with."""
     from fogzo_repro.hardware import resolve_machine
     from fogzo_repro.tracking.environment import command_line, git_state, versions
 
-    machine = resolve_machine(configure(cases(arguments.group)[0], arguments))
+    machine = resolve_machine(configure(group, cases(group)[0], arguments))
     return {
-        "bench": arguments.group,
+        "bench": group,
         "command": command_line(),
         **git_state(),
         "versions": versions(),
@@ -157,40 +176,53 @@ def head(arguments: argparse.Namespace) -> dict[str, Any]:
 class Measuring:
     """A process that compiles one network, waits, and measures it."""
 
-    def __init__(self, case: str, folder: Path, arguments: argparse.Namespace) -> None:
-        self.out = folder / f"{case}.json"
+    def __init__(self, group: str, case: str, folder: Path, arguments: argparse.Namespace) -> None:
+        self.group, self.case = group, case
+        self.network, self.quantizer = case.rsplit(" ", 1)
+        self.out = folder / f"{group} {case}.json"
         steps = ["--steps", str(arguments.steps), "--warm-up", str(arguments.warm_up)]
         toy = ["--toy"] if arguments.toy else []
         self.process = subprocess.Popen(
             [
-                sys.executable, __file__, arguments.group, "--one", case,
-                "--out", str(self.out), *steps, *toy,
+                sys.executable, __file__, group, "--one", case, "--out", str(self.out),
+                *steps, *toy,
             ],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={"TORCHINDUCTOR_COMPILE_THREADS": "2", **os.environ},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+            env={"TORCHINDUCTOR_COMPILE_THREADS": "3", **os.environ},
         )  # fmt: skip
+        self.ready = False
+        threading.Thread(target=self._listen, daemon=True).start()
 
-    def wait_until_ready(self) -> None:
-        """Return when it has compiled, or has failed."""
+    def _listen(self) -> None:
+        """Notice when it has compiled, or has ended."""
         assert self.process.stdout is not None
         for said in self.process.stdout:
             if said.strip() == "ready":
-                return
+                break
+        self.ready = True
+
+    def halt(self) -> None:
+        """Stop it and its compilers, to go on when it is its turn."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
 
     def go(self) -> dict[str, Any] | None:
         """Let it measure; return the figures, or None where it has failed."""
-        self.process.communicate("go\n" if self.process.poll() is None else None)
-        return json.loads(self.out.read_text()) if self.process.returncode == 0 else None
+        os.killpg(self.process.pid, signal.SIGCONT)
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("go\n")
+            self.process.stdin.close()
+        return json.loads(self.out.read_text()) if self.process.wait() == 0 else None
 
 
-def configure(case: str, arguments: argparse.Namespace) -> RunConfig:
+def configure(group: str, case: str, arguments: argparse.Namespace) -> RunConfig:
     """Compose the run that a case stands for."""
     network, quantizer = case.rsplit(" ", 1)
-    overrides = [*NETWORKS[arguments.group][network], *QUANTIZERS[quantizer]]
-    if arguments.group == "vision":
+    overrides = [*NETWORKS[group][network], *QUANTIZERS[quantizer]]
+    if group == "vision":
         overrides += ["dataset=imagenet1k", "recipe.global_batch_size=256"]
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        toy = TOY[arguments.group] if arguments.toy else []
+        toy = TOY[group] if arguments.toy else []
         return parse_config(compose("config", [*overrides, *toy]))
 
 
@@ -242,7 +274,7 @@ def of_the_task(config: RunConfig, device: Any) -> tuple[list[Any], Any, dict[st
     return list(itertools.islice(epoch, BATCHES)), task.loss, task.model_arguments
 
 
-def build(config: RunConfig, arguments: argparse.Namespace) -> tuple[Any, list[Any], Any]:
+def build(config: RunConfig, group: str, toy: bool) -> tuple[Any, list[Any], Any]:
     """Return the training step as a run builds it, its batches, and the machine."""
     from fogzo_repro.estimators.arithmetic import compile_arithmetic
     from fogzo_repro.estimators.build import build_estimator
@@ -252,9 +284,9 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> tuple[Any, list[A
     from fogzo_repro.training.step import TrainStep
 
     machine = resolve_machine(config)
-    if arguments.group == "vision":
-        batches, loss, of_model = photographs(config, machine.device, arguments.toy)
-    elif arguments.group == "language":
+    if group == "vision":
+        batches, loss, of_model = photographs(config, machine.device, toy)
+    elif group == "language":
         batches, loss, of_model = sequences(config, machine.device)
     else:
         batches, loss, of_model = of_the_task(config, machine.device)
@@ -283,17 +315,19 @@ def _channels_last() -> Any:
     return torch.channels_last
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compile one network, say so, wait to be told, measure."""
     started = time.monotonic()
-    config = configure(arguments.one, arguments)
-    step, batches, machine = build(config, arguments)
+    config = configure(group, arguments.one, arguments)
+    step, batches, machine = build(config, group, arguments.toy)
     clock = Clock(step, batches, machine, arguments)
     probed = config.estimator.name != "ste"
-    clock.warm_up(probed)
+    clock.compile(probed)
     compile_seconds = round(time.monotonic() - started, 1)
     print("ready", flush=True)
-    sys.stdin.readline()
+    if sys.stdin.readline() != "go\n":
+        raise SystemExit("the bench is gone")
+    clock.capture(probed)
 
     found: dict[str, Any] = {"compile_seconds": compile_seconds, "ste_ms": clock.steps(False)}
     if probed:
@@ -355,27 +389,36 @@ class Clock:
         loss()
         loss()
 
-    def warm_up(self, probed: bool) -> None:
-        """Compile and capture all that will be timed."""
+    def compile(self, probed: bool) -> None:
+        """Take the steps that compile all that will be timed; give memory back to the card."""
+        import torch
+
+        for probing in (False, True)[: 1 + probed]:
+            self.step.prepare(1, 10**4, LR)
+            self.step(self.batches[0], probing)
+            self.step.optimizer.zero_grad(set_to_none=True)
+            if self.on_gpu:
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+
+    def capture(self, probed: bool) -> None:
+        """Capture the graphs that will be timed."""
         import torch
 
         for probing in (False, True)[: 1 + probed]:
             for _ in range(5):  # more than the steps that are taken eagerly
                 self.train(probing)
-        if not self.on_gpu:
+        if not (probed and self.on_gpu):
             return
         torch.cuda.synchronize()
-        if probed:
-            stream = torch.cuda.Stream()
-            with torch.cuda.stream(stream):
-                self._two_forwards()
-            stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
-                self._two_forwards()
-            self.forwards = graph.replay
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            self._two_forwards()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            self._two_forwards()
+        self.forwards = graph.replay
 
     def steps(self, probing: bool) -> dict[str, float]:
         """Time whole steps."""
@@ -389,7 +432,7 @@ class Clock:
         """Return the loss of the last step; it must be a number, or nothing was measured."""
         *_, failed = values = self.row.tolist()
         if failed or values[0] != values[0]:
-            raise SystemExit(f"the loss is {values[0]}: these figures would be of no training")
+            raise SystemExit(f"the loss is {values[0]}: this was no training")
         return values[0]
 
     def _median(self, timed: Callable[[], Any], between: Callable[[], None]) -> dict[str, float]:

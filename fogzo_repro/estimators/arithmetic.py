@@ -76,11 +76,10 @@ def displace_(
     saved: Sequence[Tensor],
     epsilons: Sequence[Tensor],
     directions: Sequence[Tensor],
-    sign: int,
 ) -> None:
-    """Put saved + sign * eps * v into each parameter."""
+    """Put saved + eps * v into each parameter; a negative eps gives the other side."""
     for p, theta, e, v in zip(parameters, saved, epsilons, directions, strict=True):
-        p.copy_(theta + sign * (e * v))
+        p.copy_(theta + e * v)
 
 
 @_compilable

@@ -122,8 +122,9 @@ class SequentialProbes:
         try:
             for j in range(len(directions[0])):
                 steps, vectors = _in_weight_coordinates(weights, [v[j] for v in directions])
-                for sign, losses in zip((1, -1), sides, strict=True):
-                    displace_(parameters, saved, steps, vectors, sign)
+                opposite = list(torch._foreach_neg(steps))
+                for signed, losses in zip((steps, opposite), sides, strict=True):
+                    displace_(parameters, saved, signed, vectors)
                     losses.append(at_least_float32(self.loss().detach()))
                 torch._foreach_copy_(parameters, saved)  # a scale may depend on the weights
         except BaseException:
