@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from fogzo_repro.config import UserError
+from fogzo_repro.quantization import quantize_layers
+from fogzo_repro.quantization.lsq import LsqInput
 from fogzo_repro.training.memory import (
     Need,
     artificial_batch,
     compiled_need,
     measure_need,
+    put_back,
     refuse_large_batch,
 )
 
@@ -77,6 +80,21 @@ def test_the_need_extrapolates_two_small_passes(estimator: str, copies: int) -> 
     need = measure_need(config(estimator=estimator), model, 100, lambda n: 5000.0 + 70 * n)
     assert need.per_image == 70
     assert need.fixed == 5000 + 4 * (2 * 110 + copies * 100)
+
+
+def test_passes_on_artificial_batches_leave_the_model_as_it_was() -> None:
+    """An activation's step starts from the first batch that is trained on, not from stripes."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).eval()
+    quantize_layers(model, lambda name, weight: None, lambda name, layer: LsqInput(2))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with put_back(model):
+        model.train()
+        model(torch.full((8, 4), 9.0)).sum().backward()
+        assert model[0].input_quantizer.step > 0  # type: ignore[union-attr]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not model.training and all(p.grad is None for p in model.parameters())
+    model.train()(torch.ones(8, 4))
+    assert model[0].input_quantizer.step.item() == 2.0  # type: ignore[union-attr]
 
 
 def test_a_compiled_pass_that_fits_overrules_the_eager_bound() -> None:
