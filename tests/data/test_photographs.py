@@ -294,7 +294,7 @@ def test_a_class_that_is_not_whole_is_refused_unless_a_part_is_asked_for(tmp_pat
             (folder / f"{i}.jpeg").touch()
     assert len(read_index(chosen, tmp_path).train.names) == 2 * 782
     (tmp_path / "imagenet" / "val" / "n00000002" / "val_3.JPEG").unlink()
-    with pytest.raises(UserError, match="1 of 2 classes of val .* the 50 .* n00000002 with 49"):
+    with pytest.raises(UserError, match=r"1 of 2 classes of val .* the 50 .* n00000002 with 49"):
         read_index(chosen, tmp_path)
 
 
