@@ -98,7 +98,8 @@ def main() -> int:
         try:
             check(overrides)
         except ConfigError as error:
-            _error(error)
+            if os.environ.get("RANK", "0") == "0":  # torchrun: all processes find the same
+                _error(error)
             return 2
     statuses = [0]
 
@@ -138,6 +139,9 @@ def summary(record: dict) -> str:
     parts = [f"{record['run_id']}: {record['status']}"]
     for split, values in record["metrics"]["last"].items():
         parts += [f"{split} {k} {v:.4f}" for k, v in values.items() if k != "step"]
+    for split, values in record["metrics"]["best"].items():
+        shown = [f"{k} {v:.4f}" for k, v in values.items() if k not in ("step", "split")]
+        parts += [f"best {split}: {' '.join(shown)} at step {values['step']}"]
     return "  ".join([*parts, f"{record['wall_seconds']:.1f} s", record["notes"]]).rstrip()
 
 

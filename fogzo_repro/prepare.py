@@ -62,6 +62,12 @@ def prepare(config: RunConfig) -> Prepared:
             f"recipe.global_batch_size={batch} is not a multiple of the {ranks.world_size} "
             "processes; start another number of them"
         )
+    share = batch // ranks.world_size
+    if getattr(config.recipe, "mixes", False) and share % 2:
+        raise UserError(
+            f"recipe.global_batch_size={batch} gives each of {ranks.world_size} processes {share} "
+            "images, and mixup pairs them within a process; start another number of them"
+        )
     steps_per_epoch = task.batches(batch).steps_per_epoch
     if steps_per_epoch == 0:
         raise UserError(
@@ -81,7 +87,7 @@ def prepare(config: RunConfig) -> Prepared:
         "device": machine.device.type,
         "precision": str(machine.autocast or torch.float32).removeprefix("torch."),
         "world_size": ranks.world_size,
-        "rank_batch": batch // ranks.world_size,
+        "rank_batch": share,
         "sync_batchnorm": shares_batchnorm,
         "evaluator": "batched" if batched_probes else "sequential",
         "data": task.fingerprint,

@@ -140,6 +140,7 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     evaluate = partial(task.evaluate, prepared.network.model)
     training = Training(plan, step, take, batches, evaluate, mirrors)
     said = training.resume()
+    resumed_at = training.done
     if config.tracker.name == "wandb" and ranks.first:
         from fogzo_repro.tracking.wandb import WandbMirror
 
@@ -169,9 +170,11 @@ def _train(prepared: Prepared) -> dict[str, Any]:
         raise
     finally:
         progress.close()
-    skipped = getattr(task, "skipped", 0)
-    if skipped:
-        notes = f"{notes} {skipped} unreadable images were replaced".lstrip()
+    if skipped := task.skipped():
+        since = f" since step {resumed_at}" if resumed_at else ""
+        notes = f"{notes} {len(skipped)} unreadable images were replaced{since}".lstrip()
+        for line in skipped:
+            log.say(f"{prepared.run_id}: replaced {line}")
     log.say(f"{prepared.run_id}: {status} {notes}".rstrip())
     if ranks.first:
         record = _record(prepared, training, status, notes, started)

@@ -6,12 +6,14 @@
 
 The quick check reads both ends of every file: empty files, files that are no image, and truncated
 JPEGs are found. Runs trust DIR/manifest.json and list no folders; write it again when files change.
+Classes with too few or too many images are named; a run refuses them without dataset.allow_partial.
 Exit status: 0 manifest written; 2 something is to be mended.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import sys
@@ -26,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from fogzo_repro.config import UserError
 from fogzo_repro.data.imagenet import (
     CLASSES,
+    IMAGES,
     MANIFEST,
     MANIFEST_VERSION,
     SPLITS,
@@ -33,10 +36,10 @@ from fogzo_repro.data.imagenet import (
     WNID,
     Listing,
     list_split,
+    odd_counts,
 )
 from fogzo_repro.tracking.progress import RunProgress
 
-IMAGES = {"train": 1_281_167, "val": 50_000}  # ILSVRC2012
 SHOWN = 10  # bad files named on the terminal
 
 
@@ -50,7 +53,10 @@ def main() -> int:
     parser.add_argument("--leave-out-bad", action="store_true", help="keep bad files out of it")
     arguments = parser.parse_args()
     root = arguments.root
+    if arguments.workers < 1:
+        parser.error(f"--workers {arguments.workers} must be at least 1")
     try:
+        check_root(root)
         if arguments.val_labels:
             sort_val(root, arguments.val_labels)
         listing = {split: list_checked(root / split) for split in SPLITS}
@@ -62,11 +68,27 @@ def main() -> int:
                 f"{len(bad)} files cannot be read: {', '.join(sorted(bad)[:SHOWN])}{more}; "
                 "fetch them again, or give --leave-out-bad"
             )
-    except UserError as error:
+        write_manifest(root, listing, bad)
+    except (UserError, OSError) as error:  # OSError: a folder that may not be read or written
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_manifest(root, listing, bad)
     return 0
+
+
+def check_root(root: Path) -> None:
+    """Refuse a folder that does not hold both splits; name the one that was meant, if it is near.
+
+    Raises:
+        UserError: naming what is missing.
+    """
+    missing = [split for split in SPLITS if not (root / split).is_dir()]
+    if not missing:
+        return
+    near = [p for p in (root / "imagenet", root.parent) if all((p / s).is_dir() for s in SPLITS)]
+    raise UserError(
+        f"{root} holds no {' and no '.join(f'{split}/' for split in missing)}; "
+        + (f"give --root {near[0]}" if near else "unpack the archives of ILSVRC2012 there")
+    )
 
 
 def list_checked(folder: Path) -> dict[str, list[str]]:
@@ -110,7 +132,9 @@ def compare_classes(root: Path, listing: Listing) -> None:
         count = sum(map(len, listing[split].values()))
         print(f"{split}: {count:,} images in {len(listing[split]):,} classes")
         if len(train) == CLASSES and count != IMAGES[split]:
-            print(f"  note: ILSVRC2012 has {IMAGES[split]:,}; some archives are not complete")
+            print(f"  note: ILSVRC2012 has {IMAGES[split]:,} images")
+        if odd := odd_counts(split, listing[split]):
+            print(f"  note: {odd}; unpack the archive again")
     if len(train) != CLASSES:
         print(f"note: not all {CLASSES} classes; runs need dataset.allow_partial=true, or a list")
 
@@ -134,6 +158,8 @@ def check_files(root: Path, listing: Listing, full: bool, workers: int) -> set[s
 def is_whole(root: Path, full: bool, name: str) -> bool:
     """Return whether a file is an image, by its two ends or by decoding it."""
     path = root / name
+    if not path.is_file():  # a broken link, a folder with the name of an image
+        return False
     if full:
         from fogzo_repro.data.augmentation import UnreadableImage, read_image
 
@@ -142,30 +168,41 @@ def is_whole(root: Path, full: bool, name: str) -> bool:
         except UnreadableImage:
             return False
         return True
-    with open(path, "rb") as file:
-        head = file.read(8)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 4096))
-        tail = file.read()
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4096))
+            tail = file.read()
+    except OSError:
+        return False
     if head.startswith(b"\x89PNG\r\n\x1a\n"):  # one training image of ILSVRC2012 is a PNG
         return b"IEND" in tail
     return head.startswith(b"\xff\xd8") and b"\xff\xd9" in tail
 
 
 def sort_val(root: Path, labels: Path) -> None:
-    """Move the images of a flat val/ into class folders.
+    """Move the images of a flat val/ into class folders; nothing is moved if a line is wrong.
 
     Args:
         root: holds train/ and val/.
-        labels: lines `file label`; a label is a wnid, or the place of one among train's classes.
+        labels: lines `file label`, also gzipped; a label is a wnid, or the place of one among
+            train's classes, from 0 on.
 
     Raises:
-        UserError: for a line that does not fit.
+        UserError: for a file that cannot be read or a line that does not fit.
     """
     folder = root / "val"
     wnids = sorted(e.name for e in os.scandir(root / "train") if WNID.fullmatch(e.name))
-    moved = 0
-    for number, line in enumerate(labels.read_text().splitlines(), 1):
+    try:
+        content = labels.read_bytes()
+        if labels.suffix == ".gz":
+            content = gzip.decompress(content)
+        lines = content.decode().splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"--val-labels {labels} is not a text of labels: {error}") from None
+    found = {}
+    for number, line in enumerate(lines, 1):
         name, _, label = line.strip().rpartition(" ")
         if label.isdigit() and int(label) < len(wnids) == CLASSES:
             label = wnids[int(label)]
@@ -174,11 +211,12 @@ def sort_val(root: Path, labels: Path) -> None:
                 f"{labels}, line {number}: {line!r} is not `file wnid`, or `file index` with all "
                 f"{CLASSES} class folders in train/"
             )
-        if (folder / name).is_file():
-            (folder / label).mkdir(exist_ok=True)
-            (folder / name).rename(folder / label / name)
-            moved += 1
-    print(f"val: {moved:,} images sorted into class folders")
+        found[name] = label
+    moved = [name for name in found if (folder / name).is_file()]
+    for name in moved:
+        (folder / found[name]).mkdir(exist_ok=True)
+        (folder / name).rename(folder / found[name] / name)
+    print(f"val: {len(moved):,} images sorted into class folders")
 
 
 def write_manifest(root: Path, listing: Listing, bad: set[str]) -> None:
@@ -194,7 +232,9 @@ def write_manifest(root: Path, listing: Listing, bad: set[str]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content))
     temporary.replace(path)
-    print(f"wrote {path}: {sum(len(n) for s in kept.values() for n in s.values()):,} images")
+    left_out = f", {len(bad):,} left out" if bad else ""
+    count = sum(len(names) for split in kept.values() for names in split.values())
+    print(f"wrote {path}: {count:,} images{left_out}")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,31 @@ def test_a_job_of_a_cluster_passes_its_error_on(monkeypatch, capsys, tmp_path):
     assert "error: recipe.global_batch_size=2000 exceeds" in err
 
 
+def test_the_last_line_of_a_run_keeps_last_and_best_apart():
+    metrics = {
+        "last": {"val": {"step": 9, "top1": 70.0, "top5": 90.0}, "train": {"step": 9, "loss": 2.5}},
+        "best": {"val": {"step": 6, "split": "val", "top1": 71.25, "top5": 91.0}},
+    }
+    record = {
+        "run_id": "r",
+        "status": "finished",
+        "metrics": metrics,
+        "wall_seconds": 1,
+        "notes": "",
+    }
+    assert cli.summary(record) == (
+        "r: finished  val top1 70.0000  val top5 90.0000  train loss 2.5000  "
+        "best val: top1 71.2500 top5 91.0000 at step 6  1.0 s"
+    )
+
+
+def test_one_of_several_processes_says_what_is_wrong(monkeypatch, capsys):
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        status, _, err = run_cli(monkeypatch, capsys, "recipe.lr=-1")
+        assert status == 2 and err.count("error: ") == lines
+
+
 def test_missing_device_is_refused(monkeypatch, capsys, tmp_path):
     line = run_error(monkeypatch, capsys, tmp_path, "hardware.device=cuda:99")
     assert "hardware.device=cuda:99" in line

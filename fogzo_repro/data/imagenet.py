@@ -24,6 +24,8 @@ MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 SPLITS = ("train", "val")
 CLASSES = 1000
+IMAGES = {"train": 1_281_167, "val": 50_000}  # of all classes, ILSVRC2012
+CLASS_IMAGES = {"train": (732, 1300), "val": (50, 50)}  # of one class: fewest and most
 SUFFIXES = (".jpeg", ".jpg", ".png")
 WNID = re.compile(r"n\d{8}")
 Listing = dict[str, dict[str, list[str]]]  # split -> wnid -> file names
@@ -132,6 +134,19 @@ def list_split(folder: Path, wanted: set[str] | None = None) -> dict[str, list[s
     }
 
 
+def odd_counts(split: str, classes: dict[str, list[str]]) -> str | None:
+    """Say which classes have fewer or more images than any of ILSVRC2012; None where none has."""
+    low, high = CLASS_IMAGES[split]
+    odd = sorted(wnid for wnid, names in classes.items() if not low <= len(names) <= high)
+    if not odd:
+        return None
+    per_class = f"{low} to {high:,}" if low < high else str(low)
+    return (
+        f"{len(odd)} of {len(classes)} classes of {split} have not the {per_class} images of "
+        f"ILSVRC2012, the first is {odd[0]} with {len(classes[odd[0]]):,}"
+    )
+
+
 def _manifest(root: Path) -> Listing | None:
     path = root / MANIFEST
     if not path.is_file():
@@ -167,6 +182,16 @@ def _classes(config: Any, root: Path, listing: Listing, wanted: list[str] | None
                 f"{root} has {len(kept)} classes, ImageNet-1K has {CLASSES}; complete the tree or "
                 "give dataset.allow_partial=true"
             )
+        for split in SPLITS:
+            used = {wnid: listing[split][wnid] for wnid in kept}
+            count = sum(map(len, used.values()))
+            odd = odd_counts(split, used)
+            if not odd and len(kept) == CLASSES and count != IMAGES[split]:
+                odd = f"{split} has {count:,} images, ILSVRC2012 has {IMAGES[split]:,}"
+            if odd:
+                raise UserError(
+                    f"{root}: {odd}; complete the tree or give dataset.allow_partial=true"
+                )
     if not kept:
         raise UserError(f"{root} has none of the classes of dataset.classes={config.classes}")
     return kept

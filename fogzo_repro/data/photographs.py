@@ -7,6 +7,9 @@ alone: ranks, workers and an interruption do not matter.
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -154,6 +157,7 @@ class PhotographLoader:
                 collate_fn=collate,
                 pin_memory=self.device.type == "cuda",
                 persistent_workers=self.workers > 0,
+                worker_init_fn=outlive_signals,
                 generator=torch.Generator(),
             )
         for batch, complaints in self._loader:
@@ -164,6 +168,25 @@ class PhotographLoader:
                 )
             self.skipped.update(complaints)
             yield Batch(*(t.to(self.device, non_blocking=True) for t in batch))
+
+
+def outlive_signals(worker: int) -> None:
+    """Leave to the first process what a signal to all processes of a job means.
+
+    A scheduler asks a job to stop by TERM to every process of it, a terminal by INT. The run then
+    saves at the next step boundary, until when it needs its workers. One that is no longer needed
+    is ended by TERM from its parent alone, so only that is heeded; torch's worker ends at any.
+    """
+    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def sample_seed(epoch_seed: int, index: int, copy: int) -> int:

@@ -26,7 +26,8 @@ class RunProgress:
         self.label = label
         self.total = total
         self.first = done
-        self.started = self.last_line = time.monotonic()
+        self.started = self.last_line = self.shown = time.monotonic()
+        self.said: dict[str, Any] = {}
         self.console = Console(file=sys.stderr, quiet=quiet)
         self.bar: Progress | None = None
         if self.console.is_terminal:
@@ -40,6 +41,7 @@ class RunProgress:
 
     def update(self, step: int, said: dict[str, Any]) -> None:
         """Show that `step` steps are done; `said` are the numbers beside the bar."""
+        self.said, self.shown = said, time.monotonic()
         text = "  ".join(f"{k} {v:.4g}" for k, v in said.items())
         if self.bar is not None:
             self.bar.update(self.task, completed=step, said=text)
@@ -47,7 +49,13 @@ class RunProgress:
             self.last_line = time.monotonic()
             rate = (step - self.first) / (self.last_line - self.started)
             eta = (self.total - step) / rate if rate else float("inf")
-            self.say(f"{self.label}  step {step}/{self.total}  {text}  eta {clock(eta)}")
+            parts = [self.label, f"step {step}/{self.total}", text, f"eta {clock(eta)}"]
+            self.say("  ".join(filter(None, parts)))
+
+    def tick(self, step: int) -> None:
+        """Show a step without new numbers, at most once a second: cheap enough for every step."""
+        if time.monotonic() - self.shown > 1:
+            self.update(step, self.said)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""

@@ -81,6 +81,10 @@ class InMemoryImages:
         splits = {"test": self.images.test, **({"train": self.images.train} if last else {})}
         return {k: evaluate_classifier(model, self.images, data) for k, data in splits.items()}
 
+    def skipped(self) -> list[str]:
+        """Return nothing: the data are checked as a whole."""
+        return []
+
     def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
         """Return the batched evaluator where the model supports it."""
         if not supports_batched(model) or self.mixing is not None:

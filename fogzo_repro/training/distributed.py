@@ -73,6 +73,14 @@ class Ranks:
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.control)
         return bool(votes.item())
 
+    def union(self, lines: set[str]) -> set[str]:
+        """Return what any rank has; all ranks must ask."""
+        if self.world_size == 1:
+            return lines
+        found: list[set[str]] = [set()] * self.world_size
+        dist.all_gather_object(found, lines, group=self.control)
+        return set().union(*found)
+
     def meet(self) -> None:
         """Wait for all ranks."""
         self.any(False)

@@ -107,10 +107,10 @@ class ImageNet:
         """Return None: these networks are probed one direction after another."""
         return None
 
-    @property
-    def skipped(self) -> int:
-        """Unreadable images that this process has replaced."""
-        return len(set().union(*(loader.skipped for loader in self.loaders.values())))
+    def skipped(self) -> list[str]:
+        """Return which images the ranks have replaced, and what was wrong; all ranks must ask."""
+        own = set().union(*(loader.skipped for loader in self.loaders.values()))
+        return sorted(self.ranks.union(own))
 
 
 def photograph_loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -113,6 +113,10 @@ class Language:
         perplexity = math.exp(min(loss, 700.0))
         return {"loss": loss, "perplexity": perplexity, "windows": windows}
 
+    def skipped(self) -> list[str]:
+        """Return nothing: the data are checked as a whole."""
+        return []
+
     def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
         """Return None: the batched evaluator runs the MLP."""
         return None

@@ -159,6 +159,7 @@ class Training:
             epoch, start = divmod(self.done, self.data.steps_per_epoch)
             for batch in self.data.epoch(generator_for(plan.seed, epoch, "order"), start):
                 self._one_step(batch)
+                progress.tick(self.done)
                 asked = self.ranks.any(stop.received is not None)
                 finished = self.done == plan.total_steps
                 epoch_ends = self.done % self.data.steps_per_epoch == 0

@@ -177,8 +177,7 @@ def cuda_pass(
         batch = artificial_batch(task, images, device)
         masks.draw(images, generator)
         torch.cuda.reset_peak_memory_stats(device)
-        cast = torch.autocast(device.type, autocast, enabled=autocast is not None)
-        with frozen.held(), unstarted_inputs(model), cast:
+        with frozen.held(), torch.autocast(device.type, autocast, enabled=autocast is not None):
             task.loss(model, batch).backward()
         model.zero_grad(set_to_none=True)
         return torch.cuda.max_memory_allocated(device)
@@ -187,20 +186,20 @@ def cuda_pass(
 
 
 @contextmanager
-def unstarted_inputs(model: torch.nn.Module) -> Iterator[None]:
-    """Keep the quantizers of inputs in evaluation mode in here.
+def put_back(model: torch.nn.Module) -> Iterator[None]:
+    """Leave a model as it was before passes on artificial batches.
 
-    In training mode a learned step would start from the artificial batch, for good.
+    An activation's learned step starts from the first batch that it is trained on (`LsqInput`):
+    that must not be stripes. The copy is on the CPU, so that it does not count as need.
     """
-    found = (getattr(m, "input_quantizer", None) for m in model.modules())
-    quantizers = [q for q in found if q is not None and q.training]
-    for quantizer in quantizers:
-        quantizer.eval()
+    saved = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
+    training = model.training
     try:
         yield
     finally:
-        for quantizer in quantizers:
-            quantizer.train()
+        model.load_state_dict(saved)
+        model.zero_grad(set_to_none=True)
+        model.train(training)
 
 
 def check_batch_fits(
@@ -219,29 +218,34 @@ def check_batch_fits(
     if tokens:  # never more than the run itself takes
         more = max(2, min(SMALL_TOKEN_BATCHES[1], pass_size(config.recipe, world_size)))
         few = more // 2
-    model, training = network.model, network.model.training
-    one_pass = cuda_pass(task, model.train(), machine.device, machine.autocast)
-    try:
-        need = measure_need(config, model, network.perturbed, one_pass, (few, more))
-    except torch.OutOfMemoryError:
-        recipe, batch = config.recipe, few * world_size
-        smaller = f"recipe.global_batch_size={batch} " + (
-            f"recipe.lr={recipe.lr * batch / recipe.global_batch_size:g}"
-        )
-        if recipe.accumulate:
-            smaller = f"recipe.micro_batch_size={few}"
-        raise UserError(
-            f"model={config.model.name}: not even a pass over {more} examples fits the card; try "
-            f"{smaller} or less"
-        ) from None
-    free, _ = torch.cuda.mem_get_info(machine.device)
-    available = SHARE * (free + torch.cuda.memory_reserved(machine.device))
-    at_once = pass_size(config.recipe, world_size)
-    if machine.compile and need.at(at_once) > available:
-        later = later_bytes(config, model, network.perturbed)
-        model.compile(dynamic=False)  # as the run will
-        need = compiled_need(need, at_once, later, one_pass)
-    model.zero_grad(set_to_none=True)
-    model.train(training)
+    model = network.model
+    one_pass = cuda_pass(task, model, machine.device, machine.autocast)
+    with put_back(model):
+        model.train()
+        try:
+            need = measure_need(config, model, network.perturbed, one_pass, (few, more))
+        except torch.OutOfMemoryError:
+            raise UserError(_not_even(config, few, more, world_size)) from None
+        free, _ = torch.cuda.mem_get_info(machine.device)
+        available = SHARE * (free + torch.cuda.memory_reserved(machine.device))
+        at_once = pass_size(config.recipe, world_size)
+        if machine.compile and need.at(at_once) > available:
+            later = later_bytes(config, model, network.perturbed)
+            model.compile(dynamic=False)  # as the run will
+            need = compiled_need(need, at_once, later, one_pass)
     torch.cuda.empty_cache()
     refuse_large_batch(config, need, available, world_size, total_steps)
+
+
+def _not_even(config: RunConfig, few: int, more: int, world_size: int) -> str:
+    """Say that not even the smallest pass fits, and what could."""
+    recipe, batch = config.recipe, few * world_size
+    smaller = f"recipe.global_batch_size={batch} " + (
+        f"recipe.lr={recipe.lr * batch / recipe.global_batch_size:g}"
+    )
+    if recipe.accumulate:
+        smaller = f"recipe.micro_batch_size={few}"
+    return (
+        f"model={config.model.name}: not even a pass over {more} examples fits the card; try "
+        f"{smaller} or less"
+    )

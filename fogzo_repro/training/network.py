@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
 from fnmatch import filter as matching
 from typing import Any
@@ -48,6 +49,7 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, 0, "initialisation"))
         model = build_model(config.model, **model_arguments)
+    _check_first_last(config, model)
     layers = quantize_layers(
         model,
         lambda name, weight: _weight_quantizer(config, name, weight),
@@ -102,6 +104,18 @@ def _section(config: RunConfig, name: str) -> Any | None:
             on = [k for k in ("weight_bits", "activation_bits") if getattr(section, k) != OFF]
             return replace(section, **dict.fromkeys(on, 8))
     return section
+
+
+def _check_first_last(config: RunConfig, model: nn.Module) -> None:
+    """Refuse a name that is no layer: it would be quantized although it was to be spared."""
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    for name in config.model.first_last:
+        if name not in layers:
+            near = difflib.get_close_matches(name, layers, n=1, cutoff=0.0)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"model.first_last: {name} is not a linear layer or convolution of the model{meant}"
+            )
 
 
 def _check_chosen_layers(config: RunConfig, names: list[str]) -> None:

@@ -50,7 +50,13 @@ def build_optimizer(
     device = trainable[0].device
     lr = torch.tensor(recipe.lr, device=device) if capturable else recipe.lr
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, fused=True)
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, fused=True)
+        if recipe.momentum:
+            # Fused SGD makes its momentum of uninitialised memory and writes it in the first step,
+            # which in fp16 the scaler skips as a rule. From zero the first step is the same.
+            for p in trainable:
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
+        return sgd
     beta1, beta2 = recipe.betas
     return torch.optim.AdamW(
         groups, lr=lr, betas=(beta1, beta2), eps=recipe.eps, fused=True, capturable=capturable

@@ -55,6 +55,10 @@ class Task(Protocol):
         """Return metrics by split; after the last step those of the final report too."""
         ...
 
+    def skipped(self) -> list[str]:
+        """Return which examples were left out as unreadable; all ranks must ask."""
+        ...
+
     def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
         """Return the batched evaluator, given a memory budget in bytes; None if unsupported."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from fogzo_repro.data.augmentation import (
     read_image,
     training_view,
 )
-from fogzo_repro.data.imagenet import Files, read_class_list, read_index
+from fogzo_repro.data.imagenet import CLASS_LISTS, Files, read_class_list, read_index
 from fogzo_repro.data.photographs import (
     EpochOrder,
     PhotographBatches,
@@ -109,6 +110,15 @@ def test_a_later_start_is_the_rest_of_the_epoch() -> None:
     loader: Any = None
     batches = PhotographBatches(loader, order(images=4000, batch_size=64, drop_last=True), 0)
     assert batches.samples(stream(), 17) == batches.samples(stream())[17:]
+
+
+@pytest.mark.parametrize("repeats", [1, 3], ids=["plain", "repeated"])
+def test_all_of_imagenet_goes_on_where_an_epoch_was_left(repeats: int) -> None:
+    loader: Any = None
+    batches = PhotographBatches(loader, order(repeats=repeats, world_size=4), 2)
+    late = batches.steps_per_epoch - 5
+    earlier, later = batches.samples(stream(), late - 2), batches.samples(stream(), late)
+    assert len(later) == 5 and earlier[2:] == later
 
 
 def test_the_last_batch_is_kept_and_cut_to_a_multiple_of_the_ranks() -> None:
@@ -250,6 +260,8 @@ def test_a_truncated_image_is_named_with_the_remedy(tmp_path: Path) -> None:
 def test_cmcs_list_names_a_hundred_classes() -> None:
     classes = read_class_list("imagenet100")
     assert len(classes) == 100 and classes[0] == "n01558993"
+    text = (CLASS_LISTS / "imagenet100.txt").read_bytes()  # CMC's own file, in its order
+    assert hashlib.sha256(text).hexdigest().startswith("79f3f1552ccc478c")
 
 
 @pytest.mark.parametrize(
@@ -266,6 +278,24 @@ def test_a_wrong_tree_or_list_is_one_clear_line(tmp_path: Path, config: Any, mes
     tree(tmp_path, images=1)
     with pytest.raises(UserError, match=message):
         read_index(config, tmp_path)
+
+
+def test_a_class_that_is_not_whole_is_refused_unless_a_part_is_asked_for(tmp_path: Path) -> None:
+    tree(tmp_path, images=50)
+    (tmp_path / "list.txt").write_text("n00000000\nn00000002\n")
+    chosen = dataset(classes=str(tmp_path / "list.txt"), allow_partial=False)
+    with pytest.raises(
+        UserError, match=r"2 of 2 classes of train .* 732 to 1,300 .*with 50; .*part"
+    ):
+        read_index(chosen, tmp_path)
+    for wnid in ("n00000000", "n00000002"):
+        folder = tmp_path / "imagenet" / "train" / wnid
+        for i in range(732):
+            (folder / f"{i}.jpeg").touch()
+    assert len(read_index(chosen, tmp_path).train.names) == 2 * 782
+    (tmp_path / "imagenet" / "val" / "n00000002" / "val_3.JPEG").unlink()
+    with pytest.raises(UserError, match=r"1 of 2 classes of val .* the 50 .* n00000002 with 49"):
+        read_index(chosen, tmp_path)
 
 
 def test_a_missing_tree_names_the_command_that_checks_one(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +55,12 @@ def truncated(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def nested(root: Path) -> None:
+    root.rename(root.parent / "moved")
+    root.mkdir()
+    (root.parent / "moved").rename(root / "imagenet")
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -61,13 +69,32 @@ def truncated(root: Path) -> None:
         (lambda root: shutil.rmtree(root / "val/n00000000"), "val/n00000000 is missing"),
         (lambda root: (root / "train/n00000009").mkdir(), "empty, the first is n00000009"),
         (lambda root: (root / "train/cats").mkdir(), "train/cats is not a class folder"),
-        (lambda root: shutil.rmtree(root / "val"), "val is not there"),
+        (lambda root: shutil.rmtree(root / "val"), "imagenet holds no val/; unpack the archives"),
+        (lambda root: root.rename(root / "../b"), "imagenet holds no train/ and no val/; unpack"),
+        (nested, "imagenet holds no train/ and no val/; give --root .*/imagenet/imagenet"),
+        (
+            lambda root: (root / "train/n00000000/gone.JPEG").symlink_to("/nowhere"),
+            "1 files cannot be read: train/n00000000/gone.JPEG",
+        ),
+        (
+            lambda root: (root / "train/n00000000/folder.JPEG").mkdir(),
+            "1 files cannot be read: train/n00000000/folder.JPEG",
+        ),
     ],
-    ids=["flat", "truncated", "missing-class", "empty-class", "strange-folder", "no-split"],
+    ids=[
+        "flat",
+        "truncated",
+        "missing-class",
+        "empty-class",
+        "strange-folder",
+        "no-split",
+        "no-tree",
+        "nested",
+        "broken-link",
+        "folder",
+    ],
 )
 def test_what_is_wrong_is_one_line_with_its_remedy(tmp_path, break_it, message: str) -> None:
-    import re
-
     root = tree(tmp_path)
     break_it(root)
     done = prepare(root)
@@ -83,6 +110,47 @@ def test_bad_files_can_be_left_out(tmp_path: Path) -> None:
     manifest = json.loads((root / "manifest.json").read_text())
     assert manifest["left_out"] == ["train/n00000001/train_10.JPEG"]
     assert len(read_index(CONFIG, tmp_path).train.names) == 3
+
+
+def test_classes_with_other_counts_than_imagenets_are_named(tmp_path: Path) -> None:
+    done = prepare(tree(tmp_path))
+    assert "2 of 2 classes of train have not the 732 to 1,300 images" in done.stdout
+    assert "classes of val have not the 50 images of ILSVRC2012, the first is n00000000 with 2" in (
+        done.stdout
+    )
+
+
+LABELS = {
+    "missing": (None, "labels is not a text of labels: .*No such file"),
+    "not-text": (b"\xff\xfe\x00", "labels is not a text of labels: "),
+    "no-label": (b"val_00.JPEG n00000000\nval_01.JPEG", "line 2: 'val_01.JPEG' is not `file wnid`"),
+    "index": (b"val_00.JPEG 1", "`file index` with all 1000 class folders in train/"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), LABELS.values(), ids=LABELS)
+def test_wrong_labels_are_one_line_and_move_nothing(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    root = tree(tmp_path)
+    flat_val(root)
+    if content is not None:
+        (tmp_path / "labels").write_bytes(content)
+    done = prepare(root, "--val-labels", str(tmp_path / "labels"))
+    assert done.returncode == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", done.stderr), done.stderr
+    assert len(list((root / "val").glob("*.JPEG"))) == 4
+
+
+def test_labels_may_be_gzipped_and_count_among_all_classes(tmp_path: Path) -> None:
+    root = tree(tmp_path)
+    flat_val(root)
+    for c in range(2, 1000):
+        (root / "train" / f"n{c:08d}").mkdir()
+    (tmp_path / "labels.gz").write_bytes(gzip.compress(b"val_00.JPEG 0\nval_10.JPEG 999\n"))
+    prepare(root, "--val-labels", str(tmp_path / "labels.gz"))
+    assert (root / "val/n00000999/val_10.JPEG").is_file()
+    assert (root / "val/n00000000/val_00.JPEG").is_file()
 
 
 def test_a_flat_val_is_sorted_by_its_labels(tmp_path: Path) -> None:

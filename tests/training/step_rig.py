@@ -31,7 +31,7 @@ class Net(nn.Module):
         super().__init__()
         self.first = nn.Linear(6, 8)
         self.norm = nn.BatchNorm1d(8)
-        self.drop = nn.Dropout(0.5)
+        self.drop: nn.Module = nn.Dropout(0.5)
         self.last = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,11 +59,18 @@ class Rig:
     """A step with everything around it, the same for the same seed."""
 
     def __init__(
-        self, estimator: Estimator, loss: Loss = cross_entropy, sgd: bool = True, **options: Any
+        self,
+        estimator: Estimator,
+        loss: Loss = cross_entropy,
+        sgd: bool = True,
+        drop: nn.Module | None = None,
+        **options: Any,
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model = Net()
+            if drop is not None:
+                self.model.drop = drop
             self.batch = Pair(torch.randn(16, 6), torch.randint(3, (16,)))
         self.weights = quantize(self.model)
         kind: Any = torch.optim.SGD if sgd else torch.optim.AdamW

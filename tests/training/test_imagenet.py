@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
+from fogzo_repro import prepare as prepare_module
 from fogzo_repro import run
 from fogzo_repro.__main__ import CONFIGS
-from fogzo_repro.config import RunConfig, parse_config
+from fogzo_repro.config import RunConfig, UserError, parse_config
+from fogzo_repro.training.distributed import Ranks
+from fogzo_repro.training.imagenet import ImageNet
 from fogzo_repro.training.loop import Training
 from fogzo_repro.training.randomness import generator_for
+from tests.forked import finish, start
 
 MODELS = {
     "resnet18": "imagenet_resnet", "resnet50": "imagenet_resnet",
@@ -65,10 +74,11 @@ def test_probes_move_the_loss_and_leave_the_weights(
             assert not torch.allclose(w.parameter.grad, gradient)
         for name, value in step.model.named_parameters():
             assert torch.equal(value, before[name]), name
+        probed = {k: v.clone() for k, v in step.model.named_buffers()}
+        step.model.load_state_dict(after_ste)
+        step(batch, False)  # the same pass without probes
         for name, value in step.model.named_buffers():
-            # the second step's own pass updates BatchNorm once, its probes do not
-            counted = name.endswith("num_batches_tracked")
-            assert not counted or value == after_ste[name] + 1
+            assert torch.equal(value, probed[name]), name
     assert len(ste) == len(step.weights) > 10
 
 
@@ -118,6 +128,84 @@ def test_a_run_that_is_stopped_in_mid_epoch_ends_with_the_same_bytes(
     assert record["metrics"]["last"]["train"]["loss"] == pytest.approx(
         sum(line["loss"] for line in steps) / 4
     )
+
+
+def tiny_tree(folder: Path) -> Path:
+    """Write an ImageNet of 3 classes with 8 and 2 images each; return its data_dir."""
+    for split, images in (("train", 8), ("val", 2)):
+        for c in range(3):
+            where = folder / "imagenet" / split / f"n{c:08d}"
+            where.mkdir(parents=True)
+            for i in range(images):
+                Image.new("RGB", (70, 66), (80 * c, 30 * i, 9)).save(where / f"{split}_{i}.JPEG")
+    return folder
+
+
+ENTRY = [
+    "scale=smoke", "model=deit_tiny", "recipe=imagenet_deit", "estimator=fogzo",
+    "dataset=imagenet1k", "dataset.allow_partial=true", "dataset.image_size=32",
+    "recipe.global_batch_size=4", "recipe.eval_every_epochs=1000",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=str)
+def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it_with_its_loaders(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    errors = tmp_path / "errors"
+    arguments = [
+        *ENTRY, "recipe.max_steps=100000", "checkpoint_minutes=0", "hardware.workers=2",
+        f"data_dir={tiny_tree(tmp_path)}", f"output_root={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    pid = start(arguments, errors, before=os.setsid)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/checkpoint-*.json")):
+        assert time.monotonic() < deadline, errors.read_text()
+        time.sleep(0.05)
+    os.killpg(pid, number)
+    assert finish(pid) == 75, errors.read_text()
+    assert f"{number.name}: saved after step" in errors.read_text()
+    while time.monotonic() < deadline:  # no loader outlives the run
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("a process of the run is still there")
+
+
+def test_replaced_images_are_counted_in_the_record_and_named_in_the_log(tmp_path: Path) -> None:
+    bad = tiny_tree(tmp_path) / "imagenet/train/n00000001/train_2.JPEG"
+    bad.write_bytes(bad.read_bytes()[:300])
+    more = ["dataset.on_bad_image=skip", "recipe.repeats=1", f"output_root={tmp_path / 'runs'}"]
+    arguments = [*ENTRY, *more, "recipe.max_steps=6", "hardware.workers=0", f"data_dir={tmp_path}"]
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        record = run.execute(parse_config(compose("config", arguments)), quiet=True)
+    assert record["notes"] == "1 unreadable images were replaced"
+    assert f"replaced {bad}: " in next(tmp_path.glob("runs/*/log.txt")).read_text()
+
+
+def test_what_one_rank_replaces_counts_for_all() -> None:
+    class Two(Ranks):
+        def union(self, lines: set[str]) -> set[str]:
+            return lines | {"of the other rank"}
+
+    task: Any = object.__new__(ImageNet)
+    task.ranks = Two()
+    task.loaders = {"train": SimpleNamespace(skipped={"a"}), "val": SimpleNamespace(skipped=set())}
+    assert task.skipped() == ["a", "of the other rank"]
+
+
+def test_a_share_that_mixup_cannot_pair_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "current_ranks", lambda: Ranks(0, 2))
+    config = configure(tiny_tree(tmp_path), "deit_tiny", "ste", "recipe.repeats=1")
+    odd = replace(config, recipe=replace(config.recipe, global_batch_size=6))
+    with pytest.raises(UserError, match=r"gives each of 2 processes 3 images, and mixup pairs"):
+        run.prepare(odd)
+    for unmixed in (replace(odd.recipe, mix_probability=0.0), config.recipe):
+        run.prepare(replace(config, recipe=unmixed))
 
 
 def quiet_progress() -> Any:

@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from fogzo_repro.config import UserError
 from fogzo_repro.quantization import quantize_layers
-from fogzo_repro.quantization.lsq import LsqInput, LsqWeight
+from fogzo_repro.quantization.lsq import LsqInput
 from fogzo_repro.training.memory import (
     Need,
     artificial_batch,
     compiled_need,
-    cuda_pass,
     measure_need,
+    put_back,
     refuse_large_batch,
 )
 
@@ -83,23 +82,19 @@ def test_the_need_extrapolates_two_small_passes(estimator: str, copies: int) -> 
     assert need.fixed == 5000 + 4 * (2 * 110 + copies * 100)
 
 
-def test_a_measured_pass_does_not_start_the_steps_of_activations(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).train()
-    quantize_layers(model, lambda name, w: LsqWeight(w, 2), lambda name, layer: LsqInput(2))
-    task: Any = SimpleNamespace(
-        unit="images",
-        model_arguments={"image_shape": (3, 2, 2)},
-        loss=lambda model, batch: model(batch.pixels.float()).sum(),
-    )
-    cuda_pass(task, model, torch.device("cpu"), None)(4)
-    first = torch.randn(8, 3, 2, 2)
-    model(first)
-    step = model[1].input_quantizer.step
-    torch.testing.assert_close(step.detach(), 2 * first.abs().mean())
+def test_passes_on_artificial_batches_leave_the_model_as_it_was() -> None:
+    """An activation's step starts from the first batch that is trained on, not from stripes."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).eval()
+    quantize_layers(model, lambda name, weight: None, lambda name, layer: LsqInput(2))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with put_back(model):
+        model.train()
+        model(torch.full((8, 4), 9.0)).sum().backward()
+        assert model[0].input_quantizer.step > 0  # type: ignore[union-attr]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not model.training and all(p.grad is None for p in model.parameters())
+    model.train()(torch.ones(8, 4))
+    assert model[0].input_quantizer.step.item() == 2.0  # type: ignore[union-attr]
 
 
 def test_a_compiled_pass_that_fits_overrules_the_eager_bound() -> None:

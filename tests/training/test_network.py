@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from fogzo_repro.config import RoundConfig
+from fogzo_repro.__main__ import CONFIGS
+from fogzo_repro.config import RoundConfig, RunConfig, UserError, parse_config
 from fogzo_repro.estimators import nspsa
 from fogzo_repro.training import network
 from fogzo_repro.training.network import Network, build_network
@@ -92,6 +94,41 @@ def test_first_and_last_layers_are_treated_as_chosen(
     quantizers = [getattr(layer, "weight_quantizer", None) for layer in layers]
     assert [q and q.bits for q in quantizers] == bits
     assert len(built.weights) == sum(b is not None for b in bits)
+
+
+def test_a_first_or_last_layer_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UserError, match=r"model\.first_last: haed is not a .*did you mean head\?"):
+        build(monkeypatch, first_last=("haed",))
+
+
+@pytest.mark.parametrize(
+    ("model", "quantized"),
+    [("resnet18", 19), ("resnet50", 52), ("deit_tiny", 48)],
+    ids=["resnet18", "resnet50", "deit_tiny"],
+)
+def test_all_of_a_vision_network_but_its_first_and_last_layer_is_quantized(
+    model: str, quantized: int
+) -> None:
+    """53 convolutions of ResNet-50 and 20 of ResNet-18, downsampling included; 4 a DeiT block."""
+    counts = {}
+    for choice in ("float", "8bit", "quantized"):
+        settings = [f"model={model}", "scale=smoke", f"quantizer.first_last={choice}"]
+        built = build_network(
+            configured(*settings), {"image_shape": (1, 28, 28), "classes": 10}, torch.device("cpu")
+        )
+        layers: Any = [m for m in built.model.modules() if hasattr(m, "weight_quantizer")]
+        counts[choice] = [layer.weight_quantizer.bits for layer in layers]
+        assert len(built.weights) == len(layers)
+    assert counts["float"] == [2] * quantized
+    assert counts["8bit"] == [8, *[2] * quantized, 8]
+    assert counts["quantized"] == [2] * (quantized + 2)
+
+
+def configured(*overrides: str) -> RunConfig:
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return parse_config(compose("config", list(overrides)))
 
 
 def test_nothing_is_quantized_or_perturbed_in_full_precision(

@@ -1,13 +1,21 @@
-"""An optimizer's state survives a checkpoint, whatever the memory format of the weights."""
+"""An optimizer's state survives a checkpoint, whatever the memory format, and a skipped step."""
 
 from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from fogzo_repro.training.optimizers import load_optimizer_tensors, optimizer_tensors
+from fogzo_repro.training.optimizers import (
+    build_optimizer,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
 
 
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
@@ -43,3 +51,23 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(kind: str, layo
     steps(again, restored, 2)
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_skipped_first_step_leaves_no_rubbish_in_the_momentum() -> None:
+    recipe: Any = SimpleNamespace(
+        optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, decay="all", no_decay=[]
+    )
+    model = nn.Linear(2, 3)
+    optimizer: Any = build_optimizer(recipe, model, capturable=False)
+    torch.use_deterministic_algorithms(True)  # uninitialised memory is NaN
+    try:
+        for found_inf, gradient in ((1.0, math.nan), (0.0, 2.0)):
+            before = model.weight.detach().clone()
+            for p in model.parameters():
+                p.grad = torch.full_like(p, gradient)
+            optimizer.found_inf = torch.tensor(found_inf)
+            optimizer.step()
+            moved = 0.1 * gradient if found_inf == 0 else 0.0
+            torch.testing.assert_close(model.weight.detach(), before - moved)
+    finally:
+        torch.use_deterministic_algorithms(False)

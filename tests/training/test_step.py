@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from fogzo_repro.estimators.spsa import Nspsa
 from fogzo_repro.estimators.ste import Ste
+from fogzo_repro.models.drop_path import DropPath
+from fogzo_repro.training.distributed import ALONE, Ranks
 
 QUANTIZED = {"first.weight", "last.weight"}
 
@@ -106,6 +108,40 @@ def test_probes_see_the_first_part_of_the_batch(fraction: float, seen: int) -> N
         assert torch.equal(batch.x, rig.batch.x[:seen])
         assert torch.equal(batch.y, rig.batch.y[:seen])
     assert len(batches) == 3
+
+
+def drop_path_seen(ranks: Ranks) -> list[Tensor]:
+    """Return which examples keep their branch in each pass of two steps, of three passes each."""
+    seen: list[Tensor] = []
+
+    def loss(model: nn.Module, batch: Pair) -> Tensor:
+        seen.append(model.drop(torch.ones(16, 1)).detach().clone())
+        return cross_entropy(model, batch)
+
+    rig = Rig(fogzo(), loss, ranks=ranks, drop=DropPath(0.5))
+    rig.take(0), rig.take(1)
+    return seen
+
+
+def test_drop_path_masks_are_equal_in_all_passes_of_a_step_and_differ_between_steps() -> None:
+    seen = drop_path_seen(ALONE)
+    assert len(seen) == 6 and same(seen, [seen[0]] * 3 + [seen[3]] * 3)
+    assert set(seen[0].flatten().tolist()) == {0.0, 2.0}
+    assert not torch.equal(seen[0], seen[3])
+
+
+def test_each_rank_draws_drop_path_masks_of_its_own() -> None:
+    first, second = drop_path_seen(ALONE), drop_path_seen(Ranks(rank=1))
+    assert not torch.equal(first[0], second[0])
+    assert same(second, [second[0]] * 3 + [second[3]] * 3)
+
+
+def test_null_level_is_zero_with_drop_path_and_leaves_the_steps_own_masks() -> None:
+    plain, asked = (Rig(fogzo(), drop=DropPath(0.5)) for _ in range(2))
+    asked.step.prepare(0, 100, 0.1)
+    assert asked.step.null_level(asked.batch) == 0.0
+    batch, probing = asked.batch, True
+    assert torch.equal(asked.step(batch, probing)[0], torch.tensor(plain.take()["loss"]))
 
 
 def test_null_level_is_zero_with_batchnorm_and_dropout() -> None:
