@@ -1,10 +1,7 @@
 """Whole runs with learned and recomputed scales: resume, and a quantizer added by a user."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from safetensors.torch import load_file
 
 from fogzo_repro.config import parse_config
 from fogzo_repro.run import execute
+from tests.forked import python
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
@@ -117,14 +115,7 @@ def test_a_quantizer_is_added_by_one_file_and_one_yaml(tmp_path):
     (tmp_path / "configs/quantizer/ternary.yaml").write_text(SECTION)
     arguments = ["quantizer=ternary", "dataset=digits", "recipe=digits_mlp", "hardware=cpu"]
     arguments += ["recipe.max_steps=20", "estimator.noise=1e-3", "output_root=runs"]
-    done = subprocess.run(
-        [sys.executable, "-m", "fogzo_repro", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = python("-m", "fogzo_repro", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "runs").glob("mlp-digits-ternary-fogzo-s0-*/record.json")
     record = json.loads(path.read_text())
