@@ -6,7 +6,9 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -117,6 +119,18 @@ def test_bad_input_is_one_line_and_status_2(
     assert script.main() == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said and said.count("\n") == 1
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("target", ["table4", "minis"], ids=str)
+def test_after_an_error_make_says_nothing_more(target: str) -> None:
+    binaries = Path(sys.executable).parent
+    command = ["make", "-o", ".venv/installed", f"BIN={binaries}", target, "SEEDS=x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    first, *rest = done.stderr.splitlines()
+    assert first == "error: --seeds=x is not a list of numbers, as 0,1,2"
+    assert done.returncode == 2 and done.stdout == ""
+    assert all(line.startswith("make") for line in rest)
 
 
 @pytest.mark.slow
