@@ -52,27 +52,30 @@ OPTIONS = $(if $(SCALE),scale=$(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(G
   $(if $(WORKERS),--workers $(WORKERS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DRY_RUN),--dry-run)
 CELLS = $(if $(SMOKE),scripts/smoke.py $@,scripts/run_cells.py $@ hardware=$(HARDWARE) $(OPTIONS))
 AFTER = $(if $(SMOKE)$(DRY_RUN),true,$(BIN)/python scripts/make_tables.py)
+# Status 2 is an error that the user can mend: its line stays the last one.
+RUN = $(BIN)/python $(CELLS); status=$$?; test $$status -ne 2 || exit 2; $(AFTER) && exit $$status
 
 figure-shallow: install  ## run the missing cells of Section 4.1 on MNIST, then make tables
-	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
+	@$(RUN)
 
 table1: install  ## Table 1: SEEDS=0,1,2,3,4 HARDWARE=h200 SCALE=mini GPUS=0,1 MINUTES=8 DRY_RUN=1
-	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
+	@$(RUN)
 
 table2: install  ## Table 2, LSQ with 2-bit weights: the same settings
-	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
+	@$(RUN)
 
 table3: install  ## Table 3, 2-bit weights and activations: the same settings
-	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
+	@$(RUN)
 
 table4: install  ## Table 4, quality at equal training time: the same settings
-	@$(BIN)/python $(CELLS); status=$$?; $(AFTER) && exit $$status
+	@$(RUN)
 
 minis: install  ## run what the claims of the mini tables need, then make tables: HARDWARE=, SEEDS=, WORKERS=
 	@status=0; for table in mini-resnet18 mini-deit-tiny mini-llama; do \
 	  $(BIN)/python scripts/run_cells.py $$table hardware=$(HARDWARE) --claims \
 	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(WORKERS),--workers $(WORKERS)) || status=$$?; \
-	  test $$status -ne 75 || break; done; \
+	  test $$status -ne 75 -a $$status -ne 2 || break; done; \
+	  test $$status -ne 2 || exit 2; \
 	  $(BIN)/python scripts/make_tables.py && exit $$status
 
 tables: install  ## make results/ (Markdown, CSV, LaTeX, figures) from the committed records alone

@@ -5,6 +5,7 @@ For the scripts that run cells, count them or smoke-test them; configs/experimen
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fogzo_repro.config import ConfigError, parse_config
@@ -47,7 +48,7 @@ def experiment_files(table: str) -> list[Path]:
 def table_cells(
     table: str, overrides: list[str], seeds: tuple[int, ...] | None = None
 ) -> list[Cell]:
-    """Compose each cell of a table once.
+    """Compose the cells of a table: each file once or twice, then its sweep's values put in.
 
     Args:
         table: a folder of configs/experiment, or folder/file.
@@ -74,21 +75,25 @@ def _file_cells(name: str, overrides: list[str], seeds: tuple[int, ...] | None) 
     sweep = dict(whole.hydra.sweeper.params or {})
     parser = OverridesParser.create()
 
-    def values(key: str, text: Any) -> list[str]:
+    def values(key: str, text: Any) -> list[Any]:
         override = parser.parse_override(f"{key}={text}")
-        return list(override.sweep_string_iterator()) if override.is_sweep_override() else [text]
+        return list(override.sweep_iterator()) if override.is_sweep_override() else [text]
 
     for word in overrides:  # what is given replaces the file's sweep over it
         sweep.pop(word.split("=")[0], None)
     of_file = tuple(int(s) for s in values("seed", sweep.pop("seed", 0)))
     if seeds is not None and set(of_file) - set(TUNING_SEEDS):
         of_file = (*seeds, *(s for s in of_file if s in TUNING_SEEDS))
-    if not sweep:  # composing takes longer than all else here
-        with open_dict(whole):
-            del whole["hydra"]
-        return [Cell(parse_config(whole), of_file)]
-    choices = [[f"{key}={v}" for v in values(key, text)] for key, text in sweep.items()]
-    return [
-        Cell(parse_config(compose("config", [given[0], *combination, *overrides])), of_file)
-        for combination in itertools.product(*choices)
-    ]
+    # Composing takes longer than all else here. Only a group, as scale, has to be composed anew.
+    groups = [f"{key}={sweep.pop(key)}" for key in list(sweep) if "." not in key]
+    if groups:
+        whole = compose("config", [given[0], *groups, *overrides], return_hydra_config=True)
+    with open_dict(whole):
+        del whole["hydra"]
+    cells = []
+    for combination in itertools.product(*(values(key, text) for key, text in sweep.items())):
+        one = copy.deepcopy(whole)
+        for key, value in zip(sweep, combination, strict=True):
+            OmegaConf.update(one, key, value)
+        cells.append(Cell(parse_config(one), of_file))
+    return cells

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))  # the package need not be installed
 
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.curves import write_curves
-from fogzo_repro.reporting.figures import write_figure
+from fogzo_repro.reporting.figures import write_accuracy, write_figure
 from fogzo_repro.reporting.mini_figures import write_mini_figure
 from fogzo_repro.reporting.overview import write_overview
 from fogzo_repro.reporting.paper_form import MINI, write_paper_table
@@ -60,6 +60,8 @@ def draw(results: Path, table: TableResults) -> list[str]:
     """
     name, folder = table.table, results / "figures"
     drawn = [name] if name in FIGURES and FIGURES[name](results, table) else []
+    if name == "figure-shallow" and write_accuracy(results, table):
+        drawn.append(f"{name}-accuracy")
     scales = {} if name == "figure-shallow" else {name: table}
     if TABLES[name] is write_paper_table:
         scales[f"{name}-mini"] = read_results(results, name, MINI)

@@ -50,8 +50,11 @@ def main() -> int:
 
 def smoke_table(name: str, folder: Path) -> tuple[int, list[str]]:
     """Run the cells of a table, a line each; return their number and what failed."""
+    import torch
+
     from fogzo_repro.sweeps.smoke import SHALLOW, try_cells
 
+    torch.set_num_threads(1)  # for networks so small, threads mostly wait for each other
     shallow = SHALLOW if name.split("/")[0] == "figure-shallow" else []
     cells = table_cells(name, [*shallow, "scale=smoke"])
     failed = []

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every process that a test starts
+
 import pytest
 import torch
 import torch.nn.functional as F

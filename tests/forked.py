@@ -1,15 +1,23 @@
-"""The real entry point in a forked child: what a new process does, without importing torch anew."""
+"""What a new process does, in a forked child: without importing torch anew."""
 
 import os
+import runpy
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import sklearn.datasets  # noqa: F401  children inherit what is imported here
 import torch._dynamo  # noqa: F401
 
 import fogzo_repro.run  # noqa: F401
 from fogzo_repro import __main__ as cli
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("fogzo_repro", "scripts", "tests")  # imported anew by `launch`
 
 
 def start(arguments: list[str], stderr: Path, before: Callable[[], None] | None = None) -> int:
@@ -37,3 +45,50 @@ def start(arguments: list[str], stderr: Path, before: Callable[[], None] | None 
 def finish(pid: int) -> int:
     """Wait for a child; return its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def python(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Do what `python ARGUMENTS` does in `cwd`, a script or `-m MODULE`, and wait for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        status = finish(launch(arguments, cwd, out, err))
+        return subprocess.CompletedProcess(arguments, status, out.read_text(), err.read_text())
+
+
+def launch(arguments: Sequence[str | Path], cwd: Path, out: Path, err: Path) -> int:
+    """Fork a child that does what `python ARGUMENTS` does; return its pid.
+
+    The project is imported anew, and only from where a new interpreter would find it.
+    """
+    pid = os.fork()
+    if not pid:
+        _become([str(a) for a in arguments], cwd, out, err)
+    return pid
+
+
+def _become(arguments: list[str], cwd: Path, out: Path, err: Path) -> NoReturn:
+    status = 1
+    try:
+        for path, descriptor in ((out, 1), (err, 2)):
+            with open(path, "w") as file:
+                os.dup2(file.fileno(), descriptor)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        os.chdir(cwd)
+        for name in [n for n in sys.modules if n.split(".")[0] in OURS]:
+            del sys.modules[name]
+        found = [p for p in sys.path if "site-packages" in p or not Path(p).is_relative_to(ROOT)]
+        if arguments[0] == "-m":
+            sys.path, sys.argv = [str(cwd), *found], arguments[1:]
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.path, sys.argv = [str(Path(arguments[0]).parent), *found], arguments
+            runpy.run_path(arguments[0], run_name="__main__")
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

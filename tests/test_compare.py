@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from fogzo_repro import compare
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.records import SCHEMA_VERSION
-from tests.conftest import ROOT
+from tests.forked import python
 from tests.reporting.conftest import make_record
 from tests.short_runs import train
 
@@ -90,7 +88,6 @@ def test_what_cannot_be_compared_is_one_clear_error(
 
 
 def test_an_error_is_one_line_and_status_2(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fogzo_repro.compare", tmp_path, tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = python("-m", "fogzo_repro.compare", tmp_path, tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

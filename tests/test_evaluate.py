@@ -1,8 +1,6 @@
 import json
 import math
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from short_runs import train
 import fogzo_repro
 from fogzo_repro.config import UserError
 from fogzo_repro.evaluate import main, open_run, parse_settings
+from tests.forked import python
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +93,7 @@ def test_what_is_missing_is_one_line_and_status_2(
 
 
 def test_the_command_itself_leaves_with_status_2(tmp_path):
-    command = [sys.executable, "-m", "fogzo_repro.evaluate", str(tmp_path / "nothing")]
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    done = python("-m", "fogzo_repro.evaluate", tmp_path / "nothing")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 

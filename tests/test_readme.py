@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from torch import nn
 
 from fogzo_repro.reporting import readme
 from tests.conftest import ROOT
+from tests.forked import python
 
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.S)
@@ -65,12 +64,12 @@ def test_added_estimator_is_one_file_and_one_yaml_and_stands_in_a_table(tmp_path
     (project / "fogzo_repro" / "estimators" / "signed.py").write_text(ESTIMATOR)
     settings = SETTINGS.replace("NAME", "signed")
     (project / "configs" / "estimator" / "signed.yaml").write_text(settings)
-    command = [
-        sys.executable, "-m", "fogzo_repro", "estimator=signed", "estimator.options.size=0.01",
+    done = python(
+        "-m", "fogzo_repro", "estimator=signed", "estimator.options.size=0.01",
         "dataset=digits", "recipe=digits_mlp", "recipe.max_steps=4", "hardware=cpu",
         "cell.table=figure-shallow", "cell.row=signed", "cell.column=0.01", "snapshots=0",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+        cwd=project,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (path,) = project.glob("runs/*/record.json")
     record = json.loads(path.read_text())
@@ -85,8 +84,7 @@ def test_added_estimator_is_one_file_and_one_yaml_and_stands_in_a_table(tmp_path
     shutil.copytree(ROOT / "results" / "paper", results / "paper")
     with open(results / "paper" / "figure-shallow.csv", "a") as file:
         file.write("figure-shallow,signed,0.01,loss,train,,ours\n")
-    tables = [sys.executable, "scripts/make_tables.py", "--results", str(results)]
-    done = subprocess.run(tables, cwd=project, capture_output=True, text=True)
+    done = python("scripts/make_tables.py", "--results", results, cwd=project)
     assert done.returncode == 0, done.stderr
     table = (results / "tables" / "figure-shallow.md").read_text()
     assert "| signed | 0.01 |" in table

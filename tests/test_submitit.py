@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 
 from fogzo_repro.reporting.records import read_record
 from tests.conftest import ROOT
+from tests.forked import finish, launch
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,13 +23,13 @@ pytestmark = [
 ]
 
 
-def submit(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+def submit(folder: Path, *overrides: str) -> int:
     command = [
-        sys.executable, "-m", "fogzo_repro", "-m", "hydra/launcher=submitit_local",
+        "-m", "fogzo_repro", "-m", "hydra/launcher=submitit_local",
         "dataset=digits", "recipe=digits_mlp", "hardware=cpu", "estimator=ste", "seed=0",
         f"output_root={folder / 'runs'}", *overrides,
     ]  # fmt: skip
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    return launch(command, ROOT, folder / "out", folder / "err")
 
 
 def process_of(folder: Path) -> int | None:
@@ -49,13 +48,13 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path: Path) -> No
     job = submit(tmp_path, "recipe.max_steps=3000")
     deadline = time.monotonic() + 240
     while not (timing := list(tmp_path.glob("runs/mlp-*/timing.jsonl"))):
-        assert job.poll() is None and time.monotonic() < deadline, job.communicate()[1]
+        assert os.waitpid(job, os.WNOHANG) == (0, 0), (tmp_path / "err").read_text()
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     pid = process_of(timing[0].parent)
     assert pid is not None
     os.kill(pid, signal.SIGUSR2)  # what Slurm is asked to send before it takes a node away
-    _, said = job.communicate(timeout=240)
-    assert job.returncode == 0, said
+    assert finish(job) == 0, (tmp_path / "err").read_text()
     record = read_record(timing[0].parent / "record.json")
     assert (record["status"], record["steps"]) == ("finished", 3000)
     log = (timing[0].parent / "log.txt").read_text()

@@ -27,7 +27,7 @@ STYLE: Any = {
 }  # fmt: skip
 COLUMN, TEXT, DPI = 3.3, 6.75, 300  # inches: one column, both columns
 LEGEND_LINE = 0.15  # inches
-LONG = 26  # characters: longer names stand one below the other
+WIDE = 50  # characters that two columns of a legend hold side by side
 LOG_FROM = 5.0  # values that span more than this factor get a logarithmic axis
 
 
@@ -77,7 +77,9 @@ def canvas(
 
 def legend_columns(names: Sequence[str]) -> int:
     """Return into how many columns the names of a legend go within COLUMN inches."""
-    return 1 if max(map(len, names)) > LONG else 2
+    half = math.ceil(len(names) / 2)  # matplotlib fills the first column first
+    columns = (names[:half], names[half:])
+    return 2 if sum(max(map(len, c), default=0) for c in columns) <= WIDE else 1
 
 
 def legend_height(names: Sequence[str]) -> float:

@@ -1,8 +1,9 @@
 """results/figures/figure-shallow: train loss against cost, and against 1 - beta (PAPER 2).
 
 (a) train loss against network evaluations per step, the STE pass counted as 3; (b) train loss
-against 1 - beta, with rho = (1 - beta) d / beta on the upper axis. Mean over the evaluation seeds
-with its 95% t interval. The CSV holds every point and is what is drawn.
+against 1 - beta, with rho = (1 - beta) d / beta on the upper axis. figure-shallow-accuracy is (b)
+with the test accuracy. Mean over the evaluation seeds with its 95% t interval. The CSV holds every
+point and is what is drawn.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from fogzo_repro.reporting.drawing import (
     BLACK,
     BLUE,
+    COLUMN,
     GREEN,
     GREY,
     ORANGE,
@@ -30,13 +32,13 @@ from fogzo_repro.reporting.statistics import summarize
 STE = ("STE", "lr=0.032")
 FULL_PRECISION = ("Full precision", "-")
 MARKERS = "osD^vP"
-HEIGHT = 3.0  # inches
+HEIGHT, ACCURACY_HEIGHT = 3.0, 2.6  # inches
 UNKNOWN_HALF = 0.0  # one seed has no interval; it is drawn without a bar
 
 
 @dataclass(frozen=True)
 class Point:
-    """One cell of the figure: train loss in nats over n seeds, with the interval's ends."""
+    """One cell: its train loss in nats, or top-1 in percent, over n seeds, and the interval."""
 
     row: str
     column: str
@@ -51,18 +53,37 @@ class Point:
 
 def write_figure(results: Path, found: TableResults) -> bool:
     """Write the figure as PNG and PDF and the CSV behind it; return False where nothing was run."""
-    points = [p for p in map(_point, found.cells.values()) if p is not None]
+    points = _points(found, "train", "loss")
     if not points:
         return False
     stem = results / "figures" / found.table
     with canvas(stem, points, (TEXT, HEIGHT), (1, 2), pdf=True) as (_, axes):
         _against_cost(axes[0][0], points)
         _against_noise(axes[0][1], points)
+        for panel, letter in zip(axes[0], "ab", strict=True):
+            panel.text(-0.16, 1.03, f"({letter})", transform=panel.transAxes, fontweight="bold")
     return True
 
 
-def _point(cell: CellResult) -> Point | None:
-    summary, record = summarize([*cell.values("train", "loss").values()]), cell.any_record
+def write_accuracy(results: Path, found: TableResults) -> bool:
+    """Write the figure of the test accuracy and its CSV; return False where nothing was run."""
+    points = _points(found, "test", "top1")
+    if not points:
+        return False
+    stem = results / "figures" / f"{found.table}-accuracy"
+    with canvas(stem, points, (COLUMN, ACCURACY_HEIGHT)) as (_, axes):
+        _against_noise(axes[0][0], points)
+        axes[0][0].set_ylabel("test accuracy (%)")
+    return True
+
+
+def _points(found: TableResults, split: str, metric: str) -> list[Point]:
+    points = (_point(cell, split, metric) for cell in found.cells.values())
+    return [p for p in points if p is not None]
+
+
+def _point(cell: CellResult, split: str, metric: str) -> Point | None:
+    summary, record = summarize([*cell.values(split, metric).values()]), cell.any_record
     if summary is None or record is None:
         return None
     half = UNKNOWN_HALF if math.isnan(summary.half) else summary.half
@@ -95,10 +116,6 @@ def _level(axes: Any, points: Sequence[Point], color: str, label: str) -> None:
         axes.axhline(p.mean, color=color, linestyle="--", linewidth=0.9, label=label, zorder=1)
 
 
-def _letter(axes: Any, letter: str) -> None:
-    axes.text(-0.16, 1.03, f"({letter})", transform=axes.transAxes, fontweight="bold")
-
-
 def _against_cost(axes: Any, points: Sequence[Point]) -> None:
     import matplotlib
 
@@ -119,7 +136,6 @@ def _against_cost(axes: Any, points: Sequence[Point]) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("network evaluations per step")
     axes.set_ylabel("train loss (nats)")
-    _letter(axes, "a")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
 
@@ -154,7 +170,6 @@ def _against_noise(axes: Any, points: Sequence[Point]) -> None:
         )  # fmt: skip
     axes.set_xscale("log")
     _noise_ticks(axes, edge, max(noises), swept[0].perturbed)
-    _letter(axes, "b")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
 

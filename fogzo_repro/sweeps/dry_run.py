@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fogzo_repro.config import RunConfig
 from fogzo_repro.sweeps.cells import Cell
-from fogzo_repro.sweeps.forecast import Forecast, forecast, missing_here
+from fogzo_repro.sweeps.forecast import Forecast, forecast, missing_disk, missing_here
 from fogzo_repro.sweeps.rates import Hours, read_benches, run_hours
 from fogzo_repro.sweeps.state import known_runs, runs_of
 
@@ -24,7 +25,7 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
     lines = [f"{table}, scale={cells[0].config.scale}: nothing is started", ""]
     totals = {card: 0.0 for card in benches}
     unknown = dict.fromkeys(benches, 0)
-    disk, data, absent = 0, dict[str, float](), dict[str, None]()
+    disk, largest = 0, dict[str, tuple[RunConfig, Forecast]]()  # by dataset: of the most data
     for cell in cells:
         config, needed = cell.config, forecast(cell.config)
         runs = runs_of(config.cell, config.scale, cell.seeds)
@@ -34,9 +35,9 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
             totals[card] += 0.0 if each is None else each.hours * len(missing)
             unknown[card] += len(missing) if each is None else 0
         disk += needed.disk * len(missing)
-        if missing:
-            data[config.dataset.name] = max(data.get(config.dataset.name, 0.0), needed.data)
-            absent |= dict.fromkeys(missing_here(config, needed))
+        name = config.dataset.name
+        if missing and (name not in largest or needed.data > largest[name][1].data):
+            largest[name] = config, needed
         lines += _cell_lines(cell, needed, len(missing), hours)
     lines += ["", f"{len(cells)} cells, {sum(len(cell.seeds) for cell in cells)} runs"]
     lines += [
@@ -44,13 +45,15 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
         + (f", and {unknown[card]} runs of unknown length" if unknown[card] else "")
         for card in benches
     ] + ["other cards: unknown, no bench record of them"]
-    sizes = ", ".join(f"{name} {size / 1e9:.3g} GB" for name, size in sorted(data.items()))
+    sizes = ", ".join(f"{k} {n.data / 1e9:.3g} GB" for k, (_, n) in sorted(largest.items()))
     lines.append(f"disk: {disk / 1e9:.3g} GB for the run folders; data: {sizes or 'none'}")
     lines.append(
         "hours are training steps by results/records/bench, ~ scaled by FLOP a token from a "
         "measured size; loading, evaluation and a quantizer other than round come on top"
     )
-    return lines + [f"missing on this machine: {line}" for line in absent]
+    absent = [line for most in largest.values() for line in missing_here(*most)]
+    absent += missing_disk(Path(cells[0].config.output_root), disk)
+    return lines + [f"missing on this machine: {line}" for line in dict.fromkeys(absent)]
 
 
 def _cell_lines(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,6 +24,8 @@ DATA_GB = {
     "imagenet1k": 150.0,
 }  # ImageNet: about
 KEPT_CHECKPOINTS = 2
+SPARE = 1.02  # tokens to prepare, over those that are seen: a split holds whole documents
+MINI_TOKENS = 1.2e6  # at scale=mini documents may repeat
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,16 @@ def missing_here(config: RunConfig, needed: Forecast) -> list[str]:
     return said + _missing_data(config, needed)
 
 
+def missing_disk(root: Path, needed: int) -> list[str]:
+    """Return a line where the disk of output_root has not `needed` bytes left, else nothing."""
+    place = root.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    said = f"{needed / 1e9:.3g} GB on the disk of output_root={root}: {free / 1e9:.3g} GB are free"
+    return [said] if free < needed else []
+
+
 def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
     name, data_dir = config.dataset.name, Path(config.data_dir)
     if name == "mnist":
@@ -141,8 +154,15 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
         ready = (tree / "manifest.json").is_file()
         return [] if ready else [f"{tree} was not checked; run {check}"]
     if name == "c4":
-        from fogzo_repro.data.c4 import read_corpus
+        from fogzo_repro.data.c4 import MANIFEST, read_corpus
 
+        manifest = data_dir / "c4" / MANIFEST
+        if not manifest.is_file():
+            tokens = SPARE * needed.units if config.scale == "full" else MINI_TOKENS
+            return [
+                f"{manifest} is not there; write it with python scripts/prepare_c4.py --source hub "
+                f"--tokenizer NAME --out {manifest.parent} --tokens {tokens:.3g}"
+            ]
         try:
             splits = read_corpus(data_dir).manifest["splits"]
         except UserError as error:

@@ -42,7 +42,7 @@ def train(rank: int, folder: Path) -> None:
 
 
 def test_two_ranks_hold_equal_steps_after_ten_updates(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # torch is not imported anew
     ranks = [context.Process(target=train, args=(rank, tmp_path)) for rank in range(2)]
     for process in ranks:
         process.start()

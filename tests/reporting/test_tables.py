@@ -16,6 +16,7 @@ import pytest
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import UserError
+from fogzo_repro.reporting.figures import write_accuracy
 from fogzo_repro.reporting.results import read_results
 from fogzo_repro.reporting.tables import write_table
 from scripts import make_tables
@@ -44,7 +45,8 @@ def test_tables_and_figures_regenerate_byte_identically(full_table: Path) -> Non
     runs.append(hashes(full_table))
     assert runs[0] == runs[1]
     written = {name for name in runs[0] if name.startswith(TABLE)}
-    assert written == {f"{TABLE}.{kind}" for kind in ("md", "csv", "png", "pdf")}
+    figures = {f"{TABLE}-accuracy.{kind}" for kind in ("csv", "png")}
+    assert written == figures | {f"{TABLE}.{kind}" for kind in ("md", "csv", "png", "pdf")}
 
 
 def test_committed_results_are_those_of_the_committed_records(tmp_path: Path) -> None:
@@ -69,6 +71,17 @@ def test_a_cell_shows_mean_sd_count_and_interval(results: Path, save: Save) -> N
     line = line_of(results, "| STE | lr=0.032")
     assert "| 2.0000 ± 1.0000 (3) | [-0.4841, 4.4841] | 72.00 ± 1.00 (3) |" in line
     assert "| 0 / 3 |" in line
+
+
+def test_the_accuracy_that_is_drawn_is_that_of_the_test_images(results: Path, save: Save) -> None:
+    for seed in (0, 1):
+        save("FOGZO n=1", "1-beta=0.001", seed, 1.0, top1=80.0 + seed)
+    save("FOGZO n=1", "1-beta=0.001", 100, 1.0, top1=10.0)
+    assert write_accuracy(results, read_results(results, TABLE))
+    with open(results / "figures" / f"{TABLE}-accuracy.csv") as file:
+        (point,) = csv.DictReader(file)
+    assert (point["noise"], point["perturbed"], point["n"]) == ("0.001", "7940", "2")
+    assert float(point["mean"]) == 80.5
 
 
 def test_rho_is_noise_times_d_over_beta(results: Path, save: Save) -> None:

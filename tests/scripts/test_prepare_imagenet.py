@@ -6,23 +6,22 @@ import gzip
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from fogzo_repro.data.imagenet import read_index
+from tests.forked import python
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prepare_imagenet.py"
 CONFIG = SimpleNamespace(classes=None, allow_partial=True)
 
 
-def prepare(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--root", str(root), "--workers", "1", *more]
-    return subprocess.run(command, capture_output=True, text=True)
+def prepare(root: Path, *more: str) -> CompletedProcess[str]:
+    return python(SCRIPT, "--root", root, "--workers", "1", *more)
 
 
 def tree(folder: Path) -> Path:

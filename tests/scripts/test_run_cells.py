@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 
 from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.cells import Cell
+from tests.forked import finish, launch, python
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "run_cells.py"
@@ -118,29 +121,41 @@ def test_bad_input_is_one_line_and_status_2(
     assert said.startswith("error: ") and message in said and said.count("\n") == 1
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("target", ["table4", "minis"], ids=str)
+def test_after_an_error_make_says_nothing_more(target: str) -> None:
+    binaries = Path(sys.executable).parent
+    command = ["make", "-o", ".venv/installed", f"BIN={binaries}", target, "SEEDS=x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    first, *rest = done.stderr.splitlines()
+    assert first == "error: --seeds=x is not a list of numbers, as 0,1,2"
+    assert done.returncode == 2 and done.stdout == ""
+    assert all(line.startswith("make") for line in rest)
+
+
 @pytest.mark.slow
 def test_an_interrupted_queue_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     command = [
-        sys.executable, str(SCRIPT), f"{TABLE}/full-precision", "--seeds", "0,1",
-        "--workers", "1", "--records", str(tmp_path / "records"), "dataset=digits",
-        "recipe=digits_mlp", "recipe.max_steps=1500", "hardware=cpu",
-        f"output_root={tmp_path / 'runs'}",
+        SCRIPT, f"{TABLE}/full-precision", "--seeds", "0,1", "--workers", "1",
+        "--records", tmp_path / "records", "dataset=digits", "recipe=digits_mlp",
+        "recipe.max_steps=1500", "hardware=cpu", f"output_root={tmp_path / 'runs'}",
     ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 300
-        while not list(tmp_path.glob("runs/*/timing.jsonl")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=300)
-    assert process.returncode == 75, said
+    err = tmp_path / "err"
+    pid = launch(command, ROOT, tmp_path / "out", err)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("runs/*/timing.jsonl")):
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGINT)
+    status, said = finish(pid), err.read_text()
+    assert status == 75, said
     assert "0 finished, 0 diverged, 0 failed, 2 not run" in said
     assert "run the same command again" in said
     (stopped,) = tmp_path.glob("runs/mlp-*")
     assert list(stopped.glob("checkpoint-*.json"))
     assert not (stopped / "record.json").exists()
 
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    again = python(*command)
     assert again.returncode == 0, again.stderr
     assert "2 finished, 0 diverged, 0 failed, 0 not run" in again.stderr
     assert "resumed after step" in (stopped / "log.txt").read_text()

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from fogzo_repro.reporting.results import TUNING_SEEDS
+from fogzo_repro.reporting.results import PAPER_SCALES, TUNING_SEEDS
 from fogzo_repro.sweeps.cells import Cell
-from scripts.experiments import experiment_files, table_cells
+from fogzo_repro.sweeps.labels import planned_cells
+from scripts.experiments import EXPERIMENTS, experiment_files, table_cells, tables
 from tests.composed import TABLES, composed
 from tests.conftest import ROOT
 
@@ -118,13 +119,19 @@ def test_every_llama_is_the_same_network_at_scale_mini() -> None:
     assert found[0].model == found[1].model == found[2].model == named.model
 
 
-@pytest.mark.parametrize("table", TABLES, ids=TABLES)
+@pytest.mark.parametrize("table", tables(), ids=str)
 def test_every_file_says_command_paper_and_cost(table: str) -> None:
+    runs_said = 0
     for file in experiment_files(table):
-        header = file.read_text()
-        assert f"#   python scripts/run_cells.py {table}/{file.stem}\n" in header
+        header = file.read_text().split("\ndefaults:")[0]
+        assert f"#   python scripts/run_cells.py {table}/{file.stem}" in header
         for part in ("# Paper: ", "# Cost: ", "# Ours: "):
-            assert part in header, (file, part)
+            assert header.count(f"\n{part}") == 1, (file, part)
+        cost = header.split("# Cost: ")[1].split("# Ours: ")[0]
+        runs_said += sum(map(int, re.findall(r"\b(\d+)(?= runs| x \d)", cost)))
+    scale = PAPER_SCALES.get(table, ("full",))[0]
+    planned = planned_cells(EXPERIMENTS / table, scale)
+    assert runs_said == sum(len(cell.seeds) for cell in planned)
 
 
 PAPER_TABLES = {  # table: heading in PAPER.md, metrics in the order of its cells

@@ -10,7 +10,7 @@ import pytest
 
 from fogzo_repro.config import RunConfig
 from fogzo_repro.sweeps.dry_run import dry_run
-from fogzo_repro.sweeps.forecast import forecast
+from fogzo_repro.sweeps.forecast import forecast, missing_disk
 from fogzo_repro.sweeps.rates import flop_per_token, read_benches, run_hours
 from scripts.experiments import table_cells
 from tests.composed import TABLES, composed
@@ -36,6 +36,24 @@ def test_every_cell_is_forecast_without_its_data(
     assert "GPU-hours of the missing runs on one NVIDIA H200" in text
     assert f"{tmp_path}/c4/manifest.json is not there" in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tokens_to_prepare_are_those_of_the_largest_cell(tmp_path: Path) -> None:
+    cells = [
+        replace(cell, config=replace(cell.config, data_dir=str(tmp_path)))
+        for name in ("95m", "300m")
+        for cell in table_cells(f"table3/{name}-full-precision", [])
+    ]
+    said = [line for line in dry_run("table3", cells, RECORDS) if "prepare_c4" in line]
+    assert len(said) == 1
+    assert 20e9 < float(said[0].split("--tokens ")[1]) < 21e9
+
+
+def test_a_disk_that_is_too_small_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "not" / "there"
+    assert missing_disk(root, 1) == []
+    (line,) = missing_disk(root, 10**18)
+    assert line.startswith(f"1e+09 GB on the disk of output_root={root}: ")
 
 
 def test_runs_with_a_committed_record_are_not_missing() -> None:

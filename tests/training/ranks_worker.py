@@ -1,11 +1,8 @@
-"""Trains every case of test_distributed.py for some steps, as one process or as one of several.
-
-python ranks_worker.py OUT        # RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment
-"""
+"""Trains every case of test_distributed.py for some steps, as one process or as one of several."""
 
 from __future__ import annotations
 
-import sys
+import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +25,7 @@ from fogzo_repro.models.mlp import build_mlp
 from fogzo_repro.models.resnet import build_resnet
 from fogzo_repro.quantization import quantize_layers
 from fogzo_repro.quantization.uniform import Round
+from fogzo_repro.training import distributed
 from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.distributed import Ranks, current_ranks
 from fogzo_repro.training.network import _perturbed_weight
@@ -141,8 +139,11 @@ def all_cases(ranks: Ranks) -> dict[str, Tensor]:
     }
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    ranks = current_ranks()
-    found = all_cases(ranks)
-    save_file(found, str(Path(sys.argv[1]) / f"rank{ranks.rank}.safetensors"))
+def work(rank: int, port: int, folder: Path) -> None:
+    """Train every case as one of two processes; write the weights to folder/rank<k>.safetensors."""
+    distributed._JOINED.clear()  # the parent is one process
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    save_file(all_cases(current_ranks()), folder / f"rank{rank}.safetensors")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import ranks_worker
@@ -15,8 +12,6 @@ from safetensors.torch import load_file
 
 from fogzo_repro.training.distributed import Ranks
 
-WORKER = Path(ranks_worker.__file__)
-
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
@@ -24,18 +19,15 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {
-        **os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(WORKER.parents[2]),
-    }  # fmt: skip
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder)], env={**environment, "RANK": str(rank)}
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    for build in ranks_worker.MODELS.values():
+        build()  # imports timm and transformers, which the children inherit
+    fork = multiprocessing.get_context("fork").Process
+    started = [fork(target=ranks_worker.work, args=(rank, port, folder)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=300)
+    assert [process.exitcode for process in started] == [0, 0]
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
 
 
