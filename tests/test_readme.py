@@ -110,12 +110,12 @@ def test_added_quantizer_is_one_file_and_one_yaml(tmp_path, inputs, bits):
     (tmp_path / "fogzo_repro" / "quantization" / "ternary.py").write_text(QUANTIZER + inputs)
     settings = QUANTIZER_SETTINGS.replace("NAME", "ternary")
     (tmp_path / "configs" / "quantizer" / "ternary.yaml").write_text(settings)
-    command = [
-        sys.executable, "-m", "fogzo_repro", "quantizer=ternary", "quantizer.options.factor=1.2",
+    done = python(
+        "-m", "fogzo_repro", "quantizer=ternary", "quantizer.options.factor=1.2",
         f"quantizer.activation_bits={bits}", "dataset=digits", "recipe=digits_mlp",
         "recipe.max_steps=10", "hardware=cpu", "estimator.noise=1e-3",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("runs/mlp-digits-ternary-fogzo-s0-*/record.json")
     record = json.loads(path.read_text())

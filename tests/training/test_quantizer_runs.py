@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from fogzo_repro.config import parse_config
 from fogzo_repro.run import execute
-from tests.forked import python
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
