@@ -48,8 +48,8 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
     sizes = ", ".join(f"{k} {n.data / 1e9:.3g} GB" for k, (_, n) in sorted(largest.items()))
     lines.append(f"disk: {disk / 1e9:.3g} GB for the run folders; data: {sizes or 'none'}")
     lines.append(
-        "hours are training steps by results/records/bench, ~ scaled by FLOP a token from a "
-        "measured size; loading, evaluation and a quantizer other than round come on top"
+        "hours are training steps by results/records/bench, ~ estimated from another size or "
+        "quantizer; loading and evaluation come on top"
     )
     absent = [line for most in largest.values() for line in missing_here(*most)]
     absent += missing_disk(Path(cells[0].config.output_root), disk)

@@ -1,9 +1,9 @@
 """How long a run takes on a card, from the records of the benches (results/records/bench).
 
-A LLaMA that was not measured itself is scaled from the measured one of the nearest size by FLOP a
-token, 6 (N_non-embedding + V d) + 6 L d T, and marked so. Other networks are not scaled: unknown.
-The benches time training steps with 2-bit round and data on the card; loading, evaluation and what
-another quantizer takes come on top.
+A network or quantizer that was not measured itself is estimated and marked so: a LLaMA by the
+measured one of the nearest size, by FLOP a token, 6 (N_non-embedding + V d) + 6 L d T; a quantizer
+by 2-bit round on the same network. Other networks are not scaled: unknown. The benches time
+training steps with data on the card; loading and evaluation come on top.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 from fogzo_repro.config import RunConfig
 
-MNIST_STEPS = 1170  # of the bench's runs
+MNIST_STEPS = 1170  # of the MLP bench's runs
+OFF = 16  # bits: full precision
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,20 @@ class Hours:
 
 @dataclass(frozen=True)
 class _Step:
-    """Seconds of a step, and what each direction adds."""
+    """Seconds of a step, and what each direction adds; None where FOGZO was not measured."""
 
     ste: float
-    direction: float
+    direction: float | None
     scaled: bool = False
 
 
 def read_benches(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the bench records by card, those of processors left out."""
+    """Return the bench records of training steps by card, those of processors left out."""
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
-        card = record.get("device") or record.get("hardware") or ""
-        if "threads" not in card and card != "cpu":
+        card = record["hardware"]
+        if ("networks" in record or "jobs" in record) and "threads" not in card:
             found.setdefault(card, []).append(record)
     return found
 
@@ -49,33 +50,29 @@ def read_benches(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def run_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) -> Hours | None:
     """Return how long a run of so many steps takes on the card of these records, None: unknown."""
     for record in benches:
-        for kind, read in (("sizes", _language), ("results", _vision), ("jobs", _mlp)):
-            step = read(config, record[kind]) if kind in record else None
-            if step is not None:
-                estimator: Any = config.estimator
-                share = 1 - getattr(estimator, "start_fraction", 0.0)
-                directions = share * getattr(estimator, "n", 0)
-                seconds = steps * (step.ste + directions * step.direction)
-                return Hours(seconds / 3600, step.scaled)
+        step = _mlp(config, record["jobs"]) if "jobs" in record else _network(config, record)
+        if step is None:
+            continue
+        estimator: Any = config.estimator
+        directions = (1 - getattr(estimator, "start_fraction", 0.0)) * getattr(estimator, "n", 0)
+        if directions and step.direction is None:
+            continue
+        seconds = steps * (step.ste + directions * (step.direction or 0.0))
+        return Hours(seconds / 3600, step.scaled)
     return None
 
 
-def _language(config: RunConfig, sizes: dict[str, Any]) -> _Step | None:
-    model: Any = config.model
-    if config.dataset.name != "c4":
-        return None
-    measured = {k: v for k, v in sizes.items() if "fogzo" in v and "ste" in v}
-    if not measured:
-        return None
-    name = f"{model.layers}/{model.width}/{model.heads} V={model.vocabulary}"
-    wanted = flop_per_token(model)
-    if name not in measured:
-        name = min(measured, key=lambda k: abs(measured[k]["flop_per_token"] - wanted))
-    figures = measured[name]
-    ratio = wanted / figures["flop_per_token"]
-    tokens = config.recipe.global_batch_size * model.context
-    ste, fogzo = (ratio * tokens / figures[k]["tokens_per_s"] for k in ("ste", "fogzo"))
-    return _Step(ste, fogzo - ste, scaled=abs(ratio - 1) > 1e-6)
+def quantizer_name(config: RunConfig) -> str:
+    """Return the name that the benches give a quantizer and its bits.
+
+    `none` is full precision; else as `round-w2` or `lsq-w2a2`.
+    """
+    section: Any = config.quantizer
+    if section.name == "none":
+        return "none"
+    weights = getattr(section, "weight_bits", 1)
+    inputs = "" if section.activation_bits == OFF else f"a{section.activation_bits}"
+    return f"{section.name}-w{weights}{inputs}"
 
 
 def flop_per_token(model: Any) -> float:
@@ -85,14 +82,53 @@ def flop_per_token(model: Any) -> float:
     return 6 * (non_embedding + model.vocabulary * d) + 6 * layers * d * model.context
 
 
-def _vision(config: RunConfig, results: dict[str, Any]) -> _Step | None:
-    figures = results.get(config.model.name)
-    size = getattr(config.dataset, "image_size", None)
-    if figures is None or size != figures["size"] or config.scale != "full":
+def _network(config: RunConfig, record: dict[str, Any]) -> _Step | None:
+    """Return the step of a network by a record of scripts/bench_steps.py."""
+    language = config.dataset.name == "c4"
+    group = {"mini": "minis", "full": "language" if language else "vision"}.get(config.scale)
+    if record["bench"] != group:
         return None
-    batch = config.recipe.global_batch_size
-    ste, fogzo = (batch / figures[f"{k}_images_per_s"] for k in ("ste", "fogzo"))
-    return _Step(ste, fogzo - ste)
+    if language:
+        return _language(config, record["networks"])
+    measured = record["networks"].get(config.model.name)
+    figures = _of_quantizer(measured, config) if measured else None
+    if figures is None or figures[0]["size"] != _image_size(config):
+        return None
+    return _step(*figures, config.recipe.global_batch_size / figures[0]["units_per_step"])
+
+
+def _image_size(config: RunConfig) -> int:
+    return getattr(config.dataset, "image_size", 28)
+
+
+def _language(config: RunConfig, networks: dict[str, Any]) -> _Step | None:
+    wanted = flop_per_token(config.model)
+    measured = [_of_quantizer(v, config) for v in networks.values()]
+    found = [each for each in measured if each is not None and "flop_per_token" in each[0]]
+    if not found:
+        return None
+    figures, substituted = min(found, key=lambda each: abs(each[0]["flop_per_token"] - wanted))
+    ratio = wanted / figures["flop_per_token"]
+    tokens = config.recipe.global_batch_size * config.model.context
+    scaled = substituted or abs(ratio - 1) > 1e-6
+    return _step(figures, scaled, ratio * tokens / figures["units_per_step"])
+
+
+def _of_quantizer(
+    measured: dict[str, Any], config: RunConfig
+) -> tuple[dict[str, Any], bool] | None:
+    """Return the figures of the run's quantizer, or of 2-bit round and that they stand in."""
+    name = quantizer_name(config)
+    if name in measured:
+        return measured[name], False
+    return (measured["round-w2"], True) if "round-w2" in measured else None
+
+
+def _step(figures: dict[str, Any], scaled: bool, factor: float) -> _Step:
+    ste = factor * figures["ste_ms"]["median"] / 1000
+    if "fogzo_ms" not in figures:
+        return _Step(ste, None, scaled)
+    return _Step(ste, factor * figures["fogzo_ms"]["median"] / 1000 - ste, scaled)
 
 
 def _mlp(config: RunConfig, jobs: dict[str, Any]) -> _Step | None:

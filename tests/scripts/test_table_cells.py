@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from dataclasses import replace
 
@@ -12,7 +13,8 @@ from fogzo_repro.reporting.results import PAPER_SCALES, TUNING_SEEDS
 from fogzo_repro.sweeps.cells import Cell
 from fogzo_repro.sweeps.labels import planned_cells
 from scripts.experiments import EXPERIMENTS, experiment_files, table_cells, tables
-from tests.composed import TABLES, composed
+from scripts.write_costs import cost, with_cost
+from tests.composed import TABLES, composed, composed_files
 from tests.conftest import ROOT
 
 PAPER = ROOT.parent / "shared" / "PAPER.md"
@@ -84,6 +86,30 @@ def test_table_4_has_the_papers_tokens_and_its_last_30_percent(
     fogzo = found["70% STE + 30% FOGZO, 3.0B tokens"]
     assert tokens[fogzo.cell.column] == pytest.approx(3.0e9, rel=1e-4)
     assert fogzo.estimator.start_fraction == 0.7
+
+
+@pytest.mark.parametrize("table", TABLES, ids=TABLES)
+def test_the_hours_in_the_headers_are_those_of_the_bench(table: str) -> None:
+    for file, of_file in composed_files(table).items():
+        text = file.read_text()
+        stale = f"{file}: run `python scripts/write_costs.py`"
+        assert with_cost(text, cost(of_file)) == text, stale
+
+
+def test_equal_cost_controls_say_the_measured_ratio() -> None:
+    form = re.compile(
+        r"(?:times|takes) (\d\.\d+)(?: STE steps|, the STE steps that a FOGZO n = 1 step takes) "
+        r"\(results/records/bench/(\S+).json, (\w+) ([\w-]+)"
+    )
+    said = 0
+    for file in EXPERIMENTS.glob("*/*equal-cost.yaml"):
+        text = " ".join(line.strip(" #") for line in file.read_text().splitlines())
+        for ratio, bench, network, quantizer in form.findall(text):
+            record = json.loads((ROOT / f"results/records/bench/{bench}.json").read_text())
+            measured = record["networks"][network][quantizer]["fogzo_over_ste"]
+            assert float(ratio) == pytest.approx(measured, abs=6e-4), file.name
+            said += 1
+    assert said == 15  # 11 of Tables 1 to 4, and those of the minis that were measured
 
 
 @pytest.mark.parametrize("table", TABLES, ids=TABLES)

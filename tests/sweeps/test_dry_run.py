@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,28 +76,55 @@ def test_the_steps_of_deit_are_upstreams_on_imagenet_1k() -> None:
     assert forecast(deit).steps == 375_300  # RECIPES B.3
 
 
-def test_hours_are_tokens_by_the_measured_rate() -> None:
-    (bench,) = (b for b in [json.loads((RECORDS / "bench/language-h200.json").read_text())])
-    rate = bench["sizes"]["6/640/5 V=50304"]
-    cell = config("table4/lsq-fogzo-last-30")
-    hours = run_hours(cell, 1000, [bench])
-    tokens = 1000 * 32_768
-    expected = (
-        0.7 * tokens / rate["ste"]["tokens_per_s"] + 0.3 * tokens / (rate["fogzo"]["tokens_per_s"])
-    )
+def bench(group: str) -> dict[str, Any]:
+    return json.loads((RECORDS / f"bench/{group}-h200.json").read_text())
+
+
+def test_hours_are_steps_by_the_measured_times() -> None:
+    record = bench("language")
+    measured = record["networks"]["llama_30m"]["lsq-w2"]
+    cell = config("table4/lsq-fogzo-last-30", "quantizer.activation_bits=16")
+    hours = run_hours(cell, 1000, [record])
+    ste, fogzo = (measured[k]["median"] / 1000 for k in ("ste_ms", "fogzo_ms"))
     assert hours is not None and not hours.scaled
-    assert hours.hours == pytest.approx(expected / 3600)
+    assert hours.hours == pytest.approx(1000 * (0.7 * ste + 0.3 * fogzo) / 3600)
+
+
+def test_photographs_are_scaled_to_the_batch_of_the_recipe() -> None:
+    record = bench("vision")
+    measured = record["networks"]["deit_tiny"]["round-w2"]
+    hours = run_hours(config("table1/deit-tiny-identity-ste"), 1000, [record])
+    assert hours is not None and not hours.scaled
+    assert hours.hours == pytest.approx(4 * measured["ste_ms"]["median"] / 3600)
+
+
+def test_a_quantizer_that_was_not_measured_is_estimated_by_round_and_marked() -> None:
+    record = bench("vision")
+    del record["networks"]["resnet50"]["lsq-w2"]
+    hours = run_hours(config("table2/resnet50-lsq-ste"), 1000, [record])
+    measured = record["networks"]["resnet50"]["round-w2"]
+    assert hours is not None and hours.scaled
+    assert hours.hours == pytest.approx(measured["ste_ms"]["median"] / 3600)
 
 
 def test_a_size_that_was_not_measured_is_scaled_by_flop_and_marked() -> None:
-    benches = read_benches(RECORDS / "bench")["NVIDIA H200"]
+    record = bench("language")
+    del record["networks"]["llama_200m"]
     small, large = config("table3/95m-quest-ste"), config("table3/300m-quest-ste")
-    hours = [run_hours(c, 1000, benches) for c in (small, large)]
+    hours = [run_hours(c, 1000, [record]) for c in (small, large)]
     assert hours[0] and hours[1] and hours[1].scaled
     ratio = flop_per_token(large.model) / flop_per_token(small.model)
     assert hours[1].hours / hours[0].hours == pytest.approx(ratio)
 
 
-def test_a_vision_network_that_was_not_measured_is_unknown() -> None:
-    bench = {"results": {"resnet18": {"size": 224}}}
-    assert run_hours(config("table2/resnet50-lsq-ste"), 1000, [bench]) is None
+def test_a_network_that_was_not_measured_is_unknown() -> None:
+    record = {"bench": "vision", "networks": {"resnet18": {"round-w2": {"size": 224}}}}
+    assert run_hours(config("table2/resnet50-lsq-ste"), 1000, [record]) is None
+
+
+def test_a_card_counts_by_its_training_benches_alone() -> None:
+    benches = read_benches(RECORDS / "bench")
+    assert set(benches) == {"NVIDIA H200"}
+    assert {r.get("bench", "mnist") for r in benches["NVIDIA H200"]} == {
+        "language", "minis", "mnist", "vision",
+    }  # fmt: skip
