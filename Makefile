@@ -70,10 +70,10 @@ table3: install  ## Table 3, 2-bit weights and activations: the same settings
 table4: install  ## Table 4, quality at equal training time: the same settings
 	@$(RUN)
 
-minis: install  ## run what the claims of the mini tables need, then make tables: HARDWARE=, SEEDS=, WORKERS=
+minis: install  ## run what the claims of the mini tables need, then make tables: the settings of table1
 	@status=0; for table in mini-resnet18 mini-deit-tiny mini-llama; do \
-	  $(BIN)/python scripts/run_cells.py $$table hardware=$(HARDWARE) --claims \
-	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(WORKERS),--workers $(WORKERS)) || status=$$?; \
+	  $(BIN)/python scripts/run_cells.py $$table hardware=$(HARDWARE) --claims $(OPTIONS) \
+	    || status=$$?; \
 	  test $$status -ne 75 -a $$status -ne 2 || break; done; \
 	  test $$status -ne 2 || exit 2; \
 	  $(BIN)/python scripts/make_tables.py && exit $$status
