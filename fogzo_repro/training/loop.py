@@ -245,7 +245,9 @@ class Training:
     def _evaluate(self, finished: bool) -> None:
         self._announce("evaluation")
         lines: list[dict[str, Any]] = []
-        for split, values in self.evaluate(finished).items():
+        with torch.compiler.set_stance("force_eager"):  # compiling it would take longer than it does
+            found = self.evaluate(finished)
+        for split, values in found.items():
             lines.append({"step": self.done, "split": split, **values})
             self.last.update({f"{split} {k}": v for k, v in values.items()})
         self._write(lines)
