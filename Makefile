@@ -10,7 +10,7 @@ endif
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check smoke figure-shallow table1 table2 table3 table4 minis tables status bench bench-vision bench-language bench-minis bench-loader clean
+.PHONY: help install demo test lint types check smoke figure-shallow table1 table2 table3 table4 minis tables status bench bench-vision bench-language bench-minis bench-loader bench-prepare clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -99,6 +99,10 @@ bench-minis: install  ## measure the training step of the small networks on one 
 bench-loader: install  ## measure how fast photographs are decoded: DATA=..., WORKERS=16
 	@$(BIN)/python scripts/bench_loader.py --data-dir "$$FOGZO_DATA" --workers $(or $(WORKERS),16) \
 	  --out results/records/bench/loader-$(HARDWARE).json
+
+bench-prepare: install  ## measure how fast C4 is tokenised: SOURCE=folder of *.json.gz, TOKENIZER=folder
+	@$(BIN)/python scripts/bench_prepare.py --source $(SOURCE) --tokenizer $(TOKENIZER) \
+	  --out results/records/bench/prepare-$(HARDWARE).json
 
 clean:  ## remove what the demo and the tools left; runs/ and results/ stay
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

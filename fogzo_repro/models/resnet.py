@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from fogzo_repro.models.prefix import EndOfPrefix
+
 FULL_WIDTH = 64
 
 
@@ -22,7 +24,7 @@ def build_resnet(config: Any, *, image_shape: tuple[int, int, int], classes: int
     layers = [2, 2, 2, 2] if config.depth == 18 else [3, 4, 6, 3]
     channels = image_shape[0]
     if config.width == FULL_WIDTH and channels == 3:
-        return ResNet(block, layers, num_classes=classes)
+        return _with_prefix(ResNet(block, layers, num_classes=classes))
 
     class Resized(ResNet):
         """torchvision's network with other widths and input channels."""
@@ -38,4 +40,10 @@ def build_resnet(config: Any, *, image_shape: tuple[int, int, int], classes: int
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.bn1 = nn.BatchNorm2d(config.width)
     model.fc = nn.Linear(8 * config.width * block.expansion, classes)
+    return _with_prefix(model)
+
+
+def _with_prefix(model: Any) -> nn.Module:
+    """Let a step's passes share the stem, which no probe moves while conv1 is not quantized."""
+    model.maxpool = EndOfPrefix(model.maxpool, (model.conv1, model.bn1))
     return model

@@ -164,6 +164,15 @@ def _figures(record: dict[str, Any]) -> list[tuple[str, str]]:
         step = jobs["step_n7960"]
         said = f"{step['batched']['seconds']:.3g} s, {step['ratio']:.3g} × the sequential evaluator"
         return [*shown, (f"one step of n-SPSA n=7,960, {card}", said)]
+    if "prepare" in record:
+        return [
+            (
+                f"prepare_c4, {workers} {'process' if workers == '1' else 'processes'}, "
+                f"{record['hardware']}",
+                f"{figures['tokens_per_s'] / 1e6:.2f}M tokens/s",
+            )
+            for workers, figures in record["prepare"].items()
+        ]
     return [
         (
             f"photographs of 224 px, {name}'s recipe, {record['hardware']}",

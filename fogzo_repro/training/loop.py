@@ -199,9 +199,10 @@ class Training:
             noise = getattr(self.step.estimator, "noise_at", lambda *_: None)(t, plan.total_steps)
             if noise is not None:
                 line["noise"] = noise
-            if t == self.first_probed:
-                line["null_level"] = self.step.null_level(batch)
+            self.step.asks_null_level = t == self.first_probed
         self.buffer[len(self.pending)].copy_(self.take(batch, probing))
+        if probing and self.step.asks_null_level:
+            line["null_level"] = self.step.null_level.item()
         self.pending.append(line)
         self.done += 1
 
@@ -245,7 +246,9 @@ class Training:
     def _evaluate(self, finished: bool) -> None:
         self._announce("evaluation")
         lines: list[dict[str, Any]] = []
-        with torch.compiler.set_stance("force_eager"):  # compiling it would take longer than it does
+        with torch.compiler.set_stance(
+            "force_eager"
+        ):  # compiling it would take longer than it does
             found = self.evaluate(finished)
         for split, values in found.items():
             lines.append({"step": self.done, "split": split, **values})

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fogzo_repro.estimators.perturbation import RandomSign, SequentialProbes
 from fogzo_repro.estimators.protocol import Estimator, LossFunction, Probes, QuantizedWeight
 from fogzo_repro.models.drop_path import DropPathMasks
+from fogzo_repro.models.prefix import SharedPrefix
 from fogzo_repro.training.distributed import ALONE, RankAveraged, Ranks
 from fogzo_repro.training.optimizers import set_lr
 from fogzo_repro.training.randomness import derive_seed
@@ -90,11 +91,17 @@ class TrainStep:
         self.device = self.parameters[0].device
         self.frozen = FrozenBuffers(model)
         self.masks = DropPathMasks(model)
+        whole = micro_batch is None and probe_fraction == 1  # the passes are over the same examples
+        self.prefix = SharedPrefix(
+            model if whole else nn.Identity(), [w.parameter for w in weights]
+        )
         fp16 = autocast == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.generators = {name: torch.Generator(self.device) for name in STREAMS}
         self.failed = torch.zeros((), device=self.device)  # 1 once the run must stop
         self.bad_streak = torch.zeros((), device=self.device)
+        self.asks_null_level = False  # at the next step that is probed
+        self.null_level = self.bad_streak  # |L(theta) - L(theta)|: 0, or far below |c|
 
     def prepare(self, step: int, total_steps: int, lr: float) -> bool:
         """Set what depends on the step: streams, learning rate, beta.
@@ -114,7 +121,8 @@ class TrainStep:
         """Take one step; return its row, see `ROW`."""
         self._draw_masks(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.ranks.average(self._mean_loss(batch, backward=True))
+        with self.prefix.kept():
+            loss = self.ranks.average(self._mean_loss(batch, backward=True))
         self.ranks.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm_quantized = self._norm(w.parameter for w in self.weights)
@@ -124,9 +132,12 @@ class TrainStep:
         estimate = None
         if probing:
             probes = self.probes(batch)
+            if self.asks_null_level:
+                self.null_level = self._null_level(probes)
             streams = self.generators["directions"], self.generators["signs"]
             estimate = self.estimator(self.weights, probes, *streams)
             norm_quantized = self._norm(w.parameter for w in self.weights)  # of the estimate
+        self.prefix.forget()
         norm = torch.stack([norm_quantized, norm_other]).norm()
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
@@ -191,18 +202,16 @@ class TrainStep:
 
         @torch.no_grad()
         def loss() -> Tensor:
-            with self.frozen.held():
+            with self.frozen.held(), self.prefix.reused():
                 return self._mean_loss(batch)
 
         return loss
 
-    def null_level(self, batch: Any) -> float:
-        """Return |L(theta) - L(theta)| of a probe pair along nothing: 0, or far below |c|."""
-        self._draw_masks(batch)
+    def _null_level(self, probes: Probes) -> Tensor:
+        """Return |L(theta) - L(theta)| of a probe pair along nothing."""
         nowhere = [torch.zeros_like(w.parameter).unsqueeze(0) for w in self.weights]
-        losses = self.probes(batch)(self.weights, nowhere)
-        self.generators["masks"].manual_seed(self.mask_seed)  # the step's own draw comes first
-        return (losses.plus - losses.minus).abs().item()
+        losses = probes(self.weights, nowhere)
+        return (losses.plus - losses.minus).abs().squeeze()
 
     def _draw_masks(self, batch: Any) -> None:
         self.masks.draw(len(batch[0]), self.generators["masks"])

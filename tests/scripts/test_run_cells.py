@@ -126,7 +126,8 @@ def test_bad_input_is_one_line_and_status_2(
 def test_after_an_error_make_says_nothing_more(target: str) -> None:
     binaries = Path(sys.executable).parent
     command = ["make", "-o", ".venv/installed", f"BIN={binaries}", target, "SEEDS=x"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    outside = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=outside)
     first, *rest = done.stderr.splitlines()
     assert first == "error: --seeds=x is not a list of numbers, as 0,1,2"
     assert done.returncode == 2 and done.stdout == ""

@@ -1,6 +1,7 @@
 """One training step: its order and its two sides (PAPER 4)."""
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -136,20 +137,14 @@ def test_each_rank_draws_drop_path_masks_of_its_own() -> None:
     assert same(second, [second[0]] * 3 + [second[3]] * 3)
 
 
-def test_null_level_is_zero_with_drop_path_and_leaves_the_steps_own_masks() -> None:
-    plain, asked = (Rig(fogzo(), drop=DropPath(0.5)) for _ in range(2))
-    asked.step.prepare(0, 100, 0.1)
-    assert asked.step.null_level(asked.batch) == 0.0
-    batch, probing = asked.batch, True
-    assert torch.equal(asked.step(batch, probing)[0], torch.tensor(plain.take()["loss"]))
-
-
-def test_null_level_is_zero_with_batchnorm_and_dropout() -> None:
-    rig = Rig(fogzo())
-    rig.step.prepare(0, 100, 0.1)
-    before = rig.state()
-    assert rig.step.null_level(rig.batch) == 0.0
-    after = rig.state()
+@pytest.mark.parametrize("drop", [DropPath(0.5), nn.Dropout(0.5)], ids=["drop-path", "dropout"])
+def test_null_level_is_zero_and_asking_for_it_changes_nothing(drop: nn.Module) -> None:
+    plain, asked = (Rig(fogzo(), drop=deepcopy(drop)) for _ in range(2))
+    asked.step.asks_null_level = True
+    asked.step.null_level = torch.tensor(torch.nan)
+    assert asked.take() == plain.take()
+    assert asked.step.null_level == 0
+    after, before = asked.state(), plain.state()
     assert all(torch.equal(after[k], before[k]) for k in before)
 
 

@@ -1,0 +1,74 @@
+"""Measure how many tokens a second scripts/prepare_c4.py writes, by number of processes.
+
+    python scripts/bench_prepare.py --source DIR --tokenizer DIR --workers 1,2 --repeat 20 \
+        --out results/records/bench/prepare-cpu.json
+
+DIR holds C4's *.json.gz, any of them. They are read --repeat times, as so many files, from a
+temporary folder; the wall time is that of the whole command, its start included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+
+from fogzo_repro.data.c4 import MANIFEST
+from fogzo_repro.hardware import processor_name
+from fogzo_repro.tracking.environment import command_line, git_state, versions
+
+
+def main() -> None:
+    """Measure, write one JSON file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--source", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--workers", default="1,2", help="comma-separated")
+    parser.add_argument("--repeat", type=int, default=20)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        source.mkdir()
+        files = sorted(arguments.source.rglob("*.json.gz"))
+        for index in range(arguments.repeat):
+            for file in files:
+                (source / f"{index:05d}-{file.name}").symlink_to(file.resolve())
+        counts = [int(count) for count in arguments.workers.split(",")]
+        results = {str(n): measure(n, source, arguments.tokenizer, Path(folder)) for n in counts}
+    content = {
+        "bench": "prepare", "command": command_line(), **git_state(), "versions": versions(),
+        "hardware": processor_name(), "prepare": results,
+    }  # fmt: skip
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def measure(workers: int, source: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
+    """Prepare all of the source once."""
+    out = folder / f"out-{workers}"
+    command = [
+        sys.executable, str(ROOT / "scripts" / "prepare_c4.py"), "--source", str(source),
+        "--tokenizer", str(tokenizer), "--out", str(out), "--tokens", "1e12",
+        "--workers", str(workers),
+    ]  # fmt: skip
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - started
+    splits = json.loads((out / MANIFEST).read_text())["splits"]
+    tokens = sum(split["tokens"] for split in splits.values())
+    rate = tokens / seconds
+    print(f"{workers} processes: {rate:,.0f} tokens/s, {rate / workers:,.0f} a process", flush=True)
+    return {"tokens": tokens, "seconds": seconds, "tokens_per_s": rate}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The stem that a step's passes share, on ResNet-18 at smoke width and the digits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+
+from fogzo_repro import run
+from fogzo_repro.__main__ import CONFIGS
+from fogzo_repro.config import parse_config
+from fogzo_repro.models.prefix import EndOfPrefix
+from fogzo_repro.training.randomness import generator_for
+from fogzo_repro.training.step import TrainStep
+
+
+def build(*overrides: str) -> tuple[TrainStep, Any]:
+    given = [
+        "model=resnet18", "scale=smoke", "quantizer=round", "estimator=fogzo",
+        "estimator.noise=0.1", "estimator.beta_schedule=constant", *overrides,
+    ]  # fmt: skip
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        prepared = run.prepare(parse_config(compose("config", given)))
+    prepared.task.load(prepared.machine.device)
+    step = run._build_step(prepared)
+    step.model.train()
+    batches = prepared.task.batches(prepared.config.recipe.global_batch_size)
+    return step, next(iter(batches.epoch(generator_for(0, 0, "order"))))
+
+
+def take(step: TrainStep, batch: Any) -> list[float]:
+    step.prepare(3, 10, 0.1)
+    return step(batch, True).tolist()
+
+
+def test_sharing_the_stem_changes_no_number() -> None:
+    (shared, batch), (apart, _) = build(), build()
+    assert len(shared.prefix.ends) == 1
+    apart.prefix.ends = []
+    assert take(shared, batch) == take(apart, batch)
+    pairs = zip(shared.model.state_dict().items(), apart.model.state_dict().items(), strict=True)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)  # statistics of the stem's norm too
+
+
+def test_the_probes_take_the_stem_of_their_own_step() -> None:
+    step, batch = build()
+    outputs: list[Tensor] = []
+    step.model.layer1.register_forward_pre_hook(lambda layer, args: outputs.append(args[0]))
+    take(step, batch)
+    kept, plus, minus = outputs
+    assert plus.data_ptr() == minus.data_ptr() == kept.data_ptr()
+    take(step, batch)
+    assert not torch.equal(outputs[3], kept)  # the next step has its own
+    assert all(end.output is None and end.mode == "compute" for end in step.prefix.ends)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["quantizer.first_last=quantized", "quantizer.first_last=8bit", "estimator.probe_fraction=0.5"],
+    ids=str,
+)
+def test_nothing_is_shared_where_the_passes_differ_in_it(override: str) -> None:
+    assert build(override)[0].prefix.ends == []
+
+
+def test_a_compiled_probe_leaves_the_stem_out() -> None:
+    step, batch = build()
+    (end,) = step.prefix.ends
+    assert isinstance(end, EndOfPrefix)
+    convolutions = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        names = [str(node.target) for node in graph.graph.nodes]
+        convolutions.append(sum("convolution" in name for name in names))
+        return graph.forward
+
+    backend = aot_autograd(fw_compiler=count, inference_compiler=count)
+    compiled = torch.compile(step.model, backend=backend, dynamic=False)
+    with torch.no_grad(), step.frozen.held():
+        compute = step.loss(compiled, batch)
+        with step.prefix.kept():
+            kept = step.loss(compiled, batch)
+        with step.prefix.reused():
+            reused = step.loss(compiled, batch)
+    assert reused == kept == compute
+    assert convolutions == [20, 20, 19]
