@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from fogzo_repro.models.drop_path import share_drop_path
+from fogzo_repro.models.prefix import EndOfPrefix
 
 SMALL_IMAGE = 64  # images below this many pixels a side get `small_patch_size`
 
@@ -27,4 +28,5 @@ def build_deit(config: Any, *, image_shape: tuple[int, int, int], classes: int) 
         drop_path_rate=config.drop_path,
     )
     share_drop_path(model)
+    model.norm_pre = EndOfPrefix(model.norm_pre, (model.patch_embed,))  # what the blocks take
     return model

@@ -1,9 +1,9 @@
 """The layers in front of the first perturbed weight: computed once a step.
 
 The probes see the batch of the STE pass, so up to the first weight that is perturbed they compute
-the same numbers; for ResNet that is its stem, a good part of a forward pass. `EndOfPrefix` keeps
-its output in the STE pass and gives it again in the probes. What stands in front of it is then dead
-code, which torch.compile leaves out; an eager pass computes it in vain.
+the same numbers: ResNet's stem, a good part of a forward pass, and DeiT's patch embedding.
+`EndOfPrefix` keeps its output in the STE pass and gives it again in the probes. What stands in
+front of it is then dead code, which torch.compile leaves out; an eager pass computes it in vain.
 """
 
 from __future__ import annotations

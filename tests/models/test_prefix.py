@@ -1,4 +1,4 @@
-"""The stem that a step's passes share, on ResNet-18 at smoke width and the digits."""
+"""The layers that a step's passes share, at smoke width on the digits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ from fogzo_repro.models.prefix import EndOfPrefix
 from fogzo_repro.training.randomness import generator_for
 from fogzo_repro.training.step import TrainStep
 
+MODELS = {
+    "resnet18": 20,
+    "deit_tiny": 1,
+}  # convolutions, the first in front of all quantized weights
+FIRST = {"resnet18": "layer1", "deit_tiny": "blocks"}  # what takes the prefix
 
-def build(*overrides: str) -> tuple[TrainStep, Any]:
+
+def build(model: str, *overrides: str) -> tuple[TrainStep, Any]:
     given = [
-        "model=resnet18", "scale=smoke", "quantizer=round", "estimator=fogzo",
+        f"model={model}", "scale=smoke", "quantizer=round", "estimator=fogzo",
         "estimator.noise=0.1", "estimator.beta_schedule=constant", *overrides,
     ]  # fmt: skip
     with initialize_config_dir(str(CONFIGS), version_base=None):
@@ -37,19 +43,23 @@ def take(step: TrainStep, batch: Any) -> list[float]:
     return step(batch, True).tolist()
 
 
-def test_sharing_the_stem_changes_no_number() -> None:
-    (shared, batch), (apart, _) = build(), build()
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_sharing_the_prefix_changes_no_number(model: str) -> None:
+    (shared, batch), (apart, _) = build(model), build(model)
     assert len(shared.prefix.ends) == 1
     apart.prefix.ends = []
     assert take(shared, batch) == take(apart, batch)
     pairs = zip(shared.model.state_dict().items(), apart.model.state_dict().items(), strict=True)
-    assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)  # statistics of the stem's norm too
+    assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)  # statistics of a stem's norm too
 
 
-def test_the_probes_take_the_stem_of_their_own_step() -> None:
-    step, batch = build()
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_the_probes_take_the_prefix_of_their_own_step(model: str) -> None:
+    step, batch = build(model)
     outputs: list[Tensor] = []
-    step.model.layer1.register_forward_pre_hook(lambda layer, args: outputs.append(args[0]))
+    getattr(step.model, FIRST[model]).register_forward_pre_hook(
+        lambda layer, args: outputs.append(args[0])
+    )
     take(step, batch)
     kept, plus, minus = outputs
     assert plus.data_ptr() == minus.data_ptr() == kept.data_ptr()
@@ -58,17 +68,21 @@ def test_the_probes_take_the_stem_of_their_own_step() -> None:
     assert all(end.output is None and end.mode == "compute" for end in step.prefix.ends)
 
 
+@pytest.mark.parametrize("model", MODELS, ids=str)
 @pytest.mark.parametrize(
     "override",
     ["quantizer.first_last=quantized", "quantizer.first_last=8bit", "estimator.probe_fraction=0.5"],
     ids=str,
 )
-def test_nothing_is_shared_where_the_passes_differ_in_it(override: str) -> None:
-    assert build(override)[0].prefix.ends == []
+def test_nothing_is_shared_where_the_passes_differ_in_it(model: str, override: str) -> None:
+    assert build(model, override)[0].prefix.ends == []
 
 
-def test_a_compiled_probe_leaves_the_stem_out() -> None:
-    step, batch = build()
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_a_compiled_probe_leaves_the_prefix_out(model: str) -> None:
+    step, batch = build(model)
+    step.prepare(3, 10, 0.1)
+    step._draw_masks(batch)
     (end,) = step.prefix.ends
     assert isinstance(end, EndOfPrefix)
     convolutions = []
@@ -87,4 +101,4 @@ def test_a_compiled_probe_leaves_the_stem_out() -> None:
         with step.prefix.reused():
             reused = step.loss(compiled, batch)
     assert reused == kept == compute
-    assert convolutions == [20, 20, 19]
+    assert convolutions == [MODELS[model], MODELS[model], MODELS[model] - 1]
