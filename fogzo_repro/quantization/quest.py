@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fogzo_repro.config import QuestConfig
 from fogzo_repro.quantization.functional import with_surrogate_gradient
-from fogzo_repro.quantization.hadamard import block_hadamard, block_size
+from fogzo_repro.quantization.hadamard import block_hadamard, block_size, sylvester
 
 OUTER_LEVEL = {  # a_b: the outer level that is best for a Gaussian, in units of rms [RECIPES D.1]
     1: 0.7978845587140913,
@@ -46,10 +46,14 @@ class Quest(nn.Module):
         trust_width: T in units of rms, for b >= 2; None is half a level, Delta/2.
         clip_scale: the mask at 1 bit is 1{|x| <= clip_scale alpha} [RECIPES D.2].
         row_axes: how many of the last axes make up a row; 0 for axis 1, the channels of an image.
+        of_inputs: rotate in autocast's type where autocast is on, as the layer's own product runs
+            and as upstream does. A weight is rotated in float32: a probe moves it by less.
 
     Raises:
         ValueError: where the row cannot be rotated.
     """
+
+    matrix: Tensor
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class Quest(nn.Module):
         trust_width: float | None = None,
         clip_scale: float = 1.30,
         row_axes: int = 1,
+        of_inputs: bool = False,
     ) -> None:
         super().__init__()
         if hadamard != "none" and row % 2:
@@ -76,7 +81,9 @@ class Quest(nn.Module):
         self.trust_width = trust_width
         self.clip_scale = clip_scale
         self.row_axes = row_axes
-        self.block = 1 if hadamard == "none" else block_size(row)
+        self.of_inputs = of_inputs
+        matrix = sylvester(1 if hadamard == "none" else block_size(row))
+        self.register_buffer("matrix", matrix, persistent=False)
         self.outer_unit = (2**bits - 1) / 2  # alpha in units of Delta
         # One bit has levels +-alpha, and a mask that is a hardtanh but for clip_scale.
         self.smoothing = ("round", "identity") if bits > 1 else ("sign", "hardtanh")
@@ -85,13 +92,13 @@ class Quest(nn.Module):
         """Return the quantized rows, shaped and typed as x."""
         rotated = self._rows(x)
         spacing = self._spacing(rotated)
-        units = (rotated / spacing).detach()
-        levels = self.levels(units)
-        surrogate = rotated * self.trusted(units, levels)
-        quantized = with_surrogate_gradient(levels * spacing, surrogate)
+        units = rotated / spacing
+        levels = self.levels(units.detach())
+        surrogate = units * self.trusted(units.detach(), levels)
+        quantized = with_surrogate_gradient(levels, surrogate)  # in units of Delta
         if self.hadamard == "full":
-            quantized = block_hadamard(quantized, self.block)
-        return self._unrows(quantized, x).to(x.dtype)
+            quantized = block_hadamard(quantized, self.matrix, self._product_type(x))
+        return self._unrows(quantized * spacing, x).to(x.dtype)
 
     def levels(self, units: Tensor) -> Tensor:
         """Return the level, a half-integer, that each rotated element rounds to; 0 to -1/2."""
@@ -137,7 +144,12 @@ class Quest(nn.Module):
     def _rows(self, x: Tensor) -> Tensor:
         """Return the rows on the last axis, rotated, in at least float32."""
         rows = x.flatten(-self.row_axes) if self.row_axes else x.movedim(1, -1)
-        return block_hadamard(rows, self.block)
+        return block_hadamard(rows, self.matrix, self._product_type(x))
+
+    def _product_type(self, x: Tensor) -> torch.dtype | None:
+        kind = x.device.type
+        autocast = self.of_inputs and torch.is_autocast_enabled(kind)
+        return torch.get_autocast_dtype(kind) if autocast else None
 
     def _unrows(self, rows: Tensor, like: Tensor) -> Tensor:
         return rows.reshape(like.shape) if self.row_axes else rows.movedim(-1, 1)
@@ -166,6 +178,12 @@ def build_quest(config: QuestConfig, weight: Tensor) -> Quest:
 def build_quest_input(config: QuestConfig, name: str, layer: nn.Module) -> Quest:
     """Build the quantizer of a layer's inputs: per token, or per pixel of a convolution's."""
     if isinstance(layer, nn.Conv2d):
-        return Quest(layer.in_channels, config.activation_bits, row_axes=0, **_settings(config))
+        return Quest(
+            layer.in_channels,
+            config.activation_bits,
+            row_axes=0,
+            of_inputs=True,
+            **_settings(config),
+        )
     assert isinstance(layer, nn.Linear)
-    return Quest(layer.in_features, config.activation_bits, **_settings(config))
+    return Quest(layer.in_features, config.activation_bits, of_inputs=True, **_settings(config))

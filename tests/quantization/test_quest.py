@@ -195,3 +195,15 @@ def test_a_row_of_zeros_stays_finite():
     out.sum().backward()
     assert out.abs().max() < 1e-6
     assert x.grad.isfinite().all()
+
+
+def test_autocast_rotates_inputs_in_its_type_and_never_weights():
+    x = torch.randn(256, 640, generator=torch.Generator().manual_seed(0))
+    weight, inputs = Quest(640, 2), Quest(640, 2, of_inputs=True)
+    exact = weight(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(weight(x), exact)
+        rounded = inputs(x)
+    assert rounded.dtype == x.dtype and not torch.equal(rounded, exact)
+    # A level differs only where rounding to 8 bits crosses a threshold; a level is 1 rms wide.
+    assert (rounded - exact).square().mean().sqrt() < 0.1
