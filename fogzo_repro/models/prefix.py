@@ -1,7 +1,7 @@
 """The layers in front of the first perturbed weight: computed once a step.
 
 The probes see the batch of the STE pass, so up to the first weight that is perturbed they compute
-the same numbers: ResNet's stem, a good part of a forward pass, and DeiT's patch embedding.
+the same numbers: ResNet's stem and DeiT's patch embedding.
 `EndOfPrefix` keeps its output in the STE pass and gives it again in the probes. What stands in
 front of it is then dead code, which torch.compile leaves out; an eager pass computes it in vain.
 """

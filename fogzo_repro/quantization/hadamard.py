@@ -4,8 +4,8 @@ A row is cut into blocks of a power of two and each block is multiplied by the S
 H_1 = (1), H_2m = ((H_m, H_m), (H_m, -H_m)), divided by the root of the block. The result is
 symmetric and orthonormal, so that the rotation is its own inverse and its own transpose.
 
-A product with the small matrix, not the fast transform: that has a tenth of the additions but
-passes over memory log2(block) times, which is what such a layer waits for.
+A product with the small matrix, not the fast transform: that takes log2(block) additions an element
+and not `block`, but compiled it passes over memory once for each of them.
 """
 
 from __future__ import annotations

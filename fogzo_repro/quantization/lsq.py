@@ -100,7 +100,7 @@ def nearest_level(units: Tensor, levels: Grid) -> Tensor:
 class _Quantize(torch.autograd.Function):
     """v_hat of v (any shape) and s (broadcastable to v), with the derivatives written out.
 
-    Derived by autograd they are the same, but the compiler then moves three times the memory.
+    Derived by autograd they are the same, but compiled into more passes over memory.
     """
 
     @staticmethod

@@ -25,7 +25,7 @@ from fogzo_repro.config import RunConfig, UserError, VisionRecipe
 from fogzo_repro.data import Batch
 from fogzo_repro.data.c4 import TokenBatch
 from fogzo_repro.models.drop_path import DropPathMasks
-from fogzo_repro.training.step import FrozenBuffers
+from fogzo_repro.training.buffers import FrozenBuffers
 
 SHARE = 0.92  # of the memory that is free; the rest is for fragmentation and kernels' work space
 SMALL_BATCHES = (4, 8)
