@@ -7,7 +7,7 @@ import pytest
 from tests.forked import python
 
 FOLDER = Path(__file__).resolve().parents[2] / "scripts"
-WITHOUT_OPTIONS = {"demo", "experiments"}  # the second is no script: others import it
+WITHOUT_OPTIONS = {"demo", "experiments", "bench_networks"}  # the last two are imported, not run
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in WITHOUT_OPTIONS)
 
 

@@ -1,0 +1,336 @@
+"""The networks of scripts/bench_steps.py, and how one of them is measured."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from fogzo_repro.config import RunConfig, parse_config
+from fogzo_repro.sweeps.rates import flop_per_token
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORKS = {
+    "vision": {
+        "resnet18": ["model=resnet18"],
+        "resnet50": ["model=resnet50"],
+        "deit_tiny": ["model=deit_tiny"],
+        "deit_small": ["model=deit_small"],
+    },
+    "language": {
+        "llama_30m": ["model=llama_30m"],
+        "llama_30m V=32000": ["model=llama_30m", "model.vocabulary=32000"],
+        "llama_200m": ["model=llama_200m"],
+        "llama_300m": ["model=llama_300m"],
+    },
+    "minis": {
+        "resnet18": ["model=resnet18", "scale=mini"],
+        "deit_tiny": ["model=deit_tiny", "scale=mini"],
+        "llama_mini": ["model=llama_mini", "scale=mini"],
+    },
+}
+FOGZO = ["estimator=fogzo", "estimator.noise=1e-9"]  # the cost does not depend on 1 - beta
+QUANTIZERS = {
+    "none": ["quantizer=none", "estimator=ste"],
+    "round-w2": ["quantizer=round", *FOGZO],
+    "sign-w1": ["quantizer=sign", "quantizer.surrogate=tanh", *FOGZO],
+    "lsq-w2": ["quantizer=lsq", *FOGZO],
+    "lsq-w2a2": ["quantizer=lsq", "quantizer.activation_bits=2", *FOGZO],
+    "quest-w2a2": ["quantizer=quest", "quantizer.activation_bits=2", *FOGZO],
+}
+LEARNED = ("lsq-w2", "lsq-w2a2", "quest-w2a2")
+MEASURED = {  # beside none and round-w2
+    "vision": {"resnet50": LEARNED},
+    "language": {"llama_30m": LEARNED},
+    "minis": {"resnet18": ("sign-w1",), "deit_tiny": ("sign-w1",)},
+}
+PEAK = 790e12  # FLOP/s
+BATCHES = 4  # different ones, taken in turn
+LR = 1e-4  # low, so that random labels do no harm
+TOY = {
+    "vision": ["scale=smoke", "hardware=cpu", "recipe.global_batch_size=4"],
+    "language": [
+        "scale=smoke", "hardware=cpu", "model.layers=2", "model.context=32", "model.vocabulary=512",
+        "recipe.global_batch_size=4",
+    ],
+    "minis": ["hardware=cpu"],
+}  # fmt: skip
+
+
+def cases(group: str) -> list[str]:
+    """Return the group's cases, network and quantizer, the unquantized one first."""
+    return [
+        f"{network} {quantizer}"
+        for network in NETWORKS[group]
+        for quantizer in ("none", "round-w2", *MEASURED[group].get(network, ()))
+    ]
+
+
+def configure(group: str, case: str, arguments: argparse.Namespace) -> RunConfig:
+    """Compose the run that a case stands for."""
+    network, quantizer = case.rsplit(" ", 1)
+    overrides = [*NETWORKS[group][network], *QUANTIZERS[quantizer]]
+    if group == "vision":
+        overrides += ["dataset=imagenet1k", "recipe.global_batch_size=256"]
+    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+        toy = TOY[group] if arguments.toy else []
+        return parse_config(compose("config", [*overrides, *toy]))
+
+
+def photographs(config: RunConfig, device: Any, toy: bool) -> tuple[list[Any], Any, dict[str, Any]]:
+    """Return batches of random pixels, the loss, and what the model is built with."""
+    import torch
+
+    from fogzo_repro.data import Batch
+    from fogzo_repro.training.imagenet import photograph_loss
+
+    batch, side = config.recipe.global_batch_size, 64 if toy else 224
+    stream = torch.Generator().manual_seed(0)
+    shape = (BATCHES * batch, 3, side, side)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=stream).to(device)
+    labels = torch.randint(0, 1000, shape[:1], generator=stream).to(device)
+    batches = [Batch(*part) for part in zip(pixels.split(batch), labels.split(batch), strict=True)]
+    return batches, photograph_loss, {"image_shape": shape[1:], "classes": 1000}
+
+
+def sequences(config: RunConfig, device: Any) -> tuple[list[Any], Any, dict[str, Any]]:
+    """Return batches of random tokens, the loss, and what the model is built with."""
+    import torch
+
+    from fogzo_repro.data.c4 import TokenBatch
+
+    model: Any = config.model
+    shape = (config.recipe.global_batch_size, model.context + 1)
+    stream = torch.Generator().manual_seed(0)
+    words = min(32000, model.vocabulary)  # the tokenizer's, whatever the vocabulary
+    drawn = [torch.randint(words, shape, generator=stream).to(device) for _ in range(BATCHES)]
+
+    def loss(model: Any, batch: TokenBatch) -> Any:  # as training.language does
+        return model(batch.windows[:, :-1], batch.windows[:, 1:])
+
+    return [TokenBatch(windows) for windows in drawn], loss, {}
+
+
+def of_the_task(config: RunConfig, device: Any) -> tuple[list[Any], Any, dict[str, Any]]:
+    """Return the first batches of a run, its loss, and what its model is built with."""
+    import itertools
+
+    import torch
+
+    from fogzo_repro.training.tasks import build_task
+
+    task = build_task(config)
+    task.load(device)
+    epoch = task.batches(config.recipe.global_batch_size).epoch(torch.Generator().manual_seed(0))
+    return list(itertools.islice(epoch, BATCHES)), task.loss, task.model_arguments
+
+
+def build(config: RunConfig, group: str, toy: bool) -> tuple[Any, list[Any], Any]:
+    """Return the training step as a run builds it, its batches, and the machine."""
+    import torch
+
+    from fogzo_repro.estimators.arithmetic import compile_arithmetic
+    from fogzo_repro.estimators.build import build_estimator
+    from fogzo_repro.hardware import resolve_machine
+    from fogzo_repro.training.network import build_network
+    from fogzo_repro.training.optimizers import build_optimizer
+    from fogzo_repro.training.step import TrainStep
+
+    machine = resolve_machine(config)
+    if group == "vision":
+        batches, loss, of_model = photographs(config, machine.device, toy)
+    elif group == "language":
+        batches, loss, of_model = sequences(config, machine.device)
+    else:
+        batches, loss, of_model = of_the_task(config, machine.device)
+    network = build_network(config, of_model, machine.device)
+    if machine.channels_last:
+        network.model.to(memory_format=torch.channels_last)
+    compile_arithmetic(machine.compile)
+    if machine.compile:
+        network.model.compile(dynamic=False)
+    step = TrainStep(
+        network.model.train(),
+        loss,
+        build_optimizer(config.recipe, network.model, capturable=machine.cuda_graph),
+        build_estimator(config.estimator, machine.device),
+        network.weights,
+        seed=0,
+        autocast=machine.autocast,
+        clip_norm=config.recipe.clip_norm,
+    )
+    return step, batches, machine
+
+
+def measure(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compile one network, say so, wait to be told, measure."""
+    started = time.monotonic()
+    config = configure(group, arguments.one, arguments)
+    step, batches, machine = build(config, group, arguments.toy)
+    clock = Clock(step, batches, machine, arguments)
+    probed = config.estimator.name != "ste"
+    clock.compile(probed)
+    compile_seconds = round(time.monotonic() - started, 1)
+    print("ready", flush=True)
+    if sys.stdin.readline() != "go\n":
+        raise SystemExit("the bench is gone")
+    clock.capture(probed)
+
+    found: dict[str, Any] = {"compile_seconds": compile_seconds, "ste_ms": clock.steps(False)}
+    if probed:
+        found["two_forwards_ms"] = clock.two_forwards()
+        found["fogzo_ms"] = clock.steps(True)
+    found["loss"] = clock.last_loss()
+    found["peak_memory_mb"] = machine.peak_memory_mb()
+    if probed:
+        found["estimator_memory"] = estimator_memory(step)
+    examples = config.recipe.global_batch_size
+    if config.dataset.name != "c4":
+        found |= {"unit": "images", "units_per_step": examples, "size": batches[0].pixels.shape[-1]}
+    else:
+        tokens = examples * config.model.context  # type: ignore[union-attr]
+        flop = flop_per_token(config.model)
+        found |= {"unit": "tokens", "units_per_step": tokens, "flop_per_token": flop}
+    return found | rates(found)
+
+
+def rates(found: dict[str, Any]) -> dict[str, float]:
+    """Return the figures that need this network alone, from medians in milliseconds."""
+    ste, units = found["ste_ms"]["median"], found["units_per_step"]
+    figures = {"ste_per_s": 1000 * units / ste}
+    if "flop_per_token" in found:
+        figures["share_of_peak"] = figures["ste_per_s"] * found["flop_per_token"] / PEAK
+    if "fogzo_ms" in found:
+        fogzo, forwards = found["fogzo_ms"]["median"], found["two_forwards_ms"]["median"]
+        figures["fogzo_per_s"] = 1000 * units / fogzo
+        figures["fogzo_over_ste"] = fogzo / ste
+        figures["fogzo_over_parts"] = fogzo / (ste + forwards)
+    return figures
+
+
+class Clock:
+    """Times one network; on a GPU with events, so that nothing waits within a step."""
+
+    def __init__(
+        self, step: Any, batches: list[Any], machine: Any, arguments: argparse.Namespace
+    ) -> None:
+        from fogzo_repro.training.graph import CapturedStep
+
+        self.step = step
+        self.batches = batches
+        self.on_gpu = machine.device.type == "cuda"
+        captured = machine.cuda_graph
+        self.take = CapturedStep(step, len(batches[0][0])) if captured else step
+        self.forwards: Callable[[], Any] = self._two_forwards
+        self.count, self.discarded, self.taken = arguments.steps, arguments.warm_up, 0
+        self.row: Any = None
+
+    def train(self, probing: bool) -> None:
+        """Take one step."""
+        self.step.prepare(self.taken + 1, 10**4, LR)  # at the first step of all beta is 1
+        self.row = self.take(self.batches[self.taken % len(self.batches)], probing)
+        self.taken += 1
+
+    def _two_forwards(self) -> None:
+        loss = self.step.probe_loss(self.batches[0])
+        loss()
+        loss()
+
+    def compile(self, probed: bool) -> None:
+        """Take the steps that compile all that will be timed; give memory back to the card."""
+        import torch
+
+        for probing in (False, True)[: 1 + probed]:
+            self.step.prepare(1, 10**4, LR)
+            self.step(self.batches[0], probing)
+            self.step.optimizer.zero_grad(set_to_none=True)
+            if self.on_gpu:
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+
+    def capture(self, probed: bool) -> None:
+        """Capture the graphs that will be timed."""
+        import torch
+
+        for probing in (False, True)[: 1 + probed]:
+            for _ in range(5):  # more than the steps that are taken eagerly
+                self.train(probing)
+        if not (probed and self.on_gpu):
+            return
+        torch.cuda.synchronize()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            self._two_forwards()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            self._two_forwards()
+        self.forwards = graph.replay
+
+    def steps(self, probing: bool) -> dict[str, float]:
+        """Time whole steps."""
+        return self._median(lambda: self.train(probing), lambda: None)
+
+    def two_forwards(self) -> dict[str, float]:
+        """Time the two forward passes of a probe pair, each time on new weights."""
+        return self._median(self.forwards, lambda: self.train(probing=False))
+
+    def last_loss(self) -> float:
+        """Return the loss of the last step; it must be a number, or nothing was measured."""
+        *_, failed = values = self.row.tolist()
+        if failed or values[0] != values[0]:
+            raise SystemExit("a loss or gradient was not finite: this was no training")
+        return values[0]
+
+    def _median(self, timed: Callable[[], Any], between: Callable[[], None]) -> dict[str, float]:
+        import torch
+
+        marks: list[Any] = []
+        for _ in range(self.discarded + self.count):
+            between()
+            if self.on_gpu:
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                timed()
+                end.record()
+                marks.append((begin, end))
+            else:
+                begin_s = time.perf_counter()
+                timed()
+                marks.append(1000 * (time.perf_counter() - begin_s))
+        if self.on_gpu:
+            torch.cuda.synchronize()
+            marks = [begin.elapsed_time(end) for begin, end in marks]
+        kept = sorted(marks[self.discarded :])
+        return {"median": statistics.median(kept), "min": kept[0], "max": kept[-1], "n": len(kept)}
+
+
+def estimator_memory(step: Any) -> dict[str, float]:
+    """Return what the estimator itself takes beside the passes: at its peak, and between steps."""
+    import torch
+
+    weights = step.weights
+    quantized = sum(w.parameter.numel() * w.parameter.element_size() for w in weights)
+    found: dict[str, float] = {"quantized_weight_bytes": quantized}
+    if step.device.type == "cuda":
+        from fogzo_repro.estimators.perturbation import SequentialProbes
+
+        zero = torch.zeros((), device=step.device)
+        for w in weights:
+            w.parameter.grad = torch.rand_like(w.parameter)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        streams = step.generators["directions"], step.generators["signs"]
+        step.estimator(weights, SequentialProbes(lambda: zero), *streams)
+        torch.cuda.synchronize()
+        found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+        found["persistent_bytes"] = torch.cuda.memory_allocated() - before
+        found["peak_over_quantized_weights"] = found["peak_bytes"] / quantized
+    return found
