@@ -58,16 +58,20 @@ def scaled_norm(epsilons: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tens
 
 @_compilable
 def guide_(
-    directions: Sequence[Tensor],
+    draws: Sequence[Tensor],
+    laws: Sequence[SmoothingLaw],
     epsilons: Sequence[Tensor],
     gradients: Sequence[Tensor],
     inverse_norm: Tensor,
     along: Tensor,
     across: Tensor | float,
 ) -> None:
-    """Make u (k, *shape) the direction across * u + along_k * g^, g^ = eps * g * inverse_norm."""
-    for u, e, g in zip(directions, epsilons, gradients, strict=True):
-        u.mul_(across).add_(outer(along, e * g * inverse_norm))
+    """Make integers (k, *shape) the directions across * u + along_k * g^.
+
+    u is of each weight's law and g^ = eps * g * inverse_norm.
+    """
+    for t, law, e, g in zip(draws, laws, epsilons, gradients, strict=True):
+        law.shape_(t).mul_(across).add_(outer(along, e * g * inverse_norm))
 
 
 @_compilable
@@ -77,37 +81,54 @@ def displace_(
     epsilons: Sequence[Tensor],
     directions: Sequence[Tensor],
 ) -> None:
-    """Put saved + eps * v into each parameter; a negative eps gives the other side."""
+    """Put saved + eps * v into each parameter."""
     for p, theta, e, v in zip(parameters, saved, epsilons, directions, strict=True):
         p.copy_(theta + e * v)
 
 
 @_compilable
-def changed_levels(
-    levels: Sequence[Callable[[Tensor], Tensor]],
+def cross_(
     parameters: Sequence[Tensor],
+    saved: Sequence[Tensor],
     epsilons: Sequence[Tensor],
     directions: Sequence[Tensor],
+    levels: Sequence[Callable[[Tensor], Tensor] | None],
 ) -> Tensor:
-    """Return how many weights differ in their level between theta +- eps v, over all directions."""
-    total = directions[0].new_zeros(())
-    for level, theta, e, v in zip(levels, parameters, epsilons, directions, strict=True):
+    """Put saved - eps * v into each parameter; return how many levels differ from the other side.
+
+    A weight whose levels are not known counts for none.
+    """
+    flips = saved[0].new_zeros(())
+    for p, theta, e, v, level in zip(parameters, saved, epsilons, directions, levels, strict=True):
         offset = e * v
-        total = total + (level(theta + offset) != level(theta - offset)).sum()
-    return total
+        p.copy_(theta - offset)
+        if level is not None:
+            flips = flips + (level(theta + offset) != level(theta - offset)).sum()
+    return flips
 
 
 @_compilable
 def weighted(
-    coefficients: Tensor, epsilons: Sequence[Tensor], directions: Sequence[Tensor]
+    coefficients: Tensor,
+    epsilons: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    earlier: Sequence[Tensor] | None,
 ) -> list[Tensor]:
-    """Return sum_k c_k v_k / eps for each weight."""
-    return [_weighted_sum(coefficients, v) / e for e, v in zip(epsilons, directions, strict=True)]
+    """Return sum_k c_k v_k / eps for each weight, plus what is there from earlier."""
+    return _weighted(coefficients, epsilons, directions, earlier)
 
 
 @_compilable
-def replace_(gradients: Sequence[Tensor], values: Sequence[Tensor], bad: Tensor) -> None:
-    """Put each value into its gradient unless any probe was bad."""
+def replace_(
+    gradients: Sequence[Tensor],
+    coefficients: Tensor,
+    epsilons: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    earlier: Sequence[Tensor] | None,
+    bad: Tensor,
+) -> None:
+    """Put what `weighted` returns into each gradient unless any probe was bad."""
+    values = _weighted(coefficients, epsilons, directions, earlier)
     for g, value in zip(gradients, values, strict=True):
         g.copy_(torch.where(bad > 0, g, value))
 
@@ -115,6 +136,16 @@ def replace_(gradients: Sequence[Tensor], values: Sequence[Tensor], bad: Tensor)
 def outer(a: Tensor, b: Tensor) -> Tensor:
     """Return a_k b for a of shape (k,), shaped (k, *b.shape)."""
     return a.view(-1, *([1] * b.dim())) * b
+
+
+def _weighted(
+    coefficients: Tensor,
+    epsilons: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    earlier: Sequence[Tensor] | None,
+) -> list[Tensor]:
+    sums = [_weighted_sum(coefficients, v) / e for e, v in zip(epsilons, directions, strict=True)]
+    return sums if earlier is None else [a + b for a, b in zip(earlier, sums, strict=True)]
 
 
 def _weighted_sum(a: Tensor, v: Tensor) -> Tensor:

@@ -22,13 +22,12 @@ from torch import Tensor
 from fogzo_repro.estimators.arithmetic import guide_
 from fogzo_repro.estimators.perturbation import (
     checked_probes,
-    direction_blocks,
     epsilons,
     guide_norm,
+    integer_blocks,
     random_signs,
     split_stream,
-    two_sided_differences,
-    write_gradients,
+    write_estimate,
 )
 from fogzo_repro.estimators.protocol import Estimate, LossFunction, Probes, QuantizedWeight
 from fogzo_repro.estimators.schedule import noise_at
@@ -72,14 +71,16 @@ def fogzo(
     inverse_norm = torch.where(norm > 0, 1 / norm, 0.0)  # a zero guide gives v = sqrt(1 - beta) u
 
     def directions() -> Iterator[list[Tensor]]:
-        for u in direction_blocks(weights, n, generator):  # per weight (k, *shape)
-            s = random_signs(u[0].new_empty(len(u[0])), signs)
+        for draws in integer_blocks(weights, n, generator):  # per weight (k, *shape)
+            s = random_signs(draws[0].new_empty(len(draws[0])), signs)
+            laws, eps = [w.law for w in weights], epsilons(weights)
             gradients = [w.gradient() for w in weights]
-            # in place: v = sqrt(1 - beta) u + s sqrt(beta) g^, with g^ = eps g / ||eps g||
-            guide_(u, epsilons(weights), gradients, inverse_norm, s * sqrt_beta, sqrt_noise)
-            yield u
+            # in place: v = sqrt(1 - beta) u + s sqrt(beta) g^, u of the weight's law,
+            # g^ = eps g / ||eps g||
+            guide_(draws, laws, eps, gradients, inverse_norm, s * sqrt_beta, sqrt_noise)
+            yield draws
 
-    return write_gradients(weights, two_sided_differences(weights, directions(), probes, n), norm)
+    return write_estimate(weights, directions(), probes, n, norm)
 
 
 def mixing(beta: float) -> tuple[float, float]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fogzo_repro.estimators.arithmetic import (
-    changed_levels,
+    cross_,
     displace_,
     replace_,
     scaled_norm,
@@ -50,51 +49,33 @@ def checked_probes(
     return SequentialProbes(loss)
 
 
-def direction_blocks(
+def integer_blocks(
     weights: Sequence[QuantizedWeight], n: int, generator: torch.Generator
 ) -> Iterator[list[Tensor]]:
-    """Yield n directions u in blocks: per weight a tensor (k, *shape) of the weight's law."""
+    """Yield what n directions are made of, in blocks: per weight integers (k, *shape)."""
     block = max(1, BLOCK_NUMBERS // sum(w.parameter.numel() for w in weights))
-    laws = [w.law for w in weights]
     for start in range(0, n, block):
         shapes = [(min(block, n - start), *w.parameter.shape) for w in weights]
         drawn = [
             draw_integers_(w.parameter.new_empty(shape, dtype=torch.float32), generator)
             for w, shape in zip(weights, shapes, strict=True)
         ]
-        wide = [d.to(widest(w.parameter.dtype)) for d, w in zip(drawn, weights, strict=True)]
-        del drawn
-        shape_(wide, laws)
-        yield [d.to(w.parameter.dtype) for d, w in zip(wide, weights, strict=True)]
+        yield [d.to(widest(w.parameter.dtype)) for d, w in zip(drawn, weights, strict=True)]
 
 
-def count_flips(weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]) -> Tensor:
-    """Return how many weights change their level between the two probes, summed over k pairs."""
-    counted = [(w, v) for w, v in zip(weights, directions, strict=True) if w.levels is not None]
-    if not counted:
-        return directions[0].new_zeros(())
-    known = [w for w, _ in counted]
-    steps, vectors = _in_weight_coordinates(known, [v for _, v in counted])
-    levels = [w.levels for w in known if w.levels is not None]
-    return changed_levels(levels, [w.parameter.detach() for w in known], steps, vectors)
+def direction_blocks(
+    weights: Sequence[QuantizedWeight], n: int, generator: torch.Generator
+) -> Iterator[list[Tensor]]:
+    """Yield n directions u in blocks: per weight a tensor (k, *shape) of the weight's law."""
+    for draws in integer_blocks(weights, n, generator):
+        shape_(draws, [w.law for w in weights])
+        yield draws
 
 
 def epsilons(weights: Sequence[QuantizedWeight]) -> list[Tensor]:
     """Return epsilon of each weight, all with two kernels."""
     sizes = torch._foreach_abs([w.alpha() for w in weights])
     return list(torch._foreach_mul(sizes, [w.law.epsilon_bar for w in weights]))
-
-
-def _in_weight_coordinates(
-    weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return epsilon and v so that epsilon * v displaces the weights, rotated back where needed."""
-    steps, vectors = epsilons(weights), list(directions)
-    for index, w in enumerate(weights):
-        if w.rotates:
-            vectors[index] = w.rotate_back(steps[index] * vectors[index])
-            steps[index] = steps[index].new_ones(())
-    return steps, vectors
 
 
 class SequentialProbes:
@@ -116,22 +97,21 @@ class SequentialProbes:
     ) -> ProbeLosses:
         """Measure the k probe pairs one after another."""
         parameters = [w.parameter.detach() for w in weights]
+        levels = [w.levels for w in weights]
+        steps = epsilons(weights)
         saved = [torch.empty_like(p) for p in parameters]
         torch._foreach_copy_(saved, parameters)
-        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+        plus, minus, flips = [], [], []
         try:
             for j in range(len(directions[0])):
-                steps, vectors = _in_weight_coordinates(weights, [v[j] for v in directions])
-                opposite = list(torch._foreach_neg(steps))
-                for signed, losses in zip((steps, opposite), sides, strict=True):
-                    displace_(parameters, saved, signed, vectors)
-                    losses.append(at_least_float32(self.loss().detach()))
-                torch._foreach_copy_(parameters, saved)  # a scale may depend on the weights
-        except BaseException:
+                vectors = [v[j] for v in directions]
+                displace_(parameters, saved, steps, vectors)
+                plus.append(at_least_float32(self.loss().detach()))
+                flips.append(cross_(parameters, saved, steps, vectors, levels))
+                minus.append(at_least_float32(self.loss().detach()))
+        finally:
             torch._foreach_copy_(parameters, saved)
-            raise
-        plus, minus = map(torch.stack, sides)
-        return ProbeLosses(plus, minus, count_flips(weights, directions))
+        return ProbeLosses(torch.stack(plus), torch.stack(minus), torch.stack(flips).sum())
 
 
 class RandomSign:
@@ -159,53 +139,53 @@ class RandomSign:
         )
 
 
-@dataclass(frozen=True)
-class Differences:
-    """What two-sided differences along n directions give; tensors are 0-dim but `gradients`."""
+def write_estimate(
+    weights: Sequence[QuantizedWeight],
+    blocks: Iterable[list[Tensor]],
+    probes: Probes,
+    n: int,
+    guide_norm: Tensor,
+) -> Estimate:
+    """Put the mean of two-sided differences along n directions into `.grad`.
 
-    gradients: list[Tensor]
-    coefficient: Tensor
-    flips: Tensor
-    flat: Tensor
-    bad: Tensor
-
-
-def two_sided_differences(
-    weights: Sequence[QuantizedWeight], blocks: Iterable[list[Tensor]], probes: Probes, n: int
-) -> Differences:
-    """Return G_l = 1/n sum_i c_i v_i / eps_l, c_i = [L(theta + eps v_i) - L(theta - eps v_i)] / 2.
+    G_l = 1/n sum_i c_i v_i / eps_l,  c_i = [L(theta + eps v_i) - L(theta - eps v_i)] / 2. If a
+    probe was not finite, the STE gradient stays there.
 
     Args:
         weights: the quantized weights.
-        blocks: n directions v in blocks, per weight (k, *shape).
+        blocks: n directions v in blocks, per weight (k, *shape), in the rounding's coordinates.
         probes: measures the losses.
         n: the number of directions in all blocks together.
+        guide_norm: of the STE gradient, see `guide_norm`.
     """
-    gradients: list[Tensor] = []
+    earlier: list[Tensor] | None = None  # the sum over the blocks before
     squares = flips = flat = bad = torch.zeros((), device=weights[0].parameter.device)
-    for directions in blocks:
+    taken = 0
+    for drawn in blocks:
+        directions = _in_weight_coordinates(weights, drawn)
         losses = probes(weights, directions)
         c = (losses.plus - losses.minus) / 2
-        parts = weighted(c / n, epsilons(weights), directions)
-        parts = [w.rotate_back(part) for w, part in zip(weights, parts, strict=True)]
-        gradients = list(torch._foreach_add(gradients, parts)) if gradients else parts
         squares = squares + c.square().sum()
         flips = flips + losses.flips
         flat = flat + (c == 0).sum()
         bad = bad + (~c.isfinite()).sum()
-    coefficient = c[0] if n == 1 else (squares / n).sqrt()
-    return Differences(gradients, coefficient, flips / n, flat, bad)
-
-
-def write_gradients(
-    weights: Sequence[QuantizedWeight], differences: Differences, guide_norm: Tensor
-) -> Estimate:
-    """Put the estimate into `.grad`, or leave the STE gradient there if a probe was not finite."""
-    d = differences
+        taken += len(c)
+        if taken < n:
+            earlier = weighted(c / n, epsilons(weights), directions, earlier)
     written = [w.parameter.grad for w in weights if w.parameter.grad is not None]
-    replace_(written, d.gradients, d.bad)
+    replace_(written, c / n, epsilons(weights), directions, earlier, bad)
+    coefficient = c[0] if n == 1 else (squares / n).sqrt()
     dead = (guide_norm == 0).to(guide_norm.dtype)
-    return Estimate(d.coefficient, d.flips, d.flat, d.bad, dead, guide_norm)
+    return Estimate(coefficient, flips / n, flat, bad, dead, guide_norm)
+
+
+def _in_weight_coordinates(
+    weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return v rotated back: a row has one epsilon, so that it scales v before or after."""
+    return [
+        w.rotate_back(v).to(w.parameter.dtype) for w, v in zip(weights, directions, strict=True)
+    ]
 
 
 def guide_norm(weights: Sequence[QuantizedWeight]) -> Tensor:

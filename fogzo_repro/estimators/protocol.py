@@ -42,11 +42,6 @@ class QuantizedWeight:
     rotate: Callable[[Tensor], Tensor] = _identity
     rotate_back: Callable[[Tensor], Tensor] = _identity
 
-    @property
-    def rotates(self) -> bool:
-        """Whether the rounding happens in other coordinates than the weight's."""
-        return self.rotate_back is not _identity
-
     def alpha(self) -> Tensor:
         """Return the scale at the current parameter, without a gradient."""
         alpha = self.scale(self.parameter) if callable(self.scale) else self.scale
@@ -107,7 +102,7 @@ class Probes(Protocol):
 
         Args:
             weights: the quantized weights, left bitwise unchanged.
-            directions: per weight (k, *shape), v in units of epsilon, in rounding coordinates.
+            directions: per weight (k, *shape), v in units of epsilon, in the weight's coordinates.
         """
         ...
 

@@ -18,8 +18,7 @@ from fogzo_repro.estimators.perturbation import (
     checked_probes,
     direction_blocks,
     guide_norm,
-    two_sided_differences,
-    write_gradients,
+    write_estimate,
 )
 from fogzo_repro.estimators.protocol import Estimate, LossFunction, Probes, QuantizedWeight
 from fogzo_repro.estimators.schedule import start_step
@@ -48,8 +47,7 @@ def nspsa(
     """
     probes = checked_probes(weights, loss, n, probes)
     norm = guide_norm(weights)  # of the STE gradient that is replaced; for the log
-    directions = direction_blocks(weights, n, generator)
-    return write_gradients(weights, two_sided_differences(weights, directions, probes, n), norm)
+    return write_estimate(weights, direction_blocks(weights, n, generator), probes, n, norm)
 
 
 class Nspsa:

@@ -27,24 +27,29 @@ def block_size(row: int) -> int:
     return min(MAX_BLOCK, row & -row)
 
 
-def sylvester(block: int) -> Tensor:
-    """Return the Sylvester matrix (block, block) of +1 and -1.
+def sylvester(block: int, device: torch.device | None = None) -> Tensor:
+    """Return the Sylvester matrix (block, block) of +1 and -1, of int64.
+
+    Entry (i, j) is -1 to the number of ones that i and j have in common. It is computed where it is
+    used, so that a compiler sees that all layers use the same one, and rotates inputs that several
+    layers share only once.
 
     >>> sylvester(2).tolist()
-    [[1.0, 1.0], [1.0, -1.0]]
+    [[1, 1], [1, -1]]
     """
-    matrix = torch.ones(1, 1)
-    while len(matrix) < block:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix
+    index = torch.arange(block, device=device)
+    ones = index.unsqueeze(1) & index
+    for shift in (4, 2, 1):  # the parity of up to 8 bits in the last one
+        ones = ones ^ (ones >> shift)
+    return 1 - 2 * (ones & 1)
 
 
-def block_hadamard(x: Tensor, matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def block_hadamard(x: Tensor, block: int, dtype: torch.dtype | None = None) -> Tensor:
     """Rotate the last axis block by block.
 
     Args:
         x: (..., row).
-        matrix: `sylvester` of a block that divides the row.
+        block: a power of two that divides the row, see `block_size`.
         dtype: of the factors of the product, whose entries +-2^-k are exact in any; by default that
             of x, in at least float32. It is torch's own product, in float32 without TF32 unless
             `torch.backends` says otherwise; upstream's bf16 matrix is not orthonormal,
@@ -54,11 +59,10 @@ def block_hadamard(x: Tensor, matrix: Tensor, dtype: torch.dtype | None = None) 
         The rotated rows, (..., row), in at least float32.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    block = len(matrix)
     if block == 1:
         return x.to(wide)
     exact = 2.0 ** -(int(math.log2(block)) // 2)  # keeps sums of float16 in its range
     with torch.autocast(x.device.type, enabled=False):
-        factors = x.reshape(-1, block).to(dtype or wide), (exact * matrix).to(dtype or wide)
-        product = torch.mm(*factors)
+        matrix = exact * sylvester(block, x.device)
+        product = torch.mm(x.reshape(-1, block).to(dtype or wide), matrix.to(dtype or wide))
     return (product.to(wide) * (block**-0.5 / exact)).reshape(x.shape)

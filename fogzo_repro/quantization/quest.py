@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fogzo_repro.config import QuestConfig
 from fogzo_repro.quantization.functional import with_surrogate_gradient
-from fogzo_repro.quantization.hadamard import block_hadamard, block_size, sylvester
+from fogzo_repro.quantization.hadamard import block_hadamard, block_size
 
 OUTER_LEVEL = {  # a_b: the outer level that is best for a Gaussian, in units of rms [RECIPES D.1]
     1: 0.7978845587140913,
@@ -53,8 +53,6 @@ class Quest(nn.Module):
         ValueError: where the row cannot be rotated.
     """
 
-    matrix: Tensor
-
     def __init__(
         self,
         row: int,
@@ -82,8 +80,7 @@ class Quest(nn.Module):
         self.clip_scale = clip_scale
         self.row_axes = row_axes
         self.of_inputs = of_inputs
-        matrix = sylvester(1 if hadamard == "none" else block_size(row))
-        self.register_buffer("matrix", matrix, persistent=False)
+        self.block = 1 if hadamard == "none" else block_size(row)
         self.outer_unit = (2**bits - 1) / 2  # alpha in units of Delta
         # One bit has levels +-alpha, and a mask that is a hardtanh but for clip_scale.
         self.smoothing = ("round", "identity") if bits > 1 else ("sign", "hardtanh")
@@ -97,7 +94,7 @@ class Quest(nn.Module):
         surrogate = units * self.trusted(units.detach(), levels)
         quantized = with_surrogate_gradient(levels, surrogate)  # in units of Delta
         if self.hadamard == "full":
-            quantized = block_hadamard(quantized, self.matrix, self._product_type(x))
+            quantized = block_hadamard(quantized, self.block, self._product_type(x))
         return self._unrows(quantized * spacing, x).to(x.dtype)
 
     def levels(self, units: Tensor) -> Tensor:
@@ -144,7 +141,7 @@ class Quest(nn.Module):
     def _rows(self, x: Tensor) -> Tensor:
         """Return the rows on the last axis, rotated, in at least float32."""
         rows = x.flatten(-self.row_axes) if self.row_axes else x.movedim(1, -1)
-        return block_hadamard(rows, self.matrix, self._product_type(x))
+        return block_hadamard(rows, self.block, self._product_type(x))
 
     def _product_type(self, x: Tensor) -> torch.dtype | None:
         kind = x.device.type

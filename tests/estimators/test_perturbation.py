@@ -16,7 +16,7 @@ from fogzo_repro.estimators import (
     perturbation,
     smoothing_law,
 )
-from fogzo_repro.estimators.perturbation import count_flips, direction_blocks
+from fogzo_repro.estimators.perturbation import direction_blocks
 from fogzo_repro.estimators.protocol import ProbeLosses
 from fogzo_repro.quantization.functional import sign_levels
 
@@ -104,11 +104,12 @@ def test_flips_are_counted_as_by_hand() -> None:
     w = QuantizedWeight(parameter, torch.tensor(1.0), LAW, levels=sign_levels)
     # epsilon = 0.577: |0.1| and |-0.5| and |-0.2| are inside along (1, 1, 1, 1), one along the last
     directions = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.5, 1.5, 0.5]])
-    assert count_flips([w], [directions]) == 3 + 1
-    blind = QuantizedWeight(parameter, torch.tensor(1.0), LAW)
-    assert count_flips([w, blind], [directions, directions]) == 4
+    flat = SequentialProbes(lambda: torch.ones(()))
+    assert flat([w], [directions]).flips == 3 + 1
+    blind = QuantizedWeight(nn.Parameter(parameter.detach().clone()), torch.tensor(1.0), LAW)
+    assert flat([w, blind], [directions, directions]).flips == 4
     parameter.grad = torch.zeros(4)
-    estimate = nspsa([w], n=2, generator=stream(0), probes=SequentialProbes(lambda: torch.ones(())))
+    estimate = nspsa([w], n=2, generator=stream(0), probes=flat)
     drawn = LAW.sample_(torch.empty(2, 4), stream(0))
     by_hand = (parameter.abs() < LAW.epsilon_bar * drawn.abs()).sum().item() / 2
     assert estimate.flips.item() == by_hand

@@ -207,3 +207,23 @@ def test_autocast_rotates_inputs_in_its_type_and_never_weights():
     assert rounded.dtype == x.dtype and not torch.equal(rounded, exact)
     # A level differs only where rounding to 8 bits crosses a threshold; a level is 1 rms wide.
     assert (rounded - exact).square().mean().sqrt() < 0.1
+
+
+def test_compiled_layers_that_share_their_inputs_rotate_them_once():
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    quantizers = [Quest(64, 2, of_inputs=True) for _ in range(3)]
+    products = []
+
+    def count(graph: torch.fx.GraphModule, _: object) -> object:
+        products.append(sum(node.target == torch.ops.aten.mm.default for node in graph.graph.nodes))
+        return graph.forward
+
+    compiled = torch.compile(
+        lambda x: sum(quantizer(x) for quantizer in quantizers),
+        backend=aot_autograd(fw_compiler=count, partition_fn=min_cut_rematerialization_partition),
+    )
+    x = gaussian(8, 64).requires_grad_()
+    torch.testing.assert_close(compiled(x), 3 * quantizers[0](x))
+    assert products == [2]  # there and back
