@@ -49,6 +49,7 @@ def read_benches(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def run_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) -> Hours | None:
     """Return how long a run of so many steps takes on the card of these records, None: unknown."""
+    found: list[Hours] = []
     for record in benches:
         step = _mlp(config, record["jobs"]) if "jobs" in record else _network(config, record)
         if step is None:
@@ -58,8 +59,8 @@ def run_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) -> H
         if directions and step.direction is None:
             continue
         seconds = steps * (step.ste + directions * (step.direction or 0.0))
-        return Hours(seconds / 3600, step.scaled)
-    return None
+        found.append(Hours(seconds / 3600, step.scaled))
+    return min(found, key=lambda hours: hours.scaled, default=None)  # the first that is not scaled
 
 
 def quantizer_name(config: RunConfig) -> str:
