@@ -282,11 +282,15 @@ class Clock:
         return self._median(self.forwards, lambda: self.train(probing=False))
 
     def last_loss(self) -> float:
-        """Return the loss of the last step; it must be a number, or nothing was measured."""
-        *_, failed = values = self.row.tolist()
-        if failed or values[0] != values[0]:
+        """Return the loss of the last step; without numbers and gradients nothing was measured."""
+        from fogzo_repro.training.step import ROW
+
+        last = dict(zip(ROW, self.row.tolist(), strict=True))
+        if last["failed"] or last["loss"] != last["loss"]:
             raise SystemExit("a loss or gradient was not finite: this was no training")
-        return values[0]
+        if self.step.weights and not (last["grad_norm_quantized"] > 0 and not last["dead_guides"]):
+            raise SystemExit("the quantized weights have no gradient: this was no training")
+        return last["loss"]
 
     def _median(self, timed: Callable[[], Any], between: Callable[[], None]) -> dict[str, float]:
         import torch

@@ -87,7 +87,8 @@ class Lsq(nn.Module):
 
     def quantize(self, v: Tensor, step: Tensor) -> Tensor:
         """Return v_hat, with the derivatives of the head of this file."""
-        return _Quantize.apply(v, step, self.grid)
+        # torch 2.11 compiles a Function whose forward ends in a cast to a gradient of zero.
+        return _Quantize.apply(v, step, self.grid).to(v.dtype)
 
 
 def nearest_level(units: Tensor, levels: Grid) -> Tensor:
@@ -107,16 +108,16 @@ class _Quantize(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, step: Tensor, levels: Grid) -> Tensor:
         ctx.save_for_backward(v, step)
         ctx.levels = levels
-        return (step * nearest_level(_units(v, step), levels)).to(v.dtype)
+        return step * nearest_level(_units(v, step), levels)
 
     @staticmethod
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, Tensor, None]:
         v, step = ctx.saved_tensors
         units = _units(v, step)
         inside = (units >= ctx.levels.low) & (units <= ctx.levels.high)
-        for_v = torch.where(inside, incoming, 0)
+        for_v = torch.where(inside, incoming, 0).to(v.dtype)
         slope = nearest_level(units, ctx.levels) - torch.where(inside, units, 0)
-        return for_v, _sum_like(incoming.to(slope.dtype) * slope, step), None
+        return for_v, _sum_like(incoming * slope, step), None
 
 
 def _units(v: Tensor, step: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fogzo_repro.config import UserError
 from fogzo_repro.tracking.metrics import MetricsFile, read_metrics
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
@@ -222,6 +223,8 @@ class Training:
                     else f"loss {values['loss']:g} or a gradient is not finite"
                 )
                 raise Diverged(f"step {line['step']}: {reason}; stopped before the update")
+            if line["step"] == 1 and self.step.weights:
+                _check_gradient(values)
             shown = {
                 k: v if math.isfinite(v) else None for k, v in values.items()
             }  # JSON has no NaN
@@ -287,3 +290,17 @@ class Training:
 
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
         write_atomically(self.plan.folder / f"snapshot-{self.done:08d}.safetensors", save(tensors))
+
+
+def _check_gradient(first: dict[str, float]) -> None:
+    """Refuse a run whose quantized weights have no gradient: the rest would train all the same.
+
+    torch 2.11 once compiled a quantizer's backward pass to zeros, without a word.
+    """
+    flat = first["flat_probes"] > 0  # then an estimate of zero is in order
+    if first["dead_guides"] or (first["grad_norm_quantized"] == 0 and not flat):
+        raise UserError(
+            "at the first step the gradient of all quantized weights together is exactly zero, so "
+            "that they would not be trained; if hardware.compile=false mends it, torch.compile has "
+            "dropped their gradient: report it with the version of torch"
+        )

@@ -1,4 +1,4 @@
-"""Whole runs with learned and recomputed scales: resume."""
+"""Whole runs with learned and recomputed scales: resume; and one without a gradient."""
 
 from pathlib import Path
 
@@ -6,8 +6,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from fogzo_repro.config import parse_config
+from fogzo_repro.config import UserError, parse_config
+from fogzo_repro.quantization.uniform import Round
 from fogzo_repro.run import execute
+from tests.short_runs import train
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
@@ -48,3 +50,13 @@ def test_a_checkpoint_holds_the_starts_of_the_activation_steps(tmp_path):
     starts = [v for k, v in tensors.items() if k.endswith("input_quantizer.start")]
     assert len(starts) == 2
     assert all(start > 0 for start in starts)
+
+
+@pytest.mark.parametrize("estimator", ["ste", "fogzo"])
+def test_a_run_whose_quantized_weights_have_no_gradient_is_refused(
+    estimator, tmp_path, monkeypatch
+):
+    """As a compiler could leave them; biases would train all the same."""
+    monkeypatch.setattr(Round, "forward", lambda self, weight: self.scale + 0 * weight)
+    with pytest.raises(UserError, match="gradient of all quantized weights together is exactly"):
+        train(tmp_path, "quantizer=round", f"estimator={estimator}")

@@ -1,0 +1,79 @@
+"""A compiled network has the gradients of the eager one, whatever the quantizer.
+
+torch 2.11 compiled a `Function` whose forward ended in a cast to a gradient of zero, in silence.
+"""
+
+from tests.conftest import ROOT
+from tests.forked import python
+
+SCRIPT = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+from torch import nn
+
+from fogzo_repro.quantization.lsq import LsqInput, LsqWeight
+from fogzo_repro.quantization.quest import Quest
+from fogzo_repro.quantization.replace import quantize_layers
+
+INPUTS = {
+    "none": lambda: None,
+    "lsq": lambda: LsqInput(2),
+    "quest": lambda: Quest(16, 2, of_inputs=True),
+}
+CASES = [
+    ("lsq", "none", False), ("lsq per channel", "none", False), ("lsq 1 bit", "none", False),
+    ("quest", "none", False), ("quest 1 bit", "none", False),
+    ("lsq", "lsq", False), ("lsq", "lsq", True),
+    ("quest", "quest", False), ("quest", "quest", True),
+]  # weights, inputs, in bf16
+
+
+def weight_quantizers(weight):
+    yield "lsq", LsqWeight(weight, 2)
+    yield "lsq per channel", LsqWeight(weight, 2, per_channel=True)
+    yield "lsq 1 bit", LsqWeight(weight, 1)
+    yield "quest", Quest(16, 2)
+    yield "quest 1 bit", Quest(16, 1)
+
+
+def gradients(network, x, narrow, compiled):
+    network.zero_grad()
+    run = torch.compile(network, backend="aot_eager") if compiled else network
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        run(x).float().square().sum().backward()
+    return {name: p.grad.clone() for name, p in network.named_parameters()}
+
+
+x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+for name, of_inputs, narrow in CASES:
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16))
+    quantize_layers(
+        network,
+        lambda _, weight: dict(weight_quantizers(weight.detach()))[name],
+        lambda _, layer: INPUTS[of_inputs](),
+    )
+    gradients(network, x, narrow, compiled=False)  # starts the steps of the inputs
+    expected = gradients(network, x, narrow, compiled=False)
+    torch.compiler.reset()
+    tolerance = 3e-2 if narrow else 1e-5
+    for key, found in gradients(network, x, narrow, compiled=True).items():
+        scale = expected[key].abs().max().item()
+        assert scale > 0, (name, of_inputs, key)
+        torch.testing.assert_close(
+            found, expected[key], rtol=tolerance, atol=tolerance * scale,
+            msg=lambda said: f"{name}, inputs {of_inputs}, bf16={narrow}, {key}: {said}",
+        )
+    print(name, of_inputs, narrow)
+"""
+
+
+def test_compiled_gradients_equal_the_eager_ones(tmp_path):
+    """In a process of its own: autograd's threads, once started, rule out forking."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = python(script, ROOT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 9
