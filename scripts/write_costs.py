@@ -49,11 +49,9 @@ def cost(cells: list[Cell]) -> str:
         return f"{runs} runs; hours not measured for this network."
     ends = sorted({f"{each.hours:.2g}" for each in hours}, key=float)
     length = ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
-    config = cells[0].config
-    language = config.dataset.name == "c4"
-    bench = "minis" if config.scale == "mini" else "language" if language else "vision"
     rough = ", estimated from another size or quantizer" * any(each.scaled for each in hours)
-    source = f"results/records/bench/{bench}-h200.json{rough}; training steps alone"
+    files = " and ".join(sorted({f"results/records/bench/{each.file}" for each in hours}))
+    source = f"{files}{rough}; training steps alone"
     return f"{runs} runs x {CARD.split()[-1]} x {length} h ({source})."
 
 

@@ -106,7 +106,8 @@ def _side(cell: CellResult | None) -> str:
 def _speed(folder: Path) -> str:
     """Return the benches as two tables: whole jobs, and training steps of networks on a GPU."""
     jobs = ["| job | measured | record |", "|---|---|---|"]
-    steps = [
+    networks: list[str] = []
+    head = [
         "One training step, bf16; the paper's FOGZO step takes 1.58 STE steps (Table 4).",
         "",
         "| network, on one card | quantizer | STE | × unquantized | FOGZO n=1 | × STE "
@@ -117,18 +118,21 @@ def _speed(folder: Path) -> str:
         record = json.loads(path.read_text())
         link = f"[{path.stem}](results/records/bench/{path.name})"
         if "networks" in record:
-            steps += [f"| {line} | {link} |" for line in _steps(record)]
+            networks += [f"| {line} | {link} |" for line in _steps(record)]
         else:
             jobs += [f"| {job} | {value} | {link} |" for job, value in _figures(record)]
-    return "\n".join([*steps, "", *jobs])
+    return "\n".join([*head, *sorted(networks), "", *jobs])
 
 
 def _steps(record: dict[str, Any]) -> list[str]:
-    """Return a line for each quantized network of a bench of training steps."""
+    """Return a line for each network of a bench of training steps.
+
+    An unquantized one is shown as the others' ratio, or by itself where there are no others.
+    """
     lines = []
     for network, measured in record["networks"].items():
         for quantizer, figures in measured.items():
-            if quantizer == "none":
+            if quantizer == "none" and len(measured) > 1:
                 continue
             unit, ste = figures["unit"], f"{figures['ste_per_s']:,.0f}"
             if unit == "tokens":
@@ -138,13 +142,16 @@ def _steps(record: dict[str, Any]) -> list[str]:
                 what = f"{figures['units_per_step']} × {figures['size']} px"
                 ste += f" {unit}/s"
             ratio = ""
-            if "none" in measured:
+            if "none" in measured and quantizer != "none":
                 ratio = f"{figures['ste_ms']['median'] / measured['none']['ste_ms']['median']:.3f}"
-            lines.append(
-                f"{network}, {what}, {record['hardware']} | {quantizer} | {ste} | {ratio} "
-                f"| {figures['fogzo_per_s']:,.0f} {unit}/s | {figures['fogzo_over_ste']:.3f} "
-                f"| {figures['fogzo_over_parts']:.3f}"
-            )
+            fogzo = " | | "
+            if "fogzo_ms" in figures:
+                fogzo = (
+                    f"{figures['fogzo_per_s']:,.0f} {unit}/s | {figures['fogzo_over_ste']:.3f} "
+                    f"| {figures['fogzo_over_parts']:.3f}"
+                )
+            place = f"{network}, {what}, {record['hardware']}"
+            lines.append(f"{place} | {quantizer} | {ste} | {ratio} | {fogzo}")
     return lines
 
 

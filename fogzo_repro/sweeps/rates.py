@@ -1,14 +1,15 @@
 """How long a run takes on a card, from the records of the benches (results/records/bench).
 
 A network or quantizer that was not measured itself is estimated and marked so: a LLaMA by the
-measured one of the nearest size, by FLOP a token, 6 (N_non-embedding + V d) + 6 L d T; a quantizer
-by 2-bit round on the same network. Other networks are not scaled: unknown. The benches time
-training steps with data on the card; loading and evaluation come on top.
+measured one of the nearest size with its quantizer, by FLOP a token, 6 (N_non-embedding + V d) +
+6 L d T; a quantizer that no record has by 2-bit round. Other networks are not scaled: unknown. The
+benches time training steps with data on the card; loading and evaluation come on top.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,35 +22,43 @@ OFF = 16  # bits: full precision
 
 @dataclass(frozen=True)
 class Hours:
-    """Hours of one run on a card, and whether they are scaled from another network."""
+    """Hours of one run on a card, whether scaled from another network, and the bench's file."""
 
     hours: float
     scaled: bool
+    file: str = ""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Seconds of a step, and what each direction adds; None where FOGZO was not measured."""
+    """Seconds of a step, and what each direction adds; None where FOGZO was not measured.
+
+    `far` says how far from the run the measured network is: whether its quantizer is another, and
+    the logarithm of the ratio of sizes.
+    """
 
     ste: float
     direction: float | None
-    scaled: bool = False
+    far: tuple[bool, float] = (False, 0.0)
 
 
 def read_benches(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the bench records of training steps by card, those of processors left out."""
+    """Return the bench records of training steps by card, those of processors left out.
+
+    Each has its file's name in `file`.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
         card = record["hardware"]
         if ("networks" in record or "jobs" in record) and "threads" not in card:
-            found.setdefault(card, []).append(record)
+            found.setdefault(card, []).append({**record, "file": path.name})
     return found
 
 
 def run_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) -> Hours | None:
     """Return how long a run of so many steps takes on the card of these records, None: unknown."""
-    found: list[Hours] = []
+    found: list[tuple[tuple[bool, float], Hours]] = []
     for record in benches:
         step = _mlp(config, record["jobs"]) if "jobs" in record else _network(config, record)
         if step is None:
@@ -59,8 +68,9 @@ def run_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) -> H
         if directions and step.direction is None:
             continue
         seconds = steps * (step.ste + directions * (step.direction or 0.0))
-        found.append(Hours(seconds / 3600, step.scaled))
-    return min(found, key=lambda hours: hours.scaled, default=None)  # the first that is not scaled
+        hours = Hours(seconds / 3600, step.far > (False, 1e-6), record.get("file", ""))
+        found.append((step.far, hours))
+    return min(found, key=lambda one: one[0])[1] if found else None
 
 
 def quantizer_name(config: RunConfig) -> str:
@@ -95,7 +105,9 @@ def _network(config: RunConfig, record: dict[str, Any]) -> _Step | None:
     figures = _of_quantizer(measured, config) if measured else None
     if figures is None or figures[0]["size"] != _image_size(config):
         return None
-    return _step(*figures, config.recipe.global_batch_size / figures[0]["units_per_step"])
+    measured, substituted = figures
+    factor = config.recipe.global_batch_size / measured["units_per_step"]
+    return _step(measured, (substituted, 0.0), factor)
 
 
 def _image_size(config: RunConfig) -> int:
@@ -108,11 +120,13 @@ def _language(config: RunConfig, networks: dict[str, Any]) -> _Step | None:
     found = [each for each in measured if each is not None and "flop_per_token" in each[0]]
     if not found:
         return None
-    figures, substituted = min(found, key=lambda each: abs(each[0]["flop_per_token"] - wanted))
+    figures, substituted = min(
+        found, key=lambda each: (each[1], abs(each[0]["flop_per_token"] - wanted))
+    )
     ratio = wanted / figures["flop_per_token"]
     tokens = config.recipe.global_batch_size * config.model.context
-    scaled = substituted or abs(ratio - 1) > 1e-6
-    return _step(figures, scaled, ratio * tokens / figures["units_per_step"])
+    far = substituted, abs(math.log(ratio))
+    return _step(figures, far, ratio * tokens / figures["units_per_step"])
 
 
 def _of_quantizer(
@@ -125,11 +139,11 @@ def _of_quantizer(
     return (measured["round-w2"], True) if "round-w2" in measured else None
 
 
-def _step(figures: dict[str, Any], scaled: bool, factor: float) -> _Step:
+def _step(figures: dict[str, Any], far: tuple[bool, float], factor: float) -> _Step:
     ste = factor * figures["ste_ms"]["median"] / 1000
     if "fogzo_ms" not in figures:
-        return _Step(ste, None, scaled)
-    return _Step(ste, factor * figures["fogzo_ms"]["median"] / 1000 - ste, scaled)
+        return _Step(ste, None, far)
+    return _Step(ste, factor * figures["fogzo_ms"]["median"] / 1000 - ste, far)
 
 
 def _mlp(config: RunConfig, jobs: dict[str, Any]) -> _Step | None:

@@ -81,7 +81,7 @@ def bench(group: str) -> dict[str, Any]:
 
 
 def test_hours_are_steps_by_the_measured_times() -> None:
-    record = bench("language")
+    record = bench("language-quantizers")
     measured = record["networks"]["llama_30m"]["lsq-w2"]
     cell = config("table4/lsq-fogzo-last-30", "quantizer.activation_bits=16")
     hours = run_hours(cell, 1000, [record])
@@ -99,17 +99,27 @@ def test_photographs_are_scaled_to_the_batch_of_the_recipe() -> None:
 
 
 def test_a_quantizer_that_was_not_measured_is_estimated_by_round_and_marked() -> None:
-    record = bench("vision")
-    del record["networks"]["resnet50"]["lsq-w2"]
-    hours = run_hours(config("table2/resnet50-lsq-ste"), 1000, [record])
+    record, cell = bench("vision"), config("table2/resnet50-lsq-ste")
+    hours = run_hours(cell, 1000, [record])
     measured = record["networks"]["resnet50"]["round-w2"]
     assert hours is not None and hours.scaled
     assert hours.hours == pytest.approx(measured["ste_ms"]["median"] / 3600)
+    better = bench("vision-quantizers")  # wherever it stands
+    hours = run_hours(cell, 1000, [record, better])
+    measured = better["networks"]["resnet50"]["lsq-w2"]
+    assert hours is not None and not hours.scaled
+    assert hours.hours == pytest.approx(measured["ste_ms"]["median"] / 3600)
+
+
+def test_a_size_that_was_not_measured_is_taken_from_one_with_the_quantizer() -> None:
+    records = [bench("language-200m"), bench("language-quantizers")]  # the first: round, nearer
+    hours = run_hours(config("table3/300m-quest-ste"), 1000, records)
+    alone = run_hours(config("table3/300m-quest-ste"), 1000, records[1:])
+    assert hours is not None and hours == alone and hours.scaled
 
 
 def test_a_size_that_was_not_measured_is_scaled_by_flop_and_marked() -> None:
     record = bench("language")
-    del record["networks"]["llama_200m"]
     small, large = config("table3/95m-quest-ste"), config("table3/300m-quest-ste")
     hours = [run_hours(c, 1000, [record]) for c in (small, large)]
     assert hours[0] and hours[1] and hours[1].scaled
