@@ -58,11 +58,41 @@ def block_hadamard(x: Tensor, block: int, dtype: torch.dtype | None = None) -> T
     Returns:
         The rotated rows, (..., row), in at least float32.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
+    product = _signed_sums(x, block, dtype)
+    return product.to(torch.promote_types(x.dtype, torch.float32)) * _rest(block)
+
+
+def scaled_block_hadamard(
+    x: Tensor, scale: Tensor, block: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Rotate scale * x block by block.
+
+    All factors go in front of the product, where a compiler has a pass over memory anyway; behind
+    it they would be one more.
+
+    Args:
+        x: (..., row).
+        scale: one number a row, (..., 1).
+        block: as in `block_hadamard`.
+        dtype: as there; also that of the result.
+    """
+    return _signed_sums(x * (scale * _rest(block)), block, dtype)
+
+
+def _signed_sums(x: Tensor, block: int, dtype: torch.dtype | None) -> Tensor:
+    """Return the product with the Sylvester matrix over 2^k, which keeps float16 in its range."""
+    dtype = dtype or torch.promote_types(x.dtype, torch.float32)
     if block == 1:
-        return x.to(wide)
-    exact = 2.0 ** -(int(math.log2(block)) // 2)  # keeps sums of float16 in its range
+        return x.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
-        matrix = exact * sylvester(block, x.device)
-        product = torch.mm(x.reshape(-1, block).to(dtype or wide), matrix.to(dtype or wide))
-    return (product.to(wide) * (block**-0.5 / exact)).reshape(x.shape)
+        matrix = _power(block) * sylvester(block, x.device)
+        return torch.mm(x.reshape(-1, block).to(dtype), matrix.to(dtype)).reshape(x.shape)
+
+
+def _power(block: int) -> float:
+    return 2.0 ** -(int(math.log2(block)) // 2)
+
+
+def _rest(block: int) -> float:
+    """Return what makes the product orthonormal: 1 or sqrt(1/2)."""
+    return block**-0.5 / _power(block)

@@ -20,7 +20,11 @@ from torch import Tensor, nn
 
 from fogzo_repro.config import QuestConfig
 from fogzo_repro.quantization.functional import with_surrogate_gradient
-from fogzo_repro.quantization.hadamard import block_hadamard, block_size
+from fogzo_repro.quantization.hadamard import (
+    block_hadamard,
+    block_size,
+    scaled_block_hadamard,
+)
 
 OUTER_LEVEL = {  # a_b: the outer level that is best for a Gaussian, in units of rms [RECIPES D.1]
     1: 0.7978845587140913,
@@ -94,8 +98,11 @@ class Quest(nn.Module):
         surrogate = units * self.trusted(units.detach(), levels)
         quantized = with_surrogate_gradient(levels, surrogate)  # in units of Delta
         if self.hadamard == "full":
-            quantized = block_hadamard(quantized, self.block, self._product_type(x))
-        return self._unrows(quantized * spacing, x).to(x.dtype)
+            kind = self._product_type(x)
+            rows = scaled_block_hadamard(quantized, spacing, self.block, kind)
+        else:
+            rows = quantized * spacing
+        return self._unrows(rows, x).to(x.dtype)
 
     def levels(self, units: Tensor) -> Tensor:
         """Return the level, a half-integer, that each rotated element rounds to; 0 to -1/2."""

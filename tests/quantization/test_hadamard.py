@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.linalg import hadamard
 
-from fogzo_repro.quantization.hadamard import block_hadamard, block_size
+from fogzo_repro.quantization.hadamard import block_hadamard, block_size, scaled_block_hadamard
 
 BLOCKS = (1, 2, 16, 64, 128)
 
@@ -43,12 +43,17 @@ def test_gradient_of_the_rotation_is_the_rotation_of_the_gradient():
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda b: f"block{b}")
-def test_levels_of_two_bits_are_rotated_exactly_in_bf16(block):
-    """Factors are +-2^-k and half-integers; the sums of these stay below 2^8 of their steps."""
+@pytest.mark.parametrize("kind", [None, torch.bfloat16], ids=["float32", "bf16"])
+def test_scaled_rows_are_rotated_as_if_scaled_afterwards(block, kind):
     stream = torch.Generator().manual_seed(0)
-    levels = torch.randint(-2, 2, (64, block), generator=stream) + 0.5
-    narrow = block_hadamard(levels, block, torch.bfloat16)
-    torch.testing.assert_close(narrow, block_hadamard(levels, block), rtol=3e-7, atol=0)
+    levels = torch.randint(-2, 2, (64, 2 * block), generator=stream) + 0.5
+    scale = torch.rand(64, 1, generator=stream) + 0.5
+    found = scaled_block_hadamard(levels, scale, block, kind)
+    expected = scale.double() * block_hadamard(levels.double(), block)
+    assert found.dtype == (kind or torch.float32)
+    # The products are of numbers rounded to 8 bits, the sums are taken in float32 and rounded.
+    error = (found.double() - expected).norm() / expected.norm()
+    assert error < (3e-7 if kind is None else 2**-8)
 
 
 def test_the_product_in_float16_stays_in_its_range():
