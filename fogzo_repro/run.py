@@ -119,22 +119,8 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     step = _build_step(prepared)
     batch = config.recipe.global_batch_size
     take = CapturedStep(step, batch) if machine.cuda_graph else step
-    total = prepared.total_steps
-    batches = task.batches(config.recipe.global_batch_size)
-    plan = Plan(
-        seed=config.seed,
-        total_steps=total,
-        lr=lambda t, steps: learning_rate(config.recipe, t, steps, batches.steps_per_epoch),
-        eval_every_epochs=config.recipe.eval_every_epochs,
-        eval_every_steps=config.eval_every_steps,
-        checkpoint_seconds=60 * config.checkpoint_minutes,
-        snapshot_steps=frozenset(
-            round(total * k / (config.snapshots - 1)) if config.snapshots > 1 else total
-            for k in range(config.snapshots)
-        ),
-        folder=folder,
-        label=prepared.run_id,
-    )
+    batches = task.batches(batch)
+    plan = _plan(prepared, batches.steps_per_epoch)
     ranks = current_ranks()
     mirrors: list[Mirror] = []
     evaluate = partial(task.evaluate, prepared.network.model)
@@ -150,9 +136,9 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = datetime.now(UTC)
-    progress = RunProgress(prepared.run_id, total, training.done, quiet=not ranks.first)
+    progress = RunProgress(prepared.run_id, plan.total_steps, training.done, quiet=not ranks.first)
     log = _Log(folder / "log.txt" if ranks.first else Path(os.devnull), progress)
-    log.say(f"{prepared.run_id}: {total} steps on {machine.card}")
+    log.say(f"{prepared.run_id}: {plan.total_steps} steps on {machine.card}")
     log.say(f"{prepared.run_id}: {prepared.network.described_parameters} parameters")
     for line in said:
         log.say(f"{prepared.run_id}: {line}")
@@ -183,6 +169,24 @@ def _train(prepared: Prepared) -> dict[str, Any]:
             mirror.finish(record)
     ranks.meet()
     return read_record(folder / "record.json")
+
+
+def _plan(prepared: Prepared, steps_per_epoch: int) -> Plan:
+    config, total = prepared.config, prepared.total_steps
+    kept = config.snapshots
+    return Plan(
+        seed=config.seed,
+        total_steps=total,
+        lr=lambda t, steps: learning_rate(config.recipe, t, steps, steps_per_epoch),
+        eval_every_epochs=config.recipe.eval_every_epochs,
+        eval_every_steps=config.eval_every_steps,
+        checkpoint_seconds=60 * config.checkpoint_minutes,
+        snapshot_steps=frozenset(
+            round(total * k / (kept - 1)) if kept > 1 else total for k in range(kept)
+        ),
+        folder=prepared.folder,
+        label=prepared.run_id,
+    )
 
 
 class _Log:
