@@ -25,6 +25,12 @@ from fogzo_repro.training.preemption import Preempted, StopRequest
 from fogzo_repro.training.randomness import generator_for
 from fogzo_repro.training.step import MAX_BAD_STREAK, ROW, TrainStep
 
+# torch 2.11 once compiled a quantizer's backward pass to zeros, without a word.
+NO_GRADIENT = (
+    "at the first step the gradient of all quantized weights together is exactly zero, so that "
+    "they would not be trained; if hardware.compile=false mends it, torch.compile has dropped "
+    "their gradient: report it with the version of torch"
+)
 FLUSH_STEPS = 100  # rows are fetched from the device and written this many at a time
 
 
@@ -123,6 +129,7 @@ class Training:
         self.buffer = torch.zeros(FLUSH_STEPS, len(ROW), device=step.device)
         self.pending: list[dict[str, Any]] = []
         self.last: dict[str, float] = {}  # the newest metrics, by split and name
+        self.dead_steps = 0  # in a row, up to the last flush: no quantized weight had a gradient
 
     def resume(self) -> list[str]:
         """Load the newest whole checkpoint; return what there is to say about it."""
@@ -140,6 +147,9 @@ class Training:
         if self.ranks.first:
             self.metrics.rewind(self.done)
             self.timing.rewind(self.done)
+        for line in read_metrics(self.metrics.path) if self.metrics.path.exists() else []:
+            if line["step"] <= self.done:  # the first rank may not have rewound it yet
+                self._count_dead(line)
         times = read_metrics(self.timing.path) if self.timing.path.exists() else []
         self.seconds_before = times[-1]["seconds"] if times else 0.0
         return said
@@ -167,6 +177,10 @@ class Training:
                 evaluated = finished or self._is_evaluated(epoch_ends)
                 if len(self.pending) == FLUSH_STEPS or epoch_ends or evaluated or asked:
                     self.flush(progress)
+                if epoch_ends and self.dead_steps >= self.data.steps_per_epoch:
+                    raise Diverged(
+                        f"step {self.done}: in a whole epoch no quantized weight had a gradient"
+                    )
                 if evaluated:
                     self._evaluate(finished)
                 if self.done in plan.snapshot_steps:
@@ -223,8 +237,9 @@ class Training:
                     else f"loss {values['loss']:g} or a gradient is not finite"
                 )
                 raise Diverged(f"step {line['step']}: {reason}; stopped before the update")
-            if line["step"] == 1 and self.step.weights:
-                _check_gradient(values)
+            self._count_dead({**line, **values})
+            if line["step"] == 1 and self.dead_steps:
+                raise UserError(NO_GRADIENT)
             shown = {
                 k: v if math.isfinite(v) else None for k, v in values.items()
             }  # JSON has no NaN
@@ -235,6 +250,14 @@ class Training:
         if self.ranks.first:
             self.timing.append([{"step": self.done, "seconds": round(self.seconds(), 4)}])
         progress.update(self.done, self.last)
+
+    def _count_dead(self, line: dict[str, Any]) -> None:
+        """Count a line of metrics.jsonl; an estimate of zero from flat probes is not dead."""
+        if "split" in line or not self.step.weights:
+            return
+        flat = line["flat_probes"] > 0
+        dead = line["dead_guides"] or (line["grad_norm_quantized"] == 0 and not flat)
+        self.dead_steps = self.dead_steps + 1 if dead else 0
 
     def seconds(self) -> float:
         """Return the wall time of the run so far, over all its processes."""
@@ -290,17 +313,3 @@ class Training:
 
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
         write_atomically(self.plan.folder / f"snapshot-{self.done:08d}.safetensors", save(tensors))
-
-
-def _check_gradient(first: dict[str, float]) -> None:
-    """Refuse a run whose quantized weights have no gradient: the rest would train all the same.
-
-    torch 2.11 once compiled a quantizer's backward pass to zeros, without a word.
-    """
-    flat = first["flat_probes"] > 0  # then an estimate of zero is in order
-    if first["dead_guides"] or (first["grad_norm_quantized"] == 0 and not flat):
-        raise UserError(
-            "at the first step the gradient of all quantized weights together is exactly zero, so "
-            "that they would not be trained; if hardware.compile=false mends it, torch.compile has "
-            "dropped their gradient: report it with the version of torch"
-        )

@@ -1,5 +1,8 @@
 """Whole runs with learned and recomputed scales: resume; and one without a gradient."""
 
+import os
+import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,9 @@ from safetensors.torch import load_file
 
 from fogzo_repro.config import UserError, parse_config
 from fogzo_repro.quantization.uniform import Round
+from fogzo_repro.reporting.records import read_record
 from fogzo_repro.run import execute
+from fogzo_repro.training.preemption import Preempted
 from tests.short_runs import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,3 +65,28 @@ def test_a_run_whose_quantized_weights_have_no_gradient_is_refused(
     monkeypatch.setattr(Round, "forward", lambda self, weight: self.scale + 0 * weight)
     with pytest.raises(UserError, match="gradient of all quantized weights together is exactly"):
         train(tmp_path, "quantizer=round", f"estimator={estimator}")
+
+
+@pytest.mark.parametrize("interrupted", [False, True], ids=["at-once", "interrupted"])
+def test_a_run_without_a_gradient_for_a_whole_epoch_has_diverged(
+    interrupted, tmp_path, monkeypatch
+):
+    forward, calls = Round.forward, []
+
+    def dies_at_step_3(self, weight):
+        calls.append(1)  # two a step
+        if interrupted and len(calls) == 2 * 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, weight) if len(calls) < 5 else self.scale + 0 * weight
+
+    monkeypatch.setattr(Round, "forward", dies_at_step_3)
+    run_it = partial(train, tmp_path, "quantizer=round", "estimator=ste", "recipe.max_steps=100")
+    if interrupted:
+        with pytest.raises(Preempted):
+            run_it()
+    record = read_record(run_it() / "record.json")
+    assert (record["status"], record["steps"]) == (
+        "diverged",
+        2 * 22,
+    )  # the first epoch had two gradients
+    assert "in a whole epoch no quantized weight had a gradient" in record["notes"]
