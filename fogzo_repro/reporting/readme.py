@@ -114,25 +114,28 @@ def _speed(folder: Path) -> str:
         "| × (STE + two forwards) | record |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
+    records = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    benched = [each for record in records.values() for each in record.get("networks", {}).items()]
+    shown = {network for network, measured in benched if set(measured) != {"none"}}
+    for path, record in records.items():
         link = f"[{path.stem}](results/records/bench/{path.name})"
         if "networks" in record:
-            networks += [f"| {line} | {link} |" for line in _steps(record)]
+            networks += [f"| {line} | {link} |" for line in _steps(record, shown)]
         else:
             jobs += [f"| {job} | {value} | {link} |" for job, value in _figures(record)]
     return "\n".join([*head, *sorted(networks), "", *jobs])
 
 
-def _steps(record: dict[str, Any]) -> list[str]:
-    """Return a line for each network of a bench of training steps.
+def _steps(record: dict[str, Any], shown: set[str]) -> list[str]:
+    """Return a line for each quantized network of a bench of training steps.
 
-    An unquantized one is shown as the others' ratio, or by itself where there are no others.
+    An unquantized one gives the others' ratio; it has a line where it is not among those `shown`,
+    the networks that any bench has quantized.
     """
     lines = []
     for network, measured in record["networks"].items():
         for quantizer, figures in measured.items():
-            if quantizer == "none" and len(measured) > 1:
+            if quantizer == "none" and network in shown:
                 continue
             unit, ste = figures["unit"], f"{figures['ste_per_s']:,.0f}"
             if unit == "tokens":

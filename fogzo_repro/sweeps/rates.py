@@ -101,13 +101,12 @@ def _network(config: RunConfig, record: dict[str, Any]) -> _Step | None:
         return None
     if language:
         return _language(config, record["networks"])
-    measured = record["networks"].get(config.model.name)
-    figures = _of_quantizer(measured, config) if measured else None
-    if figures is None or figures[0]["size"] != _image_size(config):
+    found = _of_quantizer(record["networks"].get(config.model.name, {}), config)
+    if found is None or found[0]["size"] != _image_size(config):
         return None
-    measured, substituted = figures
-    factor = config.recipe.global_batch_size / measured["units_per_step"]
-    return _step(measured, (substituted, 0.0), factor)
+    figures, substituted = found
+    factor = config.recipe.global_batch_size / figures["units_per_step"]
+    return _step(figures, (substituted, 0.0), factor)
 
 
 def _image_size(config: RunConfig) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fogzo_repro.config import UserError
-from fogzo_repro.tracking.metrics import MetricsFile, read_metrics
+from fogzo_repro.tracking.metrics import MetricsFile, read_metrics, stream_metrics
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from fogzo_repro.training.optimizers import load_optimizer_tensors, optimizer_tensors
@@ -147,9 +147,9 @@ class Training:
         if self.ranks.first:
             self.metrics.rewind(self.done)
             self.timing.rewind(self.done)
-        for line in read_metrics(self.metrics.path) if self.metrics.path.exists() else []:
-            if line["step"] <= self.done:  # the first rank may not have rewound it yet
-                self._count_dead(line)
+        self.ranks.meet()  # the files are as the checkpoint is
+        for line in stream_metrics(self.metrics.path) if self.metrics.path.exists() else ():
+            self._count_dead(line)
         times = read_metrics(self.timing.path) if self.timing.path.exists() else []
         self.seconds_before = times[-1]["seconds"] if times else 0.0
         return said
@@ -252,11 +252,15 @@ class Training:
         progress.update(self.done, self.last)
 
     def _count_dead(self, line: dict[str, Any]) -> None:
-        """Count a line of metrics.jsonl; an estimate of zero from flat probes is not dead."""
+        """Count a line of metrics.jsonl.
+
+        Dead is a gradient of zero for the optimizer, unless flat probes alone have made it: the
+        next ones may differ. A guide of zero is not dead where the probes find a slope without it.
+        """
         if "split" in line or not self.step.weights:
             return
-        flat = line["flat_probes"] > 0
-        dead = line["dead_guides"] or (line["grad_norm_quantized"] == 0 and not flat)
+        flat_alone = line["flat_probes"] and not line["dead_guides"]
+        dead = line["grad_norm_quantized"] == 0 and not flat_alone
         self.dead_steps = self.dead_steps + 1 if dead else 0
 
     def seconds(self) -> float:

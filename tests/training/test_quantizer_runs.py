@@ -90,3 +90,12 @@ def test_a_run_without_a_gradient_for_a_whole_epoch_has_diverged(
         2 * 22,
     )  # the first epoch had two gradients
     assert "in a whole epoch no quantized weight had a gradient" in record["notes"]
+
+
+def test_an_estimator_that_needs_no_ste_gradient_may_have_none(tmp_path, monkeypatch):
+    def without_derivative(self, weight):
+        return self.scale * self.levels(self.units(weight.detach())) + 0 * weight
+
+    monkeypatch.setattr(Round, "forward", without_derivative)
+    folder = train(tmp_path, "quantizer=round", "estimator=nspsa", "recipe.max_steps=60")
+    assert read_record(folder / "record.json")["status"] == "finished"
