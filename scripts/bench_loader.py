@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fogzo_repro.config import parse_config
+from fogzo_repro.config import UserError, parse_config
 
 
 def main() -> None:
@@ -80,4 +80,8 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
