@@ -1,7 +1,8 @@
 """results/figures/<table>-curves: train loss against steps, from the histories in the records.
 
 A panel for each network or quantizer, a line for each method: mean over the evaluation seeds with
-its standard deviation as a band. A record without a history, of an older version, is left out.
+its standard deviation as a band; random signs may lie above the panel. A record without a history,
+of an older version, is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from fogzo_repro.reporting.drawing import (
     legend_height,
     scale_values,
 )
-from fogzo_repro.reporting.panels import Styles, evaluated, looks, method, one_per_method, panels
+from fogzo_repro.reporting.panels import (
+    RANDOM,
+    Styles,
+    evaluated,
+    kind_of,
+    looks,
+    method,
+    one_per_method,
+    panels,
+)
 from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
@@ -79,7 +89,9 @@ def _course(panel: str, name: str, cell: CellResult) -> Iterator[Point]:
 
 def _draw(axes: Any, points: Sequence[Point], styles: Styles) -> dict[str, Any]:
     """Draw a panel; return its lines by method."""
-    handles = {}
+    compared = [p for p in points if kind_of(p.method) != RANDOM] or points  # that one is far off
+    late = [p.mean for p in compared if p.step > SKIPPED * max(p.step for p in compared)]
+    top, handles = 1.03 * max(late), {}
     for name in dict.fromkeys(p.method for p in points):
         look = styles[name]
         line = [p for p in points if p.method == name]
@@ -87,8 +99,8 @@ def _draw(axes: Any, points: Sequence[Point], styles: Styles) -> dict[str, Any]:
         low = [max(p.mean - (p.sd or 0), p.mean / 10) for p in line]  # above 0 for a log axis
         high = [p.mean + (p.sd or 0) for p in line]
         axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        (handles[name],) = axes.plot(steps, means, **{**look, "marker": None})
-    late = [p.mean for p in points if p.step > SKIPPED * max(p.step for p in points)]
+        label = name if min(means) < top else f"{name} (above)"
+        (handles[label],) = axes.plot(steps, means, **{**look, "marker": None})
     scale_values(axes.yaxis, late)
-    axes.set_ylim(top=1.03 * max(late))
+    axes.set_ylim(top=top)
     return handles

@@ -53,16 +53,26 @@ def evaluated(cell: CellResult) -> list[dict[str, Any]]:
 def one_per_method(found: TableResults, cells: Sequence[CellResult]) -> list[CellResult]:
     """Return one cell for each method: in a mini table the column that its tuning chose.
 
-    The control with random signs has the 1 - beta that FOGZO has.
+    The control with random signs has the 1 - beta that FOGZO has. Where the STE's tuning chose
+    another learning rate than FOGZO has, the STE has two cells, first the one at FOGZO's.
     """
     if of_the_paper(found):
         return list(cells)
+    rates = {_rate(c) for c in cells if kind_of(c.row) == FOGZO}
     kept = []
     for row in dict.fromkeys(c.row for c in cells):
         best = chosen(found, row) or chosen(found, row.removesuffix(f", {RANDOM}"))
         same = [c for c in cells if c.row == row]
-        kept += [c for c in same if best is not None and c.column == best.column] or same[:1]
+        wanted = [c for c in same if best is not None and c.column == best.column] or same[:1]
+        if kind_of(row) == STE:
+            shared = [c for c in same if _rate(c) in rates]
+            wanted = [*shared, *(c for c in wanted if c not in shared)]
+        kept += wanted
     return kept
+
+
+def _rate(cell: CellResult) -> float:
+    return evaluated(cell)[0]["config"]["recipe"]["lr"]
 
 
 def method(found: TableResults, cell: CellResult) -> str:
@@ -77,9 +87,11 @@ def looks(names: Sequence[str]) -> Styles:
     """Return colour, line and marker of each method of a figure.
 
     The line says what is compared (STE, FOGZO, control). The colour says the surrogate or the
-    quantizer where the figure has several, else it stands for the same as the line.
+    quantizer where the figure has several, else it stands for the same as the line; a second STE,
+    at another learning rate, has its own.
     """
     families = list(dict.fromkeys(f[0] for name in names if (f := FAMILIES.search(name))))
+    rates = [name for name in names if kind_of(name) == STE]
     found = {}
     for name in names:
         kind = kind_of(name)
@@ -88,6 +100,7 @@ def looks(names: Sequence[str]) -> Styles:
         color = FAMILY_COLORS[place % len(FAMILY_COLORS)]
         if len(families) < 2:
             color = {STE: BLACK, EQUAL: ORANGE, RANDOM: GREY}.get(kind, BLUE)
+            color = VERMILION if name in rates[1:] else color
         color = GREEN if kind == FULL else color
         found[name] = {"color": color, "linestyle": LINES[kind], "marker": MARKERS[kind]}
     return found

@@ -3,10 +3,14 @@
 A panel for each network or quantizer, a mark for each cell of the STE, of FOGZO and of the STE at
 equal cost: mean ± sd over the evaluation seeds against its mean time; the staircase joins the cells
 that no other one beats in both.
+
+Runs of a mini table share the card, so that their wall time says nothing; there the time is that of
+their training steps, alone on the card, by results/records/bench.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,11 +36,12 @@ from fogzo_repro.reporting.panels import (
     method,
     panels,
 )
-from fogzo_repro.reporting.results import CellResult, TableResults
+from fogzo_repro.reporting.results import MINIS, CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
 PANEL_HEIGHT = 1.7  # inches
 COMPARED = (STE, FOGZO, EQUAL)
+UNITS = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}  # in an hour
 QUALITY = {  # what is drawn of a run, where it has that: the paper's metric at full scale alone
     "full": (("val", "perplexity"), ("val", "top1"), ("train", "loss")),
     "mini": (("train", "loss"),),
@@ -59,20 +64,22 @@ class Point:
 
 
 def write_tradeoff(folder: Path, name: str, found: TableResults) -> bool:
-    """Write <name>-time.png and .csv; return False where nothing was run."""
-    points = [
-        _point(panel, method(found, cell), cell)
-        for panel, cells in panels(found).items()
-        for cell in cells
-        if kind_of(method(found, cell)) in COMPARED
-    ]
+    """Write <name>-time.png and .csv; return False where nothing was run, or no step timed."""
+    benches = read_step_times(folder.parent / "records" / "bench") if found.table in MINIS else None
+    points = []
+    for panel, cells in panels(found).items():
+        for cell in cells:
+            hours = _hours(evaluated(cell), benches)
+            if hours is not None and kind_of(method(found, cell)) in COMPARED:
+                points.append(_point(panel, method(found, cell), cell, hours))
     if not points:
         return False
     titles = list(dict.fromkeys(p.panel for p in points))
     groups = list(dict.fromkeys(_group(p) for p in points))
     height = PANEL_HEIGHT * len(titles) + legend_height(groups) + 0.25
     grid = (len(titles), 1)
-    unit, per_hour = ("hours", 1.0) if max(p.hours for p in points) > 0.5 else ("minutes", 60.0)
+    longest = max(p.hours for p in points)
+    unit, per_hour = next((u, k) for u, k in UNITS.items() if k * longest > 1 or u == "seconds")
     with canvas(folder / f"{name}-time", points, (COLUMN, height), grid) as (figure, axes):
         handles: dict[str, Any] = {}
         styles = looks(groups)
@@ -80,7 +87,8 @@ def write_tradeoff(folder: Path, name: str, found: TableResults) -> bool:
             handles |= _draw(panel, [p for p in points if p.panel == title], styles, per_hour)
             panel.set_title(title)
         cards = ", ".join(dict.fromkeys(p.hardware for p in points))
-        axes[-1][0].set_xlabel(f"{unit} of a run ({cards})")
+        of = "a run" if benches is None else "a run's training steps"
+        axes[-1][0].set_xlabel(f"{unit} of {of} ({cards})")
         legend_below(figure, handles)
     return True
 
@@ -98,14 +106,44 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def _point(panel: str, name: str, cell: CellResult) -> Point:
+def read_step_times(folder: Path) -> dict[tuple[str, str, str, str], float]:
+    """Return the milliseconds of a mini's step by card, network, quantizer and estimator."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        if record.get("bench") != "minis":
+            continue
+        for network, measured in record["networks"].items():
+            for quantizer, figures in measured.items():
+                for estimator in ("ste", "fogzo"):
+                    if times := figures.get(f"{estimator}_ms"):
+                        place = record["hardware"], network, quantizer, estimator
+                        found[place] = times["median"]
+    return found
+
+
+def _hours(
+    records: Sequence[dict[str, Any]], benches: dict[tuple[str, str, str, str], float] | None
+) -> float | None:
+    """Return the mean hours of a run: wall time, or its steps by the bench; None: not measured."""
+    if benches is None:
+        return math.fsum(r["wall_seconds"] for r in records) / len(records) / 3600
+    config, quantizer = records[0]["config"], records[0]["config"]["quantizer"]
+    bits = "" if quantizer["name"] == "none" else f"-w{quantizer.get('weight_bits', 1)}"
+    place = (
+        records[0]["hardware"], config["model"]["name"], f"{quantizer['name']}{bits}",
+        config["estimator"]["name"],
+    )  # fmt: skip
+    return records[0]["steps"] * benches[place] / 3.6e6 if place in benches else None
+
+
+def _point(panel: str, name: str, cell: CellResult, hours: float) -> Point:
     records = evaluated(cell)
     last = records[0]["metrics"]["last"]
     wanted = QUALITY[records[0]["scale"]]
     split, metric = next(((s, m) for s, m in wanted if m in last.get(s, {})), ("train", "loss"))
     summary = summarize([*cell.values(split, metric).values()])
     assert summary is not None, "a panel holds cells with finished evaluation runs alone"
-    hours = math.fsum(r["wall_seconds"] for r in records) / len(records) / 3600
     sd = None if math.isnan(summary.sd) else summary.sd
     return Point(panel, name, records[0]["hardware"], metric, summary.n, hours, summary.mean, sd)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fogzo_repro.reporting.overview import write_overview
 from fogzo_repro.reporting.results import MINIS, read_results
 from fogzo_repro.reporting.sweep_figures import write_sweeps
 from fogzo_repro.reporting.tables import write_table
+from fogzo_repro.reporting.tradeoff import write_tradeoff
 from tests.reporting.mini_tables import (
     BINS,
     PERTURBED,
@@ -100,6 +102,20 @@ def test_the_figure_and_its_numbers_are_written(results: Path) -> None:
     assert {p["n"] for p in lines} == {"5"}, "the tuning seeds are not in it"
 
 
+def test_a_beta_that_was_only_tuned_is_drawn_from_its_tuning_seeds(results: Path) -> None:
+    for column, seeds in (("1-beta=1e-08", (100, 101)), ("1-beta=1e-09", (0, 100))):
+        for seed in seeds:
+            save_mini(results, make_mini_record(VISION, "2-bit FOGZO", column, seed, 0.05))
+    assert write_mini_figure(results, read_results(results, VISION))
+    ends = {(p["column"], p["seeds"], p["n"]) for p in figure_lines(results, "train loss")}
+    assert ends == {
+        ("1-beta=1e-08", "tuning", "2"), ("1-beta=1e-09", "tuning", "1"),
+        ("1-beta=1e-09", "evaluation", "1"),
+    }  # fmt: skip
+    courses = {(p["column"], p["seeds"], p["n"]) for p in figure_lines(results, "c_over_g")}
+    assert courses == {("1-beta=1e-08", "tuning", "2"), ("1-beta=1e-09", "evaluation", "1")}
+
+
 def test_old_records_without_a_history_still_give_the_final_losses(results: Path) -> None:
     record = make_mini_record(*FOGZO, 0, 0.05)
     del record["history"]
@@ -136,6 +152,41 @@ def test_a_curve_is_drawn_for_each_method_at_the_column_that_tuning_chose(result
         drawn = {(line["panel"], line["method"]) for line in csv.DictReader(file)}
     methods = ("FOGZO, 1-beta=1e-08", "FOGZO, random sign, 1-beta=1e-08", "Full precision")
     assert drawn == {("2-bit", method) for method in methods}
+
+
+def test_the_ste_is_drawn_at_fogzos_rate_and_at_its_own(results: Path) -> None:
+    for column, loss in (("lr=0.05", 0.03), ("lr=0.1", 0.05), ("lr=0.2", 0.04)):
+        for seed in (0, 100, 101, 102):
+            save_mini(results, make_mini_record(VISION, "2-bit STE", column, seed, loss))
+    save_mini(results, make_mini_record(*FOGZO, 0, 0.05))
+    assert write_curves(results / "figures", VISION, read_results(results, VISION))
+    with open(results / "figures" / f"{VISION}-curves.csv") as file:
+        drawn = dict.fromkeys(line["method"] for line in csv.DictReader(file))
+    assert list(drawn) == ["STE, lr=0.2", "STE, lr=0.05", "FOGZO, 1-beta=1e-09"]
+
+
+def test_the_time_of_a_mini_is_that_of_its_steps_by_the_bench(results: Path) -> None:
+    times = {"ste_ms": {"median": 2.0}, "fogzo_ms": {"median": 3.0}}
+    bench = {
+        "bench": "minis", "hardware": "NVIDIA H200",
+        "networks": {"resnet18": {"round-w2": times}},
+    }  # fmt: skip
+    (results / "records" / "bench").mkdir(parents=True)
+    (results / "records" / "bench" / "minis.json").write_text(json.dumps(bench))
+    for place in ((VISION, "2-bit STE", "lr=0.2"), FOGZO, (VISION, "1-bit STE", "lr=0.2")):
+        record = make_mini_record(*place, 0, 0.05, hardware="NVIDIA H200", wall_seconds=999.0)
+        record["config"] |= {"model": {"name": "resnet18"}}
+        record["config"] |= {"quantizer": {"name": "round" if "2-bit" in place[1] else "sign"}}
+        if "2-bit" in place[1]:
+            record["config"]["quantizer"]["weight_bits"] = 2
+        save_mini(results, record)
+    assert write_tradeoff(results / "figures", VISION, read_results(results, VISION))
+    with open(results / "figures" / f"{VISION}-time.csv") as file:
+        drawn = {(p["panel"], p["method"]): float(p["hours"]) for p in csv.DictReader(file)}
+    assert drawn == {  # the 1-bit network was not timed
+        ("2-bit", "STE, lr=0.2"): pytest.approx(STEPS * 2e-3 / 3600),
+        ("2-bit", "FOGZO, 1-beta=1e-09"): pytest.approx(STEPS * 3e-3 / 3600),
+    }
 
 
 def test_only_a_table_of_the_paper_has_a_sweeps_figure(results: Path) -> None:
