@@ -81,7 +81,7 @@ def bench(group: str) -> dict[str, Any]:
 
 
 def test_hours_are_steps_by_the_measured_times() -> None:
-    record = bench("language-quantizers")
+    record = bench("language-lsq-w2")
     measured = record["networks"]["llama_30m"]["lsq-w2"]
     cell = config("table4/lsq-fogzo-last-30", "quantizer.activation_bits=16")
     hours = run_hours(cell, 1000, [record])
@@ -104,7 +104,7 @@ def test_a_quantizer_that_was_not_measured_is_estimated_by_round_and_marked() ->
     measured = record["networks"]["resnet50"]["round-w2"]
     assert hours is not None and hours.scaled
     assert hours.hours == pytest.approx(measured["ste_ms"]["median"] / 3600)
-    better = bench("vision-quantizers")  # wherever it stands
+    better = bench("vision-lsq-w2")  # wherever it stands
     hours = run_hours(cell, 1000, [record, better])
     measured = better["networks"]["resnet50"]["lsq-w2"]
     assert hours is not None and not hours.scaled
@@ -112,7 +112,7 @@ def test_a_quantizer_that_was_not_measured_is_estimated_by_round_and_marked() ->
 
 
 def test_a_size_that_was_not_measured_is_taken_from_one_with_the_quantizer() -> None:
-    records = [bench("language-200m"), bench("language-quantizers")]  # the first: round, nearer
+    records = [bench("language-large"), bench("language-quantizers")]  # the first: round, nearer
     hours = run_hours(config("table3/300m-quest-ste"), 1000, records)
     alone = run_hours(config("table3/300m-quest-ste"), 1000, records[1:])
     assert hours is not None and hours == alone and hours.scaled
