@@ -113,7 +113,8 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, Tensor, None]:
         v, step = ctx.saved_tensors
-        units = _units(v, step)
+        # v/s to the bit, in words of its own: seen as the forward's, it would be kept in float32.
+        units = _units(-v, -step)
         inside = (units >= ctx.levels.low) & (units <= ctx.levels.high)
         for_v = torch.where(inside, incoming, 0).to(v.dtype)
         slope = nearest_level(units, ctx.levels) - torch.where(inside, units, 0)
@@ -127,12 +128,12 @@ def _units(v: Tensor, step: Tensor) -> Tensor:
 def _sum_like(x: Tensor, step: Tensor) -> Tensor:
     """Return x summed to the shape of the step.
 
-    Over all but the channels first: the norm in front of a quantizer does the same, so that the
-    compiler can do both in one pass over memory.
+    Over those axes first that the norm in front of a quantizer sums over, all but the channels of
+    an image (batch norm) and the features of a token, so that the compiler can do both in one pass
+    over memory.
     """
     if step.dim() == 0 and x.dim() > 2:
-        channels = 1 if x.dim() == 4 else x.dim() - 1
-        x = x.sum([axis for axis in range(x.dim()) if axis != channels])
+        x = x.sum((0, 2, 3) if x.dim() == 4 else -1)
     return x.sum_to_size(step.shape) if step.dim() else x.sum()
 
 

@@ -74,3 +74,46 @@ def test_compiled_gradients_equal_the_eager_ones(tmp_path):
     done = python(script, ROOT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 5
+
+
+SHARED = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+from torch import nn
+
+from fogzo_repro.quantization.lsq import LsqInput
+from fogzo_repro.quantization.replace import quantize_layers
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.one(x) + self.two(x)
+
+
+network = Both()
+quantize_layers(network, lambda _, weight: None, lambda _, layer: LsqInput(2))
+x = torch.randn(8, 16).bfloat16()
+kept = []
+with torch.autocast("cpu", torch.bfloat16):
+    network(x)
+    compiled = torch.compile(network, backend="aot_eager_decomp_partition")
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        compiled(x)
+assert any(t.dtype == torch.bfloat16 and t.numel() == x.numel() for t in kept)
+print([t.shape for t in kept if t.dtype == torch.float32 and t.numel() == x.numel()])
+"""
+
+
+def test_no_copy_of_an_input_is_kept_in_float32_for_the_backward_pass(tmp_path):
+    """Where layers share an input, the compiler kept v/s of all but the first."""
+    script = tmp_path / "script.py"
+    script.write_text(SHARED)
+    done = python(script, ROOT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
