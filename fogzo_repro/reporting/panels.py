@@ -91,7 +91,7 @@ def looks(names: Sequence[str]) -> Styles:
     at another learning rate, has its own.
     """
     families = list(dict.fromkeys(f[0] for name in names if (f := FAMILIES.search(name))))
-    rates = [name for name in names if kind_of(name) == STE]
+    stes = [name for name in names if kind_of(name) == STE]
     found = {}
     for name in names:
         kind = kind_of(name)
@@ -100,7 +100,7 @@ def looks(names: Sequence[str]) -> Styles:
         color = FAMILY_COLORS[place % len(FAMILY_COLORS)]
         if len(families) < 2:
             color = {STE: BLACK, EQUAL: ORANGE, RANDOM: GREY}.get(kind, BLUE)
-            color = VERMILION if name in rates[1:] else color
+            color = VERMILION if name in stes[1:] else color
         color = GREEN if kind == FULL else color
         found[name] = {"color": color, "linestyle": LINES[kind], "marker": MARKERS[kind]}
     return found
