@@ -11,7 +11,13 @@ from fogzo_repro.config.estimators import SteConfig
 from fogzo_repro.config.hardware import HardwareConfig
 from fogzo_repro.config.identity import config_hash, result_fields, run_id
 from fogzo_repro.config.parse import CompositionError, parse_config, setting_names, to_yaml
-from fogzo_repro.config.quantizers import LsqConfig, NoQuantizer, QuestConfig, RoundConfig
+from fogzo_repro.config.quantizers import (
+    LsqConfig,
+    NoQuantizer,
+    QuestConfig,
+    RoundConfig,
+    quantizer_label,
+)
 from fogzo_repro.config.recipes import RecipeConfig, VisionRecipe
 from fogzo_repro.config.rules import ConfigError, UserError
 from fogzo_repro.config.run import RunConfig
@@ -31,6 +37,7 @@ __all__ = [
     "VisionRecipe",
     "config_hash",
     "parse_config",
+    "quantizer_label",
     "result_fields",
     "run_id",
     "setting_names",

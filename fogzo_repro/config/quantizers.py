@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,3 +140,18 @@ class AddedQuantizer:
 def has_learned_scales(quantizer: Any) -> bool:
     """Return whether a quantizer may have parameters of its own, which the optimizer moves."""
     return isinstance(quantizer, (LsqConfig, AddedQuantizer))
+
+
+def quantizer_label(settings: Mapping[str, Any]) -> str:
+    """Return the name that the benches give the quantizer of a `quantizer` section.
+
+    >>> quantizer_label({"name": "sign"}), quantizer_label({"name": "lsq", "weight_bits": 2})
+    ('sign-w1', 'lsq-w2')
+    >>> quantizer_label({"name": "lsq", "weight_bits": 2, "activation_bits": 2})
+    'lsq-w2a2'
+    """
+    if settings["name"] == "none":
+        return "none"
+    inputs = settings.get("activation_bits", 16)
+    label = f"{settings['name']}-w{settings.get('weight_bits', 1)}"
+    return label if inputs == 16 else f"{label}a{inputs}"

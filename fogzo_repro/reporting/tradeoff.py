@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro.config import quantizer_label
 from fogzo_repro.reporting.drawing import (
     COLUMN,
     GREY,
@@ -128,11 +129,10 @@ def _hours(
     """Return the mean hours of a run: wall time, or its steps by the bench; None: not measured."""
     if benches is None:
         return math.fsum(r["wall_seconds"] for r in records) / len(records) / 3600
-    config, quantizer = records[0]["config"], records[0]["config"]["quantizer"]
-    bits = "" if quantizer["name"] == "none" else f"-w{quantizer.get('weight_bits', 1)}"
+    config = records[0]["config"]
     place = (
-        records[0]["hardware"], config["model"]["name"], f"{quantizer['name']}{bits}",
-        config["estimator"]["name"],
+        records[0]["hardware"], config["model"]["name"],
+        quantizer_label(config["quantizer"]), config["estimator"]["name"],
     )  # fmt: skip
     return records[0]["steps"] * benches[place] / 3.6e6 if place in benches else None
 

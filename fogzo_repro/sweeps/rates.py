@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.config import RunConfig
+from fogzo_repro.config import RunConfig, quantizer_label
 
 MNIST_STEPS = 1170  # of the MLP bench's runs
-OFF = 16  # bits: full precision
 
 
 @dataclass(frozen=True)
@@ -73,19 +72,6 @@ def run_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) -> H
     return min(found, key=lambda one: one[0])[1] if found else None
 
 
-def quantizer_name(config: RunConfig) -> str:
-    """Return the name that the benches give a quantizer and its bits.
-
-    `none` is full precision; else as `round-w2` or `lsq-w2a2`.
-    """
-    section: Any = config.quantizer
-    if section.name == "none":
-        return "none"
-    weights = getattr(section, "weight_bits", 1)
-    inputs = "" if section.activation_bits == OFF else f"a{section.activation_bits}"
-    return f"{section.name}-w{weights}{inputs}"
-
-
 def flop_per_token(model: Any) -> float:
     """Return the FLOP of a training token, as scripts/bench_steps.py counts them."""
     d, layers = model.width, model.layers
@@ -132,7 +118,7 @@ def _of_quantizer(
     measured: dict[str, Any], config: RunConfig
 ) -> tuple[dict[str, Any], bool] | None:
     """Return the figures of the run's quantizer, or of 2-bit round and that they stand in."""
-    name = quantizer_name(config)
+    name = quantizer_label(asdict(config.quantizer))
     if name in measured:
         return measured[name], False
     return (measured["round-w2"], True) if "round-w2" in measured else None
