@@ -30,16 +30,17 @@ def tables() -> list[str]:
 
 
 def experiment_files(table: str) -> list[Path]:
-    """Return the experiment files of a table, or the one that is named.
+    """Return the experiment files of a table, or those that are named, as table3/95m-*.
 
     Raises:
         ConfigError: with the list of tables, or of the table's files.
     """
     path = EXPERIMENTS / table
-    files = [path.with_name(path.name + ".yaml")] if "/" in table else sorted(path.glob("*.yaml"))
-    if files and all(file.is_file() for file in files):
+    named = "/" in table
+    files = sorted(path.parent.glob(path.name + ".yaml") if named else path.glob("*.yaml"))
+    if files:
         return files
-    if "/" in table and path.parent.is_dir():
+    if named and path.parent.is_dir():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise ConfigError(f"{table} has no experiment files; {path.parent.name} has: {known}")
     raise ConfigError(f"{table} has no experiment files; tables: {', '.join(tables())}")
@@ -51,7 +52,7 @@ def table_cells(
     """Compose the cells of a table: each file once or twice, then its sweep's values put in.
 
     Args:
-        table: a folder of configs/experiment, or folder/file.
+        table: a folder of configs/experiment, or folder/file, where * stands for any letters.
         overrides: Hydra overrides for every cell.
         seeds: in place of the evaluation seeds of the files; a file that has none, a sweep on the
             tuning seeds alone, gets none.

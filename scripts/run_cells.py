@@ -4,6 +4,7 @@
     python scripts/run_cells.py table3 --dry-run                       what it takes; starts nothing
     python scripts/run_cells.py table1 scale=mini --minutes 8          in pieces, on each call one
     python scripts/run_cells.py figure-shallow/ste --seeds 0,1         one file, other seeds
+    python scripts/run_cells.py 'mini-deit-tiny/1bit-*' --claims       some files
     python scripts/run_cells.py figure-shallow hardware=h200 --workers 8
     python scripts/run_cells.py mini-llama --claims                    what the claims need, no more
     python scripts/run_cells.py mini-llama/2bit-fogzo estimator.noise=1e-9   in place of its sweep
@@ -43,7 +44,9 @@ def main() -> int:
     """Run what the command line says; return the exit status."""
     started = time.monotonic()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("table", help="a folder of configs/experiment, or <folder>/<file>")
+    parser.add_argument(
+        "table", help="a folder of configs/experiment, or <folder>/<file or pattern>"
+    )
     parser.add_argument("--seeds", help="evaluation seeds, as 0,1,2; tuning seeds stay")
     parser.add_argument("--workers", type=int, help="runs at a time")
     parser.add_argument("--gpus", default="", help="cards to deal to the workers, as 0,1")

@@ -30,7 +30,7 @@ def claimed_part(cells: Sequence[Cell], results: Path, table: str) -> list[Cell]
     """Return the cells that a claim names, and those of rows without claims, on evaluation seeds.
 
     Args:
-        cells: of the table.
+        cells: of the table, or some of them; claims about others are left aside.
         results: the folder with paper/ and records/, which hold the claims and the tuning runs.
         table: its name.
 
@@ -39,9 +39,13 @@ def claimed_part(cells: Sequence[Cell], results: Path, table: str) -> list[Cell]
     """
     claims = read_claims(results / "paper" / "claims.csv", table)
     found = read_results(results, table)
+    given = {one.config.cell.row for one in cells}
     rows, named = set(), set()
     for claim in claims:
-        rows |= {claim.better[0], claim.worse[0]}
+        compared = {claim.better[0], claim.worse[0]}
+        if compared.isdisjoint(given):
+            continue
+        rows |= compared
         for cell in named_cells(found, claim):
             if cell is None:
                 raise UserError(

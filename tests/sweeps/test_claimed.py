@@ -77,3 +77,10 @@ def test_nothing_is_chosen_before_the_sweep_is_complete(cells: list[Cell], resul
     tune(results, leave_out="1-beta=1e-10")
     with pytest.raises(UserError, match="2bit-better is not complete; run the same command again"):
         claimed_part(cells, results, TABLE)
+
+
+def test_claims_about_cells_that_were_not_asked_for_are_left_aside(
+    cells: list[Cell], results: Path
+) -> None:
+    alone = [cell for cell in cells if cell.config.cell.row == "Full precision"]
+    assert places(claimed_part(alone, results, TABLE)) == {("Full precision", "-")}
