@@ -13,6 +13,8 @@ activation (of an image: the channels of one pixel).
 
 from __future__ import annotations
 
+import math
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -36,6 +38,8 @@ OUTER_LEVEL = {  # a_b: the outer level that is best for a Gaussian, in units of
     7: 3.6010497188221655,
     8: 3.884938678807525,
 }
+HAS_TRITON = find_spec("triton") is not None
+LEAST_BLOCK = 16  # that a tensor core multiplies
 
 
 class Quest(nn.Module):
@@ -80,17 +84,27 @@ class Quest(nn.Module):
             )
         self.bits = bits
         self.hadamard = hadamard
-        self.trust_width = trust_width
-        self.clip_scale = clip_scale
         self.row_axes = row_axes
         self.of_inputs = of_inputs
         self.block = 1 if hadamard == "none" else block_size(row)
         self.outer_unit = (2**bits - 1) / 2  # alpha in units of Delta
+        # The mask M is |x| <= limit and |Q(x) - x| <= width, in units of Delta. Between the outer
+        # levels no error exceeds Delta/2, so the default is the outer clip |x| <= alpha + Delta/2
+        # exactly; written so, it has no round-off at the inner thresholds.
+        self.limit, self.width = self.outer_unit + 0.5, math.inf
+        if bits == 1:
+            self.limit = clip_scale * self.outer_unit
+        elif trust_width is not None:
+            self.limit = math.inf
+            self.width = trust_width * self.outer_unit / OUTER_LEVEL[bits]
         # One bit has levels +-alpha, and a mask that is a hardtanh but for clip_scale.
         self.smoothing = ("round", "identity") if bits > 1 else ("sign", "hardtanh")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized rows, shaped and typed as x."""
+        kind = self._product_type(x)
+        if HAS_TRITON and x.is_cuda and kind is not None and self.block >= LEAST_BLOCK:
+            return self._unrows(self._by_kernel(self._last(x).to(kind)), x).to(x.dtype)
         rotated = self._rows(x)
         spacing = self._spacing(rotated)
         units = rotated / spacing
@@ -98,28 +112,32 @@ class Quest(nn.Module):
         surrogate = units * self.trusted(units.detach(), levels)
         quantized = with_surrogate_gradient(levels, surrogate)  # in units of Delta
         if self.hadamard == "full":
-            kind = self._product_type(x)
             rows = scaled_block_hadamard(quantized, spacing, self.block, kind)
         else:
             rows = quantized * spacing
         return self._unrows(rows, x).to(x.dtype)
+
+    def _by_kernel(self, rows: Tensor) -> Tensor:
+        """Return what `forward` says in one pass over memory, by Triton instead of torch."""
+        from fogzo_repro.quantization import quest_kernel  # triton takes a while to import
+
+        return quest_kernel.quantize_rows(
+            rows,
+            self._spacing(rows.float()),  # a rotation keeps the rms
+            self.block,
+            self.outer_unit,
+            self.limit,
+            self.width,
+            rotate_back=self.hadamard == "full",
+        )
 
     def levels(self, units: Tensor) -> Tensor:
         """Return the level, a half-integer, that each rotated element rounds to; 0 to -1/2."""
         return (units.clamp(-self.outer_unit, self.outer_unit) + 0.5).round() - 0.5
 
     def trusted(self, units: Tensor, levels: Tensor) -> Tensor:
-        """Return the mask M of the backward pass.
-
-        Between the outer levels no error exceeds Delta/2, so the default is the outer clip
-        |x| <= alpha + Delta/2 exactly; written so, it has no round-off at the inner thresholds.
-        """
-        if self.bits == 1:
-            return units.abs() <= self.clip_scale * self.outer_unit
-        if self.trust_width is None:
-            return units.abs() <= self.outer_unit + 0.5
-        width = self.trust_width * self.outer_unit / OUTER_LEVEL[self.bits]  # in units of Delta
-        return (levels - units).abs() <= width
+        """Return the mask M of the backward pass."""
+        return (units.abs() <= self.limit) & ((levels - units).abs() <= self.width)
 
     def units(self, x: Tensor) -> Tensor:
         """Return the rotated rows in units of Delta, (..., row)."""
@@ -147,8 +165,10 @@ class Quest(nn.Module):
 
     def _rows(self, x: Tensor) -> Tensor:
         """Return the rows on the last axis, rotated, in at least float32."""
-        rows = x.flatten(-self.row_axes) if self.row_axes else x.movedim(1, -1)
-        return block_hadamard(rows, self.block, self._product_type(x))
+        return block_hadamard(self._last(x), self.block, self._product_type(x))
+
+    def _last(self, x: Tensor) -> Tensor:
+        return x.flatten(-self.row_axes) if self.row_axes else x.movedim(1, -1)
 
     def _product_type(self, x: Tensor) -> torch.dtype | None:
         kind = x.device.type

@@ -1,0 +1,189 @@
+"""QuEST's quantizer of inputs as two Triton kernels, for half-precision inputs on a GPU.
+
+`Quest.forward` says what is computed, in plain torch; this is the same in one pass over memory each
+way, where compiled torch takes seven: a matrix product is a pass of its own there. Rotations are
+products with the small Sylvester matrix, on tensor cores, which accumulate in float32.
+
+Of the forward pass only the mask M is kept, a bit an element: bit k of byte j of a block says
+whether element k B/8 + j of it was trusted, B the length of a block.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE, WARPS = 64, 4  # blocks a tile; the fastest of eight pairs on an H200
+# The compiler may keep channels last where it did not say so when it traced: no copy is made.
+ANY_STRIDES = (torch.Tag.flexible_layout,)
+
+
+def quantize_rows(
+    x: Tensor,
+    spacing: Tensor,
+    block: int,
+    outer_unit: float,
+    limit: float,
+    width: float,
+    rotate_back: bool,
+) -> Tensor:
+    """Return the quantized rows, in the type of x.
+
+    Args:
+        x: (..., row), bf16 or fp16.
+        spacing: Delta, (..., 1), float32; without a gradient.
+        block: B, a power of two from 16 to 128 that divides the row.
+        outer_unit: alpha in units of Delta.
+        limit: M needs |x| <= limit, in units of Delta,
+        width: and |Q(x) - x| <= width, in units of Delta.
+        rotate_back: whether the levels are rotated back, as in the full variant.
+    """
+    keep = torch.is_grad_enabled() and x.requires_grad
+    return _quantize(x, spacing, block, outer_unit, limit, width, rotate_back, keep)[0]
+
+
+@triton.jit
+def _sylvester(B: tl.constexpr, POWER: tl.constexpr, kind: tl.constexpr):
+    """Return the Sylvester matrix (B, B) over 2^k, see hadamard.py."""
+    index = tl.arange(0, B)
+    ones = index[:, None] & index[None, :]
+    ones = ones ^ (ones >> 4)
+    ones = ones ^ (ones >> 2)
+    ones = ones ^ (ones >> 1)
+    return ((1 - 2 * (ones & 1)).to(tl.float32) * POWER).to(kind)
+
+
+@triton.jit
+def _forward(
+    x_pointer, spacing_pointer, out_pointer, mask_pointer, blocks, of_a_row,
+    outer_unit, limit, width,
+    B: tl.constexpr, POWER: tl.constexpr, REST: tl.constexpr,
+    BACK: tl.constexpr, KEEP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    kind: tl.constexpr = x_pointer.dtype.element_ty
+    matrix = _sylvester(B, POWER, kind)
+    bit = tl.arange(0, 8)
+    for tile in range(tl.program_id(0), tl.cdiv(blocks, TILE), tl.num_programs(0)):
+        block = (tile * TILE + tl.arange(0, TILE)).to(tl.int64)
+        elements = block[:, None] * B + tl.arange(0, B)[None, :]
+        there = block < blocks
+        x = tl.load(x_pointer + elements, there[:, None], other=0.0)
+        spacing = tl.load(spacing_pointer + block // of_a_row, there, other=1.0)
+        units = tl.dot(x, matrix) * (REST / spacing)[:, None]
+        clipped = tl.minimum(tl.maximum(units, -outer_unit), outer_unit) + 0.5
+        # to the nearest, ties to even: float32 has no fractions at 1.5 * 2^23
+        levels = (clipped + 12582912.0) - 12582912.0 - 0.5
+        if KEEP:
+            trusted = (tl.abs(units) <= limit) & (tl.abs(levels - units) <= width)
+            bits = tl.reshape(trusted.to(tl.int32), (TILE, 8, B // 8)) << bit[None, :, None]
+            bytes = block[:, None] * (B // 8) + tl.arange(0, B // 8)[None, :]
+            tl.store(mask_pointer + bytes, tl.sum(bits, 1).to(tl.uint8), there[:, None])
+        if BACK:
+            out = tl.dot((levels * (spacing * REST)[:, None]).to(kind), matrix)
+        else:
+            out = levels * spacing[:, None]
+        tl.store(out_pointer + elements, out.to(kind), there[:, None])
+
+
+@triton.jit
+def _backward(
+    g_pointer, out_pointer, mask_pointer, blocks,
+    B: tl.constexpr, POWER: tl.constexpr, REST: tl.constexpr,
+    BACK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    kind: tl.constexpr = g_pointer.dtype.element_ty
+    matrix = _sylvester(B, POWER, kind)
+    bit = tl.arange(0, 8)
+    for tile in range(tl.program_id(0), tl.cdiv(blocks, TILE), tl.num_programs(0)):
+        block = (tile * TILE + tl.arange(0, TILE)).to(tl.int64)
+        elements = block[:, None] * B + tl.arange(0, B)[None, :]
+        bytes = block[:, None] * (B // 8) + tl.arange(0, B // 8)[None, :]
+        there = (block < blocks)[:, None]
+        g = tl.load(g_pointer + elements, there, other=0.0)
+        bits = tl.load(mask_pointer + bytes, there, other=0).to(tl.int32)
+        trusted = tl.reshape((bits[:, None, :] >> bit[None, :, None]) & 1, (TILE, B)) == 1
+        rotated = tl.dot(g, matrix) * (REST * REST) if BACK else g.to(tl.float32) * REST
+        out = tl.dot(tl.where(trusted, rotated, 0.0).to(kind), matrix)
+        tl.store(out_pointer + elements, out.to(kind), there)
+
+
+def _launch(kernel: Any, x: Tensor, *arguments: Any, block: int, **choices: bool) -> None:
+    """Run a kernel over all blocks, by as many programs as run at a time, or fewer."""
+    blocks = x.numel() // block
+    programs = -(-blocks // TILE)
+    if x.is_cuda:
+        programs = min(
+            programs, 8 * torch.cuda.get_device_properties(x.device).multi_processor_count
+        )
+    power = 2.0 ** -(int(math.log2(block)) // 2)  # keeps float16 in its range
+    if blocks:
+        kernel[(programs,)](
+            x, *arguments,
+            B=block, POWER=power, REST=block**-0.5 / power, TILE=TILE, num_warps=WARPS, **choices,
+        )  # fmt: skip
+
+
+@torch.library.custom_op("fogzo_repro::quest_quantize", mutates_args=(), tags=ANY_STRIDES)
+def _quantize(
+    x: Tensor,
+    spacing: Tensor,
+    block: int,
+    outer_unit: float,
+    limit: float,
+    width: float,
+    rotate_back: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    x, spacing = x.contiguous(), spacing.contiguous()
+    out, mask = _empty(x, keep)
+    blocks, of_a_row = x.numel() // block, x.shape[-1] // block
+    numbers = (blocks, of_a_row, outer_unit, limit, width)
+    _launch(_forward, x, spacing, out, mask, *numbers, block=block, BACK=rotate_back, KEEP=keep)
+    return out, mask
+
+
+@_quantize.register_fake
+def _(x: Tensor, spacing: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
+    return _empty(x, numbers[-1])
+
+
+def _empty(x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """Return room for the quantized rows and, where it is kept, the mask."""
+    bits = (*x.shape[:-1], x.shape[-1] // 8) if keep else (0,)
+    return x.new_empty(x.shape), x.new_empty(bits, dtype=torch.uint8)
+
+
+@torch.library.custom_op("fogzo_repro::quest_gradient", mutates_args=(), tags=ANY_STRIDES)
+def _gradient(g: Tensor, mask: Tensor, block: int, rotate_back: bool) -> Tensor:
+    g = g.contiguous()
+    out = g.new_empty(g.shape)
+    _launch(_backward, g, out, mask, g.numel() // block, block=block, BACK=rotate_back)
+    return out
+
+
+@_gradient.register_fake
+def _(g: Tensor, mask: Tensor, block: int, rotate_back: bool) -> Tensor:
+    return g.new_empty(g.shape)
+
+
+@_quantize.register_vmap
+def _(info: Any, axes: tuple[Any, ...], x: Tensor, spacing: Tensor, *numbers: Any) -> Any:
+    rows = _quantize(x.movedim(axes[0], 0), spacing.movedim(axes[1], 0), *numbers)
+    return rows, (0, 0 if numbers[-1] else None)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.block, ctx.rotate_back = inputs[2], inputs[6]
+
+
+def _differentiate(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
+    return _gradient(g, ctx.saved_tensors[0], ctx.block, ctx.rotate_back), *[None] * 7
+
+
+_quantize.register_autograd(_differentiate, setup_context=_remember)

@@ -1,0 +1,143 @@
+"""The Triton kernels compute what `Quest` says in torch; on the CPU by Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+triton = pytest.importorskip("triton")
+GPU = torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(
+    not GPU and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7),
+    reason="Triton before 3.7 interprets no loops with NumPy 2.4",
+)
+
+HEAD = """
+import math
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+
+from fogzo_repro.quantization.quest import Quest
+
+GPU = torch.cuda.is_available()
+device = "cuda" if GPU else "cpu"
+
+
+def by_kernel(quantizer, x):
+    assert quantizer.block >= 16
+    return quantizer._by_kernel(x)
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+"""
+
+EQUAL = """
+CASES = [  # row, bits, variant, trust width
+    (128, 2, "full", None), (640, 4, "full", None), (192, 3, "half", None), (48, 1, "full", None),
+    (64, 8, "full", None), (256, 2, "full", 0.3), (96, 1, "half", None),
+]
+for kind in (torch.float16, torch.bfloat16)[: 1 + GPU]:  # the interpreter multiplies no bf16
+    for row, bits, variant, width in CASES:
+        quantizer = Quest(row, bits, variant, trust_width=width)
+        x = gaussian(3, 50, row).to(kind)
+        x[0, 0] = 0
+        g = gaussian(3, 50, row, seed=1).to(kind)
+        leaf, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+        found, expected = by_kernel(quantizer, leaf), quantizer(exact)
+        found.backward(g)
+        expected.backward(g.double())
+        assert found.dtype == leaf.grad.dtype == kind
+        assert found[0, 0].abs().max() < 1e-6
+        # A level, or a bit of the mask, differs where rounding crosses a threshold: seldom.
+        step = 2 * torch.finfo(kind).eps
+        for name, a, b in (("value", found, expected), ("gradient", leaf.grad, exact.grad)):
+            off = (a.double() - b).abs() > step * b.abs().max()
+            assert off.double().mean() < 2e-3, (kind, row, bits, variant, name, off.double().mean())
+        with torch.no_grad():
+            assert torch.equal(by_kernel(quantizer, x), found)
+        print(kind, row, bits, variant)
+"""
+
+LAYERS = """
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+quantizers = [Quest(64, 2, of_inputs=True) for _ in range(3)]
+x = gaussian(5, 8, 64).half()
+each = torch.stack([by_kernel(quantizers[0], part) for part in x])
+assert torch.equal(torch.vmap(lambda part: by_kernel(quantizers[0], part))(x), each)
+second = torch.vmap(lambda part: by_kernel(quantizers[0], part), 1, 1)(x)
+assert torch.equal(second, each)
+
+calls = []
+
+
+def count(graph, _):
+    op = torch.ops.fogzo_repro.quest_quantize.default
+    calls.append(sum(node.target == op for node in graph.graph.nodes))
+    return graph.forward
+
+
+def backward(graph, _):
+    return graph.forward
+
+
+compiled = torch.compile(
+    lambda x: sum(by_kernel(quantizer, x) for quantizer in quantizers),
+    backend=aot_autograd(
+        fw_compiler=count, bw_compiler=backward, partition_fn=min_cut_rematerialization_partition
+    ),
+)
+leaf, other = (x.clone().requires_grad_() for _ in range(2))
+found, expected = compiled(leaf), 3 * by_kernel(quantizers[0], other)
+torch.testing.assert_close(found, expected)
+g = gaussian(5, 8, 64, seed=1).half()
+found.backward(g)
+expected.backward(g)
+torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-2, atol=1e-2)
+print(calls)
+"""
+
+
+def run(script, folder):
+    """In a process of its own: the interpreter is chosen before the kernels are read."""
+    environment = os.environ | ({} if GPU else {"TRITON_INTERPRET": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + script, str(ROOT)],
+        capture_output=True, text=True, cwd=folder, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_values_and_gradients_equal_the_formula_in_float64(tmp_path):
+    assert len(run(EQUAL, tmp_path).splitlines()) == 7 * (1 + GPU)
+
+
+def test_compiled_layers_that_share_their_inputs_quantize_them_once_and_vmap_sees_rows(tmp_path):
+    assert run(LAYERS, tmp_path) == "[1]\n"
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("images", [False, True], ids=["tokens", "pixels"])
+def test_a_network_on_a_gpu_uses_them(images):
+    from fogzo_repro.quantization.quest import Quest
+
+    shape = (4, 64, 9, 9) if images else (4, 9, 64)
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).cuda()
+    if images:
+        x = x.to(memory_format=torch.channels_last)
+    quantizer = Quest(64, 2, of_inputs=True, row_axes=0 if images else 1)
+    with torch.autocast("cuda", torch.bfloat16), torch.profiler.profile() as profile:
+        found = quantizer(x)
+    assert any("quest_quantize" in event.key for event in profile.key_averages())
+    assert found.dtype == x.dtype and found.stride() == x.stride()
+    exact = quantizer(x.bfloat16().double())
+    assert ((found - exact).abs() > 0.02 * exact.abs().max()).double().mean() < 2e-3
