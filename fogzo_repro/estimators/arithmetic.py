@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fogzo_repro.estimators.smoothing import SmoothingLaw
 
+Scale = Tensor | Callable[[Tensor], Tensor]
 Function = TypeVar("Function", bound=Callable[..., Any])
 _compiled: dict[str, Callable[..., Any]] = {}
 _state = {"on": False}
@@ -40,6 +41,18 @@ def _compilable(function: Function) -> Function:
         return _compiled[function.__name__](*arguments)
 
     return call  # type: ignore[return-value]
+
+
+@_compilable
+def alphas(parameters: Sequence[Tensor], scales: Sequence[Scale]) -> list[Tensor]:
+    """Return the scale of each weight at its current value."""
+    return [s(p) if callable(s) else s for p, s in zip(parameters, scales, strict=True)]
+
+
+@_compilable
+def rotated(tensors: Sequence[Tensor], maps: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:
+    """Return each tensor in the coordinates of its rounding, or back, in a type of its own."""
+    return [f(t).to(t.dtype) for t, f in zip(tensors, maps, strict=True)]
 
 
 @_compilable

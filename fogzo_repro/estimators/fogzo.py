@@ -24,6 +24,7 @@ from fogzo_repro.estimators.perturbation import (
     checked_probes,
     epsilons,
     guide_norm,
+    guides,
     integer_blocks,
     random_signs,
     split_stream,
@@ -74,10 +75,9 @@ def fogzo(
         for draws in integer_blocks(weights, n, generator):  # per weight (k, *shape)
             s = random_signs(draws[0].new_empty(len(draws[0])), signs)
             laws, eps = [w.law for w in weights], epsilons(weights)
-            gradients = [w.gradient() for w in weights]
             # in place: v = sqrt(1 - beta) u + s sqrt(beta) g^, u of the weight's law,
             # g^ = eps g / ||eps g||
-            guide_(draws, laws, eps, gradients, inverse_norm, s * sqrt_beta, sqrt_noise)
+            guide_(draws, laws, eps, guides(weights), inverse_norm, s * sqrt_beta, sqrt_noise)
             yield draws
 
     return write_estimate(weights, directions(), probes, n, norm)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from fogzo_repro.estimators.arithmetic import (
+    alphas,
     cross_,
     displace_,
     replace_,
+    rotated,
     scaled_norm,
     shape_,
     weighted,
@@ -73,9 +75,19 @@ def direction_blocks(
 
 
 def epsilons(weights: Sequence[QuantizedWeight]) -> list[Tensor]:
-    """Return epsilon of each weight, all with two kernels."""
-    sizes = torch._foreach_abs([w.alpha() for w in weights])
+    """Return epsilon of each weight, all with a few kernels."""
+    live = alphas([w.parameter.detach() for w in weights], [w.scale for w in weights])
+    sizes = torch._foreach_abs([alpha.detach() for alpha in live])
     return list(torch._foreach_mul(sizes, [w.law.epsilon_bar for w in weights]))
+
+
+def guides(weights: Sequence[QuantizedWeight]) -> list[Tensor]:
+    """Return the STE gradient of each weight in the coordinates of its rounding.
+
+    Raises:
+        ValueError: where backward has not been called.
+    """
+    return rotated([w.gradient() for w in weights], [w.rotate for w in weights])
 
 
 class SequentialProbes:
@@ -183,14 +195,13 @@ def _in_weight_coordinates(
     weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return v rotated back: a row has one epsilon, so that it scales v before or after."""
-    return [
-        w.rotate_back(v).to(w.parameter.dtype) for w, v in zip(weights, directions, strict=True)
-    ]
+    back = rotated(directions, [w.rotate_back for w in weights])
+    return [v.to(w.parameter.dtype) for w, v in zip(weights, back, strict=True)]
 
 
 def guide_norm(weights: Sequence[QuantizedWeight]) -> Tensor:
     """Return the norm of eps * g over all quantized weights together."""
-    return scaled_norm(epsilons(weights), [w.gradient() for w in weights])
+    return scaled_norm(epsilons(weights), guides(weights))
 
 
 def at_least_float32(x: Tensor) -> Tensor:

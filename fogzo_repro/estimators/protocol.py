@@ -52,14 +52,14 @@ class QuantizedWeight:
         return self.alpha().abs() * self.law.epsilon_bar
 
     def gradient(self) -> Tensor:
-        """Return the STE gradient in the coordinates of the rounding.
+        """Return the STE gradient.
 
         Raises:
             ValueError: where backward has not been called.
         """
         if self.parameter.grad is None:
             raise ValueError("call loss.backward() before the estimator: a weight has no gradient")
-        return self.rotate(self.parameter.grad.detach())
+        return self.parameter.grad.detach()
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def estimator_quality(
 def ste_quality(weights: Sequence[QuantizedWeight], reference: SmoothedGradient) -> Quality:
     """Measure the STE gradient in `.grad`, which is one vector: its variance is 0."""
     # in the weights' coordinates, as the directions that probes are given
-    moves = [w.epsilon() * w.rotate_back(w.gradient()) for w in weights]
+    moves = [w.epsilon() * w.gradient() for w in weights]
     g = torch.cat([move.flatten() for move in moves]).double()
     norm, projection = g.norm().item(), torch.dot(g, reference.mean.double()).item()
     alignment = projection / norm if norm else 0.0
