@@ -65,16 +65,17 @@ def write_mini_figure(results: Path, found: TableResults) -> bool:
     quantizers = list(dict.fromkeys(_quantizer(p) for p in points if p.row.endswith("FOGZO")))
     if not quantizers:
         return False
+    looks = _looks(points)
     stem, grid = results / "figures" / found.table, (3, len(quantizers))
     with canvas(stem, points, (COLUMN, 3 * ROW_HEIGHT + 0.75), grid) as (figure, axes):
         for index, quantizer in enumerate(quantizers):
             own = [p for p in points if _quantizer(p) == quantizer]
             best = chosen(found, f"{quantizer} STE")
             _against_noise(axes[0][index], own, None if best is None else best.column)
-            _over_time(axes[1][index], own, RHO)
-            _over_time(axes[2][index], own, RATIO)
+            _over_time(axes[1][index], own, RHO, looks)
+            _over_time(axes[2][index], own, RATIO, looks)
             axes[2][index].set_xlabel("step")
-        _label(figure, axes, quantizers)
+        _label(figure, axes, quantizers, looks)
     return True
 
 
@@ -120,13 +121,24 @@ def _course(cell: CellResult) -> Iterator[Point]:
                 yield Point(*place, *what, step, summary.n, summary.mean, sd)
 
 
-def _look(points: Sequence[Point]) -> dict[float, dict[str, Any]]:
-    """Return colour and line of each 1 - beta_min, told apart without colour too."""
+def _looks(points: Sequence[Point]) -> dict[float, dict[str, Any]]:
+    """Return colour, line and name of each 1 - beta_min, told apart without colour too.
+
+    One for all quantizers, of which each may have other values: a sweep that is not complete.
+    """
     noises = sorted({p.noise for p in points if p.noise and p.row.endswith("FOGZO")})
     return {
-        noise: {"color": COLORS[i % len(COLORS)], "linestyle": LINES[i % len(LINES)]}
+        noise: {
+            "color": COLORS[i % len(COLORS)],
+            "linestyle": LINES[i % len(LINES)],
+            "label": _power(noise),
+        }
         for i, noise in enumerate(noises)
     }
+
+
+def _power(noise: float) -> str:
+    return rf"$10^{{{round(math.log10(noise))}}}$"
 
 
 def _against_noise(axes: Any, points: Sequence[Point], tuned: str | None) -> None:
@@ -156,7 +168,7 @@ def _against_noise(axes: Any, points: Sequence[Point], tuned: str | None) -> Non
     noises = sorted({p.noise for p in along if p.noise})
     axes.set_xscale("log")
     axes.set_xlabel(r"$1-\beta_{\min}$", labelpad=1)
-    axes.set_xticks(noises, [rf"$10^{{{round(math.log10(n))}}}$" for n in noises])
+    axes.set_xticks(noises, [_power(n) for n in noises])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(noises[0] / 2, noises[-1] * 2)
     means = [p.mean for p in (*(level[0] for level in levels), *along)]
@@ -165,21 +177,24 @@ def _against_noise(axes: Any, points: Sequence[Point], tuned: str | None) -> Non
         axes.set_ylim(min(means) / 2, 2 * max(means))
 
 
-def _over_time(axes: Any, points: Sequence[Point], quantity: str) -> None:
-    for noise, look in _look(points).items():
+def _over_time(
+    axes: Any, points: Sequence[Point], quantity: str, looks: dict[float, dict[str, Any]]
+) -> None:
+    for noise, look in looks.items():
         along = [p for p in points if p.quantity == quantity and p.noise == noise]
-        exponent = round(math.log10(noise))
-        axes.plot(
-            [p.step for p in along], [p.mean for p in along], **look, marker=None,
-            label=rf"$10^{{{exponent}}}$",
-        )  # fmt: skip
+        if along:
+            axes.plot([p.step for p in along], [p.mean for p in along], **look, marker=None)
     values = [p.mean for p in points if p.quantity == quantity and p.mean > 0]
     if values and max(values) > LOG_FROM * min(values):
         axes.set_yscale("log")
 
 
-def _label(figure: Any, axes: Any, quantizers: Sequence[str]) -> None:
+def _label(
+    figure: Any, axes: Any, quantizers: Sequence[str], looks: dict[float, dict[str, Any]]
+) -> None:
     """Name the rows, and put the two legends where they hide nothing."""
+    from matplotlib.lines import Line2D
+
     titles = (
         "train loss (nats)", r"$\rho_t=(1-\beta_t)\,d/\beta_t$", r"$|c|\,/\,\|\varepsilon g\|$",
     )  # fmt: skip
@@ -188,11 +203,13 @@ def _label(figure: Any, axes: Any, quantizers: Sequence[str]) -> None:
         row[0].text(0.0, 1.04, f"({letter})", transform=row[0].transAxes, fontweight="bold")
     for column, quantizer in zip(axes[0], quantizers, strict=True):
         column.set_title(quantizer)
-    noises = axes[1][0].get_legend_handles_labels()
-    levels = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
+    levels: dict[str, Any] = {}
+    for column in axes[0]:
+        levels |= dict(zip(*reversed(column.get_legend_handles_labels()), strict=True))
     figure.legend(
         levels.values(), levels, title="(a)", loc="outside lower left", ncols=1, **LEGEND,
     )  # fmt: skip
     figure.legend(
-        *noises, title=r"(b, c) $1-\beta_{\min}$", loc="outside lower right", ncols=2, **LEGEND,
+        handles=[Line2D([], [], **look) for look in looks.values()],
+        title=r"(b, c) $1-\beta_{\min}$", loc="outside lower right", ncols=2, **LEGEND,
     )  # fmt: skip

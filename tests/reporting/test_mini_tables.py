@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 
 from fogzo_repro.reporting import readme
 from fogzo_repro.reporting.claims import judge, read_claims
@@ -114,6 +116,25 @@ def test_a_beta_that_was_only_tuned_is_drawn_from_its_tuning_seeds(results: Path
     }  # fmt: skip
     courses = {(p["column"], p["seeds"], p["n"]) for p in figure_lines(results, "c_over_g")}
     assert courses == {("1-beta=1e-08", "tuning", "2"), ("1-beta=1e-09", "evaluation", "1")}
+
+
+def test_a_beta_has_one_look_in_all_quantizers_though_their_sweeps_differ(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, set[tuple[str, str]]] = {}
+    plot = Axes.plot
+
+    def watch(axes: Axes, *what: Any, label: str = "", **look: Any) -> Any:
+        drawn.setdefault(label, set()).add((look["color"], look["linestyle"]))
+        return plot(axes, *what, label=label, **look)
+
+    monkeypatch.setattr(Axes, "plot", watch)
+    for quantizer, noises in (("2-bit", ("1e-08", "1e-07")), ("1-bit", ("1e-10", "1e-08"))):
+        for noise in noises:
+            cell = f"{quantizer} FOGZO", f"1-beta={noise}"
+            save_mini(results, make_mini_record(VISION, *cell, 0, 0.05))
+    assert write_mini_figure(results, read_results(results, VISION))
+    assert len(drawn) == len(set().union(*drawn.values())) == 3
 
 
 def test_old_records_without_a_history_still_give_the_final_losses(results: Path) -> None:
