@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,10 +22,21 @@ def compiled() -> Iterator[None]:
     compile_arithmetic(False)
 
 
+def mean_magnitude(weight: torch.Tensor) -> torch.Tensor:
+    return weight.abs().mean(1, keepdim=True)
+
+
+def reverse(weight: torch.Tensor) -> torch.Tensor:
+    return weight.flip(-1)
+
+
 def estimate(quantizer: str) -> list[torch.Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
-    weights = quantize(model, quantizer)
+    first, *others = quantize(model, quantizer)
+    # one whose scale is live and whose rounding is in other coordinates
+    first = replace(first, scale=mean_magnitude, rotate=reverse, rotate_back=reverse)
+    weights = [first, *others]
     x = torch.randn(16, 6)
     stream = torch.Generator().manual_seed(1)
     kept = []
