@@ -14,6 +14,7 @@ activation (of an image: the channels of one pixel).
 from __future__ import annotations
 
 import math
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -38,8 +39,14 @@ OUTER_LEVEL = {  # a_b: the outer level that is best for a Gaussian, in units of
     7: 3.6010497188221655,
     8: 3.884938678807525,
 }
-HAS_TRITON = find_spec("triton") is not None
 LEAST_BLOCK = 16  # that a tensor core multiplies
+
+
+@cache
+def has_kernels() -> bool:
+    """Return whether Triton is there, and supports the GPUs: Ampere and later."""
+    ages = [torch.cuda.get_device_capability(k) for k in range(torch.cuda.device_count())]
+    return find_spec("triton") is not None and bool(ages) and min(ages) >= (8, 0)
 
 
 class Quest(nn.Module):
@@ -87,6 +94,7 @@ class Quest(nn.Module):
         self.row_axes = row_axes
         self.of_inputs = of_inputs
         self.block = 1 if hadamard == "none" else block_size(row)
+        self.has_kernels = of_inputs and self.block >= LEAST_BLOCK and has_kernels()
         self.outer_unit = (2**bits - 1) / 2  # alpha in units of Delta
         # The mask M is |x| <= limit and |Q(x) - x| <= width, in units of Delta. Between the outer
         # levels no error exceeds Delta/2, so the default is the outer clip |x| <= alpha + Delta/2
@@ -103,7 +111,7 @@ class Quest(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized rows, shaped and typed as x."""
         kind = self._product_type(x)
-        if HAS_TRITON and x.is_cuda and kind is not None and self.block >= LEAST_BLOCK:
+        if self.has_kernels and x.is_cuda and kind is not None:
             return self._unrows(self._by_kernel(self._last(x).to(kind)), x).to(x.dtype)
         rotated = self._rows(x)
         spacing = self._spacing(rotated)

@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+from fogzo_repro.quantization import quest
+from fogzo_repro.quantization.quest import Quest
 from tests.conftest import ROOT
 
 triton = pytest.importorskip("triton")
@@ -117,11 +119,24 @@ def test_kernels_equal_the_formula_in_float64_under_compile_and_vmap_too(tmp_pat
     assert calls == "[1]"
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [([], False), ([(7, 5)], False), ([(9, 0), (7, 5)], False), ([(8, 0), (9, 0)], True)],
+    ids=["no-gpu", "turing", "mixed", "ampere"],
+)
+def test_gpus_that_triton_does_not_support_take_plain_torch(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+    quest.has_kernels.cache_clear()
+    assert Quest(64, 2, of_inputs=True).has_kernels == expected
+    assert not Quest(8, 2, of_inputs=True).has_kernels
+    assert not Quest(64, 2).has_kernels, "weights are rotated in float32"
+    quest.has_kernels.cache_clear()
+
+
 @pytest.mark.skipif(not GPU, reason="needs a CUDA device")
 @pytest.mark.parametrize("images", [False, True], ids=["tokens", "pixels"])
 def test_a_network_on_a_gpu_uses_them(images):
-    from fogzo_repro.quantization.quest import Quest
-
     shape = (4, 64, 9, 9) if images else (4, 9, 64)
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).cuda()
     if images:
