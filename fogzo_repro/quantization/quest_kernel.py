@@ -171,12 +171,6 @@ def _(g: Tensor, mask: Tensor, block: int, rotate_back: bool) -> Tensor:
     return g.new_empty(g.shape)
 
 
-@_quantize.register_vmap
-def _(info: Any, axes: tuple[Any, ...], x: Tensor, spacing: Tensor, *numbers: Any) -> Any:
-    rows = _quantize(x.movedim(axes[0], 0), spacing.movedim(axes[1], 0), *numbers)
-    return rows, (0, 0 if numbers[-1] else None)
-
-
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
     ctx.block, ctx.rotate_back = inputs[2], inputs[6]
