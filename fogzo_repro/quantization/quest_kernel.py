@@ -115,13 +115,14 @@ def _backward(
 def _launch(kernel: Any, x: Tensor, *arguments: Any, block: int, **choices: bool) -> None:
     """Run a kernel over all blocks, by as many programs as run at a time, or fewer."""
     blocks = x.numel() // block
+    if not blocks:
+        return
     programs = -(-blocks // TILE)
     if x.is_cuda:
-        programs = min(
-            programs, 8 * torch.cuda.get_device_properties(x.device).multi_processor_count
-        )
+        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+        programs = min(programs, 8 * processors)
     power = 2.0 ** -(int(math.log2(block)) // 2)  # keeps float16 in its range
-    if blocks:
+    with torch.cuda.device_of(x):
         kernel[(programs,)](
             x, *arguments,
             B=block, POWER=power, REST=block**-0.5 / power, TILE=TILE, num_warps=WARPS, **choices,
