@@ -65,7 +65,7 @@ class Point:
 
 
 def write_tradeoff(folder: Path, name: str, found: TableResults) -> bool:
-    """Write <name>-time.png and .csv; return False where nothing was run, or no step timed."""
+    """Write <name>-time.png and .csv; return False where no two methods were run and timed."""
     benches = read_step_times(folder.parent / "records" / "bench") if found.table in MINIS else None
     points = []
     for panel, cells in panels(found).items():
@@ -73,8 +73,8 @@ def write_tradeoff(folder: Path, name: str, found: TableResults) -> bool:
             hours = _hours(evaluated(cell), benches)
             if hours is not None and kind_of(method(found, cell)) in COMPARED:
                 points.append(_point(panel, method(found, cell), cell, hours))
-    if not points:
-        return False
+    if len(points) < 2:
+        return False  # one point trades nothing off
     titles = list(dict.fromkeys(p.panel for p in points))
     groups = list(dict.fromkeys(_group(p) for p in points))
     height = PANEL_HEIGHT * len(titles) + legend_height(groups) + 0.25
