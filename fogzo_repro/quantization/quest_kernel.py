@@ -59,6 +59,15 @@ def _sylvester(B: tl.constexpr, POWER: tl.constexpr, kind: tl.constexpr):
 
 
 @triton.jit
+def _places(tile, blocks, B: tl.constexpr, TILE: tl.constexpr):
+    """Return a tile's blocks, which of them there are, and where their elements and bits are."""
+    block = (tile * TILE + tl.arange(0, TILE)).to(tl.int64)
+    elements = block[:, None] * B + tl.arange(0, B)[None, :]
+    bytes = block[:, None] * (B // 8) + tl.arange(0, B // 8)[None, :]
+    return block, block < blocks, elements, bytes
+
+
+@triton.jit
 def _forward(
     x_pointer, spacing_pointer, out_pointer, mask_pointer, blocks, of_a_row,
     outer_unit, limit, width,
@@ -69,9 +78,7 @@ def _forward(
     matrix = _sylvester(B, POWER, kind)
     bit = tl.arange(0, 8)
     for tile in range(tl.program_id(0), tl.cdiv(blocks, TILE), tl.num_programs(0)):
-        block = (tile * TILE + tl.arange(0, TILE)).to(tl.int64)
-        elements = block[:, None] * B + tl.arange(0, B)[None, :]
-        there = block < blocks
+        block, there, elements, bytes = _places(tile, blocks, B, TILE)
         x = tl.load(x_pointer + elements, there[:, None], other=0.0)
         spacing = tl.load(spacing_pointer + block // of_a_row, there, other=1.0)
         units = tl.dot(x, matrix) * (REST / spacing)[:, None]
@@ -81,7 +88,6 @@ def _forward(
         if KEEP:
             trusted = (tl.abs(units) <= limit) & (tl.abs(levels - units) <= width)
             bits = tl.reshape(trusted.to(tl.int32), (TILE, 8, B // 8)) << bit[None, :, None]
-            bytes = block[:, None] * (B // 8) + tl.arange(0, B // 8)[None, :]
             tl.store(mask_pointer + bytes, tl.sum(bits, 1).to(tl.uint8), there[:, None])
         if BACK:
             out = tl.dot((levels * (spacing * REST)[:, None]).to(kind), matrix)
@@ -100,16 +106,13 @@ def _backward(
     matrix = _sylvester(B, POWER, kind)
     bit = tl.arange(0, 8)
     for tile in range(tl.program_id(0), tl.cdiv(blocks, TILE), tl.num_programs(0)):
-        block = (tile * TILE + tl.arange(0, TILE)).to(tl.int64)
-        elements = block[:, None] * B + tl.arange(0, B)[None, :]
-        bytes = block[:, None] * (B // 8) + tl.arange(0, B // 8)[None, :]
-        there = (block < blocks)[:, None]
-        g = tl.load(g_pointer + elements, there, other=0.0)
-        bits = tl.load(mask_pointer + bytes, there, other=0).to(tl.int32)
+        _, there, elements, bytes = _places(tile, blocks, B, TILE)
+        g = tl.load(g_pointer + elements, there[:, None], other=0.0)
+        bits = tl.load(mask_pointer + bytes, there[:, None], other=0).to(tl.int32)
         trusted = tl.reshape((bits[:, None, :] >> bit[None, :, None]) & 1, (TILE, B)) == 1
         rotated = tl.dot(g, matrix) * (REST * REST) if BACK else g.to(tl.float32) * REST
         out = tl.dot(tl.where(trusted, rotated, 0.0).to(kind), matrix)
-        tl.store(out_pointer + elements, out.to(kind), there)
+        tl.store(out_pointer + elements, out.to(kind), there[:, None])
 
 
 def _launch(kernel: Any, x: Tensor, *arguments: Any, block: int, **choices: bool) -> None:
