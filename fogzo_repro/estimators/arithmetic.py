@@ -51,7 +51,7 @@ def alphas(parameters: Sequence[Tensor], scales: Sequence[Scale]) -> list[Tensor
 
 @_compilable
 def rotated(tensors: Sequence[Tensor], maps: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:
-    """Return each tensor in the coordinates of its rounding, or back, in a type of its own."""
+    """Return each tensor in the coordinates of its rounding, or back; types stay."""
     return [f(t).to(t.dtype) for t, f in zip(tensors, maps, strict=True)]
 
 

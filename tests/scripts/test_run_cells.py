@@ -81,6 +81,12 @@ def test_other_seeds_replace_the_evaluation_seeds_and_leave_the_tuning_seeds(
     assert {cell.config.recipe.max_steps for cell in found} == {3}
 
 
+def test_a_pattern_takes_a_part_of_a_table(script: ModuleType) -> None:
+    found = script.table_cells("mini-deit-tiny/1bit-[!r]*", [])
+    rows = {cell.config.cell.row for cell in found}
+    assert rows == {"1-bit FOGZO", "1-bit STE", "1-bit STE, equal cost"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
