@@ -15,9 +15,11 @@ from fogzo_repro.estimators.perturbation import BLOCK_NUMBERS
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.hardware import Machine, resolve_machine
 from fogzo_repro.training.batchnorm import share_batchnorm
+from fogzo_repro.training.build import build_step
 from fogzo_repro.training.distributed import current_ranks
 from fogzo_repro.training.graph import can_capture
 from fogzo_repro.training.network import Network, build_network
+from fogzo_repro.training.step import TrainStep
 from fogzo_repro.training.tasks import Task, build_task
 
 # Blocks of directions that exist at once: the one before, the new one, and its share of the guide.
@@ -45,6 +47,12 @@ class Prepared:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.config.output_root) / self.run_id
+
+    def build_step(self) -> TrainStep:
+        """Build the training step; compile the network where the machine does."""
+        return build_step(
+            self.config, self.machine, self.network, self.task.loss, self.batched_probes
+        )
 
 
 def prepare(config: RunConfig) -> Prepared:

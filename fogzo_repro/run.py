@@ -22,8 +22,6 @@ import torch
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import RunConfig, UserError, to_yaml
-from fogzo_repro.estimators.arithmetic import compile_arithmetic
-from fogzo_repro.estimators.build import build_estimator
 from fogzo_repro.prepare import Prepared, evaluations_per_step, prepare
 from fogzo_repro.reporting.records import SCHEMA_VERSION, read_record, write_record
 from fogzo_repro.tracking.environment import command_line, git_state, versions
@@ -35,10 +33,8 @@ from fogzo_repro.training.distributed import current_ranks
 from fogzo_repro.training.graph import CapturedStep
 from fogzo_repro.training.loop import Diverged, Mirror, Plan, Training
 from fogzo_repro.training.memory import check_batch_fits
-from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.preemption import Preempted, StopRequest
 from fogzo_repro.training.schedules import learning_rate
-from fogzo_repro.training.step import TrainStep
 
 
 def finished_record(prepared: Prepared) -> dict[str, Any] | None:
@@ -116,7 +112,7 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     config, machine, folder = prepared.config, prepared.machine, prepared.folder
     task = prepared.task
     task.load(machine.device)
-    step = _build_step(prepared)
+    step = prepared.build_step()
     batch = config.recipe.global_batch_size
     take = CapturedStep(step, batch) if machine.cuda_graph else step
     batches = task.batches(batch)
@@ -202,29 +198,6 @@ class _Log:
         with open(self.path, "a") as file:
             file.write(f"{stamp} {line}\n")
         self.progress.say(line)
-
-
-def _build_step(prepared: Prepared) -> TrainStep:
-    config, machine, network = prepared.config, prepared.machine, prepared.network
-    compile_arithmetic(machine.compile)
-    if machine.compile:
-        torch.compiler.reset()  # the graphs of earlier runs in this process count against a limit
-        network.model.compile(dynamic=False)  # in place: the parameters keep their names
-    return TrainStep(
-        network.model,
-        prepared.task.loss,
-        build_optimizer(config.recipe, network.model, capturable=machine.cuda_graph),
-        build_estimator(config.estimator, machine.device),
-        network.weights,
-        seed=config.seed,
-        batched_probes=prepared.batched_probes,
-        probe_fraction=getattr(config.estimator, "probe_fraction", 1.0),
-        random_sign=getattr(config.estimator, "random_sign", False),
-        autocast=machine.autocast,
-        clip_norm=config.recipe.clip_norm,
-        ranks=current_ranks(),
-        micro_batch=config.recipe.micro_batch_size if config.recipe.accumulate else None,
-    )
 
 
 def _record(

@@ -72,7 +72,7 @@ def build_step(config: RunConfig) -> tuple[TrainStep, Any]:
     """Return a step and one of its batches."""
     prepared = run.prepare(config)
     prepared.task.load(prepared.machine.device)
-    step = run._build_step(prepared)
+    step = prepared.build_step()
     step.model.train()
     batches = prepared.task.batches(config.recipe.global_batch_size)
     return step, next(batches.epoch(torch.Generator().manual_seed(0)))

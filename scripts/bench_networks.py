@@ -6,7 +6,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,12 @@ def cases(group: str) -> list[str]:
     ]
 
 
-def configure(group: str, case: str, arguments: argparse.Namespace) -> RunConfig:
-    """Compose the run that a case stands for."""
+def configure(
+    group: str, case: str, arguments: argparse.Namespace, more: Sequence[str] = ()
+) -> RunConfig:
+    """Compose the run that a case stands for, with more overrides."""
     network, quantizer = case.rsplit(" ", 1)
-    overrides = [*NETWORKS[group][network], *QUANTIZERS[quantizer]]
+    overrides = [*NETWORKS[group][network], *QUANTIZERS[quantizer], *more]
     if group == "vision":
         overrides += ["dataset=imagenet1k", "recipe.global_batch_size=256"]
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
@@ -88,10 +90,11 @@ def photographs(config: RunConfig, device: Any, toy: bool) -> tuple[list[Any], A
     import torch
 
     from fogzo_repro.data import Batch
+    from fogzo_repro.training.distributed import current_ranks
     from fogzo_repro.training.imagenet import photograph_loss
 
     batch, side = config.recipe.global_batch_size, 64 if toy else 224
-    stream = torch.Generator().manual_seed(0)
+    stream = torch.Generator().manual_seed(current_ranks().rank)
     shape = (BATCHES * batch, 3, side, side)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=stream).to(device)
     labels = torch.randint(0, 1000, shape[:1], generator=stream).to(device)
@@ -104,10 +107,11 @@ def sequences(config: RunConfig, device: Any) -> tuple[list[Any], Any, dict[str,
     import torch
 
     from fogzo_repro.data.c4 import TokenBatch
+    from fogzo_repro.training.distributed import current_ranks
 
     model: Any = config.model
     shape = (config.recipe.global_batch_size, model.context + 1)
-    stream = torch.Generator().manual_seed(0)
+    stream = torch.Generator().manual_seed(current_ranks().rank)
     words = min(32000, model.vocabulary)  # the tokenizer's, whatever the vocabulary
     drawn = [torch.randint(words, shape, generator=stream).to(device) for _ in range(BATCHES)]
 
@@ -135,12 +139,9 @@ def build(config: RunConfig, group: str, toy: bool) -> tuple[Any, list[Any], Any
     """Return the training step as a run builds it, its batches, and the machine."""
     import torch
 
-    from fogzo_repro.estimators.arithmetic import compile_arithmetic
-    from fogzo_repro.estimators.build import build_estimator
     from fogzo_repro.hardware import resolve_machine
+    from fogzo_repro.training.build import build_step
     from fogzo_repro.training.network import build_network
-    from fogzo_repro.training.optimizers import build_optimizer
-    from fogzo_repro.training.step import TrainStep
 
     machine = resolve_machine(config)
     if group == "vision":
@@ -152,20 +153,8 @@ def build(config: RunConfig, group: str, toy: bool) -> tuple[Any, list[Any], Any
     network = build_network(config, of_model, machine.device)
     if machine.channels_last:
         network.model.to(memory_format=torch.channels_last)
-    compile_arithmetic(machine.compile)
-    if machine.compile:
-        network.model.compile(dynamic=False)
-    step = TrainStep(
-        network.model.train(),
-        loss,
-        build_optimizer(config.recipe, network.model, capturable=machine.cuda_graph),
-        build_estimator(config.estimator, machine.device),
-        network.weights,
-        seed=0,
-        autocast=machine.autocast,
-        clip_norm=config.recipe.clip_norm,
-    )
-    return step, batches, machine
+    network.model.train()
+    return build_step(config, machine, network, loss), batches, machine
 
 
 def measure(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -173,7 +162,7 @@ def measure(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     config = configure(group, arguments.one, arguments)
     step, batches, machine = build(config, group, arguments.toy)
-    clock = Clock(step, batches, machine, arguments)
+    clock = Clock(step, batches, machine, arguments, machine.cuda_graph)
     probed = config.estimator.name != "ste"
     clock.compile(probed)
     compile_seconds = round(time.monotonic() - started, 1)
@@ -218,14 +207,18 @@ class Clock:
     """Times one network; on a GPU with events, so that nothing waits within a step."""
 
     def __init__(
-        self, step: Any, batches: list[Any], machine: Any, arguments: argparse.Namespace
+        self,
+        step: Any,
+        batches: list[Any],
+        machine: Any,
+        arguments: argparse.Namespace,
+        captured: bool,
     ) -> None:
         from fogzo_repro.training.graph import CapturedStep
 
         self.step = step
         self.batches = batches
         self.on_gpu = machine.device.type == "cuda"
-        captured = machine.cuda_graph
         self.take = CapturedStep(step, len(batches[0][0])) if captured else step
         self.forwards: Callable[[], Any] = self._two_forwards
         self.count, self.discarded, self.taken = arguments.steps, arguments.warm_up, 0
@@ -275,11 +268,11 @@ class Clock:
 
     def steps(self, probing: bool) -> dict[str, float]:
         """Time whole steps."""
-        return self._median(lambda: self.train(probing), lambda: None)
+        return self.median(lambda: self.train(probing))
 
     def two_forwards(self) -> dict[str, float]:
         """Time the two forward passes of a probe pair, each time on new weights."""
-        return self._median(self.forwards, lambda: self.train(probing=False))
+        return self.median(self.forwards, lambda: self.train(probing=False))
 
     def last_loss(self) -> float:
         """Return the loss of the last step; without numbers and gradients nothing was measured."""
@@ -292,7 +285,10 @@ class Clock:
             raise SystemExit("the quantized weights have no gradient: this was no training")
         return last["loss"]
 
-    def _median(self, timed: Callable[[], Any], between: Callable[[], None]) -> dict[str, float]:
+    def median(
+        self, timed: Callable[[], Any], between: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Time something, with something else in between; in milliseconds."""
         import torch
 
         marks: list[Any] = []

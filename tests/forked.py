@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,13 @@ def start(arguments: list[str], stderr: Path, before: Callable[[], None] | None 
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def free_port() -> int:
+    """Return a port for the ranks of a run to meet at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def finish(pid: int) -> int:

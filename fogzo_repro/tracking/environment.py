@@ -19,10 +19,23 @@ def command_line() -> str:
     """Return the command as a user would type it from the project's root."""
     name = Path(sys.argv[0])
     if name.name == "__main__.py":
-        return shlex.join(["python", "-m", "fogzo_repro", *sys.argv[1:]])
-    shown = name.resolve()
-    shown = shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else Path(name.name)
-    return shlex.join(["python", str(shown), *sys.argv[1:]])
+        what = ["-m", "fogzo_repro"]
+    else:
+        shown = name.resolve()
+        shown = shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else Path(name.name)
+        what = [str(shown)]
+    return shlex.join([*_launcher(), *what, *sys.argv[1:]])
+
+
+def _launcher() -> list[str]:
+    """Return what starts Python; torchrun tells the processes it starts how many there are."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return ["python"]
+    nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
+    return [
+        "torchrun", *([] if nodes == "1" else [f"--nnodes={nodes}"]),
+        f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}",
+    ]  # fmt: skip
 
 
 def git_state() -> dict[str, Any]:

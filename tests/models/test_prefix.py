@@ -32,7 +32,7 @@ def build(model: str, *overrides: str) -> tuple[TrainStep, Any]:
     with initialize_config_dir(str(CONFIGS), version_base=None):
         prepared = run.prepare(parse_config(compose("config", given)))
     prepared.task.load(prepared.machine.device)
-    step = run._build_step(prepared)
+    step = prepared.build_step()
     step.model.train()
     batches = prepared.task.batches(prepared.config.recipe.global_batch_size)
     return step, next(iter(batches.epoch(generator_for(0, 0, "order"))))

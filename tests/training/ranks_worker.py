@@ -54,18 +54,19 @@ MODELS = {
 }  # fmt: skip
 CPU = torch.device("cpu")
 ESTIMATORS: dict[str, Any] = {
-    "ste": Ste,
-    "nspsa": lambda: Nspsa(2, 0.0),
-    "fogzo": lambda: Fogzo(1, 0.01, "constant", 0.0, CPU),
+    "ste": lambda device: Ste(),
+    "nspsa": lambda device: Nspsa(2, 0.0),
+    "fogzo": lambda device: Fogzo(1, 0.01, "constant", 0.0, device),
 }
 MIXING = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, smoothing=0.1)
 
 
-def images() -> Batch:
+def images(device: torch.device) -> Batch:
     """64 images that are the same in every process."""
     stream = generator_for(0, 0, "test images")
     pixels = torch.randint(0, 256, (64, *SHAPE), dtype=torch.uint8, generator=stream)
-    return Batch(pixels, torch.randint(0, CLASSES, (64,), generator=stream))
+    labels = torch.randint(0, CLASSES, (64,), generator=stream)
+    return Batch(pixels.to(device), labels.to(device))
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -79,25 +80,30 @@ def token_loss(model: nn.Module, batch: TokenBatch) -> Tensor:
     return model(batch.windows[:, :-1], batch.windows[:, 1:])
 
 
-def windows(ranks: Ranks) -> WindowBatches:
+def windows(ranks: Ranks, device: torch.device) -> WindowBatches:
     """Return windows of tokens that are the same in every process."""
     tokens = torch.randint(0, 20, (600,), generator=generator_for(0, 0, "test tokens"))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shard"
         path.write_bytes(tokens.to(torch.uint16).numpy().tobytes())
         stream = TokenStream([(path, 600)], 20)  # mapped: it outlives the file's name
-    return WindowBatches(stream, 8, BATCH, CPU, ranks.rank, ranks.world_size)
+    return WindowBatches(stream, 8, BATCH, device, ranks.rank, ranks.world_size)
 
 
 def train(
-    model_name: str, estimator: Estimator, ranks: Ranks, adamw: bool = False
+    model_name: str,
+    estimator_name: str,
+    ranks: Ranks,
+    adamw: bool = False,
+    device: torch.device = CPU,
 ) -> dict[str, Tensor]:
     """Train one case; return its weights and losses, and the last gradients.
 
     By SGD in float64; with `adamw` one step in float32.
     """
     torch.manual_seed(1)
-    model = MODELS[model_name]()
+    model = MODELS[model_name]().to(device)
+    estimator: Estimator = ESTIMATORS[estimator_name](device)
     if not adamw:
         model = model.double()
     layers = quantize_layers(model, lambda name, weight: Round(weight, bits=2))
@@ -111,10 +117,10 @@ def train(
     weights = [_perturbed_weight(layer) for layer in layers.values()]
     function: Any = token_loss if model_name == "llama" else loss
     step = TrainStep(model.train(), function, optimizer, estimator, weights, seed=3, ranks=ranks)
-    plain = ImageBatches(images(), BATCH, ranks.rank, ranks.world_size)
+    plain = ImageBatches(images(device), BATCH, ranks.rank, ranks.world_size)
     batches: Any = MixedBatches(plain, MIXING, lambda pixels: pixels.double() / 255, CLASSES)
     if model_name == "llama":
-        batches = windows(ranks)
+        batches = windows(ranks, device)
     rows = []
     epoch = batches.epoch(generator_for(0, 0, "order"))
     for t, batch in zip(range(1 if adamw else STEPS), epoch, strict=False):
@@ -128,22 +134,25 @@ def train(
     return found | {"loss": table[:, 0].contiguous(), "coefficient": table[:, 1].contiguous()}
 
 
-def all_cases(ranks: Ranks) -> dict[str, Tensor]:
+def all_cases(ranks: Ranks, device: torch.device) -> dict[str, Tensor]:
     """Return the weights of every case, by model/estimator/name."""
     return {
         f"{'adamw/' * adamw}{model}/{estimator}/{name}": value
         for adamw in (False, True)
         for model in MODELS
-        for estimator, build in ESTIMATORS.items()
-        for name, value in train(model, build(), ranks, adamw).items()
+        for estimator in ESTIMATORS
+        for name, value in train(model, estimator, ranks, adamw, device).items()
     }
 
 
-def work(rank: int, port: int, folder: Path) -> None:
+def work(rank: int, port: int, folder: Path, on_gpu: bool = False) -> None:
     """Train every case as one of two processes; write the weights to folder/rank<k>.safetensors."""
     distributed._JOINED.clear()  # the parent is one process
     os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "CUDA_VISIBLE_DEVICES": "",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    save_file(all_cases(current_ranks()), folder / f"rank{rank}.safetensors")
+    if not on_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    device = torch.device("cuda", rank) if on_gpu else CPU
+    save_file(all_cases(current_ranks(), device), folder / f"rank{rank}.safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import socket
 
 import pytest
 import ranks_worker
@@ -11,14 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from fogzo_repro.training.distributed import Ranks
+from tests.forked import free_port
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     for build in ranks_worker.MODELS.values():
         build()  # imports timm and transformers, which the children inherit
     fork = multiprocessing.get_context("fork").Process
@@ -36,7 +34,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.
 def test_two_processes_end_with_the_weights_of_one(
     two_ranks: list[dict[str, torch.Tensor]], model: str, estimator: str
 ) -> None:
-    alone = ranks_worker.train(model, ranks_worker.ESTIMATORS[estimator](), Ranks())
+    alone = ranks_worker.train(model, estimator, Ranks())
     torch.manual_seed(1)
     initial = dict(ranks_worker.MODELS[model]().double().named_parameters())
     moved = [(alone[f"weight/{name}"] - p).abs().max() for name, p in initial.items()]
@@ -52,7 +50,7 @@ def test_two_processes_end_with_the_weights_of_one(
 def test_adamw_in_float32_is_handed_the_same_gradients(
     two_ranks: list[dict[str, torch.Tensor]], model: str, estimator: str
 ) -> None:
-    alone = ranks_worker.train(model, ranks_worker.ESTIMATORS[estimator](), Ranks(), adamw=True)
+    alone = ranks_worker.train(model, estimator, Ranks(), adamw=True)
     gradients = {k: v for k, v in alone.items() if k.startswith("gradient/")}
     # A probe's loss, about 2.3, is rounded to 3e-7 in float32, and an estimate is c v / epsilon:
     # its relative error is that of c, the half difference of two such losses.

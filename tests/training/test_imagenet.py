@@ -56,7 +56,7 @@ def test_probes_move_the_loss_and_leave_the_weights(
 ) -> None:
     prepared = run.prepare(configure(images, model, estimator))
     prepared.task.load(torch.device("cpu"))
-    step = run._build_step(prepared)
+    step = prepared.build_step()
     step.model.train()
     batches: Any = prepared.task.batches(8)
     # the weights do not move within a step but by the probes

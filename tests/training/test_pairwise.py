@@ -86,7 +86,7 @@ def build_step(quantizer: str, model: str, estimator: str, data_dir: Path) -> tu
     )
     prepared = run.prepare(config)
     prepared.task.load(torch.device("cpu"))
-    step = run._build_step(prepared)
+    step = prepared.build_step()
     step.model.train()
     step.optimizer.step = lambda *_: None  # type: ignore[method-assign, assignment]
     return step, next(iter(prepared.task.batches(8).epoch(generator_for(0, 0, "order"))))

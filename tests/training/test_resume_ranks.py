@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from fogzo_repro.training import distributed
-from tests.forked import finish, start
+from tests.forked import finish, free_port, start
 
 STEPS = 14
 ESTIMATORS = {
@@ -23,9 +22,7 @@ ESTIMATORS = {
 
 def start_both(arguments: list[str], errors: Path) -> list[int]:
     """Fork two ranks of one run; return their process ids."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def join(rank: int) -> None:
         distributed._JOINED.clear()  # the parent is one process

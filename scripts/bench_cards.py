@@ -1,0 +1,115 @@
+"""Measure the step of several cards that train as one, beside the step of one card alone.
+
+    torchrun --nproc-per-node=4 scripts/bench_cards.py --out results/records/bench/cards-h100.json
+    torchrun --nproc-per-node=2 scripts/bench_cards.py --toy --out /tmp/cards.json    # on the CPU
+
+Each card has the batch of scripts/bench_steps.py, 256 photographs or 64 sequences, so that N cards
+have N times the work; 2-bit weights, bf16, compiled, the median of 50 steps. `together` is the step
+of all as one CUDA graph, `eager` the same launched kernel by kernel, `one_card` that of each card
+without the others, all of them at the same time. `all_reduce_ms` is the sum over the cards of as
+many numbers as there are gradients, and nothing else: with one card's step it is the floor of a
+step that exchanges its gradients after the backward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+
+import torch
+import torch.distributed as dist
+
+from fogzo_repro.tracking.environment import command_line, git_state, versions
+from fogzo_repro.training.distributed import ALONE, Ranks, current_ranks
+from scripts.bench_networks import Clock, build, configure
+
+NETWORKS = {
+    "resnet18": "vision", "resnet50": "vision", "deit_tiny": "vision", "llama_30m": "language",
+}  # fmt: skip
+WAYS = ("together", "eager", "one_card")  # the last one's weights go their own way on each card
+
+
+def main() -> None:
+    """Measure one network after another; the first rank writes the JSON file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--warm-up", type=int, default=5)
+    parser.add_argument("--toy", action="store_true", help="tiny networks, a check on the CPU")
+    arguments = parser.parse_args()
+    ranks = current_ranks()
+    if ranks.world_size == 1:
+        parser.error("start it with torchrun --nproc-per-node=N, N above 1")
+    content: dict[str, Any] = {
+        "bench": "cards", "command": command_line(), **git_state(), "versions": versions(),
+        "processes": ranks.world_size, "cards": {},
+    }  # fmt: skip
+    for name in arguments.networks.split(","):
+        found, content["hardware"] = measure(name, ranks, arguments)
+        content["cards"][name] = found
+        if ranks.first:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+            print(line(name, found, ranks.world_size), flush=True)
+    ranks.meet()
+    dist.destroy_process_group()
+
+
+def measure(name: str, ranks: Ranks, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Return a network's figures and the card's name."""
+    on_gpu = not arguments.toy
+    config = configure(
+        NETWORKS[name], f"{name} round-w2", arguments, [f"hardware.cuda_graph={on_gpu}".lower()]
+    )
+    step, batches, machine = build(config, NETWORKS[name], arguments.toy)
+    exchanged = torch.rand(sum(p.numel() for p in step.parameters), device=machine.device)
+    reduced = Clock(step, batches, machine, arguments, captured=False).median(
+        lambda: dist.all_reduce(exchanged)
+    )
+    found: dict[str, Any] = {"gradient_bytes": 4 * len(exchanged), "all_reduce_ms": reduced}
+    for way in WAYS:
+        step.ranks = ALONE if way == "one_card" else ranks
+        clock = Clock(step, batches, machine, arguments, on_gpu and way != "eager")
+        for probing in (False, True):
+            for _ in range(5):  # more than the steps that are taken eagerly
+                clock.train(probing)
+        found[way] = {"ste_ms": clock.steps(False), "fogzo_ms": clock.steps(True)}
+        found[way]["loss"] = clock.last_loss()
+        if step.ranks is ranks:
+            check_equal_weights(step, ranks)
+        del clock
+        gc.collect()  # a captured graph must not be freed while the next one captures
+    examples, tokens = config.recipe.global_batch_size, getattr(config.model, "context", 1)
+    found |= {"unit": "tokens" if tokens > 1 else "images", "units_per_card": examples * tokens}
+    return found, machine.card
+
+
+def check_equal_weights(step: Any, ranks: Ranks) -> None:
+    """Stop where the cards do not hold the same weights, bit for bit."""
+    digest = hashlib.blake2b()
+    for p in step.parameters:
+        digest.update(p.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    if len(ranks.union({digest.hexdigest()})) > 1:
+        raise SystemExit("the cards hold different weights: this was no training")
+
+
+def line(name: str, found: dict[str, Any], processes: int) -> str:
+    """Return a network's figures in words."""
+    said = [f"{name} on {processes} cards, all-reduce {found['all_reduce_ms']['median']:.2f} ms"]
+    for way in WAYS:
+        ste, fogzo = (found[way][f"{kind}_ms"]["median"] for kind in ("ste", "fogzo"))
+        said.append(f"{way} STE {ste:.2f} FOGZO {fogzo:.2f} ms")
+    return "; ".join(said)
+
+
+if __name__ == "__main__":
+    main()

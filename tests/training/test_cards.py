@@ -1,0 +1,73 @@
+"""Two cards train as one: what test_distributed.py has on the CPU, and what only cards can show."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks_worker
+import torch
+from safetensors.torch import load_file
+from torch.multiprocessing.spawn import spawn
+
+from fogzo_repro.training.distributed import Ranks
+from tests.forked import free_port
+
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+
+ROOT = Path(__file__).resolve().parents[2]
+FOGZO = ["estimator=fogzo", "estimator.noise=1e-4"]
+
+
+@pytest.fixture(scope="module")
+def two_cards(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("cards")
+    spawn(ranks_worker.work, args=(free_port(), folder, True), nprocs=2)
+    return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
+
+
+@pytest.mark.parametrize("estimator", ranks_worker.ESTIMATORS, ids=str)
+@pytest.mark.parametrize("model", ranks_worker.MODELS, ids=str)
+def test_two_cards_end_with_the_weights_of_one(
+    two_cards: list[dict[str, torch.Tensor]], model: str, estimator: str
+) -> None:
+    alone = ranks_worker.train(model, estimator, Ranks(), device=torch.device("cuda", 0))
+    for name, value in alone.items():
+        for card in two_cards:
+            other = card[f"{model}/{estimator}/{name}"]
+            assert torch.allclose(value.double().cpu(), other.double(), rtol=0, atol=1e-9), name
+
+
+def train(folder: Path, *overrides: str) -> Path:
+    """Train on two cards by the command line; return the run folder."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+        f"--master-port={free_port()}", "-m", "fogzo_repro", f"output_root={folder}", *overrides,
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*/record.json")).parent
+
+
+@pytest.mark.parametrize("estimator", [["estimator=ste"], FOGZO], ids=["ste", "fogzo"])
+def test_captured_step_of_two_cards_equals_the_eager_one_bit_for_bit(
+    tmp_path: Path, estimator: list[str]
+) -> None:
+    common = ["dataset=digits", "recipe=digits_mlp", "recipe.max_steps=30", *estimator]
+    eager = train(tmp_path / "eager", *common, "hardware.cuda_graph=false")
+    graph = train(tmp_path / "graph", *common, "hardware.cuda_graph=true")
+    for name in ("metrics.jsonl", "checkpoint-00000030.safetensors"):
+        assert (eager / name).read_bytes() == (graph / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("shared", ["false", "true"], ids=["own batchnorm", "shared batchnorm"])
+def test_compiled_network_trains_on_two_cards(tmp_path: Path, data_dir: Path, shared: str) -> None:
+    folder = train(
+        tmp_path, "model=resnet18", "model.width=16", "scale=mini", "recipe.max_steps=20",
+        "estimator=fogzo", f"data_dir={data_dir}", f"hardware.sync_batchnorm={shared}",
+    )  # fmt: skip
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert sum('"coefficient"' in line for line in lines) >= 20
