@@ -131,6 +131,10 @@ def main() -> int:
                 raise
 
     job()
+    if 2 not in statuses:
+        from fogzo_repro.training.distributed import leave
+
+        leave()
     return max(statuses)
 
 

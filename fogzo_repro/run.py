@@ -114,10 +114,10 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     task.load(machine.device)
     step = prepared.build_step()
     batch = config.recipe.global_batch_size
-    take = CapturedStep(step, batch) if machine.cuda_graph else step
+    ranks = current_ranks()
+    take = CapturedStep(step, batch // ranks.world_size) if machine.cuda_graph else step
     batches = task.batches(batch)
     plan = _plan(prepared, batches.steps_per_epoch)
-    ranks = current_ranks()
     mirrors: list[Mirror] = []
     evaluate = partial(task.evaluate, prepared.network.model)
     training = Training(plan, step, take, batches, evaluate, mirrors)

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 
 from fogzo_repro.tracking.environment import command_line, git_state, versions
-from fogzo_repro.training.distributed import ALONE, Ranks, current_ranks
+from fogzo_repro.training.distributed import ALONE, Ranks, current_ranks, leave
 from scripts.bench_networks import Clock, build, configure
 
 NETWORKS = {
@@ -61,7 +61,7 @@ def main() -> None:
             arguments.out.write_text(json.dumps(content, indent=1) + "\n")
             print(line(name, found, ranks.world_size), flush=True)
     ranks.meet()
-    dist.destroy_process_group()
+    leave()
 
 
 def measure(name: str, ranks: Ranks, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -8,6 +8,7 @@ pass, in one flat buffer per data type: no overlap with it, and the same code fo
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -58,12 +59,17 @@ class Ranks:
             if p.grad is not None:
                 by_type.setdefault(p.grad.dtype, []).append(p.grad)
         for gradients in by_type.values():
-            flat = torch.cat([g.reshape(-1) for g in gradients])
+            flat = gradients[0].new_empty(sum(g.numel() for g in gradients))
+            parts = flat.split([g.numel() for g in gradients])
+            # Each part as its gradient lies in memory: copied all together, in a few kernels.
+            views = [
+                part.as_strided(g.shape, torch.empty_like(g, device="meta").stride())
+                for part, g in zip(parts, gradients, strict=True)
+            ]
+            torch._foreach_copy_(views, gradients)
             dist.all_reduce(flat)
             flat /= self.world_size
-            parts = flat.split([g.numel() for g in gradients])
-            for g, part in zip(gradients, parts, strict=True):
-                g.copy_(part.view(g.shape))
+            torch._foreach_copy_(gradients, views)
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; all ranks must ask."""
@@ -130,6 +136,17 @@ def current_ranks() -> Ranks:
     if not _JOINED:
         _JOINED.append(_join())
     return _JOINED[0]
+
+
+def leave() -> None:
+    """Part from the other processes after runs that came to their ends.
+
+    Not after an error: a captured graph that still holds the communicator would wait for the rest.
+    """
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
+        _JOINED.clear()
 
 
 def _join() -> Ranks:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import spawn
 
+from fogzo_repro.reporting.records import read_record
+from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.training.distributed import Ranks
 from tests.forked import free_port
 
@@ -43,13 +45,21 @@ def test_two_cards_end_with_the_weights_of_one(
 
 def train(folder: Path, *overrides: str) -> Path:
     """Train on two cards by the command line; return the run folder."""
+    process = start([f"output_root={folder}", *overrides])
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    assert "destroy_process_group" not in said  # the communicator is closed before the end
+    return next(folder.glob("*/record.json")).parent
+
+
+def start(overrides: list[str]) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-        f"--master-port={free_port()}", "-m", "fogzo_repro", f"output_root={folder}", *overrides,
+        f"--master-port={free_port()}", "-m", "fogzo_repro", *overrides,
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return next(folder.glob("*/record.json")).parent
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 @pytest.mark.parametrize("estimator", [["estimator=ste"], FOGZO], ids=["ste", "fogzo"])
@@ -58,7 +68,8 @@ def test_captured_step_of_two_cards_equals_the_eager_one_bit_for_bit(
 ) -> None:
     common = ["dataset=digits", "recipe=digits_mlp", "recipe.max_steps=30", *estimator]
     eager = train(tmp_path / "eager", *common, "hardware.cuda_graph=false")
-    graph = train(tmp_path / "graph", *common, "hardware.cuda_graph=true")
+    graph = train(tmp_path / "graph", *common)
+    assert read_record(graph / "record.json")["capture_seconds"] > 0
     for name in ("metrics.jsonl", "checkpoint-00000030.safetensors"):
         assert (eager / name).read_bytes() == (graph / name).read_bytes(), name
 
@@ -69,5 +80,22 @@ def test_compiled_network_trains_on_two_cards(tmp_path: Path, data_dir: Path, sh
         tmp_path, "model=resnet18", "model.width=16", "scale=mini", "recipe.max_steps=20",
         "estimator=fogzo", f"data_dir={data_dir}", f"hardware.sync_batchnorm={shared}",
     )  # fmt: skip
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    assert sum('"coefficient"' in line for line in lines) >= 20
+    steps = [line for line in read_metrics(folder / "metrics.jsonl") if "split" not in line]
+    assert len(steps) == 20
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert read_record(folder / "record.json")["capture_seconds"] > 0
+
+
+def test_stopped_cards_go_on(tmp_path: Path) -> None:
+    given = [
+        "dataset=digits", "recipe=digits_mlp", *FOGZO, f"output_root={tmp_path}",
+        "recipe.max_steps=1000000", "checkpoint_minutes=0.02",
+    ]  # fmt: skip
+    for go, wanted in enumerate(("run the same command again to go on", "resumed after step")):
+        process = start(given)
+        deadline, before = time.monotonic() + 120, set(tmp_path.glob("*/checkpoint-*.json"))
+        while set(tmp_path.glob("*/checkpoint-*.json")) <= before:
+            assert time.monotonic() < deadline, go
+            time.sleep(0.1)
+        process.terminate()
+        assert wanted in process.communicate(timeout=60)[0]
