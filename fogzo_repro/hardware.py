@@ -80,8 +80,9 @@ def resolve_machine(config: RunConfig) -> Machine:
     autocast = DTYPES[precision] if config.recipe.autocast else None
     on_gpu = device.type == "cuda"
     graph = hardware.cuda_graph
-    if graph is None:  # GradScaler stays outside of captured graphs
-        graph = on_gpu and autocast != torch.float16
+    if graph is None:  # GradScaler and shared batch statistics stay outside of captured graphs
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        graph = on_gpu and autocast != torch.float16 and not (several and hardware.sync_batchnorm)
     # The MLP is too small for fused kernels to matter, and is the one network in float32.
     shallow = config.model.name == "mlp"
     compiles = on_gpu and not shallow if hardware.compile is None else hardware.compile

@@ -1,9 +1,10 @@
 """Several processes that train as one: `torchrun --nproc-per-node=N -m fogzo_repro ...`.
 
 Every rank holds the whole model and the whole optimizer and sees its share of each global batch.
-Losses and gradients are averaged over the ranks, so all ranks take the same step; nothing wraps the
-model, so the probes run the very module that is trained. Gradients are averaged after the backward
-pass, in one flat buffer per data type: no overlap with it, and the same code for every model.
+Losses, gradients and estimates are averaged over the ranks, so that all take the same step, bit for
+bit; nothing wraps the model, so the probes run the very module that is trained. Gradients are
+averaged after the backward pass, in one flat buffer per data type: no overlap with it, and the same
+code for every model.
 """
 
 from __future__ import annotations

@@ -135,6 +135,8 @@ class TrainStep:
                 self.null_level = self._null_level(probes)
             streams = self.generators["directions"], self.generators["signs"]
             estimate = self.estimator(self.weights, probes, *streams)
+            # The same on all ranks but for rounding: compiled sums are tuned by each rank.
+            self.ranks.average_gradients(w.parameter for w in self.weights)
             norm_quantized = self._norm(w.parameter for w in self.weights)  # of the estimate
         self.prefix.forget()
         norm = torch.stack([norm_quantized, norm_other]).norm()

@@ -83,7 +83,21 @@ def test_compiled_network_trains_on_two_cards(tmp_path: Path, data_dir: Path, sh
     steps = [line for line in read_metrics(folder / "metrics.jsonl") if "split" not in line]
     assert len(steps) == 20
     assert steps[-1]["loss"] < steps[0]["loss"]
-    assert read_record(folder / "record.json")["capture_seconds"] > 0
+    captured = read_record(folder / "record.json")["capture_seconds"] > 0
+    assert captured == (shared == "false")
+
+
+def test_cards_hold_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
+    """The bench looks at that for compiled networks, captured and not."""
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+            f"--master-port={free_port()}", "scripts/bench_cards.py", "--networks=resnet18",
+            "--steps=2", "--warm-up=1", f"--out={tmp_path / 'cards.json'}",
+        ],
+        cwd=ROOT, text=True, capture_output=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 def test_stopped_cards_go_on(tmp_path: Path) -> None:
