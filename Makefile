@@ -10,7 +10,7 @@ endif
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check smoke figure-shallow table1 table2 table3 table4 minis tables status bench bench-vision bench-language bench-minis bench-loader bench-prepare clean
+.PHONY: help install demo test lint types check smoke figure-shallow table1 table2 table3 table4 minis tables status bench bench-vision bench-language bench-minis bench-cards bench-loader bench-prepare clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -95,6 +95,10 @@ bench-language: install  ## measure the training step of the LLaMAs on one GPU, 
 
 bench-minis: install  ## measure the training step of the small networks on one GPU, about a minute
 	@$(BIN)/python scripts/bench_steps.py minis --out 'results/records/bench/{group}-$(HARDWARE).json'
+
+bench-cards: install  ## measure the step of several cards in one run: CARDS=4, about 6 minutes
+	@$(BIN)/python -m torch.distributed.run --nproc-per-node=$(or $(CARDS),4) scripts/bench_cards.py \
+	  --out results/records/bench/cards-$(HARDWARE).json
 
 bench-loader: install  ## measure how fast photographs are decoded: DATA=..., WORKERS=16
 	@$(BIN)/python scripts/bench_loader.py --data-dir "$$FOGZO_DATA" --workers $(or $(WORKERS),16) \

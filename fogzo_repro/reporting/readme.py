@@ -117,13 +117,39 @@ def _speed(folder: Path) -> str:
     records = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     benched = [each for record in records.values() for each in record.get("networks", {}).items()]
     shown = {network for network, measured in benched if set(measured) != {"none"}}
+    together: list[str] = []
     for path, record in records.items():
         link = f"[{path.stem}](results/records/bench/{path.name})"
-        if "networks" in record:
+        if "cards" in record:
+            together += [f"| {line} | {link} |" for line in _cards(record)]
+        elif "networks" in record:
             networks += [f"| {line} | {link} |" for line in _steps(record, shown)]
         else:
             jobs += [f"| {job} | {value} | {link} |" for job, value in _figures(record)]
-    return "\n".join([*head, *sorted(networks), "", *jobs])
+    of_cards = [
+        "Several cards in one run, each with the batch above, `round-w2`; in brackets, how many "
+        "times one card's. The last columns: launched kernel by kernel, not as one CUDA graph.",
+        "",
+        "| network, cards | STE | FOGZO n=1 | STE, by kernels | FOGZO, by kernels | record |",
+        "|---|---|---|---|---|---|",
+        *together,
+        "",
+    ]
+    return "\n".join([*head, *sorted(networks), "", *(of_cards if together else []), *jobs])
+
+
+def _cards(record: dict[str, Any]) -> list[str]:
+    """Return a line for each network of a bench of several cards."""
+    count, lines = record["processes"], []
+    for network, figures in record["cards"].items():
+        cells = [f"{network}, {count} {record['hardware']}"]
+        for way in ("together", "eager"):
+            for kind in ("ste_ms", "fogzo_ms"):
+                step, alone = figures[way][kind]["median"], figures["one_card"][kind]["median"]
+                rate = 1000 * count * figures["units_per_card"] / step
+                cells.append(f"{rate:,.0f} {figures['unit']}/s ({count * alone / step:.2f})")
+        lines.append(" | ".join(cells))
+    return lines
 
 
 def _steps(record: dict[str, Any], shown: set[str]) -> list[str]:
