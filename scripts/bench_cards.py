@@ -17,6 +17,7 @@ import argparse
 import gc
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT))  # the package need not be installed
 import torch
 import torch.distributed as dist
 
+from fogzo_repro.config import UserError
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.distributed import ALONE, Ranks, current_ranks, leave
 from scripts.bench_networks import Clock, build, configure
@@ -48,7 +50,9 @@ def main() -> None:
     arguments = parser.parse_args()
     ranks = current_ranks()
     if ranks.world_size == 1:
-        parser.error("start it with torchrun --nproc-per-node=N, N above 1")
+        raise UserError("start it with torchrun --nproc-per-node=N, N above 1")
+    if not (arguments.toy or torch.cuda.is_available()):
+        raise UserError("no CUDA device is here; --toy checks on the CPU that it runs")
     content: dict[str, Any] = {
         "bench": "cards", "command": command_line(), **git_state(), "versions": versions(),
         "processes": ranks.world_size, "cards": {},
@@ -112,4 +116,9 @@ def line(name: str, found: dict[str, Any], processes: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":  # all processes find the same
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
