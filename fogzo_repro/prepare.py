@@ -1,4 +1,4 @@
-"""A run before its first step: everything about it is decided here, nothing is started."""
+"""A run before its first step: all is decided and built here, nothing is started."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from fogzo_repro.config import HardwareConfig, RunConfig, UserError, result_fields, run_id
+from fogzo_repro.estimators.arithmetic import compile_arithmetic
+from fogzo_repro.estimators.build import build_estimator
 from fogzo_repro.estimators.perturbation import BLOCK_NUMBERS
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.hardware import Machine, resolve_machine
 from fogzo_repro.training.batchnorm import share_batchnorm
-from fogzo_repro.training.build import build_step
 from fogzo_repro.training.distributed import current_ranks
 from fogzo_repro.training.graph import can_capture
 from fogzo_repro.training.network import Network, build_network
+from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.step import TrainStep
 from fogzo_repro.training.tasks import Task, build_task
 
@@ -104,6 +107,43 @@ def prepare(config: RunConfig) -> Prepared:
     total = config.recipe.max_steps or config.recipe.epochs * steps_per_epoch
     result = json.loads(json.dumps(result_fields(config, resolved)))
     return Prepared(config, machine, task, network, total, batched_probes, result)
+
+
+def build_step(
+    config: RunConfig,
+    machine: Machine,
+    network: Network,
+    loss: Callable[[nn.Module, Any], Tensor],
+    batched_probes: Callable[[Any], Probes] | None = None,
+) -> TrainStep:
+    """Build the step of this process; compile the network, in place, where the machine does.
+
+    Args:
+        config: of the run.
+        machine: what it computes on.
+        network: on that machine's device.
+        loss: (model, batch) -> 0-dim loss in float32.
+        batched_probes: batch -> probes, in place of the sequential ones.
+    """
+    compile_arithmetic(machine.compile)
+    if machine.compile:
+        torch.compiler.reset()  # the graphs of earlier runs in this process count against a limit
+        network.model.compile(dynamic=False)  # in place: the parameters keep their names
+    return TrainStep(
+        network.model,
+        loss,
+        build_optimizer(config.recipe, network.model, capturable=machine.cuda_graph),
+        build_estimator(config.estimator, machine.device),
+        network.weights,
+        seed=config.seed,
+        batched_probes=batched_probes,
+        probe_fraction=getattr(config.estimator, "probe_fraction", 1.0),
+        random_sign=getattr(config.estimator, "random_sign", False),
+        autocast=machine.autocast,
+        clip_norm=config.recipe.clip_norm,
+        ranks=current_ranks(),
+        micro_batch=config.recipe.micro_batch_size if config.recipe.accumulate else None,
+    )
 
 
 def probe_budget(hardware: HardwareConfig) -> int:

@@ -140,7 +140,7 @@ def build(config: RunConfig, group: str, toy: bool) -> tuple[Any, list[Any], Any
     import torch
 
     from fogzo_repro.hardware import resolve_machine
-    from fogzo_repro.training.build import build_step
+    from fogzo_repro.prepare import build_step
     from fogzo_repro.training.network import build_network
 
     machine = resolve_machine(config)
