@@ -1,0 +1,30 @@
+"""The bench of several cards, as two processes on the CPU with a tiny network."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from fogzo_repro.reporting.readme import _cards
+from tests.forked import ROOT, free_port
+
+
+def test_two_processes_train_together_and_alone(tmp_path: Path) -> None:
+    out = tmp_path / "cards.json"
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+            f"--master-port={free_port()}", "scripts/bench_cards.py", "--toy",
+            "--networks=resnet18", "--steps=2", "--warm-up=1", f"--out={out}",
+        ],
+        cwd=ROOT, text=True, capture_output=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    record = json.loads(out.read_text())
+    assert record["command"].startswith("torchrun --nproc-per-node=2 scripts/bench_cards.py")
+    found = record["cards"]["resnet18"]
+    times = [found[w][k]["median"] for w in ("together", "eager") for k in ("ste_ms", "fogzo_ms")]
+    assert min(times) > 0
+    [line] = _cards(record)
+    rate = 2 * 4 / times[0] * 1000  # two processes of 4 images
+    assert f"{rate:,.0f} images/s" in line
