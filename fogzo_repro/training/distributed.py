@@ -21,6 +21,8 @@ from torch import Tensor
 
 from fogzo_repro.estimators.protocol import ProbeLosses, Probes, QuantizedWeight
 
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -87,6 +89,13 @@ class Ranks:
         found: list[set[str]] = [set()] * self.world_size
         dist.all_gather_object(found, lines, group=self.control)
         return set().union(*found)
+
+    def agree(self, tensors: Iterable[Tensor]) -> bool:
+        """Return whether all ranks hold the same bits, by their sums as integers; all must ask."""
+        if self.world_size == 1:
+            return True
+        sums = [t.detach().view(INTEGERS[t.element_size()]).sum() for t in tensors]
+        return len(self.union({str(torch.stack(sums).tolist())})) == 1
 
     def meet(self) -> None:
         """Wait for all ranks."""

@@ -275,10 +275,14 @@ class Training:
 
     def _evaluate(self, finished: bool) -> None:
         self._announce("evaluation")
+        if not self.ranks.agree(self.model.parameters()):
+            raise UserError(
+                f"step {self.done}: the processes hold different weights and train no longer as "
+                "one; start again with hardware.compile=false or with one process"
+            )
         lines: list[dict[str, Any]] = []
-        with torch.compiler.set_stance(
-            "force_eager"
-        ):  # compiling it would take longer than it does
+        # Compiling it would take longer than it does.
+        with torch.compiler.set_stance("force_eager"):
             found = self.evaluate(finished)
         for split, values in found.items():
             lines.append({"step": self.done, "split": split, **values})

@@ -159,8 +159,8 @@ def all_cases(ranks: Ranks, device: torch.device) -> dict[str, Tensor]:
     }
 
 
-def work(rank: int, port: int, folder: Path, on_gpu: bool = False) -> None:
-    """Train every case as one of two processes; write the weights to folder/rank<k>.safetensors."""
+def join(rank: int, port: int, on_gpu: bool = False) -> None:
+    """Be one of two processes."""
     distributed._JOINED.clear()  # the parent is one process
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
@@ -168,5 +168,25 @@ def work(rank: int, port: int, folder: Path, on_gpu: bool = False) -> None:
     }  # fmt: skip
     if not on_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def work(rank: int, port: int, folder: Path, on_gpu: bool = False) -> None:
+    """Train every case as one of two processes; write the weights to folder/rank<k>.safetensors."""
+    join(rank, port, on_gpu)
     device = torch.device("cuda", rank) if on_gpu else CPU
     save_file(all_cases(current_ranks(), device), folder / f"rank{rank}.safetensors")
+
+
+def drift(rank: int, port: int, folder: Path) -> None:
+    """Join as one of two processes; say what `agree` finds for equal and for drifted weights."""
+    join(rank, port)
+    ranks = current_ranks()
+    found = []
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        same = [torch.arange(6.0).view(2, 3).to(dtype).t(), torch.ones((), dtype=dtype)]
+        # the least change of one number on one rank
+        other = [same[0].clone(), same[1].clone()]
+        if rank:
+            other[0][0, 1] = torch.nextafter(other[0][0, 1], other[1])
+        found += [ranks.agree(same), ranks.agree(other)]
+    (folder / f"agree{rank}").write_text(str(found))

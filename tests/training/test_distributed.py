@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import ranks_worker
@@ -13,19 +15,22 @@ from fogzo_repro.training.distributed import Ranks
 from tests.forked import free_port
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    port = free_port()
-    for build in ranks_worker.MODELS.values():
-        build()  # imports timm and transformers, which the children inherit
-    fork = multiprocessing.get_context("fork").Process
-    started = [fork(target=ranks_worker.work, args=(rank, port, folder)) for rank in range(2)]
+def fork_two(target: Callable[[int, int, Path], None], folder: Path) -> None:
+    fork, port = multiprocessing.get_context("fork").Process, free_port()
+    started = [fork(target=target, args=(rank, port, folder)) for rank in range(2)]
     for process in started:
         process.start()
     for process in started:
         process.join(timeout=300)
     assert [process.exitcode for process in started] == [0, 0]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    for build in ranks_worker.MODELS.values():
+        build()  # imports timm and transformers, which the children inherit
+    fork_two(ranks_worker.work, folder)
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
 
 
@@ -67,3 +72,9 @@ def test_adamw_in_float32_is_handed_the_same_gradients(
 def test_ranks_hold_bitwise_equal_weights(two_ranks: list[dict[str, torch.Tensor]]) -> None:
     first, second = two_ranks
     assert first and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_ranks_notice_the_least_difference_of_their_weights(tmp_path: Path) -> None:
+    fork_two(ranks_worker.drift, tmp_path)
+    for rank in range(2):
+        assert (tmp_path / f"agree{rank}").read_text() == str([True, False] * 3)

@@ -1,4 +1,4 @@
-"""Two processes that are killed end with the bytes of two that are not."""
+"""Two processes that are killed end with the bytes of two that are not; two that part stop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fogzo_repro.training import distributed
+from fogzo_repro.training.distributed import Ranks
 from tests.forked import finish, free_port, start
 
 STEPS = 14
@@ -32,6 +33,23 @@ def start_both(arguments: list[str], errors: Path) -> list[int]:
         }  # fmt: skip
 
     return [start(arguments, errors, before=lambda rank=rank: join(rank)) for rank in (0, 1)]  # type: ignore[misc]
+
+
+def test_processes_whose_weights_differ_stop_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ranks, "average_gradients", lambda ranks, parameters: None)
+    errors = tmp_path / "errors"
+    both = start_both(
+        [
+            "dataset=digits", "recipe=digits_mlp", "hardware=cpu", "recipe.max_steps=6",
+            "estimator=ste", f"output_root={tmp_path}",
+        ],
+        errors,
+    )  # fmt: skip
+    assert [finish(pid) for pid in both] == [2, 2]
+    assert "error: step 6: the processes hold different weights" in errors.read_text()
+    assert not list(tmp_path.glob("*/record.json"))
 
 
 def final_bytes(root: Path) -> dict[str, bytes]:
