@@ -82,13 +82,14 @@ def measure(name: str, ranks: Ranks, arguments: argparse.Namespace) -> tuple[dic
     for way in WAYS:
         step.ranks = ALONE if way == "one_card" else ranks
         clock = Clock(step, batches, machine, arguments, on_gpu and way != "eager")
-        for probing in (False, True):
+        found[way] = {}
+        for kind, probing in (("ste", False), ("fogzo", True)):
             for _ in range(5):  # more than the steps that are taken eagerly
                 clock.train(probing)
-        found[way] = {"ste_ms": clock.steps(False), "fogzo_ms": clock.steps(True)}
+            found[way][f"{kind}_ms"] = clock.steps(probing)
+            if step.ranks is ranks and not ranks.agree(step.parameters):
+                raise SystemExit(f"{name}, {way}, {kind}: the cards hold different weights")
         found[way]["loss"] = clock.last_loss()
-        if step.ranks is ranks and not ranks.agree(step.parameters):
-            raise SystemExit(f"{name}, {way}: the cards hold different weights")
         del clock
         gc.collect()  # a captured graph must not be freed while the next one captures
     examples, tokens = config.recipe.global_batch_size, getattr(config.model, "context", 1)
