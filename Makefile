@@ -76,7 +76,7 @@ minis: install  ## run what the claims of the mini tables need, then make tables
 	    || status=$$?; \
 	  test $$status -ne 75 -a $$status -ne 2 || break; done; \
 	  test $$status -ne 2 || exit 2; \
-	  $(BIN)/python scripts/make_tables.py && exit $$status
+	  $(AFTER) && exit $$status
 
 tables: install  ## make results/ (Markdown, CSV, LaTeX, figures) from the committed records alone
 	@$(BIN)/python scripts/make_tables.py

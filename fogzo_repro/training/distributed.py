@@ -62,17 +62,12 @@ class Ranks:
             if p.grad is not None:
                 by_type.setdefault(p.grad.dtype, []).append(p.grad)
         for gradients in by_type.values():
-            flat = gradients[0].new_empty(sum(g.numel() for g in gradients))
-            parts = flat.split([g.numel() for g in gradients])
-            # Each part as its gradient lies in memory: copied all together, in a few kernels.
-            views = [
-                part.as_strided(g.shape, torch.empty_like(g, device="meta").stride())
-                for part, g in zip(parts, gradients, strict=True)
-            ]
-            torch._foreach_copy_(views, gradients)
+            flat = torch.cat([g.reshape(-1) for g in gradients])
             dist.all_reduce(flat)
             flat /= self.world_size
-            torch._foreach_copy_(gradients, views)
+            parts = flat.split([g.numel() for g in gradients])
+            for g, part in zip(gradients, parts, strict=True):
+                g.copy_(part.view(g.shape))
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank; all ranks must ask."""

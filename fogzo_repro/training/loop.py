@@ -278,7 +278,8 @@ class Training:
         if not self.ranks.agree(self.model.parameters()):
             raise UserError(
                 f"step {self.done}: the processes hold different weights and train no longer as "
-                "one; start again with hardware.compile=false or with one process"
+                "one; start again with hardware.compile=false, hardware.cuda_graph=false or one "
+                "process"
             )
         lines: list[dict[str, Any]] = []
         # Compiling it would take longer than it does.
