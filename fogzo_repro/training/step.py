@@ -135,7 +135,7 @@ class TrainStep:
                 self.null_level = self._null_level(probes)
             streams = self.generators["directions"], self.generators["signs"]
             estimate = self.estimator(self.weights, probes, *streams)
-            # The same on all ranks but for rounding: each rank tunes compiled sums for itself.
+            # Equal on all ranks but for rounding: each may tune compiled kernels for itself.
             self.ranks.average_gradients(w.parameter for w in self.weights)
             norm_quantized = self._norm(w.parameter for w in self.weights)  # of the estimate
         self.prefix.forget()

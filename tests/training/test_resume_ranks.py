@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from ranks_worker import join
 
-from fogzo_repro.training import distributed
 from fogzo_repro.training.distributed import Ranks
 from tests.forked import finish, free_port, start
 
@@ -24,15 +25,7 @@ ESTIMATORS = {
 def start_both(arguments: list[str], errors: Path) -> list[int]:
     """Fork two ranks of one run; return their process ids."""
     port = free_port()
-
-    def join(rank: int) -> None:
-        distributed._JOINED.clear()  # the parent is one process
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-
-    return [start(arguments, errors, before=lambda rank=rank: join(rank)) for rank in (0, 1)]  # type: ignore[misc]
+    return [start(arguments, errors, before=partial(join, rank, port)) for rank in (0, 1)]
 
 
 def test_processes_whose_weights_differ_stop_with_one_line(
