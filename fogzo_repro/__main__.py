@@ -15,9 +15,11 @@ from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args  # knows which words belong to Hydra's own flags
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
 
 from fogzo_repro.config import (
     CompositionError,
@@ -73,14 +75,18 @@ def _check_names(overrides: list[Override]) -> None:
     with initialize_config_dir(str(CONFIGS), version_base=None):
         try:
             lines = [str(o.input_line) for o in chosen if not o.is_sweep_override()]
-            known = groups | setting_names(compose("config", lines))
+            config = compose("config", lines)
         except (HydraException, CompositionError):
             return  # an unknown option: Hydra's message has the list
+    known = groups | setting_names(config)
     for override in overrides:
         key = override.get_key_element()
         if key not in known and not key.startswith(("hydra", "+", "~")):
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise ConfigError(f"{key} is not a setting; did you mean {near[0]}?")
+            section, _, rest = key.partition(".")
+            name = OmegaConf.select(config, f"{section}.name") if rest else None
+            of = f" of {section}={name}" if name else ""
+            raise ConfigError(f"{key} is not a setting{of}; did you mean {near[0]}?")
 
 
 def _readable(message: str) -> str:
@@ -93,10 +99,10 @@ def _readable(message: str) -> str:
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
-    overrides = [a for a in sys.argv[1:] if not a.startswith("-")]
-    if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
+    arguments = get_args()
+    if not (arguments.help or arguments.hydra_help):
         try:
-            check(overrides)
+            check(arguments.overrides)
         except ConfigError as error:
             if os.environ.get("RANK", "0") == "0":  # torchrun: all processes find the same
                 _error(error)

@@ -30,6 +30,7 @@ def run_cli(monkeypatch, capsys, *arguments):
 BAD = {
     "misspelt key": (["estimator.betamin=0.9"], "did you mean estimator.beta_min?"),
     "misspelt group": (["estimatr=ste"], "did you mean estimator?"),
+    "another dataset's": (["dataset.allow_partial=true"], "not a setting of dataset=mnist"),
     "unknown option": (["estimator=magic"], "fogzo"),
     "no direction": (["estimator=nspsa", "estimator.n=0"], "estimator.n=0 must be at least 1"),
     "beta too large": (["estimator.beta_min=1.5"], "estimator.beta_min=1.5 is outside [0, 1]"),
@@ -56,6 +57,12 @@ def test_bad_setting_is_one_line_and_status_2(monkeypatch, capsys, arguments, sa
     assert err.startswith("error: ")
     assert said in err
     assert not out
+
+
+def test_flags_of_hydra_are_not_overrides(monkeypatch, capsys):
+    status, out, err = run_cli(monkeypatch, capsys, "seed=7", "--cfg", "job", "-p", "recipe")
+    assert (status, err) == (0, "")
+    assert "# @package recipe" in out
 
 
 def run_error(monkeypatch, capsys, tmp_path, *arguments):
