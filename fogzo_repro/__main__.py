@@ -19,7 +19,6 @@ from hydra._internal.utils import get_args  # knows which words belong to Hydra'
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
 
 from fogzo_repro.config import (
     CompositionError,
@@ -83,9 +82,8 @@ def _check_names(overrides: list[Override]) -> None:
         key = override.get_key_element()
         if key not in known and not key.startswith(("hydra", "+", "~")):
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            section, _, rest = key.partition(".")
-            name = OmegaConf.select(config, f"{section}.name") if rest else None
-            of = f" of {section}={name}" if name else ""
+            section = key.split(".")[0]
+            of = f" of {section}={config[section].name}" if f"{section}.name" in known else ""
             raise ConfigError(f"{key} is not a setting{of}; did you mean {near[0]}?")
 
 
