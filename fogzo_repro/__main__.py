@@ -33,10 +33,6 @@ DIVERGED_STATUS = 3
 SUBMITIT = "SUBMITIT_EXECUTOR"  # set in the jobs of hydra/launcher=submitit_*
 
 
-def _error(error: Exception) -> None:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-
-
 def check(overrides: list[str]) -> None:
     """Compose and parse before anything else; each value of a sweep once.
 
@@ -103,7 +99,7 @@ def main() -> int:
             check(arguments.overrides)
         except ConfigError as error:
             if os.environ.get("RANK", "0") == "0":  # torchrun: all processes find the same
-                _error(error)
+                error.tell()
             return 2
     statuses = [0]
 
@@ -129,7 +125,7 @@ def main() -> int:
                 print(summary(record))
             statuses.append(DIVERGED_STATUS if record["status"] != "finished" else 0)
         except UserError as error:
-            _error(error)
+            error.tell()
             statuses.append(2)
             if SUBMITIT in os.environ:  # another process waits for the status
                 raise

@@ -158,7 +158,7 @@ def main() -> int:
     try:
         print(compare(first, second))
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        error.tell()
         return 2
     return 0
 

@@ -159,7 +159,7 @@ def one_line_errors(tool: Callable[[], None]) -> int:
     try:
         tool()
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        error.tell()
         return 2
     return 0
 

@@ -193,5 +193,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        print("error:", error, file=sys.stderr)
+        error.tell()
         sys.exit(2)

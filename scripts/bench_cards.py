@@ -30,7 +30,8 @@ import torch.distributed as dist
 from fogzo_repro.config import UserError
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.distributed import ALONE, Ranks, current_ranks, leave
-from scripts.bench_networks import Clock, build, configure
+from scripts.bench_clock import Clock
+from scripts.bench_networks import build, configure
 
 NETWORKS = {
     "resnet18": "vision", "deit_tiny": "vision", "llama_30m": "language", "resnet50": "vision",
@@ -111,5 +112,5 @@ if __name__ == "__main__":
         main()
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # all processes find the same
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            error.tell()
         sys.exit(2)

@@ -83,5 +83,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        error.tell()
         sys.exit(2)

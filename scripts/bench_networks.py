@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from fogzo_repro.config import RunConfig, parse_config
 from fogzo_repro.sweeps.rates import flop_per_token
+from scripts.bench_clock import Clock
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {
@@ -52,7 +52,6 @@ MEASURED = {  # beside none and round-w2
 }
 PEAK = 790e12  # FLOP/s
 BATCHES = 4  # different ones, taken in turn
-LR = 1e-4  # low, so that random labels do no harm
 TOY = {
     "vision": ["scale=smoke", "hardware=cpu", "recipe.global_batch_size=4"],
     "language": [
@@ -201,114 +200,6 @@ def rates(found: dict[str, Any]) -> dict[str, float]:
         figures["fogzo_over_ste"] = fogzo / ste
         figures["fogzo_over_parts"] = fogzo / (ste + forwards)
     return figures
-
-
-class Clock:
-    """Times one network; on a GPU with events, so that nothing waits within a step."""
-
-    def __init__(
-        self,
-        step: Any,
-        batches: list[Any],
-        machine: Any,
-        arguments: argparse.Namespace,
-        captured: bool,
-    ) -> None:
-        from fogzo_repro.training.graph import CapturedStep
-
-        self.step = step
-        self.batches = batches
-        self.on_gpu = machine.device.type == "cuda"
-        self.take = CapturedStep(step, len(batches[0][0])) if captured else step
-        self.forwards: Callable[[], Any] = self._two_forwards
-        self.count, self.discarded, self.taken = arguments.steps, arguments.warm_up, 0
-        self.row: Any = None
-
-    def train(self, probing: bool) -> None:
-        """Take one step."""
-        self.step.prepare(self.taken + 1, 10**4, LR)  # at the first step of all beta is 1
-        self.row = self.take(self.batches[self.taken % len(self.batches)], probing)
-        self.taken += 1
-
-    def _two_forwards(self) -> None:
-        loss = self.step.probe_loss(self.batches[0])
-        loss()
-        loss()
-
-    def compile(self, probed: bool) -> None:
-        """Take the steps that compile all that will be timed; give memory back to the card."""
-        import torch
-
-        for probing in (False, True)[: 1 + probed]:
-            self.step.prepare(1, 10**4, LR)
-            self.step(self.batches[0], probing)
-            self.step.optimizer.zero_grad(set_to_none=True)
-            if self.on_gpu:
-                torch.cuda.synchronize()
-                torch.cuda.empty_cache()
-
-    def capture(self, probed: bool) -> None:
-        """Capture the graphs that will be timed."""
-        import torch
-
-        for probing in (False, True)[: 1 + probed]:
-            for _ in range(5):  # more than the steps that are taken eagerly
-                self.train(probing)
-        if not (probed and self.on_gpu):
-            return
-        torch.cuda.synchronize()
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            self._two_forwards()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            self._two_forwards()
-        self.forwards = graph.replay
-
-    def steps(self, probing: bool) -> dict[str, float]:
-        """Time whole steps."""
-        return self.median(lambda: self.train(probing))
-
-    def two_forwards(self) -> dict[str, float]:
-        """Time the two forward passes of a probe pair, each time on new weights."""
-        return self.median(self.forwards, lambda: self.train(probing=False))
-
-    def last_loss(self) -> float:
-        """Return the loss of the last step; without numbers and gradients nothing was measured."""
-        from fogzo_repro.training.step import ROW
-
-        last = dict(zip(ROW, self.row.tolist(), strict=True))
-        if last["failed"] or last["loss"] != last["loss"]:
-            raise SystemExit("a loss or gradient was not finite: this was no training")
-        if self.step.weights and not (last["grad_norm_quantized"] > 0 and not last["dead_guides"]):
-            raise SystemExit("the quantized weights have no gradient: this was no training")
-        return last["loss"]
-
-    def median(
-        self, timed: Callable[[], Any], between: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
-        """Time something, with something else in between; in milliseconds."""
-        import torch
-
-        marks: list[Any] = []
-        for _ in range(self.discarded + self.count):
-            between()
-            if self.on_gpu:
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                timed()
-                end.record()
-                marks.append((begin, end))
-            else:
-                begin_s = time.perf_counter()
-                timed()
-                marks.append(1000 * (time.perf_counter() - begin_s))
-        if self.on_gpu:
-            torch.cuda.synchronize()
-            marks = [begin.elapsed_time(end) for begin, end in marks]
-        kept = sorted(marks[self.discarded :])
-        return {"median": statistics.median(kept), "min": kept[0], "max": kept[-1], "n": len(kept)}
 
 
 def estimator_memory(step: Any) -> dict[str, float]:

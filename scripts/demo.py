@@ -148,7 +148,7 @@ def main() -> int:
     try:
         records, stopped = run_cells()
     except UserError as error:
-        print("error:", error, file=sys.stderr)
+        error.tell()
         return 2
     if stopped:
         print("stopped; `make demo` goes on where it was", file=sys.stderr)

@@ -80,7 +80,7 @@ def main() -> int:
         if results == ROOT / "results":
             update_readme(ROOT / "README.md", results)
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        error.tell()
         return 2
     return 0
 

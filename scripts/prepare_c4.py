@@ -291,7 +291,7 @@ def main(line: list[str] | None = None) -> int:
         args = arguments(line)
         manifest = prepare(args)
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        error.tell()
         return 2
     for split, entry in manifest["splits"].items():
         print(f"{split}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")

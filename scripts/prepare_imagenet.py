@@ -70,7 +70,7 @@ def main() -> int:
             )
         write_manifest(root, listing, bad)
     except (UserError, OSError) as error:  # OSError: a folder that may not be read or written
-        print(f"error: {error}", file=sys.stderr)
+        UserError(error).tell()
         return 2
     return 0
 

@@ -67,7 +67,7 @@ def main() -> int:
             return 0
         return run_claims(arguments, cells) if arguments.claims else run_table(arguments, cells)
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        error.tell()
         return 2
 
 

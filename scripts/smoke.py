@@ -39,7 +39,7 @@ def main() -> int:
     except Preempted:
         return 75
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        error.tell()
         return 2
     seconds = time.monotonic() - started
     print(f"{count} cells, {len(failed)} failed, {seconds:.0f} s")

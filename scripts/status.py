@@ -47,7 +47,7 @@ def main() -> int:
             counts = [len(cells), states.total(), *(states[s] for s in STATES)]
             lines.append([name, *map(str, counts)])
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        error.tell()
         return 2
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     for line in lines:

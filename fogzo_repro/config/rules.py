@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 
 
 class UserError(Exception):
     """Something the user can mend: one line that names the remedy; exit status 2."""
+
+    def tell(self) -> None:
+        """Print it as that one line, on standard error."""
+        print("error:", " ".join(str(self).split()), file=sys.stderr)
 
 
 class ConfigError(UserError):

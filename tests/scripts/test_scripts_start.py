@@ -7,7 +7,8 @@ import pytest
 from tests.forked import python
 
 FOLDER = Path(__file__).resolve().parents[2] / "scripts"
-WITHOUT_OPTIONS = {"demo", "experiments", "bench_networks"}  # the last two are imported, not run
+IMPORTED = {"experiments", "bench_clock", "bench_networks"}
+WITHOUT_OPTIONS = {"demo", *IMPORTED}
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in WITHOUT_OPTIONS)
 
 
