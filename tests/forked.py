@@ -50,6 +50,12 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def torchrun(*words: str) -> list[str]:
+    """Return the command that starts a script, or `-m MODULE`, as two processes."""
+    two = ["--nproc-per-node=2", f"--master-port={free_port()}"]
+    return [sys.executable, "-m", "torch.distributed.run", *two, *words]
+
+
 def finish(pid: int) -> int:
     """Wait for a child; return its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

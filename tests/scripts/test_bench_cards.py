@@ -2,23 +2,19 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from fogzo_repro.reporting.readme import _cards
-from tests.forked import ROOT, free_port
+from tests.forked import ROOT, torchrun
 
 
 def test_two_processes_train_together_and_alone(tmp_path: Path) -> None:
     out = tmp_path / "cards.json"
-    process = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-            f"--master-port={free_port()}", "scripts/bench_cards.py", "--toy",
-            "--networks=resnet18", "--steps=2", "--warm-up=1", f"--out={out}",
-        ],
-        cwd=ROOT, text=True, capture_output=True,
+    command = torchrun(
+        "scripts/bench_cards.py", "--toy", "--networks=resnet18", "--steps=2", "--warm-up=1",
+        f"--out={out}",
     )  # fmt: skip
+    process = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert process.returncode == 0, process.stdout + process.stderr
     record = json.loads(out.read_text())
     assert record["command"].startswith("torchrun --nproc-per-node=2 scripts/bench_cards.py")

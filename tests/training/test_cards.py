@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,11 +15,10 @@ from torch.multiprocessing.spawn import spawn
 from fogzo_repro.reporting.records import read_record
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.training.distributed import Ranks
-from tests.forked import free_port
+from tests.forked import ROOT, free_port, torchrun
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
-ROOT = Path(__file__).resolve().parents[2]
 FOGZO = ["estimator=fogzo", "estimator.noise=1e-4"]
 
 
@@ -53,13 +51,10 @@ def train(folder: Path, *overrides: str) -> Path:
 
 
 def start(overrides: list[str]) -> subprocess.Popen[str]:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-        f"--master-port={free_port()}", "-m", "fogzo_repro", *overrides,
-    ]  # fmt: skip
     return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        torchrun("-m", "fogzo_repro", *overrides),
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("estimator", [["estimator=ste"], FOGZO], ids=["ste", "fogzo"])
@@ -89,14 +84,11 @@ def test_compiled_network_trains_on_two_cards(tmp_path: Path, data_dir: Path, sh
 
 def test_cards_hold_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
     """The bench looks at that for compiled networks, captured and not."""
-    process = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-            f"--master-port={free_port()}", "scripts/bench_cards.py", "--networks=resnet18",
-            "--steps=2", "--warm-up=1", f"--out={tmp_path / 'cards.json'}",
-        ],
-        cwd=ROOT, text=True, capture_output=True,
+    command = torchrun(
+        "scripts/bench_cards.py", "--networks=resnet18", "--steps=2", "--warm-up=1",
+        f"--out={tmp_path / 'cards.json'}",
     )  # fmt: skip
+    process = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert process.returncode == 0, process.stdout + process.stderr
 
 
