@@ -26,9 +26,11 @@ INPUTS = {
     "quest": lambda: Quest(16, 2, of_inputs=True),
 }
 CASES = [
-    ("lsq per channel", "none", False), ("lsq 1 bit", "none", False), ("lsq", "lsq", False),
-    ("lsq", "lsq", True), ("quest", "quest", True),
-]  # weights, inputs, in bf16
+    ("lsq per channel", "none", False, "rows"), ("lsq 1 bit", "none", False, "rows"),
+    ("lsq", "lsq", False, "rows"), ("lsq", "lsq", True, "rows"), ("lsq", "lsq", True, "tokens"),
+    ("lsq", "lsq", True, "images"), ("quest", "quest", True, "rows"),
+]  # weights, inputs, in bf16, what passes through
+SHAPES = {"rows": (8, 16), "tokens": (2, 4, 16), "images": (8, 16, 3, 3)}
 
 
 def weight_quantizers(weight):
@@ -46,10 +48,11 @@ def gradients(network, x, narrow, compiled):
     return {name: p.grad.clone() for name, p in network.named_parameters()}
 
 
-x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-for name, of_inputs, narrow in CASES:
+for name, of_inputs, narrow, kind in CASES:
+    x = torch.randn(SHAPES[kind], generator=torch.Generator().manual_seed(0))
     torch.manual_seed(1)
-    network = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16))
+    layers = [nn.Conv2d(16, 16, 1) if kind == "images" else nn.Linear(16, 16) for _ in range(2)]
+    network = nn.Sequential(layers[0], nn.Tanh(), layers[1])
     quantize_layers(
         network,
         lambda _, weight: dict(weight_quantizers(weight.detach()))[name],
@@ -64,9 +67,9 @@ for name, of_inputs, narrow in CASES:
         assert scale > 0, (name, of_inputs, key)
         torch.testing.assert_close(
             found, expected[key], rtol=tolerance, atol=tolerance * scale,
-            msg=lambda said: f"{name}, inputs {of_inputs}, bf16={narrow}, {key}: {said}",
+            msg=lambda said: f"{name}, inputs {of_inputs}, bf16={narrow}, {kind}, {key}: {said}",
         )
-    print(name, of_inputs, narrow)
+    print(name, of_inputs, narrow, kind)
 """
 
 
@@ -76,7 +79,7 @@ def test_compiled_gradients_equal_the_eager_ones(tmp_path):
     script.write_text(SCRIPT)
     done = python(script, ROOT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 5
+    assert len(done.stdout.splitlines()) == 7
 
 
 SHARED = """

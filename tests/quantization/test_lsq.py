@@ -35,12 +35,15 @@ def quantizer_with_step(kind: str, bits: int, half: bool, v: torch.Tensor, step:
     return quantizer
 
 
+@pytest.mark.parametrize(
+    "shape", [(64, 32), (8, 8, 32), (4, 8, 8, 8)], ids=["rows", "tokens", "images"]
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("bits", "half"), GRIDS)
-def test_gradients_follow_the_piecewise_formulas(kind, bits, half):
+def test_gradients_follow_the_piecewise_formulas(kind, bits, half, shape):
     generator = torch.Generator().manual_seed(bits)
-    v = torch.randn(64, 32, generator=generator).requires_grad_()
-    g = torch.randn(64, 32, generator=generator)
+    v = torch.randn(shape, generator=generator).requires_grad_()
+    g = torch.randn(shape, generator=generator)
     step = 1.3 / 2 ** (bits - 1)
     quantizer = quantizer_with_step(kind, bits, half, v.detach(), step)
     out = quantizer(v)
