@@ -129,7 +129,7 @@ def _units_again(v: Tensor, step: Tensor) -> Tensor:
 
     In other words, but to the bit: where the compiler sees the forward's v/s it keeps it in float32
     if layers share v. Images in the same words: computed anew, a step of ResNet-50 takes a tenth
-    less memory and a seventh more time (`notes` of vision-lsq-w2a2-h200.json).
+    less memory and at best a seventh more time (`notes` of vision-lsq-w2a2-h200.json).
     """
     return _units(v, step) if v.dim() == 4 else _units(-v, -step)
 
