@@ -19,6 +19,7 @@ import numpy as np
 
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4_documents import SourceFile
+from fogzo_repro.randomness import hash64
 
 BOS = 1
 BATCH = 256  # documents encoded at a time
@@ -79,8 +80,7 @@ def held_out(name: str, index: int, every: int) -> bool:
     if not every:
         return False
     block, place = divmod(index, every)
-    digest = hashlib.blake2b(f"{HELD_OUT_SEED}/{name}/{block}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % every == place
+    return hash64(f"{HELD_OUT_SEED}/{name}/{block}".encode()) % every == place
 
 
 def tokenize_file(

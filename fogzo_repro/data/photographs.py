@@ -6,7 +6,6 @@ alone: ranks, workers and an interruption do not matter.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import threading
@@ -22,6 +21,7 @@ from fogzo_repro.config import UserError
 from fogzo_repro.data.augmentation import UnreadableImage, drawn_from, read_image
 from fogzo_repro.data.imagenet import Files
 from fogzo_repro.data.images import Batch, batches_in, rank_share
+from fogzo_repro.randomness import derive_seed
 
 ROUND = 256  # repeated augmentation keeps a multiple of this many images an epoch (RECIPES B.3)
 SUBSTITUTES = 10  # neighbours tried in place of an unreadable image
@@ -189,12 +189,6 @@ def outlive_signals(worker: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def sample_seed(epoch_seed: int, index: int, copy: int) -> int:
-    """Return 63 bits that depend on all three."""
-    digest = hashlib.blake2b(f"{epoch_seed}/{index}/{copy}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
 @dataclass(frozen=True)
 class PhotographBatches:
     """The training batches of one rank.
@@ -228,7 +222,7 @@ class PhotographBatches:
             place = slice(index * size, (index + 1) * size)
             own = rank_share(len(images[place]), self.rank, self.order.world_size)
             chosen = zip(images[place][own].tolist(), copies[place][own].tolist(), strict=True)
-            batches.append([Sample(i, sample_seed(seed, i, c)) for i, c in chosen])
+            batches.append([Sample(i, derive_seed(seed, i, c)) for i, c in chosen])
         return batches
 
 

@@ -27,11 +27,11 @@ from fogzo_repro.estimators.perturbation import (
     guides,
     integer_blocks,
     random_signs,
-    split_stream,
     write_estimate,
 )
 from fogzo_repro.estimators.protocol import Estimate, LossFunction, Probes, QuantizedWeight
 from fogzo_repro.estimators.schedule import noise_at
+from fogzo_repro.randomness import split_stream
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -207,13 +206,6 @@ def guide_norm(weights: Sequence[QuantizedWeight]) -> Tensor:
 def at_least_float32(x: Tensor) -> Tensor:
     """Return x, in float32 where its type is narrower: a difference of bf16 losses is rounding."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def split_stream(generator: torch.Generator) -> torch.Generator:
-    """Return a new stream that follows from the generator's state; the state is left as it is."""
-    state = hashlib.blake2b(bytes(generator.get_state().tolist()), digest_size=8).digest()
-    seed = int.from_bytes(state, "little") >> 1
-    return torch.Generator(generator.device).manual_seed(seed)
 
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:

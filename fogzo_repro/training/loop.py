@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from fogzo_repro.config import UserError
+from fogzo_repro.randomness import generator_for
 from fogzo_repro.tracking.metrics import MetricsFile, read_metrics, stream_metrics
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from fogzo_repro.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from fogzo_repro.training.preemption import Preempted, StopRequest
-from fogzo_repro.training.randomness import generator_for
 from fogzo_repro.training.step import MAX_BAD_STREAK, ROW, TrainStep
 
 # torch 2.11 once compiled a quantizer's backward pass to zeros, without a word.

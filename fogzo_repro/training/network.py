@@ -14,7 +14,7 @@ from fogzo_repro.config import RoundConfig, RunConfig, UserError
 from fogzo_repro.estimators import QuantizedWeight, smoothing_law
 from fogzo_repro.models import build_model
 from fogzo_repro.quantization import build_input_quantizer, build_quantizer, quantize_layers
-from fogzo_repro.training.randomness import derive_seed
+from fogzo_repro.randomness import derive_seed
 
 
 @dataclass(frozen=True)

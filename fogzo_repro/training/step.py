@@ -20,10 +20,10 @@ from fogzo_repro.estimators.perturbation import RandomSign, SequentialProbes
 from fogzo_repro.estimators.protocol import Estimator, LossFunction, Probes, QuantizedWeight
 from fogzo_repro.models.drop_path import DropPathMasks
 from fogzo_repro.models.prefix import SharedPrefix
+from fogzo_repro.randomness import derive_seed
 from fogzo_repro.training.buffers import FrozenBuffers
 from fogzo_repro.training.distributed import ALONE, RankAveraged, Ranks
 from fogzo_repro.training.optimizers import set_lr
-from fogzo_repro.training.randomness import derive_seed
 
 STREAMS = ("directions", "signs", "control", "masks")
 ROW = (

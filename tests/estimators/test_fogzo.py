@@ -128,16 +128,6 @@ def test_signs_are_balanced() -> None:
     assert abs(plus - 50_000) < 775
 
 
-def test_splitting_signs_off_leaves_the_directions_stream_alone() -> None:
-    generator = stream(3)
-    before = generator.get_state()
-    first, second = perturbation.split_stream(generator), perturbation.split_stream(generator)
-    assert torch.equal(generator.get_state(), before)
-    assert first.initial_seed() == second.initial_seed() != generator.initial_seed()
-    torch.rand(1, generator=generator)
-    assert perturbation.split_stream(generator).initial_seed() != first.initial_seed()
-
-
 def test_zero_guide_gives_the_damped_noise_and_is_counted() -> None:
     weights, recorder = single([0.1, 0.2, 0.3], [0.0, 0.0, 0.0]), Recorder()
     estimate = fogzo(weights, beta=0.999, generator=stream(1), probes=recorder)

@@ -14,7 +14,7 @@ from fogzo_repro import run
 from fogzo_repro.__main__ import CONFIGS
 from fogzo_repro.config import parse_config
 from fogzo_repro.models.prefix import EndOfPrefix
-from fogzo_repro.training.randomness import generator_for
+from fogzo_repro.randomness import generator_for
 from fogzo_repro.training.step import TrainStep
 
 MODELS = {

@@ -25,11 +25,11 @@ from fogzo_repro.models.mlp import build_mlp
 from fogzo_repro.models.resnet import build_resnet
 from fogzo_repro.quantization import quantize_layers
 from fogzo_repro.quantization.uniform import Round
+from fogzo_repro.randomness import generator_for
 from fogzo_repro.training import distributed
 from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.distributed import Ranks, current_ranks
 from fogzo_repro.training.network import _perturbed_weight
-from fogzo_repro.training.randomness import generator_for
 from fogzo_repro.training.step import TrainStep
 
 STEPS, BATCH = 5, 8

@@ -20,10 +20,10 @@ from fogzo_repro import prepare as prepare_module
 from fogzo_repro import run
 from fogzo_repro.__main__ import CONFIGS
 from fogzo_repro.config import RunConfig, UserError, parse_config
+from fogzo_repro.randomness import generator_for
 from fogzo_repro.training.distributed import Ranks
 from fogzo_repro.training.imagenet import ImageNet
 from fogzo_repro.training.loop import Training
-from fogzo_repro.training.randomness import generator_for
 from tests.forked import finish, start
 
 MODELS = {

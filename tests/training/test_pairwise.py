@@ -20,7 +20,7 @@ from torch import Tensor
 from fogzo_repro import run
 from fogzo_repro.__main__ import CONFIGS
 from fogzo_repro.config import RunConfig, parse_config
-from fogzo_repro.training.randomness import generator_for
+from fogzo_repro.randomness import generator_for
 from fogzo_repro.training.step import ROW, TrainStep
 from tests.c4_corpus import write_corpus
 
