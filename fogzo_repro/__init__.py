@@ -11,7 +11,7 @@ METHOD_VERSION = 1
 def __getattr__(name: str):
     """Import :func:`load_run` on first use, so that the estimators alone need only torch."""
     if name == "load_run":
-        from fogzo_repro.evaluate import load_run
+        from fogzo_repro.stored import load_run
 
         return load_run
     raise AttributeError(f"module 'fogzo_repro' has no attribute {name!r}")

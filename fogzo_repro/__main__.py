@@ -107,10 +107,10 @@ def main() -> int:
     def job(composed: Any) -> None:
         try:
             config = parse_config(composed)
-            from fogzo_repro.describe import describe
+            from fogzo_repro.plan import describe
             from fogzo_repro.run import execute
-            from fogzo_repro.training.distributed import current_ranks
             from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted
+            from fogzo_repro.training.ranks import current_ranks
 
             if config.dry_run:
                 print(describe(config))
@@ -132,7 +132,7 @@ def main() -> int:
 
     job()
     if 2 not in statuses:
-        from fogzo_repro.training.distributed import leave
+        from fogzo_repro.training.ranks import leave
 
         leave()
     return max(statuses)

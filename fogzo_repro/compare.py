@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.records import read_record
 from fogzo_repro.tracking.metrics import read_metrics
+from fogzo_repro.tracking.records import read_record
 
 ABSENT = "-"
 # Labels and switches that change nothing in a run; `hardware` is compared as it was resolved.

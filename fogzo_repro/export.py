@@ -28,7 +28,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fogzo_repro.config import UserError
-from fogzo_repro.evaluate import config_from, one_line_errors, open_run
+from fogzo_repro.evaluate import one_line_errors
+from fogzo_repro.stored import config_from, open_run
 from fogzo_repro.training.checkpoint import write_atomically
 from fogzo_repro.training.network import build_network
 

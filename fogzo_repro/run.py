@@ -22,24 +22,24 @@ import torch
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import RunConfig, UserError, to_yaml
-from fogzo_repro.prepare import Prepared, evaluations_per_step, prepare
-from fogzo_repro.reporting.records import SCHEMA_VERSION, read_record, write_record
+from fogzo_repro.plan import Plan, evaluations_per_step, make_plan
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.tracking.history import binned_history
 from fogzo_repro.tracking.metrics import stream_metrics
 from fogzo_repro.tracking.progress import RunProgress
+from fogzo_repro.tracking.records import SCHEMA_VERSION, read_record, write_record
 from fogzo_repro.training.checkpoint import write_atomically
-from fogzo_repro.training.distributed import current_ranks
 from fogzo_repro.training.graph import CapturedStep
-from fogzo_repro.training.loop import Diverged, Mirror, Plan, Training
+from fogzo_repro.training.loop import Diverged, Mirror, Timetable, Training
 from fogzo_repro.training.memory import check_batch_fits
 from fogzo_repro.training.preemption import Preempted, StopRequest
+from fogzo_repro.training.ranks import current_ranks
 from fogzo_repro.training.schedules import learning_rate
 
 
-def finished_record(prepared: Prepared) -> dict[str, Any] | None:
+def finished_record(plan: Plan) -> dict[str, Any] | None:
     """Return the record of this very run if it is over."""
-    path = prepared.folder / "record.json"
+    path = plan.folder / "record.json"
     return read_record(path) if path.is_file() else None
 
 
@@ -50,32 +50,32 @@ def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
         UserError: for what the user can mend.
         Preempted: after a signal, with the checkpoint written.
     """
-    prepared, ranks = prepare(config), current_ranks()
+    plan, ranks = make_plan(config), current_ranks()
     if not config.force:
-        record = finished_record(prepared)
+        record = finished_record(plan)
         if record is not None:
             if ranks.first and not quiet:
                 said = f"{record['status']} before, skipped (force=true runs it again)"
-                print(f"{prepared.run_id}: {said}")
+                print(f"{plan.run_id}: {said}")
             return record
-    task, network, total = prepared.task, prepared.network, prepared.total_steps
-    check_batch_fits(config, task, network, prepared.machine, ranks.world_size, total)
+    task, network, total = plan.task, plan.network, plan.total_steps
+    check_batch_fits(config, task, network, plan.machine, ranks.world_size, total)
     ranks.meet()  # all have looked before the first rank writes
-    with _run_folder(prepared) if ranks.first else contextlib.nullcontext():
+    with _run_folder(plan) if ranks.first else contextlib.nullcontext():
         ranks.meet()
-        return _train(prepared)
+        return _train(plan)
 
 
 @contextlib.contextmanager
-def _run_folder(prepared: Prepared) -> Iterator[None]:
+def _run_folder(plan: Plan) -> Iterator[None]:
     """Create and lock the run folder."""
-    folder = prepared.folder
+    folder = plan.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
     except OSError as error:
         raise UserError(
-            f"output_root={prepared.config.output_root} is not writable ({error.strerror}); "
+            f"output_root={plan.config.output_root} is not writable ({error.strerror}); "
             "give output_root=<a folder of yours>"
         ) from None
     with lock:
@@ -83,61 +83,61 @@ def _run_folder(prepared: Prepared) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{folder} is being written by another process") from None
-        if prepared.config.force:
+        if plan.config.force:
             for path in folder.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        _check_stored_config(prepared)
+        _check_stored_config(plan)
         yield
 
 
-def _check_stored_config(prepared: Prepared) -> None:
+def _check_stored_config(plan: Plan) -> None:
     """Refuse a folder that another configuration has written; write ours."""
-    path = prepared.folder / "resolved.json"
-    ours = prepared.result
+    path = plan.folder / "resolved.json"
+    ours = plan.result
     if path.is_file():
         stored = json.loads(path.read_text())
         differing = sorted(k for k in {*stored, *ours} if stored.get(k) != ours.get(k))
         if differing:
             raise UserError(
-                f"{prepared.folder} was written by another configuration; it differs in "
+                f"{plan.folder} was written by another configuration; it differs in "
                 f"{', '.join(differing)}; give another output_root= or force=true"
             )
     write_atomically(path, json.dumps(ours, indent=1).encode())
-    text = to_yaml(prepared.config)
-    write_atomically(prepared.folder / "config.yaml", text.encode())
+    text = to_yaml(plan.config)
+    write_atomically(plan.folder / "config.yaml", text.encode())
 
 
-def _train(prepared: Prepared) -> dict[str, Any]:
-    config, machine, folder = prepared.config, prepared.machine, prepared.folder
-    task = prepared.task
+def _train(plan: Plan) -> dict[str, Any]:
+    config, machine, folder = plan.config, plan.machine, plan.folder
+    task = plan.task
     task.load(machine.device)
-    step = prepared.build_step()
+    step = plan.build_step()
     batch = config.recipe.global_batch_size
     ranks = current_ranks()
     take = CapturedStep(step, batch // ranks.world_size) if machine.cuda_graph else step
     batches = task.batches(batch)
-    plan = _plan(prepared, batches.steps_per_epoch)
+    timetable = _timetable(plan, batches.steps_per_epoch)
     mirrors: list[Mirror] = []
-    evaluate = partial(task.evaluate, prepared.network.model)
-    training = Training(plan, step, take, batches, evaluate, mirrors)
+    evaluate = partial(task.evaluate, plan.network.model)
+    training = Training(timetable, step, take, batches, evaluate, mirrors)
     said = training.resume()
     resumed_at = training.done
     if config.tracker.name == "wandb" and ranks.first:
         from fogzo_repro.tracking.wandb import WandbMirror
 
-        mirrors.append(WandbMirror(config.tracker, prepared.run_id, folder, asdict(config)))
+        mirrors.append(WandbMirror(config.tracker, plan.run_id, folder, asdict(config)))
         if training.metrics.path.exists():
             mirrors[0].append(stream_metrics(training.metrics.path))  # what a kill kept from it
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = datetime.now(UTC)
-    progress = RunProgress(prepared.run_id, plan.total_steps, training.done, quiet=not ranks.first)
+    progress = RunProgress(plan.run_id, timetable.total_steps, training.done, quiet=not ranks.first)
     log = _Log(folder / "log.txt" if ranks.first else Path(os.devnull), progress)
-    log.say(f"{prepared.run_id}: {plan.total_steps} steps on {machine.card}")
-    log.say(f"{prepared.run_id}: {prepared.network.described_parameters} parameters")
+    log.say(f"{plan.run_id}: {timetable.total_steps} steps on {machine.card}")
+    log.say(f"{plan.run_id}: {plan.network.described_parameters} parameters")
     for line in said:
-        log.say(f"{prepared.run_id}: {line}")
+        log.say(f"{plan.run_id}: {line}")
     status, notes = "finished", ""
     try:
         with StopRequest() as stop:
@@ -148,7 +148,7 @@ def _train(prepared: Prepared) -> dict[str, Any]:
         for mirror in mirrors:
             mirror.finish(None)
         if isinstance(error, Preempted):
-            log.say(f"{prepared.run_id}: {error}; run the same command again to go on")
+            log.say(f"{plan.run_id}: {error}; run the same command again to go on")
         raise
     finally:
         progress.close()
@@ -156,10 +156,10 @@ def _train(prepared: Prepared) -> dict[str, Any]:
         since = f" since step {resumed_at}" if resumed_at else ""
         notes = f"{notes} {len(skipped)} unreadable images were replaced{since}".lstrip()
         for line in skipped:
-            log.say(f"{prepared.run_id}: replaced {line}")
-    log.say(f"{prepared.run_id}: {status} {notes}".rstrip())
+            log.say(f"{plan.run_id}: replaced {line}")
+    log.say(f"{plan.run_id}: {status} {notes}".rstrip())
     if ranks.first:
-        record = _record(prepared, training, status, notes, started)
+        record = _record(plan, training, status, notes, started)
         write_record(folder / "record.json", record)
         for mirror in mirrors:
             mirror.finish(record)
@@ -167,10 +167,10 @@ def _train(prepared: Prepared) -> dict[str, Any]:
     return read_record(folder / "record.json")
 
 
-def _plan(prepared: Prepared, steps_per_epoch: int) -> Plan:
-    config, total = prepared.config, prepared.total_steps
+def _timetable(plan: Plan, steps_per_epoch: int) -> Timetable:
+    config, total = plan.config, plan.total_steps
     kept = config.snapshots
-    return Plan(
+    return Timetable(
         seed=config.seed,
         total_steps=total,
         lr=lambda t, steps: learning_rate(config.recipe, t, steps, steps_per_epoch),
@@ -180,8 +180,8 @@ def _plan(prepared: Prepared, steps_per_epoch: int) -> Plan:
         snapshot_steps=frozenset(
             round(total * k / (kept - 1)) if kept > 1 else total for k in range(kept)
         ),
-        folder=prepared.folder,
-        label=prepared.run_id,
+        folder=plan.folder,
+        label=plan.run_id,
     )
 
 
@@ -201,27 +201,27 @@ class _Log:
 
 
 def _record(
-    prepared: Prepared, training: Training, status: str, notes: str, started: datetime
+    plan: Plan, training: Training, status: str, notes: str, started: datetime
 ) -> dict[str, Any]:
     wall = training.seconds()
-    config, machine = prepared.config, prepared.machine
+    config, machine = plan.config, plan.machine
     path = training.metrics.path
     evaluations = [line for line in stream_metrics(path) if "split" in line]
     last = {e["split"]: {k: v for k, v in e.items() if k != "split"} for e in evaluations}
     last.setdefault("train", training.last_epoch_loss())
-    split, metric, more = prepared.task.best_by
+    split, metric, more = plan.task.best_by
     candidates = [e for e in evaluations if e["split"] == split]
     best = (max if more else min)(candidates, key=lambda e: e[metric], default=None)
     on_gpu = machine.device.type == "cuda"
     return {
         "schema_version": SCHEMA_VERSION,
         "method_version": METHOD_VERSION,
-        "run_id": prepared.run_id,
+        "run_id": plan.run_id,
         **asdict(config.cell),
         "scale": config.scale,
         "status": status,
         "config": {k: v for k, v in asdict(config).items() if k not in ("data_dir", "output_root")},
-        "resolved": prepared.result["resolved"],
+        "resolved": plan.result["resolved"],
         "command": command_line(),
         **git_state(),
         "versions": versions(),
@@ -229,12 +229,12 @@ def _record(
         "seed": config.seed,
         "metrics": {"last": last, "best": {split: best} if best else {}},
         "history": binned_history(stream_metrics(path), training.done),
-        "perturbed_weights": prepared.network.perturbed,
+        "perturbed_weights": plan.network.perturbed,
         "evaluations_per_step": evaluations_per_step(config.estimator),
         "steps": training.done,
-        f"{prepared.task.unit}_seen": training.done
+        f"{plan.task.unit}_seen": training.done
         * config.recipe.global_batch_size
-        * prepared.task.units_per_example,
+        * plan.task.units_per_example,
         "wall_seconds": round(wall, 4),  # first to last step, evaluations and checkpoints included
         "capture_seconds": round(getattr(training.take, "capture_seconds", 0.0), 4),  # part of wall
         "gpu_hours": wall / 3600 if on_gpu else 0.0,

@@ -33,8 +33,8 @@ import torch
 
 from fogzo_repro import run
 from fogzo_repro.config import RunConfig, UserError, parse_config
-from fogzo_repro.hardware import resolve_machine
 from fogzo_repro.tracking.environment import command_line, git_state, versions
+from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.step import TrainStep
 
 
@@ -70,11 +70,11 @@ def whole_run(*overrides: str, repetitions: int) -> dict[str, Any]:
 
 def build_step(config: RunConfig) -> tuple[TrainStep, Any]:
     """Return a step and one of its batches."""
-    prepared = run.prepare(config)
-    prepared.task.load(prepared.machine.device)
-    step = prepared.build_step()
+    plan = run.make_plan(config)
+    plan.task.load(plan.machine.device)
+    step = plan.build_step()
     step.model.train()
-    batches = prepared.task.batches(config.recipe.global_batch_size)
+    batches = plan.task.batches(config.recipe.global_batch_size)
     return step, next(batches.epoch(torch.Generator().manual_seed(0)))
 
 

@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from fogzo_repro.config import UserError
 from fogzo_repro.tracking.environment import command_line, git_state, versions
-from fogzo_repro.training.distributed import ALONE, Ranks, current_ranks, leave
+from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks, leave
 from scripts.bench_clock import Clock
 from scripts.bench_networks import build, configure
 

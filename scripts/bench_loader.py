@@ -34,8 +34,8 @@ def main() -> None:
     arguments = parser.parse_args()
     results = {model: measure(model, arguments) for model in ("resnet18", "deit_tiny")}
 
-    from fogzo_repro.hardware import processor_name
     from fogzo_repro.tracking.environment import command_line, git_state, versions
+    from fogzo_repro.training.machine import processor_name
 
     content = {
         "bench": "loader", "command": command_line(), **git_state(), "versions": versions(),

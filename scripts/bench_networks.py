@@ -89,8 +89,8 @@ def photographs(config: RunConfig, device: Any, toy: bool) -> tuple[list[Any], A
     import torch
 
     from fogzo_repro.data import Batch
-    from fogzo_repro.training.distributed import current_ranks
     from fogzo_repro.training.imagenet import photograph_loss
+    from fogzo_repro.training.ranks import current_ranks
 
     batch, side = config.recipe.global_batch_size, 64 if toy else 224
     stream = torch.Generator().manual_seed(current_ranks().rank)
@@ -106,7 +106,7 @@ def sequences(config: RunConfig, device: Any) -> tuple[list[Any], Any, dict[str,
     import torch
 
     from fogzo_repro.data.c4 import TokenBatch
-    from fogzo_repro.training.distributed import current_ranks
+    from fogzo_repro.training.ranks import current_ranks
 
     model: Any = config.model
     shape = (config.recipe.global_batch_size, model.context + 1)
@@ -138,8 +138,8 @@ def build(config: RunConfig, group: str, toy: bool) -> tuple[Any, list[Any], Any
     """Return the training step as a run builds it, its batches, and the machine."""
     import torch
 
-    from fogzo_repro.hardware import resolve_machine
-    from fogzo_repro.prepare import build_step
+    from fogzo_repro.plan import build_step
+    from fogzo_repro.training.machine import resolve_machine
     from fogzo_repro.training.network import build_network
 
     machine = resolve_machine(config)

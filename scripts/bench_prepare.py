@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
 from fogzo_repro.data.c4 import MANIFEST
-from fogzo_repro.hardware import processor_name
 from fogzo_repro.tracking.environment import command_line, git_state, versions
+from fogzo_repro.training.machine import processor_name
 
 
 def main() -> None:

@@ -95,8 +95,8 @@ def main() -> int:
 
 def head(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the figures were measured with."""
-    from fogzo_repro.hardware import resolve_machine
     from fogzo_repro.tracking.environment import command_line, git_state, versions
+    from fogzo_repro.training.machine import resolve_machine
 
     machine = resolve_machine(configure(group, cases(group)[0], arguments))
     return {

@@ -42,10 +42,10 @@ COLORS = {
 
 def run_cells() -> tuple[dict[str, list[dict[str, Any]]], bool]:
     """Run what is missing, one process a core; return records by cell, and if it was stopped."""
-    from fogzo_repro.reporting.records import read_record
     from fogzo_repro.sweeps.cells import Cell, missing_jobs, plan_jobs
     from fogzo_repro.sweeps.overview import Overview
     from fogzo_repro.sweeps.queue import run_queue
+    from fogzo_repro.tracking.records import read_record
 
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
         cells = [

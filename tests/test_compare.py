@@ -10,7 +10,7 @@ import pytest
 
 from fogzo_repro import compare
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.records import SCHEMA_VERSION
+from fogzo_repro.tracking.records import SCHEMA_VERSION
 from tests.forked import python
 from tests.reporting.conftest import make_record
 from tests.short_runs import train

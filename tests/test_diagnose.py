@@ -9,7 +9,7 @@ from short_runs import train
 from fogzo_repro import diagnose
 from fogzo_repro.config import UserError
 from fogzo_repro.diagnose import Effort, main
-from fogzo_repro.evaluate import open_run
+from fogzo_repro.stored import open_run
 from fogzo_repro.training.classification import InMemoryImages
 
 SMALL = Effort(directions=400, batches=3, draws=100)

@@ -8,7 +8,8 @@ from short_runs import train
 
 import fogzo_repro
 from fogzo_repro.config import UserError
-from fogzo_repro.evaluate import main, open_run, parse_settings
+from fogzo_repro.evaluate import main, parse_settings
+from fogzo_repro.stored import open_run
 from tests.forked import python
 
 
@@ -35,7 +36,7 @@ def test_evaluate_prints_the_numbers_of_the_record_to_the_last_digit(folder, cap
 
 def test_load_run_gives_the_weights_of_the_checkpoint_without_data(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fogzo_repro.evaluate.build_task", None)  # any use of the data would raise
+    monkeypatch.setattr("fogzo_repro.stored.build_task", None)  # any use of the data would raise
     model = fogzo_repro.load_run(folder)
     step, tensors, _, _ = fogzo_repro.training.checkpoint.load_checkpoint(folder)
     assert step == 10

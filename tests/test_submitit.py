@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fogzo_repro.reporting.records import read_record
+from fogzo_repro.tracking.records import read_record
 from tests.conftest import ROOT
 from tests.forked import finish, launch
 

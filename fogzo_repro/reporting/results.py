@@ -10,7 +10,7 @@ from typing import Any
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.records import read_record
+from fogzo_repro.tracking.records import read_record
 
 TUNING_SEEDS = (100, 101, 102)  # PAPER 4, "Verdicts": they choose, the other seeds report
 MINIS = ("mini-resnet18", "mini-deit-tiny", "mini-llama")  # tables of our own

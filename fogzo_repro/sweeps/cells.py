@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fogzo_repro.config import RunConfig
-from fogzo_repro.reporting.records import file_record, read_record
+from fogzo_repro.tracking.records import file_record, read_record
 
 FAILURE = "failed.json"
 
@@ -65,19 +65,17 @@ def plan_jobs(cells: Iterable[Cell]) -> list[Job]:
     """
     import torch
 
-    from fogzo_repro.prepare import evaluations_per_step, prepare
+    from fogzo_repro.plan import evaluations_per_step, make_plan
 
     jobs = []
     for cell in cells:
-        prepared = prepare(replace(cell.config, seed=cell.seeds[0]))
+        plan = make_plan(replace(cell.config, seed=cell.seeds[0]))
         per_step = evaluations_per_step(cell.config.estimator)["total"]
         for seed in cell.seeds:
             config = replace(cell.config, seed=seed)
-            one = replace(prepared, config=config, result={**prepared.result, "seed": seed})
-            jobs.append(
-                Job(config, one.run_id, prepared.total_steps, per_step * prepared.total_steps)
-            )
-        del prepared
+            one = replace(plan, config=config, result={**plan.result, "seed": seed})
+            jobs.append(Job(config, one.run_id, plan.total_steps, per_step * plan.total_steps))
+        del plan
     torch.cuda.empty_cache()  # networks were built on a card, where a worker needs the room
     return jobs
 

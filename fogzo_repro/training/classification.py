@@ -22,7 +22,7 @@ from fogzo_repro.data import (
 )
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.batched import BatchedProbes, supports_batched
-from fogzo_repro.training.distributed import ALONE, Ranks, current_ranks
+from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks
 
 EVALUATION_BATCH = 10_000  # images a pass
 

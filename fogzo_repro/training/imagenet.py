@@ -24,7 +24,7 @@ from fogzo_repro.data.photographs import (
 )
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.classification import recipe_mixing
-from fogzo_repro.training.distributed import Ranks, current_ranks
+from fogzo_repro.training.ranks import Ranks, current_ranks
 
 EVALUATION_BATCH = 250  # images a pass and rank
 

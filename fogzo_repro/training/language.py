@@ -27,7 +27,7 @@ from fogzo_repro.data.c4 import (
     read_corpus,
 )
 from fogzo_repro.estimators.protocol import Probes
-from fogzo_repro.training.distributed import ALONE, Ranks, current_ranks
+from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks
 
 EVALUATION_BATCH = 64  # windows a pass
 

@@ -64,7 +64,7 @@ class Mirror(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Timetable:
     """How long, how often, where.
 
     Attributes:
@@ -94,7 +94,7 @@ class Training:
     """One run from its last checkpoint to its end.
 
     Args:
-        plan: how long, how often, where.
+        timetable: how long, how often, where.
         step: the step, with the model and all that is trained.
         take: takes a step: `step` itself or its captured form.
         data: training batches.
@@ -104,14 +104,14 @@ class Training:
 
     def __init__(
         self,
-        plan: Plan,
+        timetable: Timetable,
         step: TrainStep,
         take: Callable[[Any, bool], Tensor],
         data: Data,
         evaluate: Callable[[bool], Mapping[str, dict[str, float]]],
         mirrors: list[Mirror],
     ) -> None:
-        self.plan = plan
+        self.timetable = timetable
         self.step = step
         self.take = take
         self.data = data
@@ -119,13 +119,13 @@ class Training:
         self.mirrors = mirrors
         self.model: nn.Module = step.model
         self.ranks = step.ranks
-        self.metrics = MetricsFile(plan.folder / "metrics.jsonl")
-        self.timing = MetricsFile(plan.folder / "timing.jsonl")
+        self.metrics = MetricsFile(timetable.folder / "metrics.jsonl")
+        self.timing = MetricsFile(timetable.folder / "timing.jsonl")
         self.done = 0
         self.seconds_before = 0.0  # wall time of earlier processes of this run
-        steps = range(plan.total_steps)
+        steps = range(timetable.total_steps)
         prepare = step.estimator.prepare
-        self.first_probed = next((t for t in steps if prepare(t, plan.total_steps)), None)
+        self.first_probed = next((t for t in steps if prepare(t, timetable.total_steps)), None)
         self.buffer = torch.zeros(FLUSH_STEPS, len(ROW), device=step.device)
         self.pending: list[dict[str, Any]] = []
         self.last: dict[str, float] = {}  # the newest metrics, by split and name
@@ -133,7 +133,7 @@ class Training:
 
     def resume(self) -> list[str]:
         """Load the newest whole checkpoint; return what there is to say about it."""
-        found = load_checkpoint(self.plan.folder)
+        found = load_checkpoint(self.timetable.folder)
         said: list[str] = []
         if found is not None:
             self.done, tensors, state, said = found
@@ -142,7 +142,7 @@ class Training:
             load_optimizer_tensors(self.step.optimizer, self.model, tensors)
             self.step.bad_streak.fill_(state["bad_streak"])
             self.step.scaler.load_state_dict(state["scaler"])
-            said.append(f"resumed after step {self.done} of {self.plan.total_steps}")
+            said.append(f"resumed after step {self.done} of {self.timetable.total_steps}")
         self.ranks.meet()  # all have read before the first rank writes
         if self.ranks.first:
             self.metrics.rewind(self.done)
@@ -161,18 +161,18 @@ class Training:
             Diverged: before the optimizer step that would have used the bad numbers.
             Preempted: after a signal, with the checkpoint written.
         """
-        plan, self.started = self.plan, time.monotonic()
+        timetable, self.started = self.timetable, time.monotonic()
         last_checkpoint = self.started
         self.model.train()
-        if self.done == 0 and 0 in plan.snapshot_steps:
+        if self.done == 0 and 0 in timetable.snapshot_steps:
             self._snapshot()
-        while self.done < plan.total_steps:
+        while self.done < timetable.total_steps:
             epoch, start = divmod(self.done, self.data.steps_per_epoch)
-            for batch in self.data.epoch(generator_for(plan.seed, epoch, "order"), start):
+            for batch in self.data.epoch(generator_for(timetable.seed, epoch, "order"), start):
                 self._one_step(batch)
                 progress.tick(self.done)
                 asked = self.ranks.any(stop.received is not None)
-                finished = self.done == plan.total_steps
+                finished = self.done == timetable.total_steps
                 epoch_ends = self.done % self.data.steps_per_epoch == 0
                 evaluated = finished or self._is_evaluated(epoch_ends)
                 if len(self.pending) == FLUSH_STEPS or epoch_ends or evaluated or asked:
@@ -183,9 +183,9 @@ class Training:
                     )
                 if evaluated:
                     self._evaluate(finished)
-                if self.done in plan.snapshot_steps:
+                if self.done in timetable.snapshot_steps:
                     self._snapshot()
-                overdue = time.monotonic() - last_checkpoint >= plan.checkpoint_seconds
+                overdue = time.monotonic() - last_checkpoint >= timetable.checkpoint_seconds
                 if finished or overdue or asked:
                     self.flush(progress)
                     self.save()
@@ -199,19 +199,21 @@ class Training:
 
     def _is_evaluated(self, epoch_ends: bool) -> bool:
         """Return whether an interim evaluation is due; a function of the step alone."""
-        plan = self.plan
-        epochs, within = self.done // self.data.steps_per_epoch, plan.eval_every_steps
-        if epoch_ends and epochs % plan.eval_every_epochs == 0:
+        timetable = self.timetable
+        epochs, within = self.done // self.data.steps_per_epoch, timetable.eval_every_steps
+        if epoch_ends and epochs % timetable.eval_every_epochs == 0:
             return True
         return within is not None and self.done % within == 0
 
     def _one_step(self, batch: Any) -> None:
-        plan, t = self.plan, self.done
-        lr = plan.lr(t, plan.total_steps)
-        probing = self.step.prepare(t, plan.total_steps, lr)
+        timetable, t = self.timetable, self.done
+        lr = timetable.lr(t, timetable.total_steps)
+        probing = self.step.prepare(t, timetable.total_steps, lr)
         line: dict[str, Any] = {"step": t + 1, "lr": lr}
         if probing:
-            noise = getattr(self.step.estimator, "noise_at", lambda *_: None)(t, plan.total_steps)
+            noise = getattr(self.step.estimator, "noise_at", lambda *_: None)(
+                t, timetable.total_steps
+            )
             if noise is not None:
                 line["noise"] = noise
             self.step.asks_null_level = t == self.first_probed
@@ -313,7 +315,7 @@ class Training:
         tensors |= optimizer_tensors(self.step.optimizer, self.model)
         scaler = self.step.scaler.state_dict()
         state = {"bad_streak": self.step.bad_streak.item(), "scaler": scaler}
-        save_checkpoint(self.plan.folder, self.done, tensors, state)
+        save_checkpoint(self.timetable.folder, self.done, tensors, state)
 
     def _snapshot(self) -> None:
         if not self.ranks.first:
@@ -321,4 +323,6 @@ class Training:
         from safetensors.torch import save
 
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        write_atomically(self.plan.folder / f"snapshot-{self.done:08d}.safetensors", save(tensors))
+        write_atomically(
+            self.timetable.folder / f"snapshot-{self.done:08d}.safetensors", save(tensors)
+        )

@@ -22,8 +22,8 @@ from fogzo_repro.models.drop_path import DropPathMasks
 from fogzo_repro.models.prefix import SharedPrefix
 from fogzo_repro.randomness import derive_seed
 from fogzo_repro.training.buffers import FrozenBuffers
-from fogzo_repro.training.distributed import ALONE, RankAveraged, Ranks
 from fogzo_repro.training.optimizers import set_lr
+from fogzo_repro.training.ranks import ALONE, RankAveraged, Ranks
 
 STREAMS = ("directions", "signs", "control", "masks")
 ROW = (

@@ -30,7 +30,7 @@ def build(model: str, *overrides: str) -> tuple[TrainStep, Any]:
         "estimator.noise=0.1", "estimator.beta_schedule=constant", *overrides,
     ]  # fmt: skip
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        prepared = run.prepare(parse_config(compose("config", given)))
+        prepared = run.make_plan(parse_config(compose("config", given)))
     prepared.task.load(prepared.machine.device)
     step = prepared.build_step()
     step.model.train()

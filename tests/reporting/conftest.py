@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from fogzo_repro import METHOD_VERSION
-from fogzo_repro.reporting.records import write_record
 from fogzo_repro.reporting.results import read_paper
+from fogzo_repro.tracking.records import write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = "figure-shallow"

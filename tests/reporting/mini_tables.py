@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.reporting.records import write_record
 from fogzo_repro.reporting.results import read_paper
+from fogzo_repro.tracking.records import write_record
 from tests.reporting.conftest import make_record
 
 PERTURBED, STEPS, BINS = 5_000_000, 2000, 40

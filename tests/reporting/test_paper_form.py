@@ -15,8 +15,8 @@ from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import judge, read_claims
 from fogzo_repro.reporting.latex import tabular
 from fogzo_repro.reporting.paper_form import TITLES, write_paper_table
-from fogzo_repro.reporting.records import SCHEMA_VERSION
 from fogzo_repro.reporting.results import read_paper, read_results
+from fogzo_repro.tracking.records import SCHEMA_VERSION
 
 Save = Callable[..., dict[str, Any]]
 FIRST = ("DeiT-Tiny, ImageNet-100", "identity STE")

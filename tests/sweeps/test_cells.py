@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fogzo_repro.config import RunConfig
-from fogzo_repro.reporting.records import FIELDS, SCHEMA_VERSION
 from fogzo_repro.sweeps.cells import Cell, Job, collect, missing_jobs, plan_jobs
+from fogzo_repro.tracking.records import FIELDS, SCHEMA_VERSION
 
 Make = Callable[..., RunConfig]
 
@@ -26,12 +26,12 @@ def finish(job: Job) -> None:
 
 
 def test_planned_run_ids_are_those_of_the_runs(make_config: Make) -> None:
-    from fogzo_repro.run import prepare
+    from fogzo_repro.plan import make_plan
 
     config = make_config("estimator.n=10")
     jobs = plan_jobs([Cell(config, (0, 7))])
     assert [job.run_id for job in jobs] == [
-        prepare(replace(config, seed=seed)).run_id for seed in (0, 7)
+        make_plan(replace(config, seed=seed)).run_id for seed in (0, 7)
     ]
     assert (jobs[0].total_steps, jobs[0].cost) == (5, 5 * 23)
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from fogzo_repro.config import RunConfig
-from fogzo_repro.reporting.records import read_record
 from fogzo_repro.sweeps import hangs
 from fogzo_repro.sweeps.cells import Cell, Job, collect, missing_jobs, plan_jobs
 from fogzo_repro.sweeps.overview import Overview, Running, progress_of
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.state import known_runs
 from fogzo_repro.sweeps.worker import Ending, run_job
+from fogzo_repro.tracking.records import read_record
 from fogzo_repro.training.preemption import StopRequest
 
 CRASHING_SEED = 1

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fogzo_repro.reporting.records import read_record
 from fogzo_repro.tracking.history import BINS, binned_history
 from fogzo_repro.tracking.metrics import stream_metrics
+from fogzo_repro.tracking.records import read_record
 from tests.short_runs import train
 
 

@@ -18,7 +18,7 @@ from fogzo_repro.estimators import QuantizedWeight, SequentialProbes, fogzo, nsp
 from fogzo_repro.estimators.perturbation import BLOCK_NUMBERS, direction_blocks
 from fogzo_repro.estimators.protocol import ProbeLosses, Probes
 from fogzo_repro.models.mlp import Mlp
-from fogzo_repro.prepare import BLOCKS_ALIVE, _batched_probes
+from fogzo_repro.plan import BLOCKS_ALIVE, _batched_probes
 from fogzo_repro.training.batched import BatchedProbes, supports_batched
 from fogzo_repro.training.classification import InMemoryImages
 

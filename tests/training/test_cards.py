@@ -1,4 +1,4 @@
-"""Two cards train as one: what test_distributed.py has on the CPU, and what only cards can show."""
+"""Two cards train as one: what test_ranks.py has on the CPU, and what only cards can show."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import spawn
 
-from fogzo_repro.reporting.records import read_record
 from fogzo_repro.tracking.metrics import read_metrics
-from fogzo_repro.training.distributed import Ranks
+from fogzo_repro.tracking.records import read_record
+from fogzo_repro.training.ranks import Ranks
 from tests.forked import ROOT, free_port, torchrun
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

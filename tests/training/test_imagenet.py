@@ -16,14 +16,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from fogzo_repro import prepare as prepare_module
+from fogzo_repro import plan as plan_module
 from fogzo_repro import run
 from fogzo_repro.__main__ import CONFIGS
 from fogzo_repro.config import RunConfig, UserError, parse_config
 from fogzo_repro.randomness import generator_for
-from fogzo_repro.training.distributed import Ranks
 from fogzo_repro.training.imagenet import ImageNet
 from fogzo_repro.training.loop import Training
+from fogzo_repro.training.ranks import Ranks
 from tests.forked import finish, start
 
 MODELS = {
@@ -54,7 +54,7 @@ def images(data_dir: Path) -> Path:
 def test_probes_move_the_loss_and_leave_the_weights(
     images: Path, model: str, estimator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = run.prepare(configure(images, model, estimator))
+    prepared = run.make_plan(configure(images, model, estimator))
     prepared.task.load(torch.device("cpu"))
     step = prepared.build_step()
     step.model.train()
@@ -199,13 +199,13 @@ def test_what_one_rank_replaces_counts_for_all() -> None:
 def test_a_share_that_mixup_cannot_pair_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "current_ranks", lambda: Ranks(0, 2))
+    monkeypatch.setattr(plan_module, "current_ranks", lambda: Ranks(0, 2))
     config = configure(tiny_tree(tmp_path), "deit_tiny", "ste", "recipe.repeats=1")
     odd = replace(config, recipe=replace(config.recipe, global_batch_size=6))
     with pytest.raises(UserError, match=r"gives each of 2 processes 3 images, and mixup pairs"):
-        run.prepare(odd)
+        run.make_plan(odd)
     for unmixed in (replace(odd.recipe, mix_probability=0.0), config.recipe):
-        run.prepare(replace(config, recipe=unmixed))
+        run.make_plan(replace(config, recipe=unmixed))
 
 
 def quiet_progress() -> Any:

@@ -84,7 +84,7 @@ def build_step(quantizer: str, model: str, estimator: str, data_dir: Path) -> tu
         estimator=configured(*ESTIMATORS[estimator]).estimator,
         data_dir=str(data_dir),
     )
-    prepared = run.prepare(config)
+    prepared = run.make_plan(config)
     prepared.task.load(torch.device("cpu"))
     step = prepared.build_step()
     step.model.train()

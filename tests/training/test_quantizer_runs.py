@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from fogzo_repro.config import UserError, parse_config
 from fogzo_repro.quantization.uniform import Round
-from fogzo_repro.reporting.records import read_record
 from fogzo_repro.run import execute
+from fogzo_repro.tracking.records import read_record
 from fogzo_repro.training.preemption import Preempted
 from tests.short_runs import train
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ranks_worker import join
 
-from fogzo_repro.training.distributed import Ranks
+from fogzo_repro.training.ranks import Ranks
 from tests.forked import finish, free_port, start
 
 STEPS = 14

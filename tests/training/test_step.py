@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fogzo_repro.estimators.spsa import Nspsa
 from fogzo_repro.estimators.ste import Ste
 from fogzo_repro.models.drop_path import DropPath
-from fogzo_repro.training.distributed import ALONE, Ranks
+from fogzo_repro.training.ranks import ALONE, Ranks
 
 QUANTIZED = {"first.weight", "last.weight"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.config import HardwareConfig, RunConfig, UserError, result_fields, run_id
+from fogzo_repro.config import HardwareConfig, RunConfig, UserError, result_fields, run_id, to_yaml
 from fogzo_repro.estimators.arithmetic import compile_arithmetic
 from fogzo_repro.estimators.build import build_estimator
 from fogzo_repro.estimators.perturbation import BLOCK_NUMBERS
 from fogzo_repro.estimators.protocol import Probes
-from fogzo_repro.hardware import Machine, resolve_machine
 from fogzo_repro.training.batchnorm import share_batchnorm
-from fogzo_repro.training.distributed import current_ranks
 from fogzo_repro.training.graph import can_capture
+from fogzo_repro.training.machine import Machine, resolve_machine
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.optimizers import build_optimizer
+from fogzo_repro.training.ranks import current_ranks
 from fogzo_repro.training.step import TrainStep
 from fogzo_repro.training.tasks import Task, build_task
 
@@ -30,7 +31,7 @@ BLOCKS_ALIVE = 3
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Plan:
     """A run before its first step: what is decided, and what is built."""
 
     config: RunConfig
@@ -58,7 +59,7 @@ class Prepared:
         )
 
 
-def prepare(config: RunConfig) -> Prepared:
+def make_plan(config: RunConfig) -> Plan:
     """Decide everything about a run and build its network and data.
 
     Raises:
@@ -106,7 +107,7 @@ def prepare(config: RunConfig) -> Prepared:
     }
     total = config.recipe.max_steps or config.recipe.epochs * steps_per_epoch
     result = json.loads(json.dumps(result_fields(config, resolved)))
-    return Prepared(config, machine, task, network, total, batched_probes, result)
+    return Plan(config, machine, task, network, total, batched_probes, result)
 
 
 def build_step(
@@ -177,3 +178,35 @@ def evaluations_per_step(estimator: Any) -> dict[str, int]:
     """
     probes = 2 * getattr(estimator, "n", 0)
     return {"probes": probes, "total": probes + 3}
+
+
+def describe(config: RunConfig) -> str:
+    """Return what `dry_run=true` prints: the resolved run, and what it takes."""
+    plan = make_plan(config)
+    network, estimator = plan.network, config.estimator
+    d, total = network.perturbed, network.parameters
+    evaluations = evaluations_per_step(estimator)
+    states = {"adamw": 2, "sgd": 1 if config.recipe.momentum else 0}[config.recipe.optimizer]
+    directions = getattr(estimator, "n", 0) and 2
+    memory = 4 * (total * (2 + states) + d * directions)
+    facts = {
+        "run": plan.run_id,
+        "folder": plan.folder,
+        "device": plan.machine.card,
+        "precision": plan.result["resolved"]["precision"],
+        "steps": f"{plan.total_steps} on {plan.task.examples:,} training examples",
+        "parameters": network.described_parameters,
+        "d (perturbed weights)": f"{d:,}",
+        "evaluations per step": f"{evaluations['probes']} probes; "
+        f"{evaluations['total']} with the STE pass as 3 forwards",
+        "evaluator": plan.result["resolved"]["evaluator"],
+        "memory": f"{memory / 2**20:,.1f} MiB for weights, gradients, optimizer and estimator; "
+        "activations and data come on top",
+    }
+    noise = getattr(estimator, "noise", None)
+    if noise is not None:
+        ratio = noise * d / (1 - noise) if noise < 1 else math.inf
+        facts["rho = (1-beta) d / beta"] = f"{ratio:.4g} at 1 - beta = {noise:g}"
+    width = max(map(len, facts))
+    text = to_yaml(config)
+    return text + "\n" + "\n".join(f"{k:<{width}}  {v}" for k, v in facts.items())

@@ -11,7 +11,7 @@ import ranks_worker
 import torch
 from safetensors.torch import load_file
 
-from fogzo_repro.training.distributed import Ranks
+from fogzo_repro.training.ranks import Ranks
 from tests.forked import free_port
 
 
