@@ -32,9 +32,9 @@ from fogzo_repro.data.imagenet import (
     MANIFEST,
     MANIFEST_VERSION,
     SPLITS,
-    SUFFIXES,
     WNID,
     Listing,
+    is_image_name,
     list_split,
     odd_counts,
 )
@@ -98,13 +98,14 @@ def list_checked(folder: Path) -> dict[str, list[str]]:
         UserError: for a flat folder or an empty class.
     """
     if folder.is_dir():
-        flat = [e.name for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES)]
+        flat = [e.name for e in os.scandir(folder) if is_image_name(e.name)]
         if flat:
             raise UserError(
                 f"{folder} is flat: {len(flat)} images lie beside the class folders, such as "
                 f"{min(flat)}; sort them into {folder}/<wnid>/, for val/ with --val-labels FILE"
             )
-        strange = [e.name for e in os.scandir(folder) if e.is_dir() and not WNID.fullmatch(e.name)]
+        folders = [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
+        strange = [name for name in folders if not WNID.fullmatch(name)]
         if strange:
             raise UserError(
                 f"{folder / min(strange)} is not a class folder such as n01440764; move it away"
@@ -199,7 +200,7 @@ def sort_val(root: Path, labels: Path) -> None:
         if labels.suffix == ".gz":
             content = gzip.decompress(content)
         lines = content.decode().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except Exception as error:  # gzip alone has three kinds
         raise UserError(f"--val-labels {labels} is not a text of labels: {error}") from None
     found = {}
     for number, line in enumerate(lines, 1):

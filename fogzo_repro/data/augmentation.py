@@ -7,6 +7,7 @@ an image is a function of (seed, epoch, sample, copy), whichever worker or rank 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,9 +37,26 @@ def read_image(path: Path) -> Any:
 
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UnreadableImage(f"{path}: {error}") from None
+            return _with_eight_bits(image).convert("RGB")
+    except Exception as error:  # every decoder has exceptions of its own
+        name = os.fsencode(path).decode(errors="backslashreplace")  # names need not be UTF-8
+        raise UnreadableImage(f"{name}: {str(error) or repr(error)}") from None
+
+
+def _with_eight_bits(image: Any) -> Any:
+    """Scale 16-bit grey to 8 bits, by the high byte as Pillow does for 16-bit colours.
+
+    `convert` alone would clip it: all values above 255 become white.
+    """
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"mode {image.mode} has no largest value to scale by; convert it to 8 bits"
+        )
+    return image
 
 
 @contextmanager

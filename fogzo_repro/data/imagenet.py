@@ -33,7 +33,7 @@ Listing = dict[str, dict[str, list[str]]]  # split -> wnid -> file names
 
 @dataclass(frozen=True)
 class Files:
-    """One split: file names relative to its folder (bytes, compact), and labels int64."""
+    """One split: file names relative to its folder (as the system's bytes), and labels int64."""
 
     folder: Path
     names: np.ndarray
@@ -41,7 +41,7 @@ class Files:
 
     def path(self, index: int) -> Path:
         """Return the path of one image."""
-        return self.folder / self.names[index].decode()
+        return self.folder / os.fsdecode(self.names[index])
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,10 @@ def read_index(config: Any, data_dir: Path) -> ImageNetIndex:
     for split in SPLITS:
         names = [f"{wnid}/{name}" for wnid in classes for name in sorted(listing[split][wnid])]
         counts = [len(listing[split][wnid]) for wnid in classes]
-        digest.update("\n".join([split, *names]).encode())
+        digest.update(os.fsencode("\n".join([split, *names])))
         labels = np.repeat(np.arange(len(classes)), counts)
-        splits[split] = Files(root / split, np.array(names, dtype=np.bytes_), labels)
+        encoded = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+        splits[split] = Files(root / split, encoded, labels)
     kind = f"{len(classes)}-{hashlib.sha256(chr(10).join(classes).encode()).hexdigest()[:16]}"
     fingerprint = f"classes:{kind}/files:{digest.hexdigest()[:16]}"
     return ImageNetIndex(splits["train"], splits["val"], classes, fingerprint)
@@ -128,10 +129,19 @@ def list_split(folder: Path, wanted: set[str] | None = None) -> dict[str, list[s
             f"scripts/prepare_imagenet.py --root {folder.parent} to see what is wrong"
         )
     return {
-        wnid: sorted(e.name for e in os.scandir(folder / wnid) if e.name.lower().endswith(SUFFIXES))
+        wnid: sorted(e.name for e in os.scandir(folder / wnid) if is_image_name(e.name))
         for wnid in sorted(wnids)
         if wanted is None or wnid in wanted
     }
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file counts as an image; hidden ones do not, such as macOS's `._1.JPEG`.
+
+    >>> is_image_name("n01440764_1.JPEG"), is_image_name("._n01440764_1.JPEG")
+    (True, False)
+    """
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def odd_counts(split: str, classes: dict[str, list[str]]) -> str | None:
@@ -156,7 +166,7 @@ def _manifest(root: Path) -> Listing | None:
         if content["version"] != MANIFEST_VERSION:
             raise ValueError(f"version {content['version']}")
         return {split: content[split] for split in SPLITS}
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever may be wrong with a file
         raise UserError(
             f"{path} is not a manifest ({error}); delete it and run python "
             f"scripts/prepare_imagenet.py --root {root}"

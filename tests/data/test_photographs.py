@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from PIL import Image
 
 from fogzo_repro.config import UserError
 from fogzo_repro.data.augmentation import (
+    UnreadableImage,
     drawn_from,
     evaluation_view,
     normalize,
@@ -27,6 +29,7 @@ from fogzo_repro.data.photographs import (
     PhotographBatches,
     PhotographLoader,
     Photographs,
+    Sample,
     all_batches,
 )
 
@@ -244,6 +247,72 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.png" if mode == "P" else "x.jpeg")
     picture(mode=mode).save(path)
     assert read_image(path).mode == "RGB"
+
+
+def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path: Path) -> None:
+    path = tmp_path / "ramp.JPEG"  # 256 levels over the whole range
+    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257).save(path, "PNG")
+    found = np.asarray(read_image(path))
+    assert np.array_equal(found, np.arange(256).reshape(16, 16, 1).repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32], ids=["I", "F"])
+def test_grey_without_a_known_range_is_named_not_clipped(tmp_path: Path, dtype: Any) -> None:
+    path = tmp_path / "wide.tiff"
+    Image.fromarray(np.full((8, 8), 70_000, dtype)).save(path)
+    with pytest.raises(UnreadableImage, match=r"wide\.tiff: mode [IF] has no largest value"):
+        read_image(path)
+
+
+def too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Pillow refuse the pictures of `tree`, as it refuses one of 182 megapixels."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+
+
+def test_an_image_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch) -> None:
+    picture().save(tmp_path / "huge.png")
+    too_many_pixels(monkeypatch)
+    with pytest.raises(UnreadableImage, match=r"huge\.png: .*exceeds limit"):
+        read_image(tmp_path / "huge.png")
+
+
+def test_an_image_of_too_many_pixels_is_skipped_where_asked(tmp_path: Path, monkeypatch) -> None:
+    path = tree(tmp_path) / "imagenet/train/n00000001/train_2.JPEG"
+    picture((400, 300)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    with pytest.raises(UserError, match=r"train_2\.JPEG.*exceeds limit.*on_bad_image=skip"):
+        list(batches_of(tmp_path, 0).epoch(stream()))
+    batches = batches_of(tmp_path, 0, skip=True)
+    assert [len(b.labels) for b in batches.epoch(stream())] == [4, 4, 4]
+    assert len(batches.loader.skipped) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["größe_1.JPEG", "名前.png", os.fsdecode(b"caf\xe9.jpg")], ids=ascii
+)
+def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    folder = tree(tmp_path) / "imagenet/train/n00000001"
+    (folder / "train_2.JPEG").rename(folder / name)
+    index = read_index(dataset(), tmp_path)
+    at = [index.train.path(i) for i in range(len(index.train.names))].index(folder / name)
+    loader = batches_of(tmp_path, 0).loader
+    (batch,) = loader.load([[Sample(at, 0)]])
+    assert batch.labels.tolist() == [1]
+    (folder / name).write_bytes(b"no image")
+    with pytest.raises(UserError) as caught:
+        list(loader.load([[Sample(at, 0)]]))
+    str(caught.value).encode()  # can be printed and logged
+
+
+def test_hidden_files_are_no_images_and_links_to_folders_are_classes(tmp_path: Path) -> None:
+    train = tree(tmp_path) / "imagenet/train"
+    before = read_index(dataset(), tmp_path)
+    (train / "n00000001/._train_2.JPEG").write_bytes(b"left by a desktop")
+    (train / ".n00000007").mkdir()
+    (train / "n00000002").rename(tmp_path / "elsewhere")
+    (train / "n00000002").symlink_to(tmp_path / "elsewhere")
+    after = read_index(dataset(), tmp_path)
+    assert after.train.names.tolist() == before.train.names.tolist()
 
 
 def test_a_truncated_image_is_named_with_the_remedy(tmp_path: Path) -> None:

@@ -44,6 +44,29 @@ def test_a_whole_tree_gets_a_manifest_that_equals_a_listing(tmp_path: Path) -> N
     assert read_index(CONFIG, tmp_path).fingerprint == listed.fingerprint
 
 
+def test_names_beyond_ascii_and_hidden_files_do_no_harm(tmp_path: Path) -> None:
+    root = tree(tmp_path)
+    (root / "train/n00000000/train_00.JPEG").rename(root / "train/n00000000/größe_1.JPEG")
+    (root / "train/n00000000/._train_01.JPEG").write_bytes(b"left by a desktop")
+    (root / "train/.Trashes").mkdir()
+    (root / "val/.DS_Store.png").write_bytes(b"left by a desktop")
+    listed = read_index(CONFIG, tmp_path)
+    done = prepare(root)
+    assert done.returncode == 0, done.stderr
+    index = read_index(CONFIG, tmp_path)
+    assert index.fingerprint == listed.fingerprint
+    paths = [index.train.path(i).name for i in range(len(index.train.names))]
+    assert paths == ["größe_1.JPEG", "train_01.JPEG", "train_10.JPEG", "train_11.JPEG"]
+
+
+def test_an_image_of_too_many_pixels_is_named_by_the_full_check(tmp_path: Path) -> None:
+    root = tree(tmp_path)
+    Image.new("1", (14_000, 13_000)).save(root / "train/n00000001/huge.JPEG", "PNG")
+    done = prepare(root, "--full")
+    assert done.returncode == 2
+    assert "1 files cannot be read: train/n00000001/huge.JPEG; " in done.stderr
+
+
 def flat_val(root: Path) -> None:
     for path in list((root / "val").glob("*/*")):
         path.rename(root / "val" / path.name)
