@@ -85,27 +85,27 @@ status: install  ## per table: runs done, running, interrupted, failed, stale, m
 	@$(BIN)/python scripts/status.py $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS))
 
 bench: install  ## measure the speed on this machine: HARDWARE=cpu, h200, ...
-	@$(BIN)/python scripts/bench.py hardware=$(HARDWARE) --out results/records/bench/mnist-$(HARDWARE).json
+	@$(BIN)/python -m scripts.bench.mnist hardware=$(HARDWARE) --out results/records/bench/mnist-$(HARDWARE).json
 
 bench-vision: install  ## measure the training step of ResNets and DeiTs on one GPU, about 5 minutes
-	@$(BIN)/python scripts/bench_steps.py vision --out 'results/records/bench/{group}-$(HARDWARE).json'
+	@$(BIN)/python -m scripts.bench.steps vision --out 'results/records/bench/{group}-$(HARDWARE).json'
 
 bench-language: install  ## measure the training step of the LLaMAs on one GPU, about 5 minutes
-	@$(BIN)/python scripts/bench_steps.py language --out 'results/records/bench/{group}-$(HARDWARE).json'
+	@$(BIN)/python -m scripts.bench.steps language --out 'results/records/bench/{group}-$(HARDWARE).json'
 
 bench-minis: install  ## measure the training step of the small networks on one GPU, about a minute
-	@$(BIN)/python scripts/bench_steps.py minis --out 'results/records/bench/{group}-$(HARDWARE).json'
+	@$(BIN)/python -m scripts.bench.steps minis --out 'results/records/bench/{group}-$(HARDWARE).json'
 
 bench-cards: install  ## measure the step of several cards in one run: CARDS=4, about 6 minutes
-	@$(BIN)/python -m torch.distributed.run --nproc-per-node=$(or $(CARDS),4) scripts/bench_cards.py \
+	@$(BIN)/python -m torch.distributed.run --nproc-per-node=$(or $(CARDS),4) -m scripts.bench.cards \
 	  --out results/records/bench/cards-$(HARDWARE).json
 
 bench-loader: install  ## measure how fast photographs are decoded: DATA=..., WORKERS=16
-	@$(BIN)/python scripts/bench_loader.py --data-dir "$$FOGZO_DATA" --workers $(or $(WORKERS),16) \
+	@$(BIN)/python -m scripts.bench.loader --data-dir "$$FOGZO_DATA" --workers $(or $(WORKERS),16) \
 	  --out results/records/bench/loader-$(HARDWARE).json
 
 bench-prepare: install  ## measure how fast C4 is tokenised: SOURCE=folder of *.json.gz, TOKENIZER=folder
-	@$(BIN)/python scripts/bench_prepare.py --source $(SOURCE) --tokenizer $(TOKENIZER) \
+	@$(BIN)/python -m scripts.bench.prepare --source $(SOURCE) --tokenizer $(TOKENIZER) \
 	  --out results/records/bench/prepare-$(HARDWARE).json
 
 clean:  ## remove what the demo and the tools left; runs/ and results/ stay

@@ -16,10 +16,12 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+if not __package__:  # started as a file
+    import root  # noqa: F401
 
 from fogzo_repro.config import UserError, parse_config
+
+ROOT = Path(__file__).resolve().parents[1]
 
 FOLDER = ROOT / "demo"
 SEEDS = (0, 1, 2)
@@ -42,7 +44,7 @@ COLORS = {
 
 def run_cells() -> tuple[dict[str, list[dict[str, Any]]], bool]:
     """Run what is missing, one process a core; return records by cell, and if it was stopped."""
-    from fogzo_repro.sweeps.cells import Cell, missing_jobs, plan_jobs
+    from fogzo_repro.sweeps.jobs import Cell, missing_jobs, plan_jobs
     from fogzo_repro.sweeps.overview import Overview
     from fogzo_repro.sweeps.queue import run_queue
     from fogzo_repro.tracking.records import read_record

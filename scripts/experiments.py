@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fogzo_repro.config import ConfigError, parse_config
 from fogzo_repro.reporting.results import TUNING_SEEDS
-from fogzo_repro.sweeps.cells import Cell
+from fogzo_repro.sweeps.jobs import Cell
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "configs" / "experiment"

@@ -12,8 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the package need not be installed
+if not __package__:  # started as a file
+    import root  # noqa: F401
 
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.curves import write_curves
@@ -26,6 +26,8 @@ from fogzo_repro.reporting.results import MINIS, TableResults, ran, read_results
 from fogzo_repro.reporting.sweep_figures import write_sweeps
 from fogzo_repro.reporting.tables import write_table
 from fogzo_repro.reporting.tradeoff import write_tradeoff
+
+ROOT = Path(__file__).resolve().parents[1]
 
 TABLES = {  # in the order of results/README.md
     "figure-shallow": write_table,

@@ -22,8 +22,8 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+if not __package__:  # started as a file
+    import root  # noqa: F401
 
 from fogzo_repro.config import UserError
 from fogzo_repro.data.imagenet import (

@@ -28,14 +28,16 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the package need not be installed
+if not __package__:  # started as a file
+    import root  # noqa: F401
 
 from fogzo_repro.config import ConfigError, RunConfig, UserError
 from fogzo_repro.reporting.results import TUNING_SEEDS
-from fogzo_repro.sweeps.cells import Cell, collect, distinct, missing_jobs, plan_jobs
+from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_jobs
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
+
+ROOT = Path(__file__).resolve().parents[1]
 
 INTERRUPTED_STATUS = 75
 

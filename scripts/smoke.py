@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the package need not be installed
+if not __package__:  # started as a file
+    import root  # noqa: F401
 
 from fogzo_repro.config import UserError
 from fogzo_repro.training.preemption import Preempted

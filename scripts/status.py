@@ -12,14 +12,16 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the package need not be installed
+if not __package__:  # started as a file
+    import root  # noqa: F401
 
 from fogzo_repro.config import ConfigError, UserError
 from fogzo_repro.reporting.results import PAPER_SCALES
 from fogzo_repro.sweeps.labels import planned_cells
-from fogzo_repro.sweeps.state import STATES, count_states, known_runs, runs_of
+from fogzo_repro.sweeps.status import STATES, count_states, known_runs, runs_of
 from scripts.run_cells import parse_seeds
+
+ROOT = Path(__file__).resolve().parents[1]
 
 EXPERIMENTS = ROOT / "configs" / "experiment"
 

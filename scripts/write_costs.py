@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import textwrap
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the package need not be installed
+if not __package__:  # started as a file
+    import root  # noqa: F401
 
-from fogzo_repro.sweeps.cells import Cell
-from fogzo_repro.sweeps.forecast import forecast
-from fogzo_repro.sweeps.rates import read_benches, run_hours
+from fogzo_repro.sweeps.forecast import forecast, read_benches, run_hours
+from fogzo_repro.sweeps.jobs import Cell
 from scripts.experiments import experiment_files, table_cells, tables
+
+ROOT = Path(__file__).resolve().parents[1]
 
 CARD = "NVIDIA H200"
 MEASURED_OTHERWISE = ("figure-shallow",)

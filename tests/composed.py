@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from fogzo_repro.sweeps.cells import Cell
+from fogzo_repro.sweeps.jobs import Cell
 from scripts.experiments import experiment_files, table_cells
 
 TABLES = ("table1", "table2", "table3", "table4")

@@ -14,7 +14,7 @@ from pathlib import Path
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import named_cells, read_claims
 from fogzo_repro.reporting.results import TUNING_SEEDS, read_results
-from fogzo_repro.sweeps.cells import Cell
+from fogzo_repro.sweeps.jobs import Cell
 
 
 def tuning_part(cells: Sequence[Cell]) -> list[Cell]:

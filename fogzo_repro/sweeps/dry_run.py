@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fogzo_repro.config import RunConfig
-from fogzo_repro.sweeps.cells import Cell
-from fogzo_repro.sweeps.forecast import Forecast, forecast, missing_disk, missing_here
-from fogzo_repro.sweeps.rates import Hours, read_benches, run_hours
-from fogzo_repro.sweeps.state import known_runs, runs_of
+from fogzo_repro.sweeps.forecast import (
+    Forecast,
+    Hours,
+    forecast,
+    missing_disk,
+    missing_here,
+    read_benches,
+    run_hours,
+)
+from fogzo_repro.sweeps.jobs import Cell
+from fogzo_repro.sweeps.status import known_runs, runs_of
 
 
 def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:

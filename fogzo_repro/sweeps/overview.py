@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fogzo_repro.sweeps.cells import Job
+from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.tracking.progress import clock
 
 LINE_SECONDS = 15.0  # without a terminal: a line at most this often

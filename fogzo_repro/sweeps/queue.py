@@ -1,30 +1,177 @@
-"""The queue: works off jobs with several worker processes.
+"""The queue: works off jobs with several worker processes, and notices those that hang.
 
 A job that fails, diverges, hangs or takes its process down does not stop the rest. A signal (INT,
 TERM) or the deadline stops the workers at their checkpoints; what was running goes on when the
 queue is started again.
+
+A worker runs many jobs, one after another: imports cost several seconds, a run of the shallow
+network about one. It does not import torch before its environment is set.
+
+Whether a run is alive is judged from outside, by the lines that it adds to its timing.jsonl. They
+come every FLUSH_STEPS steps, at the end of an epoch, and before a pause (an evaluation or a
+checkpoint). So a run that takes its steps is silent for at most FLUSH_STEPS of them, and one that
+hangs is noticed STEPS of its median step later.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
+import json
 import multiprocessing
 import os
+import signal
+import statistics
+import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
-from fogzo_repro.config import RunConfig
-from fogzo_repro.sweeps.cells import Job
-from fogzo_repro.sweeps.hangs import HangWatch
+from fogzo_repro.config import RunConfig, UserError
+from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.sweeps.overview import Overview, Running
-from fogzo_repro.sweeps.worker import Ending, run_job, work
 from fogzo_repro.training.preemption import StopRequest
 
 POLL_SECONDS = 1.0
+FLUSH_STEPS = 100  # training.loop's; not imported from there, which would import torch
+STEPS = 50  # further steps without a line
+LEAST_SECONDS = 60.0
+PAUSE_SECONDS = 1800.0  # an evaluation or a checkpoint
+START_SECONDS = 3600.0  # before the first line: reading data, compiling
+
+# How a job ended, and a line about it. `finished` and `diverged` leave a record; after `crashed`
+# the process is not used again: an error on the device would spoil all that follows.
+Ending = tuple[str, str]
+
+
+def run_job(config: RunConfig) -> Ending:
+    """Run one job to its end, or to its checkpoint after a signal."""
+    from fogzo_repro.run import execute
+    from fogzo_repro.training.preemption import Preempted
+
+    try:
+        record = execute(config, quiet=True)
+        return record["status"], record["notes"]
+    except Preempted:
+        return "stopped", ""
+    except UserError as error:
+        return "failed", " ".join(str(error).split())
+    finally:
+        gc.collect()  # a captured graph of this run must not be freed while the next one captures
+
+
+def work(
+    connection: Connection,
+    log: Path,
+    environment: dict[str, str],
+    run: Callable[[RunConfig], Ending],
+) -> None:
+    """Take jobs from the connection until there are none.
+
+    Args:
+        connection: gives a `RunConfig` or None, takes an `Ending`.
+        log: takes all that the runs print.
+        environment: variables to set before torch is imported.
+        run: runs one job.
+    """
+    os.environ.update(environment)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:  # also what a dying interpreter writes
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the queue passes a TERM on; a run handles both
+    while True:
+        try:
+            config = connection.recv()
+        except EOFError:  # the queue is gone
+            return
+        if config is None:
+            return
+        try:
+            ending = run(config)
+        except Exception as error:
+            traceback.print_exc()
+            line = f"{type(error).__name__}: {error}".splitlines()[0]
+            ending = ("crashed", f"{line}; traceback in {log}")
+        sys.stdout.flush()
+        connection.send(ending)
+        if ending[0] in ("crashed", "stopped"):
+            return
+
+
+class HangWatch:
+    """Watches one run.
+
+    Args:
+        folder: the run folder.
+        now: when the run was started, on the clock that `look` is given.
+    """
+
+    def __init__(self, folder: Path, now: float) -> None:
+        self.path = folder / "timing.jsonl"
+        self.size = self._size()
+        self.changed = now
+        self.has_begun = False
+
+    def look(self, now: float) -> str | None:
+        """Return why the run counts as hanging, or None.
+
+        Args:
+            now: seconds, of any clock that only goes forwards.
+        """
+        size = self._size()
+        if size > self.size:  # a resumed run first cuts the file, which is no sign of life
+            self.changed, self.has_begun = now, True
+        self.size = size
+        silent = now - self.changed
+        if silent <= LEAST_SECONDS:
+            return None
+        allowed = allowed_silence(self._lines()) if self.has_begun else START_SECONDS
+        if silent <= allowed:
+            return None
+        return f"hangs: no metrics line for {silent:.0f} s, where {allowed:.0f} s are the limit"
+
+    def _size(self) -> int:
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def _lines(self) -> list[dict[str, Any]]:
+        try:
+            text = self.path.read_text()
+        except OSError:
+            return []
+        return [json.loads(x) for x in text.splitlines(keepends=True) if x.endswith("\n")]
+
+
+def allowed_silence(lines: list[dict[str, Any]]) -> float:
+    """Return how many seconds may pass after the last line.
+
+    The median step is taken over the intervals between lines, but those that hold a pause; the
+    first one, which holds the compilation, counts only where there is no other.
+
+    >>> allowed_silence([{"step": 100, "seconds": 300}, {"step": 200, "seconds": 400}])
+    150.0
+    """
+    if not lines:
+        return START_SECONDS
+    if "pause" in lines[-1]:
+        return PAUSE_SECONDS
+    steps = [
+        (b["seconds"] - a["seconds"]) / (b["step"] - a["step"])
+        for a, b in itertools.pairwise(lines)
+        if b["step"] > a["step"] and "pause" not in a
+    ]
+    last = lines[-1]
+    median = statistics.median(steps) if steps else last["seconds"] / max(1, last["step"])
+    return max(LEAST_SECONDS, (FLUSH_STEPS + STEPS) * median)
 
 
 @dataclass

@@ -22,7 +22,7 @@ import numpy as np
 from fogzo_repro.config import RunConfig
 from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST
 from fogzo_repro.run import execute
-from fogzo_repro.sweeps.cells import Cell
+from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.training.preemption import Preempted
 
 VOCABULARY = 256

@@ -17,13 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def command_line() -> str:
     """Return the command as a user would type it from the project's root."""
-    name = Path(sys.argv[0])
-    if name.name == "__main__.py":
+    path = Path(sys.argv[0]).resolve()
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(path.name)
+    what = [str(shown)]
+    if shown.name == "__main__.py":
         what = ["-m", "fogzo_repro"]
-    else:
-        shown = name.resolve()
-        shown = shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else Path(name.name)
-        what = [str(shown)]
+    elif shown.parent == Path("scripts/bench"):  # modules, which Python finds from the root alone
+        what = ["-m", f"scripts.bench.{shown.stem}"]
     return shlex.join([*_launcher(), *what, *sys.argv[1:]])
 
 

@@ -11,13 +11,13 @@ from tests.forked import ROOT, torchrun
 def test_two_processes_train_together_and_alone(tmp_path: Path) -> None:
     out = tmp_path / "cards.json"
     command = torchrun(
-        "scripts/bench_cards.py", "--toy", "--networks=resnet18", "--steps=2", "--warm-up=1",
+        "-m", "scripts.bench.cards", "--toy", "--networks=resnet18", "--steps=2", "--warm-up=1",
         f"--out={out}",
     )  # fmt: skip
     process = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert process.returncode == 0, process.stdout + process.stderr
     record = json.loads(out.read_text())
-    assert record["command"].startswith("torchrun --nproc-per-node=2 scripts/bench_cards.py")
+    assert record["command"].startswith("torchrun --nproc-per-node=2 -m scripts.bench.cards")
     found = record["cards"]["resnet18"]
     times = [found[w][k]["median"] for w in ("together", "eager") for k in ("ste_ms", "fogzo_ms")]
     assert min(times) > 0

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fogzo_repro.reporting.results import MINIS, TUNING_SEEDS
-from fogzo_repro.sweeps.cells import Cell
+from fogzo_repro.sweeps.jobs import Cell
 from tests.conftest import ROOT
 
 EXPERIMENTS = ROOT / "configs" / "experiment"

@@ -17,7 +17,7 @@ from types import ModuleType
 import pytest
 
 from fogzo_repro.reporting.results import TUNING_SEEDS
-from fogzo_repro.sweeps.cells import Cell
+from fogzo_repro.sweeps.jobs import Cell
 from tests.forked import finish, launch, python
 
 ROOT = Path(__file__).resolve().parents[2]

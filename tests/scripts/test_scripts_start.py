@@ -1,19 +1,29 @@
-"""Every script runs as the README calls it: from anywhere, without the package installed."""
+"""Every command runs as the README calls it, without the package installed."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.forked import python
+from tests.forked import ROOT, python
 
-FOLDER = Path(__file__).resolve().parents[2] / "scripts"
-IMPORTED = {"experiments", "bench_clock", "bench_networks"}
+IMPORTED = {"__init__", "experiments", "root", "clock", "networks"}
 WITHOUT_OPTIONS = {"demo", *IMPORTED}
-SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in WITHOUT_OPTIONS)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def commands(folder: str) -> list[Path]:
+    found = (ROOT / "scripts" / folder).glob("*.py")
+    return sorted(path for path in found if path.stem not in WITHOUT_OPTIONS)
+
+
+@pytest.mark.parametrize("script", commands("."), ids=lambda path: path.stem)
 def test_script_tells_its_usage_from_any_folder(script, tmp_path):
     process = python(script, "--help", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("usage:")
+
+
+@pytest.mark.parametrize("bench", commands("bench"), ids=lambda path: path.stem)
+def test_bench_tells_its_usage_from_the_projects_folder(bench):
+    process = python("-m", f"scripts.bench.{bench.stem}", "--help")
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith("usage:")

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from fogzo_repro.reporting.results import PAPER_SCALES, TUNING_SEEDS
-from fogzo_repro.sweeps.cells import Cell
+from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.labels import planned_cells
 from scripts.experiments import EXPERIMENTS, experiment_files, table_cells, tables
 from scripts.write_costs import cost, with_cost

@@ -11,8 +11,8 @@ import pytest
 
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.reporting.results import TUNING_SEEDS, read_paper
-from fogzo_repro.sweeps.cells import Cell
 from fogzo_repro.sweeps.claimed import claimed_part, tuning_part
+from fogzo_repro.sweeps.jobs import Cell
 from tests.conftest import ROOT
 from tests.reporting.mini_tables import make_mini_record, save_mini
 

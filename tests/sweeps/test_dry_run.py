@@ -11,8 +11,13 @@ import pytest
 
 from fogzo_repro.config import RunConfig
 from fogzo_repro.sweeps.dry_run import dry_run
-from fogzo_repro.sweeps.forecast import forecast, missing_disk
-from fogzo_repro.sweeps.rates import flop_per_token, read_benches, run_hours
+from fogzo_repro.sweeps.forecast import (
+    flop_per_token,
+    forecast,
+    missing_disk,
+    read_benches,
+    run_hours,
+)
 from scripts.experiments import table_cells
 from tests.composed import TABLES, composed
 from tests.conftest import ROOT

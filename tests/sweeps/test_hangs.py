@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fogzo_repro.sweeps import hangs
-from fogzo_repro.sweeps.hangs import HangWatch, allowed_silence
+from fogzo_repro.sweeps import queue
+from fogzo_repro.sweeps.queue import HangWatch, allowed_silence
 from fogzo_repro.training import loop
 
 
@@ -20,7 +20,7 @@ def write(folder: Path, *lines: tuple[int, float], pause: str | None = None) -> 
 
 
 def test_the_flush_interval_is_the_loops() -> None:
-    assert hangs.FLUSH_STEPS == loop.FLUSH_STEPS
+    assert queue.FLUSH_STEPS == loop.FLUSH_STEPS
 
 
 def test_a_run_with_slow_steps_may_be_silent_for_a_flush_and_50_steps() -> None:

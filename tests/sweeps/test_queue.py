@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 
 from fogzo_repro.config import RunConfig
-from fogzo_repro.sweeps import hangs
-from fogzo_repro.sweeps.cells import Cell, Job, collect, missing_jobs, plan_jobs
+from fogzo_repro.sweeps import queue
+from fogzo_repro.sweeps.jobs import Cell, Job, collect, missing_jobs, plan_jobs
 from fogzo_repro.sweeps.overview import Overview, Running, progress_of
-from fogzo_repro.sweeps.queue import Outcome, run_queue
-from fogzo_repro.sweeps.state import known_runs
-from fogzo_repro.sweeps.worker import Ending, run_job
+from fogzo_repro.sweeps.queue import Ending, Outcome, run_job, run_queue
+from fogzo_repro.sweeps.status import known_runs
 from fogzo_repro.tracking.records import read_record
 from fogzo_repro.training.preemption import StopRequest
 
@@ -119,8 +118,8 @@ def test_a_crash_a_hang_and_a_divergence_end_as_described(
 ) -> None:
     from scripts.run_cells import conclude
 
-    monkeypatch.setattr(hangs, "LEAST_SECONDS", 1.0)
-    monkeypatch.setattr(hangs, "START_SECONDS", 300.0)
+    monkeypatch.setattr(queue, "LEAST_SECONDS", 1.0)
+    monkeypatch.setattr(queue, "START_SECONDS", 300.0)
     jobs = jobs_of(make_config(), 7)
     outcome = start(jobs, tmp_path, run=write_and_hang)
     assert seeds(outcome.finished) == [0, 6]

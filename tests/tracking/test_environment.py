@@ -11,7 +11,8 @@ LAUNCHERS = {
 }
 STARTED = {
     "fogzo_repro/__main__.py": "-m fogzo_repro",
-    "scripts/bench_cards.py": "scripts/bench_cards.py",
+    "scripts/bench/cards.py": "-m scripts.bench.cards",
+    "scripts/run_cells.py": "scripts/run_cells.py",
 }
 
 

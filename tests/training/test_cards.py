@@ -85,7 +85,7 @@ def test_compiled_network_trains_on_two_cards(tmp_path: Path, data_dir: Path, sh
 def test_cards_hold_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
     """The bench looks at that for compiled networks, captured and not."""
     command = torchrun(
-        "scripts/bench_cards.py", "--networks=resnet18", "--steps=2", "--warm-up=1",
+        "-m", "scripts.bench.cards", "--networks=resnet18", "--steps=2", "--warm-up=1",
         f"--out={tmp_path / 'cards.json'}",
     )  # fmt: skip
     process = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import yaml
 
 from fogzo_repro import METHOD_VERSION
-from fogzo_repro.sweeps.cells import FAILURE
+from fogzo_repro.sweeps.jobs import FAILURE
 
 Run = tuple[str, str, str, str, int]  # table, row, column, scale, seed
 STATES = ("done", "diverged", "running", "interrupted", "failed", "stale", "missing")

@@ -1,6 +1,6 @@
 """Measure how many tokens a second scripts/prepare_c4.py writes, by number of processes.
 
-    python scripts/bench_prepare.py --source DIR --tokenizer DIR --workers 1,2 --repeat 20 \
+    python -m scripts.bench.prepare --source DIR --tokenizer DIR --workers 1,2 --repeat 20 \
         --out results/records/bench/prepare-cpu.json
 
 DIR holds C4's *.json.gz, any of them. They are read --repeat times, as so many files, from a
@@ -18,12 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the package need not be installed
-
 from fogzo_repro.data.c4 import MANIFEST
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.machine import processor_name
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Measure the training step on one GPU: unquantized, STE, two forward passes, FOGZO n = 1.
 
-    python scripts/bench_steps.py vision --out results/records/bench/{group}-h200.json
-    python scripts/bench_steps.py vision language minis --out DIR/{group}-h200.json
-    python scripts/bench_steps.py vision --toy --out /tmp/{group}.json         # does it run? (CPU)
+    python -m scripts.bench.steps vision --out results/records/bench/{group}-h200.json
+    python -m scripts.bench.steps vision language minis --out DIR/{group}-h200.json
+    python -m scripts.bench.steps vision --toy --out /tmp/{group}.json         # does it run? (CPU)
 
 bf16; photographs of 224 px in batches of 256, or 64 sequences of 512 tokens, on the card before the
 clock starts; the minis of `make minis` on their own data and batches; the median of 50 steps. A
@@ -33,10 +33,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the package need not be installed
-
-from scripts.bench_networks import NETWORKS, cases, configure, measure
+from scripts.bench.networks import NETWORKS, cases, configure, measure
 
 PAPER_RATIO = 1.58  # a FOGZO step in STE steps, PAPER 2, "Table 4"
 
@@ -124,8 +121,8 @@ class Measuring:
         toy = ["--toy"] if arguments.toy else []
         self.process = subprocess.Popen(
             [
-                sys.executable, __file__, group, "--one", case, "--out", str(self.out),
-                *steps, *toy,
+                sys.executable, "-m", "scripts.bench.steps", group, "--one", case,
+                "--out", str(self.out), *steps, *toy,
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
             env={"TORCHINDUCTOR_COMPILE_THREADS": "3", **os.environ},

@@ -1,4 +1,4 @@
-"""The networks of scripts/bench_steps.py, and how one of them is measured."""
+"""The networks of scripts/bench/steps.py, and how one of them is measured."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from fogzo_repro.config import RunConfig, parse_config
-from fogzo_repro.sweeps.rates import flop_per_token
-from scripts.bench_clock import Clock
+from fogzo_repro.sweeps.forecast import flop_per_token
+from scripts.bench.clock import Clock
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = {
     "vision": {
         "resnet18": ["model=resnet18"],

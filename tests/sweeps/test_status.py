@@ -13,9 +13,9 @@ import pytest
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import RunConfig, to_yaml
-from fogzo_repro.sweeps.cells import Job
+from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.sweeps.labels import planned_cells
-from fogzo_repro.sweeps.state import count_states, known_runs, runs_of
+from fogzo_repro.sweeps.status import count_states, known_runs, runs_of
 from scripts.experiments import table_cells
 from tests.conftest import ROOT
 
@@ -64,8 +64,8 @@ def test_the_labels_read_from_the_files_are_those_of_the_composed_cells(scale: s
 
 
 def test_status_needs_no_torch_and_knows_the_committed_records() -> None:
-    code = "import sys; sys.modules['torch'] = None; import runpy; sys.argv = ['status.py', "
-    code += "'figure-shallow']; runpy.run_path('scripts/status.py', run_name='__main__')"
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['status.py', 'figure-shallow']; "
+    code += "from scripts import status; sys.exit(status.main())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split()[:4] == ["figure-shallow", "38", "452", "452"]

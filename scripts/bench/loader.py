@@ -1,10 +1,10 @@
 """Measure how many images a second the loader decodes and augments.
 
-    python scripts/bench_loader.py --data-dir DIR --workers 16 --out results/bench/loader.json
+    python -m scripts.bench.loader --data-dir DIR --workers 16 --out results/bench/loader.json
 
 DIR holds imagenet/, any part of it; its images are read again and again, so the disk's cache is
 warm. The share of a training step that the loader hides is images/s here over images/s of
-scripts/bench_steps.py, at most 1.
+scripts/bench/steps.py, at most 1.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from fogzo_repro.config import UserError, parse_config
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fogzo_repro.config import RunConfig
-from fogzo_repro.sweeps.cells import Cell, Job, collect, missing_jobs, plan_jobs
+from fogzo_repro.sweeps.jobs import Cell, Job, collect, missing_jobs, plan_jobs
 from fogzo_repro.tracking.records import FIELDS, SCHEMA_VERSION
 
 Make = Callable[..., RunConfig]

@@ -1,9 +1,9 @@
 """Measure the step of several cards that train as one, beside the step of one card alone.
 
-    torchrun --nproc-per-node=4 scripts/bench_cards.py --out results/records/bench/cards-h100.json
-    torchrun --nproc-per-node=2 scripts/bench_cards.py --toy --out /tmp/cards.json    # on the CPU
+    torchrun --nproc-per-node=4 -m scripts.bench.cards --out results/records/bench/cards-h100.json
+    torchrun --nproc-per-node=2 -m scripts.bench.cards --toy --out /tmp/cards.json    # on the CPU
 
-Each card has the batch of scripts/bench_steps.py, 256 photographs or 64 sequences, so that N cards
+Each card has the batch of scripts/bench/steps.py, 256 photographs or 64 sequences, so that N cards
 have N times the work; 2-bit weights, bf16, compiled, the median of 50 steps. `together` is the step
 of all as one CUDA graph, `eager` the same launched kernel by kernel, `one_card` that of each card
 without the others, all of them at the same time. `all_reduce_ms` is the sum over the cards of as
@@ -21,17 +21,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the package need not be installed
-
 import torch
 import torch.distributed as dist
 
 from fogzo_repro.config import UserError
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks, leave
-from scripts.bench_clock import Clock
-from scripts.bench_networks import build, configure
+from scripts.bench.clock import Clock
+from scripts.bench.networks import build, configure
 
 NETWORKS = {
     "resnet18": "vision", "deit_tiny": "vision", "llama_30m": "language", "resnet50": "vision",

@@ -1,7 +1,7 @@
 """Measure the speed of the MNIST runs and of the batched evaluator; write one JSON record.
 
-    python scripts/bench.py hardware=h200 --out results/records/bench/mnist-h200.json
-    python scripts/bench.py hardware=cpu --out results/records/bench/mnist-cpu.json
+    python -m scripts.bench.mnist hardware=h200 --out results/records/bench/mnist-h200.json
+    python -m scripts.bench.mnist hardware=cpu --out results/records/bench/mnist-cpu.json
 
 Figures (each the median of its repetitions, with all of them listed):
 
@@ -24,18 +24,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import torch
+from hydra import compose, initialize_config_dir
 
 from fogzo_repro import run
 from fogzo_repro.config import RunConfig, UserError, parse_config
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.step import TrainStep
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def compose_run(*overrides: str) -> RunConfig:

@@ -1,0 +1,1 @@
+"""The commands beside `python -m fogzo_repro`, each with its own `--help`."""
