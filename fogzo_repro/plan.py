@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fogzo_repro.config import HardwareConfig, RunConfig, UserError, result_fields, run_id, to_yaml
-from fogzo_repro.estimators.arithmetic import compile_arithmetic
 from fogzo_repro.estimators.build import build_estimator
-from fogzo_repro.estimators.perturbation import BLOCK_NUMBERS
+from fogzo_repro.estimators.directions import BLOCK_NUMBERS
+from fogzo_repro.estimators.fused import compile_fused
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.graph import can_capture
@@ -126,7 +126,7 @@ def build_step(
         loss: (model, batch) -> 0-dim loss in float32.
         batched_probes: batch -> probes, in place of the sequential ones.
     """
-    compile_arithmetic(machine.compile)
+    compile_fused(machine.compile)
     if machine.compile:
         torch.compiler.reset()  # the graphs of earlier runs in this process count against a limit
         network.model.compile(dynamic=False)  # in place: the parameters keep their names

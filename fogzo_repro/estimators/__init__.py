@@ -10,13 +10,14 @@ After `loss.backward()` the latent weights hold the STE gradient. An estimator r
 """
 
 from fogzo_repro.estimators.fogzo import fogzo
-from fogzo_repro.estimators.perturbation import RandomSign, SequentialProbes
-from fogzo_repro.estimators.protocol import Estimate, QuantizedWeight
+from fogzo_repro.estimators.probes import RandomSign, SequentialProbes
+from fogzo_repro.estimators.protocol import Estimate, Point, QuantizedWeight
 from fogzo_repro.estimators.smoothing import SmoothingLaw, smoothing_law
 from fogzo_repro.estimators.spsa import nspsa
 
 __all__ = [
     "Estimate",
+    "Point",
     "QuantizedWeight",
     "RandomSign",
     "SequentialProbes",

@@ -14,32 +14,24 @@ itself where the STE is wrong, and an unbiased part. Cost: the STE pass and 2n f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fogzo_repro.estimators.arithmetic import guide_
-from fogzo_repro.estimators.perturbation import (
-    checked_probes,
-    epsilons,
-    guide_norm,
-    guides,
-    integer_blocks,
-    random_signs,
-    write_estimate,
-)
-from fogzo_repro.estimators.protocol import Estimate, LossFunction, Probes, QuantizedWeight
+from fogzo_repro.estimators.directions import draw, mixed, random_signs
+from fogzo_repro.estimators.probes import probes_of
+from fogzo_repro.estimators.protocol import Estimate, LossFunction, Point, Probes, QuantizedWeight
 from fogzo_repro.estimators.schedule import noise_at
+from fogzo_repro.estimators.spsa import Total
 from fogzo_repro.randomness import split_stream
 
 
-@torch.no_grad()
 def fogzo(
     weights: Sequence[QuantizedWeight],
     loss: LossFunction | None = None,
     *,
-    beta: float | tuple[Tensor, Tensor],
+    beta: float,
     n: int = 1,
     generator: torch.Generator,
     signs: torch.Generator | None = None,
@@ -50,8 +42,7 @@ def fogzo(
     Args:
         weights: the quantized weights; `.grad` holds the STE gradient. Left bitwise unchanged.
         loss: returns the loss at the current parameters; or give `probes`.
-        beta: share of the guide in the direction, in [0, 1]; or the pair sqrt(beta),
-            sqrt(1 - beta) as 0-dim tensors, which a captured graph can read.
+        beta: share of the guide in the direction, in [0, 1].
         n: number of probe pairs, at least 1.
         generator: the stream of the directions u.
         signs: the stream of the signs s; where not given, one split off from `generator`, so that
@@ -65,28 +56,40 @@ def fogzo(
         ValueError: where a weight has no gradient or is listed twice, beta is outside [0, 1] or
             n < 1.
     """
-    probes = checked_probes(weights, loss, n, probes)
-    sqrt_beta, sqrt_noise = beta if isinstance(beta, tuple) else mixing(beta)
+    sqrt_beta, sqrt_noise = square_roots(beta)
     signs = signs or split_stream(generator)
-    norm = guide_norm(weights)
-    inverse_norm = torch.where(norm > 0, 1 / norm, 0.0)  # a zero guide gives v = sqrt(1 - beta) u
-
-    def directions() -> Iterator[list[Tensor]]:
-        for draws in integer_blocks(weights, n, generator):  # per weight (k, *shape)
-            s = random_signs(draws[0].new_empty(len(draws[0])), signs)
-            laws, eps = [w.law for w in weights], epsilons(weights)
-            # in place: v = sqrt(1 - beta) u + s sqrt(beta) g^, u of the weight's law,
-            # g^ = eps g / ||eps g||
-            guide_(draws, laws, eps, guides(weights), inverse_norm, s * sqrt_beta, sqrt_noise)
-            yield draws
-
-    return write_estimate(weights, directions(), probes, n, norm)
+    return algorithm_1(weights, probes_of(loss, probes), n, sqrt_beta, sqrt_noise, generator, signs)
 
 
-def mixing(beta: float) -> tuple[float, float]:
+@torch.no_grad()
+def algorithm_1(
+    weights: Sequence[QuantizedWeight],
+    probes: Probes,
+    n: int,
+    sqrt_beta: float | Tensor,
+    sqrt_noise: float | Tensor,
+    generator: torch.Generator,
+    signs: torch.Generator,
+) -> Estimate:
+    """Do what `fogzo` says, given sqrt(beta) and sqrt(1 - beta).
+
+    They are 0-dim tensors in the training loop: a captured graph reads them anew at every step.
+    """
+    here = Point(weights)  # eps_l, the guides g_l and ||eps g||
+    total = Total(here, n)
+    for u in draw(here, n, generator):  # line 2, for a block of pairs i at once
+        s = random_signs(len(u[0]), u[0], signs)
+        v = mixed(u, here, s * sqrt_beta, sqrt_noise)  # line 3: sqrt(beta) s g^ + sqrt(1 - beta) u
+        losses = probes(here, v)
+        c = (losses.plus - losses.minus) / 2  # line 4
+        total.add(c, v, losses.flips)  # line 5: G_l += 1/n c v_l / eps_l
+    return total.write()
+
+
+def square_roots(beta: float) -> tuple[float, float]:
     """Return sqrt(beta) and sqrt(1 - beta) as Python floats: 1 - 1e-9 is 1.0 in float32.
 
-    >>> mixing(1 - 1e-9)[1] > 3.1e-5
+    >>> square_roots(1 - 1e-9)[1] > 3.1e-5
     True
     """
     if not 0 <= beta <= 1:
@@ -112,7 +115,8 @@ class Fogzo:
         self.noise = noise
         self.schedule = schedule
         self.start_fraction = start_fraction
-        self._mix = tuple(torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+        self.sqrt_beta = torch.zeros((), dtype=torch.float64, device=device)
+        self.sqrt_noise = torch.zeros_like(self.sqrt_beta)
 
     def noise_at(self, step: int, total_steps: int) -> float | None:
         """Return 1 - beta at a step, or None before the start."""
@@ -129,8 +133,8 @@ class Fogzo:
         noise = self.noise_at(step, total_steps)
         if noise is None:
             return False
-        self._mix[0].fill_(math.sqrt(1 - noise))
-        self._mix[1].fill_(math.sqrt(noise))
+        self.sqrt_beta.fill_(math.sqrt(1 - noise))
+        self.sqrt_noise.fill_(math.sqrt(noise))
         return True
 
     def __call__(
@@ -141,5 +145,6 @@ class Fogzo:
         signs: torch.Generator,
     ) -> Estimate:
         """Write the estimate."""
-        mix = (self._mix[0], self._mix[1])
-        return fogzo(weights, beta=mix, n=self.n, generator=generator, signs=signs, probes=probes)
+        return algorithm_1(
+            weights, probes, self.n, self.sqrt_beta, self.sqrt_noise, generator, signs
+        )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fogzo_repro.estimators.fused import alphas, rotated, scaled_norm
 from fogzo_repro.estimators.smoothing import SmoothingLaw
 
 # Returns the loss, a 0-dim tensor, at the current parameters: same batch, same masks, every time.
@@ -42,14 +44,9 @@ class QuantizedWeight:
     rotate: Callable[[Tensor], Tensor] = _identity
     rotate_back: Callable[[Tensor], Tensor] = _identity
 
-    def alpha(self) -> Tensor:
-        """Return the scale at the current parameter, without a gradient."""
-        alpha = self.scale(self.parameter) if callable(self.scale) else self.scale
-        return alpha.detach()
-
     def epsilon(self) -> Tensor:
         """Return epsilon = alpha * epsilon_bar, broadcastable to the parameter."""
-        return self.alpha().abs() * self.law.epsilon_bar
+        return Point([self]).epsilons[0]
 
     def gradient(self) -> Tensor:
         """Return the STE gradient.
@@ -60,6 +57,55 @@ class QuantizedWeight:
         if self.parameter.grad is None:
             raise ValueError("call loss.backward() before the estimator: a weight has no gradient")
         return self.parameter.grad.detach()
+
+
+class Point:
+    """The weights theta at which a step stands, and what its formulas need to know of them there.
+
+    Each of the properties is computed when it is first asked for, and then kept: a step makes one
+    point and hands it to everything that it calls. It is valid until the weights or their gradients
+    change.
+
+    Args:
+        weights: the quantized weights, each parameter listed once.
+
+    Raises:
+        ValueError: where a parameter is listed twice.
+    """
+
+    def __init__(self, weights: Sequence[QuantizedWeight]) -> None:
+        if len({id(w.parameter) for w in weights}) < len(weights):
+            raise ValueError(
+                "a tied weight is perturbed once: list each parameter once in `weights`"
+            )
+        self.weights = weights
+
+    @cached_property
+    def epsilons(self) -> list[Tensor]:
+        """Epsilon of each weight, broadcastable to it."""
+        scales = alphas(
+            [w.parameter.detach() for w in self.weights], [w.scale for w in self.weights]
+        )
+        sizes = torch._foreach_abs([alpha.detach() for alpha in scales])
+        return list(torch._foreach_mul(sizes, [w.law.epsilon_bar for w in self.weights]))
+
+    @cached_property
+    def guides(self) -> list[Tensor]:
+        """The STE gradient g of each weight, in the coordinates of its rounding.
+
+        Where those are the weight's own, this is its `.grad` itself and takes no memory.
+        """
+        return rotated([w.gradient() for w in self.weights], [w.rotate for w in self.weights])
+
+    @cached_property
+    def guide_norm(self) -> Tensor:
+        """The norm of epsilon * g over all weights together."""
+        return scaled_norm(self.epsilons, self.guides)
+
+    @cached_property
+    def inverse_norm(self) -> Tensor:
+        """1 / `guide_norm`; 0 for a guide that is zero, so that a direction is then noise alone."""
+        return torch.where(self.guide_norm > 0, 1 / self.guide_norm, 0.0)
 
 
 @dataclass(frozen=True)
@@ -85,7 +131,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ProbeLosses:
-    """Losses at theta + epsilon v and theta - epsilon v for k directions: float32, shape (k,)."""
+    """Losses on both sides of theta, for k directions v.
+
+    Attributes:
+        plus: (k,), the losses at theta + epsilon v, in float32 at least.
+        minus: (k,), the losses at theta - epsilon v.
+        flips: how many weights have another level on one side than on the other, summed over the k
+            pairs; 0-dim.
+    """
 
     plus: Tensor
     minus: Tensor
@@ -95,13 +148,11 @@ class ProbeLosses:
 class Probes(Protocol):
     """Evaluates the loss on both sides of theta."""
 
-    def __call__(
-        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
-    ) -> ProbeLosses:
+    def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
         """Measure k probe pairs.
 
         Args:
-            weights: the quantized weights, left bitwise unchanged.
+            here: the point theta; its weights are left bitwise unchanged.
             directions: per weight (k, *shape), v in units of epsilon, in the weight's coordinates.
         """
         ...

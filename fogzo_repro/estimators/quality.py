@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fogzo_repro.estimators.protocol import ProbeLosses, Probes, QuantizedWeight
+from fogzo_repro.estimators.protocol import Point, ProbeLosses, Probes, QuantizedWeight
 from fogzo_repro.estimators.spsa import nspsa
 
 
@@ -85,11 +85,9 @@ class Recorder:
         self.lengths: dict[int, list[Tensor]] = {n: [] for n in sizes}
         self.alignments: dict[int, list[Tensor]] = {n: [] for n in sizes}
 
-    def __call__(
-        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
-    ) -> ProbeLosses:
+    def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
         """Measure k pairs and take their estimates in."""
-        losses = self.probes(weights, directions)
+        losses = self.probes(here, directions)
         rows = torch.cat([v.flatten(1) for v in directions], 1)
         rows *= ((losses.plus - losses.minus) / 2).to(rows.dtype).unsqueeze(1)
         total = rows.sum(0)

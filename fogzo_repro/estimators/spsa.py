@@ -13,14 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from fogzo_repro.estimators.perturbation import (
-    checked_probes,
-    direction_blocks,
-    guide_norm,
-    write_estimate,
-)
-from fogzo_repro.estimators.protocol import Estimate, LossFunction, Probes, QuantizedWeight
+from fogzo_repro.estimators.directions import draw, unmixed
+from fogzo_repro.estimators.fused import replace_, weighted
+from fogzo_repro.estimators.probes import probes_of
+from fogzo_repro.estimators.protocol import Estimate, LossFunction, Point, Probes, QuantizedWeight
 from fogzo_repro.estimators.schedule import start_step
 
 
@@ -36,18 +34,72 @@ def nspsa(
     """Replace the gradient in `.grad` of each weight by the n-SPSA estimate.
 
     Args:
-        weights: the quantized weights. Left bitwise unchanged.
+        weights: the quantized weights; `.grad` holds the STE gradient. Left bitwise unchanged.
         loss: returns the loss at the current parameters; or give `probes`.
         n: number of probe pairs, at least 1.
         generator: the stream of the directions u.
         probes: how the losses are measured; one pair after another by default.
 
+    Returns:
+        What the estimate rested on. A probe that is not finite leaves the STE gradient in place.
+
     Raises:
         ValueError: where a weight has no gradient or is listed twice, or n < 1.
     """
-    probes = checked_probes(weights, loss, n, probes)
-    norm = guide_norm(weights)  # of the STE gradient that is replaced; for the log
-    return write_estimate(weights, direction_blocks(weights, n, generator), probes, n, norm)
+    probes = probes_of(loss, probes)
+    here = Point(weights)
+    total = Total(here, n)
+    for u in draw(here, n, generator):
+        v = unmixed(u, here)
+        losses = probes(here, v)
+        c = (losses.plus - losses.minus) / 2
+        total.add(c, v, losses.flips)
+    return total.write()
+
+
+class Total:
+    """The sum G_l = 1/n sum_i c_i v_i / eps_l over n directions, and what there is to log of it.
+
+    Args:
+        here: the point theta, with the STE gradient still in `.grad`.
+        n: the number of directions in all blocks together.
+    """
+
+    def __init__(self, here: Point, n: int) -> None:
+        self.here = here
+        self.n = n
+        self.guide_norm = here.guide_norm  # before the estimate takes the gradient's place
+        self.sums: list[Tensor] | None = None  # over the blocks but the last
+        zero = torch.zeros((), device=self.guide_norm.device)
+        self.squares = self.flips = self.flat = self.bad = zero
+        self.taken = 0
+
+    def add(self, c: Tensor, v: list[Tensor], flips: Tensor) -> None:
+        """Take in a block of k directions.
+
+        Args:
+            c: (k,), half the difference of the losses along each direction.
+            v: per weight (k, *shape), in the weight's coordinates.
+            flips: see `ProbeLosses`.
+        """
+        self.squares = self.squares + c.square().sum()
+        self.flips = self.flips + flips
+        self.flat = self.flat + (c == 0).sum()
+        self.bad = self.bad + (~c.isfinite()).sum()
+        self.taken += len(c)
+        if self.taken < self.n:
+            self.sums = weighted(c / self.n, self.here.epsilons, v, self.sums)
+        else:  # the last block is added while the gradient is written
+            self.last = c, v
+
+    def write(self) -> Estimate:
+        """Put the sum into `.grad`, where the STE gradient stays if a probe was not finite."""
+        here, n, (c, v) = self.here, self.n, self.last
+        gradients = [w.gradient() for w in here.weights]
+        replace_(gradients, c / n, here.epsilons, v, self.sums, self.bad)
+        coefficient = c[0] if n == 1 else (self.squares / n).sqrt()
+        dead = (self.guide_norm == 0).to(self.guide_norm.dtype)
+        return Estimate(coefficient, self.flips / n, self.flat, self.bad, dead, self.guide_norm)
 
 
 class Nspsa:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fogzo_repro.data.images import Batch, Images
-from fogzo_repro.estimators.protocol import ProbeLosses, QuantizedWeight
+from fogzo_repro.estimators.protocol import Point, ProbeLosses
 from fogzo_repro.models.mlp import Mlp
 from fogzo_repro.quantization.fixed import FixedScale
 
@@ -63,17 +63,15 @@ class BatchedProbes:
         self.chunk = max(1, budget_bytes // per_direction)
 
     @torch.no_grad()
-    def __call__(
-        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
-    ) -> ProbeLosses:
-        """Measure k probe pairs; `weights` are those of fc1 and fc2, in this order."""
+    def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
+        """Measure k probe pairs; the point's weights are those of fc1 and fc2, in this order."""
         layers = (self.fc1, self.fc2)
         units = [layer.weight_quantizer.units(layer.weight) for layer in layers]
         flips = units[0].new_zeros(())
         plus, minus = [], []
         for start in range(0, len(directions[0]), self.chunk):
             sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-            for layer, x, w, v in zip(layers, units, weights, directions, strict=True):
+            for layer, x, w, v in zip(layers, units, here.weights, directions, strict=True):
                 part, width = v[start : start + self.chunk], w.law.epsilon_bar
                 if part.is_cuda:
                     x = x.expand_as(part).contiguous()  # twice as fast as to broadcast twice

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fogzo_repro.estimators.protocol import ProbeLosses, Probes, QuantizedWeight
+from fogzo_repro.estimators.protocol import Point, ProbeLosses, Probes
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -124,11 +124,9 @@ class RankAveraged:
         self.probes = probes
         self.ranks = ranks
 
-    def __call__(
-        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
-    ) -> ProbeLosses:
+    def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
         """Measure, then average."""
-        losses = self.probes(weights, directions)
+        losses = self.probes(here, directions)
         both = self.ranks.average(torch.stack([losses.plus, losses.minus]))
         return ProbeLosses(both[0], both[1], losses.flips)
 

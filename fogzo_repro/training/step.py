@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.estimators.perturbation import RandomSign, SequentialProbes
-from fogzo_repro.estimators.protocol import Estimator, LossFunction, Probes, QuantizedWeight
+from fogzo_repro.estimators import Point, QuantizedWeight, RandomSign, SequentialProbes
+from fogzo_repro.estimators.protocol import Estimator, LossFunction, Probes
 from fogzo_repro.models.drop_path import DropPathMasks
 from fogzo_repro.models.prefix import SharedPrefix
 from fogzo_repro.randomness import derive_seed
@@ -211,7 +211,7 @@ class TrainStep:
     def _null_level(self, probes: Probes) -> Tensor:
         """Return |L(theta) - L(theta)| of a probe pair along nothing."""
         nowhere = [torch.zeros_like(w.parameter).unsqueeze(0) for w in self.weights]
-        losses = probes(self.weights, nowhere)
+        losses = probes(Point(self.weights), nowhere)
         return (losses.plus - losses.minus).abs().squeeze()
 
     def _draw_masks(self, batch: Any) -> None:

@@ -210,7 +210,7 @@ def estimator_memory(step: Any) -> dict[str, float]:
     quantized = sum(w.parameter.numel() * w.parameter.element_size() for w in weights)
     found: dict[str, float] = {"quantized_weight_bytes": quantized}
     if step.device.type == "cuda":
-        from fogzo_repro.estimators.perturbation import SequentialProbes
+        from fogzo_repro.estimators import SequentialProbes
 
         zero = torch.zeros((), device=step.device)
         for w in weights:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fogzo_repro.estimators import QuantizedWeight, SmoothingLaw
+from fogzo_repro.estimators import Point, SmoothingLaw
 from fogzo_repro.estimators.protocol import ProbeLosses
 
 DENSITIES: dict[tuple[str, str], Callable[[float], float]] = {
@@ -29,11 +29,9 @@ class FormulaProbes:
     def __init__(self, formula: Callable[[Tensor], Tensor]) -> None:
         self.formula = formula
 
-    def __call__(
-        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
-    ) -> ProbeLosses:
-        theta = torch.cat([w.parameter.flatten() for w in weights])
-        offsets = [(w.epsilon() * v).flatten(1) for w, v in zip(weights, directions, strict=True)]
+    def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
+        theta = torch.cat([w.parameter.flatten() for w in here.weights])
+        offsets = [(e * v).flatten(1) for e, v in zip(here.epsilons, directions, strict=True)]
         offset = torch.cat(offsets, 1)
         above, below = self.formula(theta + offset), self.formula(theta - offset)
         return ProbeLosses(above, below, torch.zeros(()))

@@ -8,9 +8,10 @@ import torch
 from conftest import TinyNetwork, gradient
 from torch import Tensor, nn
 
-from fogzo_repro.estimators import QuantizedWeight, fogzo, nspsa, perturbation, smoothing_law
+from fogzo_repro.estimators import Point, QuantizedWeight, directions, fogzo, nspsa, smoothing_law
 from fogzo_repro.estimators.build import build_estimator
-from fogzo_repro.estimators.fogzo import Fogzo, mixing
+from fogzo_repro.estimators.directions import random_signs
+from fogzo_repro.estimators.fogzo import Fogzo, square_roots
 from fogzo_repro.estimators.protocol import ProbeLosses
 
 
@@ -29,11 +30,9 @@ class Recorder:
         self.plus, self.minus = plus, minus
         self.seen: list[list[Tensor]] = []
 
-    def __call__(
-        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
-    ) -> ProbeLosses:
-        self.seen.append([v.clone() for v in directions])
-        like = directions[0].new_ones(len(directions[0]))
+    def __call__(self, here: Point, along: Sequence[Tensor]) -> ProbeLosses:
+        self.seen.append([v.clone() for v in along])
+        like = along[0].new_ones(len(along[0]))
         return ProbeLosses(like * self.plus, like * self.minus, torch.zeros(()))
 
 
@@ -49,7 +48,7 @@ def test_beta_zero_is_nspsa_bit_for_bit(
     tiny: TinyNetwork, monkeypatch: pytest.MonkeyPatch, n: int, own_signs: bool
 ) -> None:
     d = sum(w.parameter.numel() for w in tiny.weights)
-    monkeypatch.setattr(perturbation, "BLOCK_NUMBERS", 3 * d)  # 7 pairs: blocks of 3, 3 and 1
+    monkeypatch.setattr(directions, "BLOCK_NUMBERS", 3 * d)  # 7 pairs: blocks of 3, 3 and 1
     left, right = stream(4), stream(4)
     for _ in range(2):  # the second call continues both streams
         tiny.backward()
@@ -92,7 +91,7 @@ def test_beta_one_is_parallel_to_the_ste_in_units_of_epsilon(tiny: TinyNetwork) 
 
 
 def test_noise_of_one_billionth_survives_in_float32() -> None:
-    assert mixing(1 - 1e-9)[1] == pytest.approx(math.sqrt(1e-9), rel=1e-6)
+    assert square_roots(1 - 1e-9)[1] == pytest.approx(math.sqrt(1e-9), rel=1e-6)
     g = torch.tensor([1.0, -2.0, 3.0])
     [weight] = weights = single([0.1, 0.2, 0.3], g.tolist())
     recorder, estimator = Recorder(), Fogzo(1, 1e-9, "constant", 0.0, torch.device("cpu"))
@@ -101,7 +100,7 @@ def test_noise_of_one_billionth_survives_in_float32() -> None:
     [[v]] = recorder.seen
     assert v.dtype == torch.float32
     u = weight.law.sample_(torch.empty(1, 3), stream(5))
-    s = perturbation.random_signs(torch.empty(1), stream(6))
+    s = random_signs(1, torch.empty(()), stream(6))
     noise = v - s * math.sqrt(1 - 1e-9) * g / g.norm()  # float32 rounds v to 6e-8
     assert torch.allclose(noise, math.sqrt(1e-9) * u, atol=1e-7)
     assert noise.abs().max() > 1e-5
@@ -115,7 +114,7 @@ def test_direction_is_the_formula_with_the_guide_normalised_over_all_weights() -
     drawn = stream(8)
     for w, noise in zip(weights, u, strict=True):
         w.law.sample_(noise, drawn)
-    s = perturbation.random_signs(torch.empty(5), stream(9))
+    s = random_signs(5, torch.empty(()), stream(9))
     assert set(s.tolist()) == {1.0, -1.0}
     guides = [torch.tensor([3.0, 0.0]) / 5, torch.tensor([4.0]) / 5]  # (1*3, 0, 2*2) over its norm
     for found, noise, guide in zip(recorder.seen[0], u, guides, strict=True):
@@ -124,7 +123,7 @@ def test_direction_is_the_formula_with_the_guide_normalised_over_all_weights() -
 
 def test_signs_are_balanced() -> None:
     # Binomial(100,000, 1/2), two-sided at 1e-6: 4.9 standard deviations of 158.
-    plus = (perturbation.random_signs(torch.empty(100_000), stream(1)) > 0).sum().item()
+    plus = (random_signs(100_000, torch.empty(()), stream(1)) > 0).sum().item()
     assert abs(plus - 50_000) < 775
 
 
@@ -167,13 +166,36 @@ def test_probe_that_is_not_finite_leaves_the_ste_gradient_and_is_counted(
 def test_one_bad_pair_among_many_leaves_the_ste_gradient() -> None:
     weights = single([0.1, 0.2], [1.0, 2.0])
 
-    def once(w: Sequence[QuantizedWeight], v: Sequence[Tensor]) -> ProbeLosses:
+    def once(here: Point, v: Sequence[Tensor]) -> ProbeLosses:
         plus = torch.arange(4.0)
         plus[2] = math.nan
         return ProbeLosses(plus, torch.zeros(4), torch.zeros(()))
 
     assert fogzo(weights, beta=0.9, n=4, generator=stream(1), probes=once).bad_probes == 1
     assert gradient(weights[0]).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("method", ["fogzo", "nspsa"])
+def test_what_is_logged_is_taken_over_all_blocks_of_directions(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directions, "BLOCK_NUMBERS", 3 * 2)  # 7 pairs: blocks of 3, 3 and 1
+    c = torch.tensor([4.0, -1.0, 0.5, 0.0, 2.0, -3.0, 0.0])
+    rest, sizes = list(c.split([3, 3, 1])), []
+
+    def probes(here: Point, v: Sequence[Tensor]) -> ProbeLosses:
+        sizes.append(len(v[0]))
+        return ProbeLosses(1 + rest[0], 1 - rest.pop(0), torch.tensor(len(sizes)))
+
+    weights = single([0.1, 0.2], [1.0, 2.0])
+    if method == "fogzo":
+        estimate = fogzo(weights, beta=0.9, n=7, generator=stream(1), probes=probes)
+    else:
+        estimate = nspsa(weights, n=7, generator=stream(1), probes=probes)
+    assert sizes == [3, 3, 1]
+    assert estimate.coefficient.item() == pytest.approx(c.square().mean().sqrt().item())
+    assert estimate.flips.item() == pytest.approx((1 + 2 + 3) / 7)
+    assert estimate.flat_probes == 2 and estimate.bad_probes == 0
 
 
 def test_losses_at_both_points_decide_the_estimate(tiny: TinyNetwork) -> None:

@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fogzo_repro.estimators import QuantizedWeight, SequentialProbes, fogzo, nspsa, smoothing_law
+from fogzo_repro.estimators import (
+    Point,
+    QuantizedWeight,
+    SequentialProbes,
+    fogzo,
+    nspsa,
+    smoothing_law,
+)
 from fogzo_repro.estimators.protocol import ProbeLosses
 from fogzo_repro.estimators.quality import (
     Recorder,
@@ -49,9 +56,7 @@ class Linear:
             w.parameter.grad = part.view_as(w.parameter) / e
         self.guide = guide
 
-    def probes(
-        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
-    ) -> ProbeLosses:
+    def probes(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
         """Measure all k pairs at once: theta is 0, so L+ = eps v . a = -L-."""
         rise = torch.cat([v.flatten(1) for v in directions], 1) @ self.a
         return ProbeLosses(rise, -rise, torch.zeros(()))

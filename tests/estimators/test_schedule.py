@@ -62,4 +62,7 @@ def test_all_estimators_are_probed_from_the_same_step(start: float) -> None:
 def test_prepare_sets_square_roots_of_beta_and_noise() -> None:
     fogzo = Fogzo(1, 1e-9, "constant", 0.0, CPU)
     fogzo.prepare(3, 10)
-    assert [m.item() for m in fogzo._mix] == [math.sqrt(1 - 1e-9), math.sqrt(1e-9)]
+    assert [fogzo.sqrt_beta.item(), fogzo.sqrt_noise.item()] == [
+        math.sqrt(1 - 1e-9),
+        math.sqrt(1e-9),
+    ]

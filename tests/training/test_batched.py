@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import quantize
+from random_directions import random_directions
 from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
 from fogzo_repro.config import UserError
 from fogzo_repro.data import Batch, Images, mnist
-from fogzo_repro.estimators import QuantizedWeight, SequentialProbes, fogzo, nspsa, perturbation
-from fogzo_repro.estimators.perturbation import BLOCK_NUMBERS, direction_blocks
+from fogzo_repro.estimators import Point, SequentialProbes, directions, fogzo, nspsa
+from fogzo_repro.estimators.directions import BLOCK_NUMBERS
 from fogzo_repro.estimators.protocol import ProbeLosses, Probes
 from fogzo_repro.models.mlp import Mlp
 from fogzo_repro.plan import BLOCKS_ALIVE, _batched_probes
@@ -52,7 +53,7 @@ class Problem:
         return BatchedProbes(self.model, self.images, self.batch, budget)
 
     def directions(self, k: int) -> list[Tensor]:
-        return next(direction_blocks(self.weights, k, torch.Generator().manual_seed(1)))
+        return random_directions(self.weights, k)
 
     def estimate(self, probes: Probes, beta: float | None, n: int) -> tuple[list[Tensor], Any]:
         """The gradients written, and the estimate."""
@@ -78,9 +79,9 @@ def close(found: ProbeLosses, expected: ProbeLosses) -> bool:
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_losses_and_flips_equal_the_sequential_ones(quantizer: str) -> None:
     problem = Problem(quantizer)
-    directions = problem.directions(12)
-    sequential = SequentialProbes(problem.loss)(problem.weights, directions)
-    found = problem.batched()(problem.weights, directions)
+    here, along = Point(problem.weights), problem.directions(12)
+    sequential = SequentialProbes(problem.loss)(here, along)
+    found = problem.batched()(here, along)
     assert close(found, sequential)
     assert torch.equal(found.flips, sequential.flips)
     assert found.flips > 0 and (found.plus != found.minus).all()
@@ -90,9 +91,9 @@ def test_losses_and_flips_equal_the_sequential_ones(quantizer: str) -> None:
 def test_losses_and_flips_equal_the_sequential_ones_on_mnist(data_dir: Path) -> None:
     batch = Batch(*(t[:512] for t in mnist.load(data_dir).train))
     problem = Problem("round2", batch=batch)
-    directions = problem.directions(6)
-    sequential = SequentialProbes(problem.loss)(problem.weights, directions)
-    found = problem.batched()(problem.weights, directions)
+    here, along = Point(problem.weights), problem.directions(6)
+    sequential = SequentialProbes(problem.loss)(here, along)
+    found = problem.batched()(here, along)
     assert close(found, sequential)
     assert torch.equal(found.flips, sequential.flips)
 
@@ -102,7 +103,7 @@ def test_losses_and_flips_equal_the_sequential_ones_on_mnist(data_dir: Path) -> 
 def test_gradient_equals_the_sequential_one(
     quantizer: str, beta: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(perturbation, "BLOCK_NUMBERS", 7940 * 5)  # 12 pairs in 3 blocks
+    monkeypatch.setattr(directions, "BLOCK_NUMBERS", 7940 * 5)  # 12 pairs in 3 blocks
     problem = Problem(quantizer)
     expected, said = problem.estimate(SequentialProbes(problem.loss), beta, 12)
     found, said_too = problem.estimate(problem.batched(), beta, 12)
@@ -115,13 +116,13 @@ def test_gradient_equals_the_sequential_one(
 @pytest.mark.parametrize("quantizer", ["round2", "tanh"])
 def test_memory_budget_changes_nothing_but_the_order_of_sums(quantizer: str) -> None:
     problem = Problem(quantizer)
-    directions = problem.directions(11)
-    reference = problem.batched(1)(problem.weights, directions)
+    here, along = Point(problem.weights), problem.directions(11)
+    reference = problem.batched(1)(here, along)
     chunks = set()
     for budget in (1, MIB // 2, MIB, 64 * MIB):
         probes = problem.batched(budget)
         chunks.add(probes.chunk)
-        found = probes(problem.weights, directions)
+        found = probes(here, along)
         assert close(found, reference)
         assert torch.equal(found.flips, reference.flips)
     assert len(chunks) == 4 and min(chunks) == 1
@@ -134,11 +135,9 @@ def test_directions_do_not_depend_on_the_budget() -> None:
         def __init__(self, probes: Probes) -> None:
             self.probes = probes
 
-        def __call__(
-            self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
-        ) -> ProbeLosses:
+        def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
             seen.append([v.clone() for v in directions])
-            return self.probes(weights, directions)
+            return self.probes(here, directions)
 
     for budget in (1, 64 * MIB):
         problem.estimate(Keeping(problem.batched(budget)), 0.9, 9)
@@ -176,8 +175,8 @@ def test_peak_memory_is_within_the_budget_for_any_n(
     quantizer: str, images: int, hidden: int, k: int
 ) -> None:
     problem, budget = Problem(quantizer, images, hidden), 2 * MIB
-    probes, directions = problem.batched(budget), problem.directions(k)
-    peak = peak_bytes(lambda: probes(problem.weights, directions))
+    probes, along = problem.batched(budget), problem.directions(k)
+    peak = peak_bytes(lambda: probes(Point(problem.weights), along))
     assert peak <= budget
     if k > probes.chunk:
         assert peak > budget / 8, "the measurement misses the chunks, or they are far too small"

@@ -107,8 +107,8 @@ def test_probes_move_the_loss_and_leave_the_weights(
     def recording(part: Any) -> Any:
         probes = original(part)
 
-        def measure(weights: Any, directions: Any) -> Any:
-            measured.append(probes(weights, directions))
+        def measure(here: Any, directions: Any) -> Any:
+            measured.append(probes(here, directions))
             return measured[-1]
 
         return measure

@@ -10,8 +10,8 @@ from scipy.linalg import hadamard
 from torch import nn
 
 from fogzo_repro.config import RunConfig, UserError, parse_config, result_fields
+from fogzo_repro.estimators import SequentialProbes
 from fogzo_repro.estimators.build import build_estimator
-from fogzo_repro.estimators.perturbation import SequentialProbes
 from fogzo_repro.quantization import quantize_layers
 from fogzo_repro.quantization.lsq import LsqInput, LsqWeight
 from fogzo_repro.quantization.quest import Quest
@@ -86,8 +86,8 @@ def test_probes_move_the_loss_and_leave_the_weights(quantizer, estimator):
 
     measured = []
 
-    def probes(weights, directions):
-        measured.append(SequentialProbes(loss)(weights, directions))
+    def probes(here, directions):
+        measured.append(SequentialProbes(loss)(here, directions))
         return measured[-1]
 
     chosen = build_estimator(config.estimator, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The compiled arithmetic of the estimators gives what the eager one gives."""
+"""The estimators' compiled elementwise functions give what the eager ones give."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import torch
 from conftest import quantize
 from torch import nn
 
-from fogzo_repro.estimators import fogzo
-from fogzo_repro.estimators.arithmetic import compile_arithmetic
+from fogzo_repro.estimators import directions
+from fogzo_repro.estimators.fogzo import algorithm_1
+from fogzo_repro.estimators.fused import compile_fused
+from fogzo_repro.estimators.probes import SequentialProbes
 
 
 @pytest.fixture
 def compiled() -> Iterator[None]:
-    compile_arithmetic(True)
+    compile_fused(True)
     yield
-    compile_arithmetic(False)
+    compile_fused(False)
 
 
 def mean_magnitude(weight: torch.Tensor) -> torch.Tensor:
@@ -30,7 +32,7 @@ def reverse(weight: torch.Tensor) -> torch.Tensor:
     return weight.flip(-1)
 
 
-def estimate(quantizer: str) -> list[torch.Tensor]:
+def estimate(quantizer: str, n: int) -> list[torch.Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
     first, *others = quantize(model, quantizer)
@@ -38,14 +40,14 @@ def estimate(quantizer: str) -> list[torch.Tensor]:
     first = replace(first, scale=mean_magnitude, rotate=reverse, rotate_back=reverse)
     weights = [first, *others]
     x = torch.randn(16, 6)
-    stream = torch.Generator().manual_seed(1)
+    probes = SequentialProbes(lambda: model(x).square().sum())
+    streams = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     kept = []
     for beta in (torch.tensor(0.5), torch.tensor(0.9)):  # the second pass finds compiled code
         model.zero_grad()
         model(x).square().sum().backward()
         before = [w.parameter.detach().clone() for w in weights]
-        mix = beta.sqrt(), (1 - beta).sqrt()
-        found = fogzo(weights, lambda: model(x).square().sum(), beta=mix, generator=stream)
+        found = algorithm_1(weights, probes, n, beta.sqrt(), (1 - beta).sqrt(), *streams)
         assert all(torch.equal(w.parameter, b) for w, b in zip(weights, before, strict=True))
         kept += [w.parameter.grad.clone() for w in weights if w.parameter.grad is not None]
         kept += [found.coefficient, found.flips, found.guide_norm]
@@ -55,8 +57,11 @@ def estimate(quantizer: str) -> list[torch.Tensor]:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["round2", "tanh"], ids=str)
-def test_compiled_arithmetic_equals_eager(quantizer: str, request: pytest.FixtureRequest) -> None:
-    eager = estimate(quantizer)
+def test_compiled_functions_equal_eager_ones(
+    quantizer: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(directions, "BLOCK_NUMBERS", 2 * (6 * 5 + 5 * 4 + 4 * 3))
+    eager = estimate(quantizer, n=5)  # blocks of 2, 2 and 1
     request.getfixturevalue("compiled")
-    for a, b in zip(eager, estimate(quantizer), strict=True):
+    for a, b in zip(eager, estimate(quantizer, n=5), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

@@ -5,18 +5,19 @@ from collections.abc import Sequence
 import pytest
 import torch
 from conftest import TinyNetwork, gradient
+from random_directions import random_directions
 from torch import Tensor, nn
 
 from fogzo_repro.estimators import (
+    Point,
     QuantizedWeight,
     RandomSign,
     SequentialProbes,
+    directions,
     fogzo,
     nspsa,
-    perturbation,
     smoothing_law,
 )
-from fogzo_repro.estimators.perturbation import direction_blocks
 from fogzo_repro.estimators.protocol import ProbeLosses
 from fogzo_repro.quantization.functional import sign_levels
 
@@ -68,15 +69,13 @@ def test_probes_are_at_theta_plus_and_minus_epsilon_v(tiny: TinyNetwork) -> None
         seen.append([w.parameter.detach().clone() for w in tiny.weights])
         return tiny.loss()
 
-    directions = next(iter(direction_blocks(tiny.weights, 2, stream(1))))
+    along = random_directions(tiny.weights, 2)
     theta = [w.parameter.detach().clone() for w in tiny.weights]
-    losses = SequentialProbes(loss)(tiny.weights, directions)
+    losses = SequentialProbes(loss)(Point(tiny.weights), along)
     assert len(losses.plus) == len(losses.minus) == 2
     for j in range(2):
         for side, sign in ((0, 1), (1, -1)):
-            for w, x, v, found in zip(
-                tiny.weights, theta, directions, seen[2 * j + side], strict=True
-            ):
+            for w, x, v, found in zip(tiny.weights, theta, along, seen[2 * j + side], strict=True):
                 assert torch.equal(found, x + sign * w.epsilon() * v[j])
 
 
@@ -93,26 +92,50 @@ def test_no_graph_is_built_by_the_probes(tiny: TinyNetwork) -> None:
 def test_difference_of_narrow_losses_is_taken_in_float32(
     tiny: TinyNetwork, narrow: torch.dtype
 ) -> None:
-    directions = next(iter(direction_blocks(tiny.weights, 1, stream(1))))
-    losses = SequentialProbes(lambda: tiny.loss().to(narrow))(tiny.weights, directions)
+    here, along = Point(tiny.weights), random_directions(tiny.weights, 1)
+    losses = SequentialProbes(lambda: tiny.loss().to(narrow))(here, along)
     assert losses.plus.dtype == torch.float32
-    assert SequentialProbes(tiny.loss)(tiny.weights, directions).plus.dtype == torch.float64
+    assert SequentialProbes(tiny.loss)(here, along).plus.dtype == torch.float64
 
 
 def test_flips_are_counted_as_by_hand() -> None:
     parameter = nn.Parameter(torch.tensor([0.1, -0.5, 0.9, -0.2]))
     w = QuantizedWeight(parameter, torch.tensor(1.0), LAW, levels=sign_levels)
     # epsilon = 0.577: |0.1| and |-0.5| and |-0.2| are inside along (1, 1, 1, 1), one along the last
-    directions = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.5, 1.5, 0.5]])
+    along = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.5, 1.5, 0.5]])
     flat = SequentialProbes(lambda: torch.ones(()))
-    assert flat([w], [directions]).flips == 3 + 1
+    assert flat(Point([w]), [along]).flips == 3 + 1
     blind = QuantizedWeight(nn.Parameter(parameter.detach().clone()), torch.tensor(1.0), LAW)
-    assert flat([w, blind], [directions, directions]).flips == 4
+    assert flat(Point([w, blind]), [along, along]).flips == 4
     parameter.grad = torch.zeros(4)
     estimate = nspsa([w], n=2, generator=stream(0), probes=flat)
     drawn = LAW.sample_(torch.empty(2, 4), stream(0))
     by_hand = (parameter.abs() < LAW.epsilon_bar * drawn.abs()).sum().item() / 2
     assert estimate.flips.item() == by_hand
+
+
+def test_what_a_step_knows_of_its_weights_is_made_once() -> None:
+    calls = []
+
+    def counted(name: str, result: Tensor) -> Tensor:
+        calls.append(name)
+        return result
+
+    parameter = nn.Parameter(torch.tensor([[0.1, -0.5], [0.9, -0.2]]))
+    parameter.grad = torch.ones(2, 2)
+    w = QuantizedWeight(
+        parameter, lambda p: counted("scale", p.abs().mean()), LAW,
+        rotate=lambda x: counted("guide", x.flip(-1)), rotate_back=lambda x: x.flip(-1),
+    )  # fmt: skip
+    fogzo([w], lambda: parameter.square().sum(), beta=0.9, n=3, generator=stream(0))
+    assert sorted(calls) == ["guide", "scale"]
+
+
+def test_guide_of_an_unrotated_weight_is_its_gradient_and_takes_no_memory(
+    tiny: TinyNetwork,
+) -> None:
+    for w, guide in zip(tiny.weights, Point(tiny.weights).guides, strict=True):
+        assert guide.data_ptr() == gradient(w).data_ptr()
 
 
 def test_epsilon_follows_a_live_scale() -> None:
@@ -149,7 +172,7 @@ def test_rotated_coordinates_are_the_same_estimator_of_the_rotated_weight() -> N
 
 def test_n_pairs_are_averaged(tiny: TinyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     d = sum(w.parameter.numel() for w in tiny.weights)
-    monkeypatch.setattr(perturbation, "BLOCK_NUMBERS", d)  # one pair a block: the draws of n = 1
+    monkeypatch.setattr(directions, "BLOCK_NUMBERS", d)  # one pair a block: the draws of n = 1
     generator, singles = stream(5), []
     for _ in range(4):
         tiny.backward()
@@ -164,16 +187,14 @@ def test_n_pairs_are_averaged(tiny: TinyNetwork, monkeypatch: pytest.MonkeyPatch
 class OneSided:
     """Probes with L+ - L- = 0.5 always."""
 
-    def __call__(
-        self, weights: Sequence[QuantizedWeight], directions: Sequence[Tensor]
-    ) -> ProbeLosses:
-        k = len(directions[0])
+    def __call__(self, here: Point, along: Sequence[Tensor]) -> ProbeLosses:
+        k = len(along[0])
         return ProbeLosses(torch.full((k,), 1.5), torch.ones(k), torch.zeros(()))
 
 
 def test_random_sign_keeps_the_size_of_c_and_balances_its_sign() -> None:
     nowhere = [torch.zeros(100_000, 1)]
-    losses = RandomSign(OneSided(), stream(2))([], nowhere)
+    losses = RandomSign(OneSided(), stream(2))(Point([]), nowhere)
     difference = losses.plus - losses.minus
     assert torch.equal(difference.abs(), torch.full((100_000,), 0.5))
     plus = (difference > 0).sum().item()
@@ -181,9 +202,9 @@ def test_random_sign_keeps_the_size_of_c_and_balances_its_sign() -> None:
 
 
 def test_random_sign_is_independent_of_the_losses(tiny: TinyNetwork) -> None:
-    directions = next(iter(direction_blocks(tiny.weights, 2000, stream(1))))
-    plain = SequentialProbes(tiny.loss)(tiny.weights, directions)
-    mixed = RandomSign(SequentialProbes(tiny.loss), stream(2))(tiny.weights, directions)
+    here, along = Point(tiny.weights), random_directions(tiny.weights, 2000)
+    plain = SequentialProbes(tiny.loss)(here, along)
+    mixed = RandomSign(SequentialProbes(tiny.loss), stream(2))(here, along)
     moved = plain.plus != plain.minus
     same = ((mixed.plus > mixed.minus) == (plain.plus > plain.minus))[moved]
     n = len(same)

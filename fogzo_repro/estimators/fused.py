@@ -1,7 +1,7 @@
 """The estimators' elementwise work over all quantized weights, as functions of lists of tensors.
 
 A deep network has some fifty quantized weights, and one kernel for each of them and each operation
-would cost a tenth of a training step. `compile_arithmetic` runs these functions through
+would cost a tenth of a training step. `compile_fused` has these functions run through
 torch.compile, which makes one kernel of a whole function for many weights. It changes results by
 rounding at most.
 """
@@ -25,7 +25,7 @@ _state = {"on": False}
 _OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"combo_kernels": True}
 
 
-def compile_arithmetic(on: bool) -> None:
+def compile_fused(on: bool) -> None:
     """Turn compilation on or off for this process, and forget what was compiled."""
     _state["on"] = on
     _compiled.clear()
@@ -70,7 +70,7 @@ def scaled_norm(epsilons: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tens
 
 
 @_compilable
-def guide_(
+def mix_(
     draws: Sequence[Tensor],
     laws: Sequence[SmoothingLaw],
     epsilons: Sequence[Tensor],

@@ -1,0 +1,87 @@
+"""The losses on both sides of theta, L+ at theta + eps v and L- at theta - eps v: the probes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fogzo_repro.estimators.directions import random_signs
+from fogzo_repro.estimators.fused import cross_, displace_
+from fogzo_repro.estimators.protocol import LossFunction, Point, ProbeLosses, Probes
+
+
+class SequentialProbes:
+    """Probes of any model: displace the weights in place, take the loss, copy the weights back.
+
+    Restoring is a copy and therefore bitwise: adding the displacement back would drift. The
+    parameters keep their storage, so compiled and captured graphs stay valid.
+
+    Args:
+        loss: returns the loss at the current parameters.
+    """
+
+    def __init__(self, loss: LossFunction) -> None:
+        self.loss = loss
+
+    @torch.no_grad()
+    def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
+        """Measure the k probe pairs one after another."""
+        parameters = [w.parameter.detach() for w in here.weights]
+        levels = [w.levels for w in here.weights]
+        steps = here.epsilons
+        saved = [torch.empty_like(p) for p in parameters]
+        torch._foreach_copy_(saved, parameters)
+        plus, minus, flips = [], [], []
+        try:
+            for j in range(len(directions[0])):
+                vectors = [v[j] for v in directions]
+                displace_(parameters, saved, steps, vectors)
+                plus.append(self._measure())
+                flips.append(cross_(parameters, saved, steps, vectors, levels))
+                minus.append(self._measure())
+        finally:
+            torch._foreach_copy_(parameters, saved)
+        return ProbeLosses(torch.stack(plus), torch.stack(minus), torch.stack(flips).sum())
+
+    def _measure(self) -> Tensor:
+        """Return the loss in float32 at least: a difference of bf16 losses is rounding."""
+        loss = self.loss().detach()
+        return loss.to(torch.promote_types(loss.dtype, torch.float32))
+
+
+class RandomSign:
+    """A control: swaps L+ and L- with probability 1/2, so the sign of each difference is random.
+
+    Args:
+        probes: the probes whose losses are swapped.
+        generator: a stream of its own.
+    """
+
+    def __init__(self, probes: Probes, generator: torch.Generator) -> None:
+        self.probes = probes
+        self.generator = generator
+
+    def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
+        """Measure, then swap."""
+        losses = self.probes(here, directions)
+        swap = random_signs(len(losses.plus), losses.plus, self.generator) < 0
+        return ProbeLosses(
+            torch.where(swap, losses.minus, losses.plus),
+            torch.where(swap, losses.plus, losses.minus),
+            losses.flips,
+        )
+
+
+def probes_of(loss: LossFunction | None, probes: Probes | None) -> Probes:
+    """Return the probes that a caller gave, or sequential ones of the loss that it gave.
+
+    Raises:
+        ValueError: where it gave neither.
+    """
+    if probes is not None:
+        return probes
+    if loss is None:
+        raise ValueError("give a loss function or probes")
+    return SequentialProbes(loss)
