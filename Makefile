@@ -10,7 +10,7 @@ endif
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check smoke figure-shallow table1 table2 table3 table4 minis tables status bench bench-vision bench-language bench-minis bench-cards bench-loader bench-prepare clean
+.PHONY: help install demo test lint types check smoke figure-shallow table1 table2 table3 table4 tables status bench bench-vision bench-language bench-cards bench-loader bench-prepare clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -58,7 +58,7 @@ RUN = $(BIN)/python $(CELLS); status=$$?; test $$status -ne 2 || exit 2; $(AFTER
 figure-shallow: install  ## run the missing cells of Section 4.1 on MNIST, then make tables
 	@$(RUN)
 
-table1: install  ## Table 1: SEEDS=0,1,2,3,4 HARDWARE=h200 SCALE=mini GPUS=0,1 MINUTES=8 DRY_RUN=1
+table1: install  ## Table 1: SEEDS=0,1,2,3,4 HARDWARE=h200 SCALE=smoke GPUS=0,1 MINUTES=8 DRY_RUN=1
 	@$(RUN)
 
 table2: install  ## Table 2, LSQ with 2-bit weights: the same settings
@@ -70,19 +70,11 @@ table3: install  ## Table 3, 2-bit weights and activations: the same settings
 table4: install  ## Table 4, quality at equal training time: the same settings
 	@$(RUN)
 
-minis: install  ## run what the claims of the mini tables need, then make tables: the settings of table1
-	@status=0; for table in mini-resnet18 mini-deit-tiny mini-llama; do \
-	  $(BIN)/python scripts/run_cells.py $$table hardware=$(HARDWARE) --claims $(OPTIONS) \
-	    || status=$$?; \
-	  test $$status -ne 75 -a $$status -ne 2 || break; done; \
-	  test $$status -ne 2 || exit 2; \
-	  $(AFTER) && exit $$status
-
 tables: install  ## make results/ (Markdown, CSV, LaTeX, figures) from the committed records alone
 	@$(BIN)/python scripts/make_tables.py
 
 status: install  ## per table: runs done, running, interrupted, failed, stale, missing
-	@$(BIN)/python scripts/status.py $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS))
+	@$(BIN)/python scripts/status.py $(if $(SEEDS),--seeds $(SEEDS))
 
 bench: install  ## measure the speed on this machine: HARDWARE=cpu, h200, ...
 	@$(BIN)/python -m scripts.bench.mnist hardware=$(HARDWARE) --out results/records/bench/mnist-$(HARDWARE).json
@@ -92,9 +84,6 @@ bench-vision: install  ## measure the training step of ResNets and DeiTs on one 
 
 bench-language: install  ## measure the training step of the LLaMAs on one GPU, about 5 minutes
 	@$(BIN)/python -m scripts.bench.steps language --out 'results/records/bench/{group}-$(HARDWARE).json'
-
-bench-minis: install  ## measure the training step of the small networks on one GPU, about a minute
-	@$(BIN)/python -m scripts.bench.steps minis --out 'results/records/bench/{group}-$(HARDWARE).json'
 
 bench-cards: install  ## measure the step of several cards in one run: CARDS=4, about 6 minutes
 	@$(BIN)/python -m torch.distributed.run --nproc-per-node=$(or $(CARDS),4) -m scripts.bench.cards \

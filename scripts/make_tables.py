@@ -18,11 +18,10 @@ if not __package__:  # started as a file
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.curves import write_curves
 from fogzo_repro.reporting.figures import write_accuracy, write_figure
-from fogzo_repro.reporting.mini_figures import write_mini_figure
 from fogzo_repro.reporting.overview import write_overview
-from fogzo_repro.reporting.paper_form import MINI, write_paper_table
+from fogzo_repro.reporting.paper_form import write_paper_table
 from fogzo_repro.reporting.readme import update_readme
-from fogzo_repro.reporting.results import MINIS, TableResults, ran, read_results
+from fogzo_repro.reporting.results import TableResults, ran
 from fogzo_repro.reporting.sweep_figures import write_sweeps
 from fogzo_repro.reporting.tables import write_table
 from fogzo_repro.reporting.tradeoff import write_tradeoff
@@ -31,11 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 TABLES = {  # in the order of results/README.md
     "figure-shallow": write_table,
-    **dict.fromkeys(MINIS, write_table),
     **{f"table{k}": write_paper_table for k in (1, 2, 3, 4)},
 }
-FIGURES = {"figure-shallow": write_figure, **dict.fromkeys(MINIS, write_mini_figure)}
-MORE_FIGURES = {"curves": write_curves, "sweeps": write_sweeps, "time": write_tradeoff}
+PAPER_FIGURES = {"curves": write_curves, "sweeps": write_sweeps, "time": write_tradeoff}
 
 
 def write_all(results: Path) -> list[TableResults]:
@@ -57,19 +54,13 @@ def write_all(results: Path) -> list[TableResults]:
 def draw(results: Path, table: TableResults) -> list[str]:
     """Draw what there is of a table; return the names of the figures.
 
-    The shallow figure's records have no history. Of a table of the paper its runs at mini are
-    drawn too, apart.
+    The shallow figure's records have no history.
     """
     name, folder = table.table, results / "figures"
-    drawn = [name] if name in FIGURES and FIGURES[name](results, table) else []
-    if name == "figure-shallow" and write_accuracy(results, table):
-        drawn.append(f"{name}-accuracy")
-    scales = {} if name == "figure-shallow" else {name: table}
-    if TABLES[name] is write_paper_table:
-        scales[f"{name}-mini"] = read_results(results, name, MINI)
-    for stem, found in scales.items():
-        drawn += [f"{stem}-{kind}" for kind, w in MORE_FIGURES.items() if w(folder, stem, found)]
-    return drawn
+    if name != "figure-shallow":
+        return [f"{name}-{kind}" for kind, w in PAPER_FIGURES.items() if w(folder, name, table)]
+    drawn = [name] if write_figure(results, table) else []
+    return [*drawn, f"{name}-accuracy"] if write_accuracy(results, table) else drawn
 
 
 def main() -> int:

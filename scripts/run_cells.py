@@ -2,12 +2,12 @@
 
     python scripts/run_cells.py table1 --gpus 0,1,2,3                  one cell a card at a time
     python scripts/run_cells.py table3 --dry-run                       what it takes; starts nothing
-    python scripts/run_cells.py table1 scale=mini --minutes 8          in pieces, on each call one
+    python scripts/run_cells.py table4 --minutes 60                    in pieces, on each call one
     python scripts/run_cells.py figure-shallow/ste --seeds 0,1         one file, other seeds
-    python scripts/run_cells.py 'mini-deit-tiny/1bit-*' --claims       some files
+    python scripts/run_cells.py 'table2/resnet50-*' --claims           some files
     python scripts/run_cells.py figure-shallow hardware=h200 --workers 8
-    python scripts/run_cells.py mini-llama --claims                    what the claims need, no more
-    python scripts/run_cells.py mini-llama/2bit-fogzo estimator.noise=1e-9   in place of its sweep
+    python scripts/run_cells.py figure-shallow --claims                what the claims need, no more
+    python scripts/run_cells.py figure-shallow/fogzo estimator.noise=1e-5   in place of its sweep
 
 Cells stand in configs/experiment/<table>/*.yaml. A run that is finished, under output_root or by a
 committed record, is skipped; interrupted anywhere, the same command goes on. In the end the records

@@ -1,7 +1,7 @@
 """Say per table how many runs are done, running, interrupted, failed, stale and missing.
 
     python scripts/status.py                     all tables at the paper's scale
-    python scripts/status.py --scale mini --seeds 0,1
+    python scripts/status.py --seeds 0,1 table1
 
 From results/records and the run folders alone; imports no torch.
 """
@@ -16,7 +16,7 @@ if not __package__:  # started as a file
     import root  # noqa: F401
 
 from fogzo_repro.config import ConfigError, UserError
-from fogzo_repro.reporting.results import PAPER_SCALES
+from fogzo_repro.reporting.results import SCALE
 from fogzo_repro.sweeps.labels import planned_cells
 from fogzo_repro.sweeps.status import STATES, count_states, known_runs, runs_of
 from scripts.run_cells import parse_seeds
@@ -30,7 +30,6 @@ def main() -> int:
     """Print the table; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tables", nargs="*", help="folders of configs/experiment")
-    parser.add_argument("--scale", choices=("full", "mini"), help="in place of the table's own")
     parser.add_argument("--seeds", help="evaluation seeds in place of the files'")
     parser.add_argument("--records", type=Path, default=ROOT / "results" / "records")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="output_root of the runs")
@@ -42,9 +41,8 @@ def main() -> int:
         for name in arguments.tables or known_tables():
             if name not in known_tables():
                 raise ConfigError(f"{name} is not a table; tables: {', '.join(known_tables())}")
-            scale = arguments.scale or PAPER_SCALES.get(name, ("full",))[0]
-            cells = list(planned_cells(EXPERIMENTS / name, scale, seeds))
-            runs = [run for cell in cells for run in runs_of(cell, scale, cell.seeds)]
+            cells = list(planned_cells(EXPERIMENTS / name, SCALE, seeds))
+            runs = [run for cell in cells for run in runs_of(cell, SCALE, cell.seeds)]
             states = count_states(runs, known)
             counts = [len(cells), states.total(), *(states[s] for s in STATES)]
             lines.append([name, *map(str, counts)])

@@ -46,7 +46,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, f"seed={self.seed} is outside [0, 2^31)")
-        choice("scale", self.scale, ("full", "mini", "smoke"))
+        choice("scale", self.scale, ("full", "smoke"))
         finite("snapshots", self.snapshots, 0)
         finite("checkpoint_minutes", self.checkpoint_minutes, 0)
         finite("eval_every_steps", self.eval_every_steps, 1)
@@ -70,7 +70,7 @@ class RunConfig:
             )
 
 
-LLAMAS = ("9m", "20m", "30m", "200m", "300m", "mini")
+LLAMAS = ("9m", "20m", "30m", "200m", "300m")
 SCHEMAS: dict[str, dict[str, type]] = {
     "model": {
         "mlp": MlpConfig,

@@ -25,7 +25,6 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "llama_30m": build_llama,
     "llama_200m": build_llama,
     "llama_300m": build_llama,
-    "llama_mini": build_llama,
 }
 
 

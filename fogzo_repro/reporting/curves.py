@@ -26,8 +26,6 @@ from fogzo_repro.reporting.panels import (
     evaluated,
     kind_of,
     looks,
-    method,
-    one_per_method,
     panels,
 )
 from fogzo_repro.reporting.results import CellResult, TableResults
@@ -52,10 +50,7 @@ class Point:
 def write_curves(folder: Path, name: str, found: TableResults) -> bool:
     """Write <name>-curves.png and .csv; return False where no record has a history."""
     points = [
-        p
-        for panel, cells in panels(found).items()
-        for cell in one_per_method(found, cells)
-        for p in _course(panel, method(found, cell), cell)
+        p for panel, cells in panels(found).items() for cell in cells for p in _course(panel, cell)
     ]
     if not points:
         return False
@@ -75,7 +70,7 @@ def write_curves(folder: Path, name: str, found: TableResults) -> bool:
     return True
 
 
-def _course(panel: str, name: str, cell: CellResult) -> Iterator[Point]:
+def _course(panel: str, cell: CellResult) -> Iterator[Point]:
     histories = [r["history"] for r in evaluated(cell) if r.get("history")]
     if not histories:
         return
@@ -84,7 +79,7 @@ def _course(panel: str, name: str, cell: CellResult) -> Iterator[Point]:
         summary = summarize([v for v in values if v is not None])
         if step is not None and summary is not None:
             sd = None if math.isnan(summary.sd) else summary.sd
-            yield Point(panel, name, step, summary.n, summary.mean, sd)
+            yield Point(panel, cell.column, step, summary.n, summary.mean, sd)
 
 
 def _draw(axes: Any, points: Sequence[Point], styles: Styles) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """results/tables/table1 ... table4: the paper's value, ours, the difference; Markdown, CSV, LaTeX.
 
 One line for each line of results/paper/<table>.csv. Ours is the metric after the last step, mean ±
-sd (n) over the evaluation seeds, of full-scale runs alone; runs of scale=mini stand in a section of
-their own. From committed records alone; the same bytes each time.
+sd (n) over the evaluation seeds, of full-scale runs alone. From committed records alone; the same
+bytes each time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from fogzo_repro.reporting.results import (
     read_paper,
     read_results,
 )
-from fogzo_repro.reporting.smaller_scale import SMALLER, mini_grid
 from fogzo_repro.reporting.statistics import Summary, summarize
 
 TITLES = {
@@ -46,7 +45,6 @@ TITLES = {
     "table4": "Table 4: quality at equal training time, LSQ, LLaMA 30M",
 }
 DIGITS = {"loss": 4, "top1": 2, "perplexity": 2}
-MINI = ("mini",)
 METHOD = (
     "Paper: its value, with the tag of its source; an empty place is not known to us. Only the "
     "number of Table 4 is certain; Tables 1 to 3 are numbered in the order of the paper's results. "
@@ -102,16 +100,13 @@ class Entry:
 
 def write_paper_table(results: Path, table: str) -> TableResults:
     """Write <table>.md, .csv and .tex; return what they were made from."""
-    found, mini = read_results(results, table), read_results(results, table, MINI)
-    placed = {f"{r['run_id']}.json" for cell in mini.cells.values() for r in cell.runs.values()}
-    refused = [line for line in found.refused if line.split(": ")[0] not in placed]
-    found = replace(found, refused=refused)
+    found = read_results(results, table)
     entries = _entries(results, found)
     judged = judge(found, read_claims(results / "paper" / "claims.csv", table))
     folder = results / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{table}.md").write_text(_markdown(found, mini, entries, judged))
-    (folder / f"{table}.csv").write_text(_csv(entries, mini))
+    (folder / f"{table}.md").write_text(_markdown(found, entries, judged))
+    (folder / f"{table}.csv").write_text(_csv(table, entries))
     titles, lines = _main_lines([e for e in entries if not e.swept])
     (folder / f"{table}.tex").write_text(tabular(titles[:-2], [line[:-2] for line in lines]))
     return found
@@ -138,9 +133,7 @@ def _entries(results: Path, found: TableResults) -> list[Entry]:
     return entries
 
 
-def _markdown(
-    found: TableResults, mini: TableResults, entries: Sequence[Entry], judged: Sequence[Judged]
-) -> str:
+def _markdown(found: TableResults, entries: Sequence[Entry], judged: Sequence[Judged]) -> str:
     main = [e for e in entries if not e.swept]
     parts = [
         f"# {TITLES.get(found.table, found.table)}",
@@ -156,13 +149,10 @@ def _markdown(
             "ρ = (1−β)d/β at β_min, d the number of perturbed weights.",
             grid(SWEEP_TITLES, [_sweep_line(found, e) for e in entries if e.swept]),
         ]
-    parts += [
-        "## Verdicts", HOW_JUDGED, grid(VERDICT_TITLES, [verdict_line(j) for j in judged]),
-        "## At smaller scale", SMALLER, mini_grid(mini),
-    ]  # fmt: skip
+    parts += ["## Verdicts", HOW_JUDGED, grid(VERDICT_TITLES, [verdict_line(j) for j in judged])]
     diverged = [
         f"- {named(c.row, c.column)}, scale {c.runs[s]['scale']}, seed {s}: {c.runs[s]['notes']}"
-        for c in (*found.cells.values(), *mini.cells.values())
+        for c in found.cells.values()
         for s in (*c.diverged(), *c.diverged(tuning=True))
     ]
     if diverged:
@@ -206,8 +196,8 @@ def _sweep_line(found: TableResults, entry: Entry) -> list[str]:
     return [cell.row, cell.column, "" if ratio is None else f"{ratio:.3g}", entry.label, shown]
 
 
-def _csv(entries: Sequence[Entry], mini: TableResults) -> str:
-    """Return every cell with its numbers in full precision; mini lines have no paper value."""
+def _csv(table: str, entries: Sequence[Entry]) -> str:
+    """Return every cell with its numbers in full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([
@@ -216,14 +206,9 @@ def _csv(entries: Sequence[Entry], mini: TableResults) -> str:
     ])  # fmt: skip
     for e in entries:
         difference = "" if e.difference is None else e.difference
-        row = [mini.table, e.cell.row, e.cell.column, "full", e.metric, e.split]
+        row = [table, e.cell.row, e.cell.column, "full", e.metric, e.split]
         after = [difference, e.quest, *_run_numbers(e.cell), e.source]
         writer.writerow([*row, *_numbers(e.cell, e.split, e.metric, e.paper), *after])
-    for c in mini.cells.values():
-        if c.runs:
-            row = [mini.table, c.row, c.column, "mini", "loss", "train"]
-            after = ["", "", *_run_numbers(c), "ours: smaller scale"]
-            writer.writerow([*row, *_numbers(c, "train", "loss", ""), *after])
     return text.getvalue()
 
 

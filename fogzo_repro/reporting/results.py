@@ -13,9 +13,7 @@ from fogzo_repro.config import UserError
 from fogzo_repro.tracking.records import read_record
 
 TUNING_SEEDS = (100, 101, 102)  # PAPER 4, "Verdicts": they choose, the other seeds report
-MINIS = ("mini-resnet18", "mini-deit-tiny", "mini-llama")  # tables of our own
-# The scales that may stand in a table. For the MLP on MNIST mini is the paper's own.
-PAPER_SCALES = {"figure-shallow": ("full", "mini"), **dict.fromkeys(MINIS, ("mini",))}
+SCALE = "full"  # the scale of the records that may stand in a table
 SETTINGS = ("model", "dataset", "quantizer", "estimator", "recipe")
 
 Place = tuple[str, str]  # row, column
@@ -104,14 +102,12 @@ def read_paper(path: Path) -> list[dict[str, str]]:
         raise UserError(f"cannot read {path} ({error.strerror}); restore it with git") from None
 
 
-def read_results(results: Path, table: str, scales: tuple[str, ...] | None = None) -> TableResults:
+def read_results(results: Path, table: str) -> TableResults:
     """Read the records of a table.
 
     Args:
         results: the folder with paper/<table>.csv, which lists the cells, and records/<table>/.
         table: its name.
-        scales: those that are taken, else those that may stand in the paper's columns. At another
-            scale a row may have columns that paper/<table>.csv does not list: a sweep's values.
 
     Raises:
         UserError: for a damaged record, an unknown cell, two records of one cell and seed, or runs
@@ -119,18 +115,14 @@ def read_results(results: Path, table: str, scales: tuple[str, ...] | None = Non
     """
     places = [(e["row"], e["column"]) for e in read_paper(results / "paper" / f"{table}.csv")]
     cells = {place: CellResult(*place, {}) for place in places}
-    rows = {row for row, _ in places}
-    taken = scales if scales is not None else PAPER_SCALES.get(table, ("full",))
     refused = []
     for path in sorted((results / "records" / table).glob("*.json")):
         record = read_record(path)
-        reason = _refusal(record, taken)
+        reason = _refusal(record)
         if reason:
             refused.append(f"{path.name}: {reason}")
             continue
         place = (record["row"], record["column"])
-        if scales and place not in cells and place[0] in rows:
-            cells[place] = CellResult(*place, {})
         if place not in cells:
             raise UserError(
                 f"{path} is of the unknown cell {place[0]} | {place[1]}; delete it or add the cell "
@@ -140,12 +132,12 @@ def read_results(results: Path, table: str, scales: tuple[str, ...] | None = Non
     return TableResults(table, cells, refused)
 
 
-def _refusal(record: dict[str, Any], scales: tuple[str, ...]) -> str | None:
+def _refusal(record: dict[str, Any]) -> str | None:
     if record["method_version"] != METHOD_VERSION:
         return f"stale, method_version {record['method_version']} and not {METHOD_VERSION}"
     if record["dirty"] is not False:
         return "not from a clean commit"
-    if record["scale"] not in scales:
+    if record["scale"] != SCALE:
         return f"scale {record['scale']}"
     dataset = record["config"]["dataset"]
     if dataset.get("allow_partial"):

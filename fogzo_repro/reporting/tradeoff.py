@@ -3,21 +3,16 @@
 A panel for each network or quantizer, a mark for each cell of the STE, of FOGZO and of the STE at
 equal cost: mean ± sd over the evaluation seeds against its mean time; the staircase joins the cells
 that no other one beats in both.
-
-Runs of a mini table share the card, so that their wall time says nothing; there the time is that of
-their training steps, alone on the card, by results/records/bench.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.config import quantizer_label
 from fogzo_repro.reporting.drawing import (
     COLUMN,
     GREY,
@@ -34,19 +29,15 @@ from fogzo_repro.reporting.panels import (
     evaluated,
     kind_of,
     looks,
-    method,
     panels,
 )
-from fogzo_repro.reporting.results import MINIS, CellResult, TableResults
+from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
 PANEL_HEIGHT = 1.7  # inches
 COMPARED = (STE, FOGZO, EQUAL)
 UNITS = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}  # in an hour
-QUALITY = {  # what is drawn of a run, where it has that: the paper's metric at full scale alone
-    "full": (("val", "perplexity"), ("val", "top1"), ("train", "loss")),
-    "mini": (("train", "loss"),),
-}
+QUALITY = (("val", "perplexity"), ("val", "top1"), ("train", "loss"))  # the first that a run has
 LABELS = {"perplexity": "perplexity", "top1": "top-1 (%)", "loss": "train loss (nats)"}
 
 
@@ -66,13 +57,12 @@ class Point:
 
 def write_tradeoff(folder: Path, name: str, found: TableResults) -> bool:
     """Write <name>-time.png and .csv; return False where no two methods were run and timed."""
-    benches = read_step_times(folder.parent / "records" / "bench") if found.table in MINIS else None
-    points = []
-    for panel, cells in panels(found).items():
-        for cell in cells:
-            hours = _hours(evaluated(cell), benches)
-            if hours is not None and kind_of(method(found, cell)) in COMPARED:
-                points.append(_point(panel, method(found, cell), cell, hours))
+    points = [
+        _point(panel, cell)
+        for panel, cells in panels(found).items()
+        for cell in cells
+        if kind_of(cell.column) in COMPARED
+    ]
     if len(points) < 2:
         return False  # one point trades nothing off
     titles = list(dict.fromkeys(p.panel for p in points))
@@ -88,8 +78,7 @@ def write_tradeoff(folder: Path, name: str, found: TableResults) -> bool:
             handles |= _draw(panel, [p for p in points if p.panel == title], styles, per_hour)
             panel.set_title(title)
         cards = ", ".join(dict.fromkeys(p.hardware for p in points))
-        of = "a run" if benches is None else "a run's training steps"
-        axes[-1][0].set_xlabel(f"{unit} of {of} ({cards})")
+        axes[-1][0].set_xlabel(f"{unit} of a run ({cards})")
         legend_below(figure, handles)
     return True
 
@@ -107,45 +96,16 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def read_step_times(folder: Path) -> dict[tuple[str, str, str, str], float]:
-    """Return the milliseconds of a mini's step by card, network, quantizer and estimator."""
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        if record.get("bench") != "minis":
-            continue
-        for network, measured in record["networks"].items():
-            for quantizer, figures in measured.items():
-                for estimator in ("ste", "fogzo"):
-                    if times := figures.get(f"{estimator}_ms"):
-                        place = record["hardware"], network, quantizer, estimator
-                        found[place] = times["median"]
-    return found
-
-
-def _hours(
-    records: Sequence[dict[str, Any]], benches: dict[tuple[str, str, str, str], float] | None
-) -> float | None:
-    """Return the mean hours of a run: wall time, or its steps by the bench; None: not measured."""
-    if benches is None:
-        return math.fsum(r["wall_seconds"] for r in records) / len(records) / 3600
-    config = records[0]["config"]
-    place = (
-        records[0]["hardware"], config["model"]["name"],
-        quantizer_label(config["quantizer"]), config["estimator"]["name"],
-    )  # fmt: skip
-    return records[0]["steps"] * benches[place] / 3.6e6 if place in benches else None
-
-
-def _point(panel: str, name: str, cell: CellResult, hours: float) -> Point:
+def _point(panel: str, cell: CellResult) -> Point:
     records = evaluated(cell)
+    hours = math.fsum(r["wall_seconds"] for r in records) / len(records) / 3600
     last = records[0]["metrics"]["last"]
-    wanted = QUALITY[records[0]["scale"]]
-    split, metric = next(((s, m) for s, m in wanted if m in last.get(s, {})), ("train", "loss"))
+    split, metric = next(((s, m) for s, m in QUALITY if m in last.get(s, {})), QUALITY[-1])
     summary = summarize([*cell.values(split, metric).values()])
     assert summary is not None, "a panel holds cells with finished evaluation runs alone"
     sd = None if math.isnan(summary.sd) else summary.sd
-    return Point(panel, name, records[0]["hardware"], metric, summary.n, hours, summary.mean, sd)
+    place = panel, cell.column, records[0]["hardware"]
+    return Point(*place, metric, summary.n, hours, summary.mean, sd)
 
 
 def _group(point: Point) -> str:

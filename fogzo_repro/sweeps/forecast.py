@@ -34,7 +34,6 @@ DATA_GB = {
 }  # ImageNet: about
 KEPT_CHECKPOINTS = 2
 SPARE = 1.02  # tokens to prepare, over those that are seen: a split holds whole documents
-MINI_TOKENS = 1.2e6  # at scale=mini documents may repeat
 MNIST_STEPS = 1170  # of the MLP bench's runs
 
 
@@ -168,10 +167,9 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
 
         manifest = data_dir / "c4" / MANIFEST
         if not manifest.is_file():
-            tokens = SPARE * needed.units if config.scale == "full" else MINI_TOKENS
             return [
                 f"{manifest} is not there; write it with python scripts/prepare_c4.py --source hub "
-                f"--tokenizer NAME --out {manifest.parent} --tokens {tokens:.3g}"
+                f"--tokenizer NAME --out {manifest.parent} --tokens {SPARE * needed.units:.3g}"
             ]
         try:
             splits = read_corpus(data_dir).manifest["splits"]
@@ -249,8 +247,7 @@ def flop_per_token(model: Any) -> float:
 def _network(config: RunConfig, record: dict[str, Any]) -> _Step | None:
     """Return the step of a network by a record of scripts/bench/steps.py."""
     language = config.dataset.name == "c4"
-    group = {"mini": "minis", "full": "language" if language else "vision"}.get(config.scale)
-    if record["bench"] != group:
+    if config.scale != "full" or record["bench"] != ("language" if language else "vision"):
         return None
     if language:
         return _language(config, record["networks"])

@@ -98,7 +98,7 @@ def missing_jobs(jobs: Iterable[Job], records: Path) -> list[Job]:
 
 
 def distinct(jobs: Iterable[Job]) -> tuple[list[Job], list[str]]:
-    """Leave out the cells that are the same run as another, as all LLaMAs are at scale=mini.
+    """Leave out the cells that are the same run as another, with the settings that were given.
 
     Returns:
         The jobs that are left, and a line for each cell that is not.

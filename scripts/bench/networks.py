@@ -29,11 +29,6 @@ NETWORKS = {
         "llama_200m": ["model=llama_200m"],
         "llama_300m": ["model=llama_300m"],
     },
-    "minis": {
-        "resnet18": ["model=resnet18", "scale=mini"],
-        "deit_tiny": ["model=deit_tiny", "scale=mini"],
-        "llama_mini": ["model=llama_mini", "scale=mini"],
-    },
 }
 FOGZO = ["estimator=fogzo", "estimator.noise=1e-9"]  # the cost does not depend on 1 - beta
 QUANTIZERS = {
@@ -48,7 +43,6 @@ LEARNED = ("lsq-w2", "lsq-w2a2", "quest-w2a2")
 MEASURED = {  # beside none and round-w2
     "vision": {"resnet50": LEARNED},
     "language": {"llama_30m": LEARNED},
-    "minis": {"resnet18": ("sign-w1",), "deit_tiny": ("sign-w1",)},
 }
 PEAK = 790e12  # FLOP/s
 BATCHES = 4  # different ones, taken in turn
@@ -58,7 +52,6 @@ TOY = {
         "scale=smoke", "hardware=cpu", "model.layers=2", "model.context=32", "model.vocabulary=512",
         "recipe.global_batch_size=4",
     ],
-    "minis": ["hardware=cpu"],
 }  # fmt: skip
 
 

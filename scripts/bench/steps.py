@@ -1,14 +1,14 @@
 """Measure the training step on one GPU: unquantized, STE, two forward passes, FOGZO n = 1.
 
     python -m scripts.bench.steps vision --out results/records/bench/{group}-h200.json
-    python -m scripts.bench.steps vision language minis --out DIR/{group}-h200.json
+    python -m scripts.bench.steps vision language --out DIR/{group}-h200.json
     python -m scripts.bench.steps vision --toy --out /tmp/{group}.json         # does it run? (CPU)
 
 bf16; photographs of 224 px in batches of 256, or 64 sequences of 512 tokens, on the card before the
-clock starts; the minis of `make minis` on their own data and batches; the median of 50 steps. A
-step is what a run does: the compiled network in training mode, `TrainStep`, captured as a CUDA
-graph, optimizer included, so that the weights change in every step. The two forwards are the
-probes' own graph, captured likewise, each time on new weights.
+clock starts; the median of 50 steps. A step is what a run does: the compiled network in
+training mode, `TrainStep`, captured as a CUDA graph, optimizer included, so that the weights change
+in every step. The two forwards are the probes' own graph, captured likewise, each time on new
+weights.
 
 Each network has a process of its own. Several compile side by side; then one after another
 measures, while the others wait, so that the card is never shared under the clock. Those that have

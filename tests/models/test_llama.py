@@ -28,7 +28,7 @@ def _config(*overrides):
 
 
 def _tiny():
-    model = _config("model=llama_mini").model
+    model = _config("model=llama_9m").model
     return replace(model, width=32, heads=2, hidden=64, vocabulary=96, layers=2, context=16)
 
 

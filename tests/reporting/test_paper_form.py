@@ -100,9 +100,10 @@ def test_quests_published_value_stands_beside_its_cell(results: Path) -> None:
     [
         ({"dirty": True}, "not from a clean commit"),
         ({"scale": "smoke"}, "scale smoke"),
+        ({"scale": "mini"}, "scale mini"),
         ({"method_version": METHOD_VERSION - 1}, "stale"),
     ],
-    ids=["dirty tree", "smoke", "older method"],
+    ids=["dirty tree", "smoke", "mini", "older method"],
 )
 def test_a_record_that_may_not_stand_there_is_refused_by_name(
     results: Path, save_cell: Save, change: dict[str, Any], reason: str
@@ -129,27 +130,6 @@ def test_a_record_of_other_data_is_refused(
     save_cell(0, config=config)
     found = write_paper_table(results, "table1")
     assert "not run" in main_line(results) and reason in found.refused[0]
-
-
-def test_a_mini_record_stands_in_its_own_section_alone(results: Path, save_cell: Save) -> None:
-    save_cell(0, 61.0, scale="mini")
-    found = write_paper_table(results, "table1")
-    assert "| 62.72 | not run |" in main_line(results)
-    assert not found.refused and not found.cells[FIRST].runs
-    text = (results / "tables" / "table1.md").read_text().split("## At smaller scale")[1]
-    assert "| mini | mlp, mnist | 1170 |  | 2.5000 ± – (1) | val perplexity 61.00 ± – (1)" in text
-    assert "61.00" not in (results / "tables" / "table1.tex").read_text()
-
-
-def test_a_sweep_at_smaller_scale_may_have_other_values(results: Path, save_cell: Save) -> None:
-    place = ("LLaMA-9m, C4: identity STE", "lr=7")
-    save_cell(100, scale="mini", place=place)
-    write_paper_table(results, "table1")
-    text = (results / "tables" / "table1.md").read_text().split("## At smaller scale")[1]
-    assert f"| {place[0]} | lr=7 |" in text
-    save_cell(100, place=place)
-    with pytest.raises(UserError, match="unknown cell"):
-        write_paper_table(results, "table1")
 
 
 def test_tuning_seeds_enter_a_sweep_and_not_the_papers_column(

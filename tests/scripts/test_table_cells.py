@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from fogzo_repro.reporting.results import PAPER_SCALES, TUNING_SEEDS
+from fogzo_repro.reporting.results import SCALE, TUNING_SEEDS
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.labels import planned_cells
 from scripts.experiments import EXPERIMENTS, experiment_files, table_cells, tables
@@ -109,7 +109,7 @@ def test_equal_cost_controls_say_the_measured_ratio() -> None:
             measured = record["networks"][network][quantizer]["fogzo_over_ste"]
             assert float(ratio) == pytest.approx(measured, abs=6e-4), file.name
             said += 1
-    assert said == 16  # 11 of Tables 1 to 4, and 5 of the minis
+    assert said == 11
 
 
 @pytest.mark.parametrize("table", TABLES, ids=TABLES)
@@ -130,21 +130,6 @@ def test_a_control_at_equal_cost_stretches_the_whole_schedule(
             assert longer.warmup_epochs == round(ratio * plain.warmup_epochs)
 
 
-def test_at_scale_mini_a_cell_trains_on_mnist_or_is_the_small_llama() -> None:
-    names = ["deit-tiny-identity-fogzo", "resnet18-equal-cost", "llama-9m-tanh-ste"]
-    found = [table_cells(f"table1/{name}", ["scale=mini"])[0].config for name in names]
-    assert [c.dataset.name for c in found] == ["mnist", "mnist", "c4"]
-    assert [c.recipe.epochs for c in found[:2]] == [20, 30]
-    assert (found[2].model.name, found[2].recipe.max_steps) == ("llama_mini", 2000)
-
-
-def test_every_llama_is_the_same_network_at_scale_mini() -> None:
-    sizes = ("95m", "200m", "300m")
-    found = [table_cells(f"table3/{s}-quest-ste", ["scale=mini"])[0].config for s in sizes]
-    named = table_cells("table3/95m-quest-ste", ["model=llama_mini"])[0].config
-    assert found[0].model == found[1].model == found[2].model == named.model
-
-
 @pytest.mark.parametrize("table", tables(), ids=str)
 def test_every_file_says_command_paper_and_cost(table: str) -> None:
     runs_said = 0
@@ -155,8 +140,7 @@ def test_every_file_says_command_paper_and_cost(table: str) -> None:
             assert header.count(f"\n{part}") == 1, (file, part)
         cost = header.split("# Cost: ")[1].split("# Ours: ")[0]
         runs_said += sum(map(int, re.findall(r"\b(\d+)(?= runs| x \d)", cost)))
-    scale = PAPER_SCALES.get(table, ("full",))[0]
-    planned = planned_cells(EXPERIMENTS / table, scale)
+    planned = planned_cells(EXPERIMENTS / table, SCALE)
     assert runs_said == sum(len(cell.seeds) for cell in planned)
 
 

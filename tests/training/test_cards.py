@@ -72,8 +72,9 @@ def test_captured_step_of_two_cards_equals_the_eager_one_bit_for_bit(
 @pytest.mark.parametrize("shared", ["false", "true"], ids=["own batchnorm", "shared batchnorm"])
 def test_compiled_network_trains_on_two_cards(tmp_path: Path, data_dir: Path, shared: str) -> None:
     folder = train(
-        tmp_path, "model=resnet18", "model.width=16", "scale=mini", "recipe.max_steps=20",
-        "estimator=fogzo", f"data_dir={data_dir}", f"hardware.sync_batchnorm={shared}",
+        tmp_path, "model=resnet18", "model.width=16", "dataset=mnist", "recipe.max_steps=20",
+        "recipe.global_batch_size=512", "recipe.lr=0.2", "estimator=fogzo", f"data_dir={data_dir}",
+        f"hardware.sync_batchnorm={shared}",
     )  # fmt: skip
     steps = [line for line in read_metrics(folder / "metrics.jsonl") if "split" not in line]
     assert len(steps) == 20

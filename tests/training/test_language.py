@@ -25,7 +25,7 @@ from tests.c4_corpus import write_corpus
 CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
 VOCABULARY = 48
 TINY = [
-    "model=llama_mini", "hardware=cpu", "model.layers=2", "model.width=32", "model.heads=2",
+    "model=llama_9m", "hardware=cpu", "model.layers=2", "model.width=32", "model.heads=2",
     "model.hidden=48", "model.context=16", f"model.vocabulary={VOCABULARY}",
     "dataset.interim_windows=64", "dataset.train_windows=8",
 ]  # fmt: skip

@@ -23,7 +23,6 @@ RUNS = {  # RECIPES C.1 and C.3: overrides -> sequences, peak lr, steps
     "300m-quest": (["model=llama_300m", "recipe=llama_quest"], 512, 3e-4, 76_293),
     "200m": (["model=llama_200m"], 64, 7.5e-5, 305_175),
     "9m": (["model=llama_9m"], 64, 1.5e-4, 27_465),
-    "mini": (["model=llama_mini"], 8, 1e-3, 2_000),
 }
 
 
@@ -32,9 +31,8 @@ EVALUATIONS = {  # QuEST's 200 steps of 512 sequences (RECIPES C.5), at least te
     "30m-128": (["model=llama_30m", "recipe.global_batch_size=128"], 800),
     "30m-quest": (["model=llama_30m", "recipe=llama_quest"], 200),
     "30m-short": (["model=llama_30m", "recipe.max_steps=50"], 5),
-    "mini": (["model=llama_mini"], 200),
-    "chosen": (["model=llama_mini", "eval_every_steps=50"], 50),
-    "off": (["model=llama_mini", "eval_every_steps=null"], None),
+    "chosen": (["model=llama_9m", "eval_every_steps=50"], 50),
+    "off": (["model=llama_9m", "eval_every_steps=null"], None),
     "mlp": ([], None),
 }
 
@@ -73,7 +71,7 @@ def test_evaluations_come_at_quests_interval_in_tokens(overrides, steps):
 
 
 def test_the_interval_of_evaluations_is_not_part_of_the_identity():
-    often, seldom = (config("model=llama_mini", f"eval_every_steps={n}") for n in (1, 1000))
+    often, seldom = (config("model=llama_9m", f"eval_every_steps={n}") for n in (1, 1000))
     assert result_fields(often, {}) == result_fields(seldom, {})
 
 
@@ -97,7 +95,7 @@ def test_a_rate_of_ones_own_is_not_scaled():
 
 
 def test_weight_decay_is_on_the_linears_of_the_blocks_alone():
-    section = config("model=llama_mini", "scale=smoke")
+    section = config("model=llama_9m", "scale=smoke")
     model = build_model(section.model)
     optimizer = build_optimizer(section.recipe, model, capturable=False)
     decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}

@@ -41,10 +41,8 @@ MODELS = {
     "resnet50": ["model=resnet50"],
     "deit_tiny": ["model=deit_tiny", "model.depth=4"],
     "deit_small": ["model=deit_small", "model.depth=4"],
-    "llama_mini": [
-        "model=llama_mini", f"model.vocabulary={VOCABULARY}", f"model.context={CONTEXT}"
-    ],
-}  # fmt: skip
+    "llama_9m": ["model=llama_9m", f"model.vocabulary={VOCABULARY}", f"model.context={CONTEXT}"],
+}
 ESTIMATORS = {
     "ste": ["estimator=ste"],
     "nspsa": ["estimator=nspsa"],

@@ -28,9 +28,8 @@ def configure(*overrides: str) -> RunConfig:
         (["model=deit_small"], "imagenet100", "imagenet_deit", 1024),
         (["model=resnet50", "dataset=imagenet1k"], "imagenet1k", "imagenet_resnet", 256),
         (["model=deit_tiny", "dataset=mnist"], "mnist", "imagenet_deit", 1024),
-        (["model=resnet18", "scale=mini"], "mnist", "mnist_resnet", 512),
-        (["model=deit_tiny", "scale=smoke"], "digits", "mnist_deit", 16),
-        (["model=resnet18", "scale=smoke", "dataset=mnist"], "mnist", "mnist_resnet", 16),
+        (["model=deit_tiny", "scale=smoke"], "digits", "imagenet_deit", 16),
+        (["model=resnet18", "scale=smoke", "dataset=mnist"], "mnist", "imagenet_resnet", 16),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else None,
 )
