@@ -10,7 +10,7 @@ from typing import Any
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import UserError
-from fogzo_repro.tracking.records import read_record
+from fogzo_repro.tracking.records import read_runs
 
 TUNING_SEEDS = (100, 101, 102)  # PAPER 4, "Verdicts": they choose, the other seeds report
 SCALE = "full"  # the scale of the records that may stand in a table
@@ -117,18 +117,19 @@ def read_results(results: Path, table: str) -> TableResults:
     cells = {place: CellResult(*place, {}) for place in places}
     refused = []
     for path in sorted((results / "records" / table).glob("*.json")):
-        record = read_record(path)
-        reason = _refusal(record)
+        runs = read_runs(path)
+        reason = _refusal(runs[0])
         if reason:
             refused.append(f"{path.name}: {reason}")
             continue
-        place = (record["row"], record["column"])
+        place = (runs[0]["row"], runs[0]["column"])
         if place not in cells:
             raise UserError(
                 f"{path} is of the unknown cell {place[0]} | {place[1]}; delete it or add the cell "
                 f"to paper/{table}.csv"
             )
-        _add(cells[place], record, path)
+        for record in runs:
+            _add(cells[place], record, path)
     return TableResults(table, cells, refused)
 
 
@@ -147,6 +148,11 @@ def _refusal(record: dict[str, Any]) -> str | None:
     return None
 
 
+def _setting(record: dict[str, Any], section: str) -> dict[str, Any]:
+    """Return a section of a run's settings, without the way in which it was computed."""
+    return {k: v for k, v in record["config"][section].items() if k != "evaluator"}
+
+
 def _add(cell: CellResult, record: dict[str, Any], path: Path) -> None:
     seed, first = record["seed"], cell.any_record
     where = f"{cell.row} | {cell.column}"
@@ -156,7 +162,7 @@ def _add(cell: CellResult, record: dict[str, Any], path: Path) -> None:
             f"{record['run_id']}; delete one"
         )
     if first is not None:
-        differing = [k for k in SETTINGS if first["config"][k] != record["config"][k]]
+        differing = [k for k in SETTINGS if _setting(first, k) != _setting(record, k)]
         if differing:
             raise UserError(
                 f"{path}: runs of {where} differ in {', '.join(differing)}; delete those that are "

@@ -13,6 +13,7 @@ import yaml
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.sweeps.jobs import FAILURE
+from fogzo_repro.tracking.records import split_seeds
 
 Run = tuple[str, str, str, str, int]  # table, row, column, scale, seed
 STATES = ("done", "diverged", "running", "interrupted", "failed", "stale", "missing")
@@ -45,8 +46,10 @@ def known_runs(records: Path, output_roots: Iterable[Path]) -> dict[Run, str]:
             found[_run(noted, noted["scale"])] = "failed"
     for path in sorted(records.glob("*/*.json")):
         record = json.loads(path.read_text())
-        if "row" in record and "seed" in record:  # the benches' records are of no cell
-            found[_run(record, record["scale"])] = _of_record(record)
+        if "row" not in record:  # the benches' records are of no cell
+            continue
+        for run in split_seeds(record) if "seeds" in record else [record]:
+            found[_run(run, run["scale"])] = _of_record(run)
     return found
 
 

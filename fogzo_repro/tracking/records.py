@@ -1,56 +1,100 @@
-"""Records: one JSON file per run that is over. Tables are made from records alone."""
+"""Records: what is kept of runs that are over. Tables are made from records alone.
+
+A record is one JSON file. That of one run has the fields `FIELDS`, among them
+
+    "seed": 3, "status": "finished", "notes": "",
+    "metrics": {"last": {"train": {"loss": 0.71, "top1": 80.5}, "test": {...}}, "best": {...}}
+
+Runs of one cell that trained side by side as one batched network (`evaluator: lanes`) share one
+record, so that ten thousand runs are not ten thousand files. It has the fields `SEVERAL_FIELDS`:
+`config` and `resolved` without the seed, and columns with a value for each seed,
+
+    "seeds": [0, 1, 2], "status": ["finished", "diverged", "finished"],
+    "notes": {"1": "step 7: loss nan"},
+    "metrics": {"train": {"loss": [0.71, null, 0.74], "top1": [80.5, null, 80.1]}, "test": {...}}
+
+with the metrics of the final weights, null for a run that diverged, and notes only of those seeds
+that have one. `lanes` is the number of runs that trained together, of whatever cells;
+`wall_seconds`, `started` and `ended` are those of all of them, `gpu_hours` is this cell's share.
+`run_id` is `{model}-{dataset}-{quantizer}-{estimator}-{count}seeds-{hash8}`, the hash over what
+determines the result with the list `seeds` in place of `seed`: more seeds of a cell, trained later,
+are another file beside the first. `split_seeds` gives back what single runs would have left.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2 adds the records of several seeds; those of one run are as in 1
 FIELDS = (
     "schema_version", "method_version", "run_id", "table", "row", "column", "scale", "status",
     "config", "resolved", "command", "commit", "dirty", "versions", "hardware", "seed", "metrics",
     "evaluations_per_step", "perturbed_weights", "steps", "wall_seconds", "gpu_hours",
     "peak_memory_mb", "started", "ended", "notes",
 )  # fmt: skip
+SEVERAL_FIELDS = (*(field for field in FIELDS if field != "seed"), "seeds", "lanes")
+COLUMNS = ("seeds", "lanes", "status", "metrics", "notes")  # what differs from a single run's
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read and check a record.
+    """Read and check the record of one run.
 
     Raises:
-        UserError: where it is not JSON, lacks a field or has a newer schema.
+        UserError: where it is not JSON, lacks a field, has a newer schema or is of several seeds.
     """
-    try:
-        record = json.loads(path.read_text())
-        if not isinstance(record, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a record ({error}); delete it and run the cell again"
-        ) from None
-    if record.get("schema_version", 0) > SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema_version {record['schema_version']}, this code reads up to "
-            f"{SCHEMA_VERSION}; update the code"
-        )
-    for field in FIELDS:
-        if field not in record:
-            raise UserError(f"{path} lacks the field {field}; delete it and run the cell again")
+    record = _read(path)
+    if "seeds" in record:
+        raise UserError(f"{path} is the record of {len(record['seeds'])} runs; give that of one")
     return record
 
 
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Read and check a record of either kind; return one record for each of its runs.
+
+    Raises:
+        UserError: where it is not JSON, lacks a field, has a newer schema or uneven columns.
+    """
+    record = _read(path)
+    return split_seeds(record) if "seeds" in record else [record]
+
+
+def split_seeds(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a record of several seeds as one for each run, in the form of a single run's."""
+    shared = {key: value for key, value in record.items() if key not in COLUMNS}
+    runs = []
+    for place, (seed, status) in enumerate(zip(record["seeds"], record["status"], strict=True)):
+        last = {
+            split: {metric: values[place] for metric, values in columns.items()}
+            for split, columns in record["metrics"].items()
+        }
+        metrics = {"last": last if status == "finished" else {}, "best": {}}
+        note = record["notes"].get(str(seed), "")
+        runs.append({**shared, "seed": seed, "status": status, "metrics": metrics, "notes": note})
+    return runs
+
+
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record whole or not at all."""
+    """Write a record of either kind, whole or not at all; columns stand on one line each.
+
+    Raises:
+        UserError: for a record of several seeds that is not what `read_runs` takes.
+    """
+    text = json.dumps(record, indent=1)
+    if "seeds" in record:
+        _check(record, path)
+        text = re.sub(r"\[[^][{}]*\]", lambda column: " ".join(column[0].split()), text)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.write_text(text + "\n")
     temporary.replace(path)
 
 
 def file_record(record: dict[str, Any], records: Path) -> str | None:
-    """Put a record among the committed ones, at records/<table>/<run_id>.json.
+    """Put a record of either kind among the committed ones, at records/<table>/<run_id>.json.
 
     A record of the same cell, scale and seed by an older method_version gives way.
 
@@ -60,11 +104,12 @@ def file_record(record: dict[str, Any], records: Path) -> str | None:
     folder = records / record["table"]
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{record['run_id']}.json"
-    place = ("row", "column", "scale", "seed")
-    where = f"{record['row']} | {record['column']}, seed {record['seed']}"
+    place = ("row", "column", "scale")
+    seeds = set(_seeds(record))
+    where = f"{record['row']} | {record['column']}, {_named(seeds)}"
     if target.exists():
-        there = read_record(target)
-        if all(there[k] == record[k] for k in place):
+        there = _read(target)
+        if all(there[k] == record[k] for k in place) and set(_seeds(there)) == seeds:
             if there != record:
                 write_record(target, record)
             return None
@@ -72,12 +117,59 @@ def file_record(record: dict[str, Any], records: Path) -> str | None:
             f"{where} is the same run as {there['row']} | {there['column']} with these settings; "
             "its record stands for that cell alone"
         )
-    for path in sorted(folder.glob(f"*-s{record['seed']}-*.json")):
-        there = read_record(path)
-        if any(there[k] != record[k] for k in place):
+    names = [f"*-s{record['seed']}-*.json", "*seeds-*.json"] if "seed" in record else ["*.json"]
+    for path in sorted(path for name in names for path in folder.glob(name)):
+        there = _read(path)
+        if any(there[k] != record[k] for k in place) or seeds.isdisjoint(_seeds(there)):
             continue
         if there["method_version"] >= record["method_version"]:
             return f"{where} has the record {path} already; delete it to file {target.name}"
         path.unlink()
     write_record(target, record)
     return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a record ({error}); delete it and run the cell again"
+        ) from None
+    _check(record, path)
+    return record
+
+
+def _check(record: dict[str, Any], path: Path) -> None:
+    """Refuse a record that cannot be used, in one line."""
+    if record.get("schema_version", 0) > SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema_version {record['schema_version']}, this code reads up to "
+            f"{SCHEMA_VERSION}; update the code"
+        )
+    remedy = "delete it and run the cell again"
+    for field in SEVERAL_FIELDS if "seeds" in record else FIELDS:
+        if field not in record:
+            raise UserError(f"{path} lacks the field {field}; {remedy}")
+    if "seeds" not in record:
+        return
+    count = len(record["seeds"])
+    if not count or len(set(record["seeds"])) != count:
+        raise UserError(f"{path} has no seed, or one twice; {remedy}")
+    if len(record["status"]) != count:
+        raise UserError(f"{path} has {count} seeds and {len(record['status'])} status; {remedy}")
+    for split, columns in record["metrics"].items():
+        for metric, values in columns.items():
+            if len(values) != count:
+                name = f"metrics.{split}.{metric}"
+                raise UserError(f"{path} has {count} seeds and {len(values)} {name}; {remedy}")
+
+
+def _seeds(record: dict[str, Any]) -> list[int]:
+    return record["seeds"] if "seeds" in record else [record["seed"]]
+
+
+def _named(seeds: set[int]) -> str:
+    return f"seed {min(seeds)}" if len(seeds) == 1 else f"seeds {min(seeds)} to {max(seeds)}"

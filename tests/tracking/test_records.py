@@ -1,0 +1,127 @@
+"""Records of one run and of several seeds: written, checked, filed, and split into single runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fogzo_repro.config import UserError
+from fogzo_repro.tracking.records import (
+    FIELDS,
+    SCHEMA_VERSION,
+    SEVERAL_FIELDS,
+    file_record,
+    read_record,
+    read_runs,
+    write_record,
+)
+
+LABELS = {"table": "figure-shallow", "row": "STE", "column": "lr=0.032", "scale": "full"}
+
+
+def single(seed: int, **changes: Any) -> dict[str, Any]:
+    known = {"schema_version": 1, "method_version": 1, "run_id": f"mlp-s{seed}-a", "seed": seed}
+    return dict.fromkeys(FIELDS, 1) | LABELS | known | changes
+
+
+def several(seeds: list[int], **changes: Any) -> dict[str, Any]:
+    known = {
+        "schema_version": SCHEMA_VERSION, "method_version": 1, "lanes": 50, "seeds": seeds,
+        "run_id": f"mlp-{len(seeds)}seeds-{min(seeds)}", "status": ["finished"] * len(seeds),
+        "metrics": {"train": {"loss": [s / 10 for s in seeds]}}, "notes": {},
+    }  # fmt: skip
+    return dict.fromkeys(SEVERAL_FIELDS, 1) | LABELS | known | changes
+
+
+def test_a_record_of_several_seeds_is_read_as_its_runs(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    metrics = {"train": {"loss": [0.5, None]}, "test": {"loss": [0.6, None], "top1": [80.0, None]}}
+    notes = {"7": "step 3: loss nan"}
+    written = several([4, 7], status=["finished", "diverged"], metrics=metrics, notes=notes)
+    write_record(path, written)
+    first, second = read_runs(path)
+    assert first["metrics"]["last"] == {"train": {"loss": 0.5}, "test": {"loss": 0.6, "top1": 80.0}}
+    assert (first["seed"], first["status"], first["notes"]) == (4, "finished", "")
+    assert (second["seed"], second["status"]) == (7, "diverged")
+    assert (second["metrics"]["last"], second["notes"]) == ({}, "step 3: loss nan")
+    assert {*FIELDS} <= {*first} and "seeds" not in first and "lanes" not in first
+
+
+def test_each_column_of_several_seeds_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    record = several([*range(500)])
+    write_record(path, record)
+    text = path.read_text()
+    assert json.loads(text) == record
+    assert len(text.splitlines()) < 50
+
+
+def test_a_record_of_one_run_is_read_as_that_run(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    write_record(path, single(3))
+    assert read_runs(path) == [read_record(path)] == [single(3)]
+
+
+def test_what_needs_one_run_refuses_several_seeds_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    write_record(path, several([0, 1]))
+    with pytest.raises(UserError, match="is the record of 2 runs"):
+        read_record(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": {"train": {"loss": [1.0]}}}, r"2 seeds and 1 metrics\.train\.loss"),
+        ({"status": ["finished"]}, "2 seeds and 1 status"),
+        ({"seeds": [3, 3]}, "no seed, or one twice"),
+        ({"seeds": []}, "no seed, or one twice"),
+        ({"schema_version": SCHEMA_VERSION + 1}, "update the code"),
+    ],
+    ids=["short column", "short status", "seed twice", "no seed", "newer schema"],
+)
+def test_uneven_columns_are_neither_written_nor_read(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path, record = tmp_path / "r.json", several([0, 1]) | change
+    with pytest.raises(UserError, match=message):
+        write_record(path, record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=message):
+        read_runs(path)
+
+
+def test_more_seeds_of_a_cell_are_filed_beside_the_first(tmp_path: Path) -> None:
+    assert file_record(several([0, 1]), tmp_path) is None
+    assert file_record(several([2, 3]), tmp_path) is None
+    assert file_record(single(4), tmp_path) is None
+    assert len(list((tmp_path / "figure-shallow").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (single(1), several([0, 1])),
+        (several([0, 1]), single(1)),
+        (several([0, 1]), several([1, 2])),
+    ],
+    ids=["one, then several", "several, then one", "several twice"],
+)
+def test_a_seed_that_a_record_holds_already_is_not_filed_again(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    file_record(first, tmp_path)
+    said = file_record(second, tmp_path)
+    assert said is not None and "has the record" in said
+    newer = second | {"method_version": 2}
+    assert file_record(newer, tmp_path) is None
+    (kept,) = (tmp_path / "figure-shallow").iterdir()
+    assert json.loads(kept.read_text()) == newer
+
+
+def test_the_same_record_may_be_filed_twice(tmp_path: Path) -> None:
+    assert file_record(several([0, 1]), tmp_path) is None
+    assert file_record(several([0, 1]), tmp_path) is None
