@@ -50,6 +50,7 @@ from fogzo_repro.reporting.jackknife import jackknife
 from fogzo_repro.stored import StoredRun, open_run
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.network import Network
+from fogzo_repro.training.passes import Passes
 from fogzo_repro.training.tasks import Task
 
 SIZES = (1, 10, 100)  # n
@@ -119,6 +120,7 @@ class Diagnosis:
         self.network, self.task, self.device = network, task, device
         budget = probe_budget(run.config.hardware)
         self.batched = task.batched_probes(network.model, budget)
+        self.passes = Passes(network.model, task.loss, [w.parameter for w in network.weights])
         self.effort = effort(MANY if self.batched else FEW)
         data = task.batches(run.config.recipe.global_batch_size)
         self.total_steps = (
@@ -138,20 +140,16 @@ class Diagnosis:
         return list(_rows(step, step / self.total_steps, measured))
 
     def _batch(self, step: int, index: int, report: Callable[[int], None]) -> Measured:
-        batch, weights = self.batches[index], self.network.weights
-        effort, model = self.effort, self.network.model
-        masks = derive_seed(self.seed, step, f"diagnose/masks/{index}")
-
-        def loss() -> Tensor:
-            torch.manual_seed(masks)  # dropout and drop-path: one draw for all passes
-            return self.task.loss(model, batch)
+        batch, weights, effort = self.batches[index], self.network.weights, self.effort
 
         def stream(purpose: str) -> torch.Generator:
             return generator_for(self.seed, step, f"diagnose/{purpose}/{index}", self.device)
 
-        model.zero_grad(set_to_none=True)
-        loss().backward()
-        probes: Probes = self.batched(batch) if self.batched else SequentialProbes(loss)
+        self.passes.seed(derive_seed(self.seed, step, f"diagnose/masks/{index}"))
+        self.network.model.zero_grad(set_to_none=True)
+        self.passes.straight_through(batch, Tensor.backward)
+        probes: Probes
+        probes = self.batched(batch) if self.batched else SequentialProbes(self.passes.probe(batch))
         pairs = effort.directions // effort.batches
         reference = smoothed_gradient(weights, probes, pairs, stream("smoothed"))
         report(pairs)
@@ -168,6 +166,7 @@ class Diagnosis:
         qualities["nspsa", None] = measure(lambda p: nspsa(weights, n=n, generator=g, probes=p))
         for noise in NOISES:
             qualities["fogzo", noise] = measure(self._fogzo(noise, stream(f"fogzo/{noise:g}")))
+        self.passes.finish()
         return Measured(reference.square, qualities)
 
     def _fogzo(self, noise: float, generator: torch.Generator) -> Callable[[Probes], object]:

@@ -34,6 +34,7 @@ from fogzo_repro.training.loop import Diverged, Mirror, Timetable, Training
 from fogzo_repro.training.memory import check_batch_fits
 from fogzo_repro.training.preemption import Preempted, StopRequest
 from fogzo_repro.training.ranks import current_ranks
+from fogzo_repro.training.row import course
 from fogzo_repro.training.schedules import learning_rate
 
 
@@ -228,7 +229,7 @@ def _record(
         "hardware": machine.card,
         "seed": config.seed,
         "metrics": {"last": last, "best": {split: best} if best else {}},
-        "history": binned_history(stream_metrics(path), training.done),
+        "history": binned_history(stream_metrics(path), training.done, course),
         "perturbed_weights": plan.network.perturbed,
         "evaluations_per_step": evaluations_per_step(config.estimator),
         "steps": training.done,

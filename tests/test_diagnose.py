@@ -103,3 +103,25 @@ def test_a_full_precision_run_has_nothing_to_diagnose(tmp_path):
 def test_noises_are_those_of_the_shallow_experiment():
     assert math.isclose(1 - diagnose.NOISES[0], 0.666)
     assert diagnose.NOISES[2:] == (1e-3, 1e-4, 1e-5, 1e-6)
+
+
+def test_stochastic_depth_has_one_draw_of_masks_for_a_batch(tmp_path, monkeypatch):
+    deit = ["model=deit_tiny", "scale=smoke", "model.depth=2", "model.drop_path=0.5"]
+    folder = train(tmp_path, *deit, "recipe.global_batch_size=4", "recipe.max_steps=1",
+                   "snapshots=1", "quantizer=round", "estimator=ste")  # fmt: skip
+    monkeypatch.setattr(diagnose, "SIZES", (1,))
+    monkeypatch.setattr(diagnose, "NOISES", (0.1,))
+    seen = {}
+
+    class Watched(diagnose.Passes):
+        def _forward(self, batch, index):
+            seen.setdefault(batch.labels.data_ptr(), []).append(self.masks.table.clone())
+            return super()._forward(batch, index)
+
+    monkeypatch.setattr(diagnose, "Passes", Watched)
+    rows_of(folder, Effort(directions=4, batches=2, draws=2))
+    assert [len(masks) for masks in seen.values()] == [1 + 2 * (2 + 2 + 2)] * 2
+    first, second = seen.values()
+    for masks in (first, second):
+        assert all(torch.equal(mask, masks[0]) for mask in masks)
+    assert not torch.equal(first[0], second[0])

@@ -6,16 +6,20 @@ It goes into the record, so that curves over time can be drawn from committed re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 BINS = 40
 DIGITS = 5  # significant; enough for a curve, and records stay small
 
 History = dict[str, list[float | None]]
+Line = Mapping[str, Any]
+Quantities = Callable[[Line], Mapping[str, float | None]]
 
 
-def binned_history(lines: Iterable[Mapping[str, Any]], steps: int, bins: int = BINS) -> History:
+def binned_history(
+    lines: Iterable[Line], steps: int, quantities: Quantities, bins: int = BINS
+) -> History:
     """Return the means of a run's metrics over equal bins of its steps, in one pass.
 
     Step t = 1 .. T falls into bin floor((t - 1) bins / T); where T < bins, each step has its own.
@@ -23,13 +27,12 @@ def binned_history(lines: Iterable[Mapping[str, Any]], steps: int, bins: int = B
     Args:
         lines: of metrics.jsonl, those of evaluations among them, which are left out.
         steps: T, the steps that were taken.
+        quantities: from a line to its numbers by name; None for one that is unknown.
         bins: how many.
 
     Returns:
-        For each bin the mean of `step`, `loss` and `skipped`, and of the probed steps' `noise`
-        (1 - beta), `c_over_g` (|c| / ||eps g||, 1 where the loss changes along the guide as the
-        STE's gradient says) and `flips`. A bin without any such number has None; a quantity that
-        no step has is left out.
+        For each quantity its mean in each bin, None for a bin without one that is finite; what no
+        line has is left out.
     """
     bins = min(bins, steps)
     sums: dict[str, list[float]] = {}
@@ -38,7 +41,7 @@ def binned_history(lines: Iterable[Mapping[str, Any]], steps: int, bins: int = B
         if "split" in line or line["step"] > steps:
             continue
         place = (line["step"] - 1) * bins // steps
-        for name, value in _quantities(line).items():
+        for name, value in quantities(line).items():
             if value is None or not math.isfinite(value):
                 continue
             sums.setdefault(name, [0.0] * bins)[place] += value
@@ -47,19 +50,6 @@ def binned_history(lines: Iterable[Mapping[str, Any]], steps: int, bins: int = B
         name: [_rounded(t / n) if n else None for t, n in zip(total, counts[name], strict=True)]
         for name, total in sums.items()
     }
-
-
-def _quantities(line: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return what a step's line says; the estimator's share only where it was probed."""
-    found = {name: line[name] for name in ("step", "loss", "skipped")}
-    guide, coefficient = line.get("guide_norm"), line.get("coefficient")
-    if guide or coefficient:  # both are 0 without probes, and where a step was skipped
-        found["flips"] = line["flips"]
-    if guide and coefficient is not None:  # None stood for a number that was not finite
-        found["c_over_g"] = abs(coefficient) / guide
-    if "noise" in line:
-        found["noise"] = line["noise"]
-    return found
 
 
 def _rounded(value: float) -> float:

@@ -72,7 +72,7 @@ class CapturedStep:
     def _capture(self, batch: Any, probing: bool) -> tuple[torch.cuda.CUDAGraph, Any, Tensor]:
         inputs = type(batch)(*(t.clone() for t in batch))
         graph = torch.cuda.CUDAGraph()
-        for generator in self.step.generators.values():
+        for generator in (*self.step.generators.values(), self.step.passes.generator):
             graph.register_generator_state(generator)
         self.step.optimizer.zero_grad(set_to_none=True)
         pool = next((g.pool() for g, _, _ in self.graphs.values()), None)  # one replays at a time

@@ -23,7 +23,8 @@ from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from fogzo_repro.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from fogzo_repro.training.preemption import Preempted, StopRequest
-from fogzo_repro.training.step import MAX_BAD_STREAK, ROW, TrainStep
+from fogzo_repro.training.row import ROW, has_no_gradient, read_row
+from fogzo_repro.training.step import TrainStep
 
 # torch 2.11 once compiled a quantizer's backward pass to zeros, without a word.
 NO_GRADIENT = (
@@ -230,14 +231,9 @@ class Training:
         rows = self.buffer[: len(self.pending)].tolist()
         lines: list[dict[str, Any]] = []
         for line, row in zip(self.pending, rows, strict=True):
-            values = dict(zip(ROW, row, strict=True))
-            if values.pop("failed"):
+            values, reason = read_row(row)
+            if reason is not None:
                 self._write(lines)
-                reason = (
-                    f"{MAX_BAD_STREAK} steps in a row with a probe loss that is not finite"
-                    if values["bad_probes"]
-                    else f"loss {values['loss']:g} or a gradient is not finite"
-                )
                 raise Diverged(f"step {line['step']}: {reason}; stopped before the update")
             self._count_dead({**line, **values})
             if line["step"] == 1 and self.dead_steps:
@@ -248,22 +244,15 @@ class Training:
             lines.append({**line, **shown})
         self._write(lines)
         self.pending = []
-        self.last["loss"] = rows[-1][0]
+        self.last["loss"] = values["loss"]
         if self.ranks.first:
             self.timing.append([{"step": self.done, "seconds": round(self.seconds(), 4)}])
         progress.update(self.done, self.last)
 
     def _count_dead(self, line: dict[str, Any]) -> None:
-        """Count a line of metrics.jsonl.
-
-        Dead is a gradient of zero for the optimizer, unless flat probes alone have made it: the
-        next ones may differ. A guide of zero is not dead where the probes find a slope without it.
-        """
-        if "split" in line or not self.step.weights:
-            return
-        flat_alone = line["flat_probes"] and not line["dead_guides"]
-        dead = line["grad_norm_quantized"] == 0 and not flat_alone
-        self.dead_steps = self.dead_steps + 1 if dead else 0
+        """Count a line of metrics.jsonl, if it is a step's."""
+        if "split" not in line and self.step.weights:
+            self.dead_steps = self.dead_steps + 1 if has_no_gradient(line) else 0
 
     def seconds(self) -> float:
         """Return the wall time of the run so far, over all its processes."""

@@ -24,8 +24,7 @@ import torch
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe
 from fogzo_repro.data import Batch
 from fogzo_repro.data.c4 import TokenBatch
-from fogzo_repro.models.drop_path import DropPathMasks
-from fogzo_repro.training.buffers import FrozenBuffers
+from fogzo_repro.training.passes import Passes
 
 SHARE = 0.92  # of the memory that is free; the rest is for fragmentation and kernels' work space
 SMALL_BATCHES = (4, 8)
@@ -170,15 +169,14 @@ def cuda_pass(
     task: Any, model: torch.nn.Module, device: torch.device, autocast: torch.dtype | None
 ) -> Callable[[int], float]:
     """Return what `measure_need` calls on a GPU: an artificial batch through loss and backward."""
-    frozen, masks = FrozenBuffers(model), DropPathMasks(model)
-    generator = torch.Generator(device)
+    passes = Passes(model, task.loss, autocast=autocast)
 
     def peak(images: int) -> float:
         batch = artificial_batch(task, images, device)
-        masks.draw(images, generator)
         torch.cuda.reset_peak_memory_stats(device)
-        with frozen.held(), torch.autocast(device.type, autocast, enabled=autocast is not None):
-            task.loss(model, batch).backward()
+        with passes.buffers.held():
+            passes.straight_through(batch, torch.Tensor.backward)
+        passes.finish()
         model.zero_grad(set_to_none=True)
         return torch.cuda.max_memory_allocated(device)
 

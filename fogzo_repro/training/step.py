@@ -16,22 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.estimators import Point, QuantizedWeight, RandomSign, SequentialProbes
-from fogzo_repro.estimators.protocol import Estimator, LossFunction, Probes
-from fogzo_repro.models.drop_path import DropPathMasks
-from fogzo_repro.models.prefix import SharedPrefix
+from fogzo_repro.estimators import QuantizedWeight, RandomSign, SequentialProbes
+from fogzo_repro.estimators.protocol import Estimator, Probes
 from fogzo_repro.randomness import derive_seed
-from fogzo_repro.training.buffers import FrozenBuffers
 from fogzo_repro.training.optimizers import set_lr
+from fogzo_repro.training.passes import Passes, null_level
 from fogzo_repro.training.ranks import ALONE, RankAveraged, Ranks
+from fogzo_repro.training.row import MAX_BAD_STREAK, make_row
 
-STREAMS = ("directions", "signs", "control", "masks")
-ROW = (
-    "loss", "coefficient", "flips", "flat_probes", "bad_probes", "dead_guides", "guide_norm",
-    "grad_norm_quantized", "grad_norm_other", "skipped", "failed",
-)  # fmt: skip
-# The gradient norms are of what the optimizer is given, estimates included, before clipping.
-MAX_BAD_STREAK = 10  # steps in a row with a probe that is not finite, before the run stops
+STREAMS = ("directions", "signs", "control")  # all ranks draw the same
 
 
 class TrainStep:
@@ -71,7 +64,6 @@ class TrainStep:
         micro_batch: int | None = None,
     ) -> None:
         self.model = model
-        self.loss = loss
         self.optimizer = optimizer
         self.estimator = estimator
         self.weights = weights
@@ -79,28 +71,25 @@ class TrainStep:
         self.batched_probes = batched_probes
         self.probe_fraction = probe_fraction
         self.random_sign = random_sign
-        self.autocast = autocast
         self.clip_norm = clip_norm
         self.ranks = ranks
-        self.micro_batch = micro_batch
 
-        quantized = {w.parameter for w in weights}
+        perturbed = [w.parameter for w in weights]
+        self.passes = Passes(
+            model, loss, perturbed,
+            autocast=autocast, micro_batch=micro_batch, one_batch=probe_fraction == 1,
+        )  # fmt: skip
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.others = [p for p in self.parameters if p not in quantized]
-        self.device = self.parameters[0].device
-        self.frozen = FrozenBuffers(model)
-        self.masks = DropPathMasks(model)
-        whole = micro_batch is None and probe_fraction == 1  # the passes are over the same examples
-        self.prefix = SharedPrefix(
-            model if whole else nn.Identity(), [w.parameter for w in weights]
-        )
+        moved = set(perturbed)
+        self.others = [p for p in self.parameters if p not in moved]
+        self.device = self.passes.device
         fp16 = autocast == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.generators = {name: torch.Generator(self.device) for name in STREAMS}
         self.failed = torch.zeros((), device=self.device)  # 1 once the run must stop
         self.bad_streak = torch.zeros((), device=self.device)
         self.asks_null_level = False  # at the next step that is probed
-        self.null_level = self.bad_streak  # |L(theta) - L(theta)|: 0, or far below |c|
+        self.null_level = self.bad_streak
 
     def prepare(self, step: int, total_steps: int, lr: float) -> bool:
         """Set what depends on the step: streams, learning rate, beta.
@@ -108,20 +97,18 @@ class TrainStep:
         Returns:
             Whether this step is probed.
         """
+        for name, generator in self.generators.items():
+            generator.manual_seed(derive_seed(self.seed, step, name))
         rank = f"/{self.ranks.rank}" if self.ranks.rank else ""
-        self.mask_seed = derive_seed(self.seed, step, f"masks{rank}")
-        seeds = {name: derive_seed(self.seed, step, name) for name in STREAMS}
-        for name, seed in {**seeds, "masks": self.mask_seed}.items():
-            self.generators[name].manual_seed(seed)
+        self.passes.seed(derive_seed(self.seed, step, f"masks{rank}"))
         set_lr(self.optimizer, lr)
         return self.estimator.prepare(step, total_steps)
 
     def __call__(self, batch: Any, probing: bool) -> Tensor:
-        """Take one step; return its row, see `ROW`."""
-        self._draw_masks(batch)
+        """Take one step; return its row, see `training.row`."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self.prefix.kept():
-            loss = self.ranks.average(self._mean_loss(batch, backward=True))
+        loss = self.passes.straight_through(batch, lambda part: self.scaler.scale(part).backward())
+        loss = self.ranks.average(loss)
         self.ranks.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         norm_quantized = self._norm(w.parameter for w in self.weights)
@@ -132,33 +119,23 @@ class TrainStep:
         if probing:
             probes = self.probes(batch)
             if self.asks_null_level:
-                self.null_level = self._null_level(probes)
+                self.null_level = null_level(self.weights, probes)
             streams = self.generators["directions"], self.generators["signs"]
             estimate = self.estimator(self.weights, probes, *streams)
             # Equal on all ranks but for rounding: each may tune compiled kernels for itself.
             self.ranks.average_gradients(w.parameter for w in self.weights)
             norm_quantized = self._norm(w.parameter for w in self.weights)  # of the estimate
-        self.prefix.forget()
+        self.passes.finish()
         norm = torch.stack([norm_quantized, norm_other]).norm()
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         if estimate:
             self._count_bad(finite, estimate.bad_probes)
         skipped = self._update(loss.isfinite(), finite, norm.isfinite())
-
-        zero = torch.zeros_like(norm)
-        said: tuple[Tensor, ...] = (zero,) * 6
-        if estimate:  # a step that is skipped has no estimate: its guide is not finite
-            e = estimate
-            said = tuple(
-                torch.where(finite, value, zero)
-                for value in (
-                    e.coefficient, e.flips, e.flat_probes,
-                    e.bad_probes, e.dead_guides, e.guide_norm,
-                )
-            )  # fmt: skip
-        row = (loss, *said, norm_quantized, norm_other, skipped, self.failed)
-        return torch.stack([value.float() for value in row])
+        return make_row(
+            estimate, finite, loss=loss, grad_norm_quantized=norm_quantized,
+            grad_norm_other=norm_other, skipped=skipped, failed=self.failed,
+        )  # fmt: skip
 
     def _count_bad(self, finite: Tensor, bad_probes: Tensor) -> None:
         """Count steps in a row with a bad probe; a skipped step has no estimate and counts not."""
@@ -189,33 +166,10 @@ class TrainStep:
         if self.batched_probes is not None:
             probes = self.batched_probes(part)
         else:
-            probes = SequentialProbes(self.probe_loss(part))
+            probes = SequentialProbes(self.passes.probe(part))
         if self.ranks.world_size > 1:
             probes = RankAveraged(probes, self.ranks)
         return RandomSign(probes, self.generators["control"]) if self.random_sign else probes
-
-    def probe_loss(self, batch: Any) -> LossFunction:
-        """Return a closure: the loss in training mode, with the masks of the STE pass.
-
-        BatchNorm uses the batch's statistics and updates nothing; other buffers are put back, bit
-        for bit.
-        """
-
-        @torch.no_grad()
-        def loss() -> Tensor:
-            with self.frozen.held(), self.prefix.reused():
-                return self._mean_loss(batch)
-
-        return loss
-
-    def _null_level(self, probes: Probes) -> Tensor:
-        """Return |L(theta) - L(theta)| of a probe pair along nothing."""
-        nowhere = [torch.zeros_like(w.parameter).unsqueeze(0) for w in self.weights]
-        losses = probes(Point(self.weights), nowhere)
-        return (losses.plus - losses.minus).abs().squeeze()
-
-    def _draw_masks(self, batch: Any) -> None:
-        self.masks.draw(len(batch[0]), self.generators["masks"])
 
     def _norm(self, parameters: Iterable[Tensor]) -> Tensor:
         """Return the norm of all gradients together; 0 for none."""
@@ -223,42 +177,6 @@ class TrainStep:
         if not gradients:
             return torch.zeros((), device=self.device)
         return torch.nn.utils.get_total_norm(gradients)
-
-    def _mean_loss(self, batch: Any, backward: bool = False) -> Tensor:
-        """Return the loss of the whole batch, one micro-batch after another."""
-        size = len(batch[0])
-        micro_batch = self.micro_batch or size
-        total = torch.zeros((), device=self.device)
-        for index, start in enumerate(range(0, size, micro_batch)):
-            part = type(batch)(*(t[start : start + micro_batch] for t in batch))
-            self.masks.select(start, len(part[0]))
-            loss = self._forward(part, index) * (len(part[0]) / size)
-            if backward:
-                self.scaler.scale(loss).backward()
-            total = total + loss.detach()
-        return total
-
-    def _forward(self, batch: Any, index: int = 0) -> Tensor:
-        if not _capturing(self.device):
-            seed_masks(self.device, self.mask_seed + index)
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            return self.loss(self.model, batch)
-
-
-def seed_masks(device: torch.device, seed: int) -> None:
-    """Seed the generator that dropout and drop-path draw from: one draw for all passes of a step.
-
-    torch.manual_seed does the same but formats a stack trace each time, a millisecond a call.
-    """
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[index].manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
-
-
-def _capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _first_part(batch: Any, fraction: float) -> Any:

@@ -39,7 +39,7 @@ class Clock:
         self.taken += 1
 
     def _two_forwards(self) -> None:
-        loss = self.step.probe_loss(self.batches[0])
+        loss = self.step.passes.probe(self.batches[0])
         loss()
         loss()
 
@@ -84,7 +84,7 @@ class Clock:
 
     def last_loss(self) -> float:
         """Return the loss of the last step; without numbers and gradients nothing was measured."""
-        from fogzo_repro.training.step import ROW
+        from fogzo_repro.training.row import ROW
 
         last = dict(zip(ROW, self.row.tolist(), strict=True))
         if last["failed"] or last["loss"] != last["loss"]:

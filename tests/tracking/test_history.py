@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 from fogzo_repro.tracking.history import BINS, binned_history
 from fogzo_repro.tracking.metrics import stream_metrics
 from fogzo_repro.tracking.records import read_record
+from fogzo_repro.training.row import course
 from tests.short_runs import train
+
+binned = partial(binned_history, quantities=course)
 
 
 def line(step: int, **changes: Any) -> dict[str, Any]:
@@ -24,7 +28,7 @@ def line(step: int, **changes: Any) -> dict[str, Any]:
 
 def test_a_bin_holds_the_mean_of_its_steps() -> None:
     # bins of 3: the mean of 3k+1, 3k+2, 3k+3 is 3k+2
-    history = binned_history([line(t) for t in range(1, 121)], 120)
+    history = binned([line(t) for t in range(1, 121)], 120)
     middle = [3 * k + 2 for k in range(BINS)]
     assert history["step"] == history["loss"] == middle
     assert history["noise"] == pytest.approx([1e-3 * m for m in middle], rel=1e-4)
@@ -32,26 +36,26 @@ def test_a_bin_holds_the_mean_of_its_steps() -> None:
 
 
 def test_bins_are_equal_to_one_step_and_cover_every_step() -> None:
-    history = binned_history([line(t, loss=1.0) for t in range(1, 1171)], 1170, bins=40)
+    history = binned([line(t, loss=1.0) for t in range(1, 1171)], 1170, bins=40)
     sizes = [1170 * (k + 1) // 40 - 1170 * k // 40 for k in range(40)]
     assert len(history["step"]) == 40 and set(sizes) == {29, 30}
     assert history["loss"] == [1.0] * 40
 
 
 def test_a_run_shorter_than_the_bins_keeps_every_step() -> None:
-    history = binned_history([line(t) for t in range(1, 6)], 5)
+    history = binned([line(t) for t in range(1, 6)], 5)
     assert history["step"] == [1, 2, 3, 4, 5]
 
 
 def test_evaluations_are_left_out() -> None:
     lines = [line(1), {"step": 1, "split": "test", "loss": 99.0}]
-    assert binned_history(lines, 1)["loss"] == [1.0]
+    assert binned(lines, 1)["loss"] == [1.0]
 
 
 def test_steps_before_the_probes_count_for_the_loss_alone() -> None:
     before = {"coefficient": 0.0, "flips": 0.0, "guide_norm": 0.0}
     lines = [line(t, **before) for t in (1, 2)] + [line(t) for t in (3, 4)]
-    history = binned_history(lines, 4, bins=2)
+    history = binned(lines, 4, bins=2)
     assert history["c_over_g"] == [None, pytest.approx(0.7)]
     assert history["loss"] == [1.5, 3.5]
 
@@ -60,23 +64,23 @@ def test_the_ste_has_no_c_and_no_flips() -> None:
     lines = [line(t, coefficient=0.0, flips=0.0, guide_norm=0.0) for t in (1, 2)]
     for entry in lines:
         del entry["noise"]
-    assert set(binned_history(lines, 2)) == {"step", "loss", "skipped"}
+    assert set(binned(lines, 2)) == {"step", "loss", "skipped"}
 
 
 def test_what_was_not_finite_is_left_out_of_the_mean() -> None:
     lines = [line(1), line(2, loss=None, coefficient=None), line(3), line(4)]
-    history = binned_history(lines, 4, bins=2)
+    history = binned(lines, 4, bins=2)
     assert history["loss"] == [1.0, 3.5]
     assert history["c_over_g"] == pytest.approx([0.2, 0.7])
 
 
 def test_skipped_is_the_share_of_skipped_steps() -> None:
     lines = [line(t, skipped=float(t == 1)) for t in range(1, 5)]
-    assert binned_history(lines, 4, bins=1)["skipped"] == [0.25]
+    assert binned(lines, 4, bins=1)["skipped"] == [0.25]
 
 
 def test_lines_are_read_as_a_stream() -> None:
-    assert binned_history((line(t) for t in range(1, 4)), 3)["step"] == [1, 2, 3]
+    assert binned((line(t) for t in range(1, 4)), 3)["step"] == [1, 2, 3]
 
 
 def test_a_torn_last_line_is_not_read(tmp_path: Path) -> None:

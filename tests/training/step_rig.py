@@ -13,7 +13,8 @@ from fogzo_repro.estimators.fogzo import Fogzo
 from fogzo_repro.estimators.protocol import Estimator
 from fogzo_repro.estimators.spsa import Nspsa
 from fogzo_repro.estimators.ste import Ste
-from fogzo_repro.training.step import ROW, TrainStep
+from fogzo_repro.training.row import ROW
+from fogzo_repro.training.step import TrainStep
 
 CPU = torch.device("cpu")
 Loss = Callable[[nn.Module, Any], Tensor]

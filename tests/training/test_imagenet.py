@@ -83,7 +83,7 @@ def test_probes_move_the_loss_and_leave_the_weights(
 
 
 def run_rows() -> tuple[str, ...]:
-    from fogzo_repro.training.step import ROW
+    from fogzo_repro.training.row import ROW
 
     return ROW
 

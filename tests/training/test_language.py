@@ -19,7 +19,8 @@ from fogzo_repro.models.head_loss import linear_cross_entropy
 from fogzo_repro.training.language import Language, c4_language
 from fogzo_repro.training.network import build_network
 from fogzo_repro.training.optimizers import build_optimizer
-from fogzo_repro.training.step import ROW, TrainStep
+from fogzo_repro.training.row import ROW
+from fogzo_repro.training.step import TrainStep
 from tests.c4_corpus import write_corpus
 
 CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
@@ -241,7 +242,7 @@ def test_the_compiled_step_has_the_eager_gradients_and_its_probes_move_with_the_
     for p, gradient in zip(step.parameters, wanted, strict=True):
         torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
 
-    probe = step.probe_loss(batch)
+    probe = step.passes.probe(batch)
     torch.testing.assert_close(probe(), eager, rtol=1e-5, atol=0)
     with torch.no_grad():
         for w in step.weights:

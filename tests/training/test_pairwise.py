@@ -21,7 +21,8 @@ from fogzo_repro import run
 from fogzo_repro.__main__ import CONFIGS
 from fogzo_repro.config import RunConfig, parse_config
 from fogzo_repro.randomness import generator_for
-from fogzo_repro.training.step import ROW, TrainStep
+from fogzo_repro.training.row import ROW
+from fogzo_repro.training.step import TrainStep
 from tests.c4_corpus import write_corpus
 
 VOCABULARY, CONTEXT = 64, 16

@@ -57,13 +57,13 @@ def test_buffers_are_put_back_when_a_probe_raises() -> None:
 def test_probes_use_batch_statistics() -> None:
     rig = Rig(fogzo())
     rig.step.prepare(0, 100, 0.1)
-    plain = rig.step.probe_loss(rig.batch)()
+    plain = rig.step.passes.probe(rig.batch)()
     norm: Any = rig.model.norm
     norm.running_mean.fill_(-1e3)
     norm.running_var.fill_(1e-3)
-    assert torch.equal(rig.step.probe_loss(rig.batch)(), plain)
+    assert torch.equal(rig.step.passes.probe(rig.batch)(), plain)
     rig.model.eval()  # the running statistics would show
-    assert rig.step.probe_loss(rig.batch)() > plain + 1
+    assert rig.step.passes.probe(rig.batch)() > plain + 1
 
 
 def test_ste_pass_and_probes_see_the_same_batch() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fogzo_repro.estimators.protocol import Estimator
 from fogzo_repro.estimators.ste import Ste
-from fogzo_repro.training.step import MAX_BAD_STREAK
+from fogzo_repro.training.row import MAX_BAD_STREAK
 
 
 def not_finite_loss(model: nn.Module, batch: Pair) -> Tensor:

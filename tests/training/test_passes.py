@@ -1,4 +1,4 @@
-"""The layers that a step's passes share, at smoke width on the digits."""
+"""All passes of a step see the same function: shared layers at smoke width, masks, buffers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
 from fogzo_repro import run
 from fogzo_repro.__main__ import CONFIGS
 from fogzo_repro.config import parse_config
+from fogzo_repro.models.drop_path import DropPath
 from fogzo_repro.models.prefix import EndOfPrefix
 from fogzo_repro.randomness import generator_for
+from fogzo_repro.training.passes import DropPathMasks
 from fogzo_repro.training.step import TrainStep
 
 MODELS = {
@@ -46,8 +48,8 @@ def take(step: TrainStep, batch: Any) -> list[float]:
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_sharing_the_prefix_changes_no_number(model: str) -> None:
     (shared, batch), (apart, _) = build(model), build(model)
-    assert len(shared.prefix.ends) == 1
-    apart.prefix.ends = []
+    assert len(shared.passes.prefix.ends) == 1
+    apart.passes.prefix.ends = []
     assert take(shared, batch) == take(apart, batch)
     pairs = zip(shared.model.state_dict().items(), apart.model.state_dict().items(), strict=True)
     assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)  # statistics of a stem's norm too
@@ -65,7 +67,7 @@ def test_the_probes_take_the_prefix_of_their_own_step(model: str) -> None:
     assert plus.data_ptr() == minus.data_ptr() == kept.data_ptr()
     take(step, batch)
     assert not torch.equal(outputs[3], kept)  # the next step has its own
-    assert all(end.output is None and end.mode == "compute" for end in step.prefix.ends)
+    assert all(end.output is None and end.mode == "compute" for end in step.passes.prefix.ends)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
@@ -75,15 +77,16 @@ def test_the_probes_take_the_prefix_of_their_own_step(model: str) -> None:
     ids=str,
 )
 def test_nothing_is_shared_where_the_passes_differ_in_it(model: str, override: str) -> None:
-    assert build(model, override)[0].prefix.ends == []
+    assert build(model, override)[0].passes.prefix.ends == []
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_a_compiled_probe_leaves_the_prefix_out(model: str) -> None:
     step, batch = build(model, *(["model.depth=2"] if model == "deit_tiny" else []))
     step.prepare(3, 10, 0.1)
-    step._draw_masks(batch)
-    (end,) = step.prefix.ends
+    passes = step.passes
+    passes.masks.draw(len(batch[0]), passes.generator)
+    (end,) = passes.prefix.ends
     assert isinstance(end, EndOfPrefix)
     convolutions = []
 
@@ -94,11 +97,51 @@ def test_a_compiled_probe_leaves_the_prefix_out(model: str) -> None:
 
     backend = aot_autograd(fw_compiler=count, inference_compiler=count)
     compiled = torch.compile(step.model, backend=backend, dynamic=False)
-    with torch.no_grad(), step.frozen.held():
-        compute = step.loss(compiled, batch)
-        with step.prefix.kept():
-            kept = step.loss(compiled, batch)
-        with step.prefix.reused():
-            reused = step.loss(compiled, batch)
+    with torch.no_grad(), passes.buffers.held():
+        compute = passes.loss(compiled, batch)
+        with passes.prefix.kept():
+            kept = passes.loss(compiled, batch)
+        with passes.prefix.reused():
+            reused = passes.loss(compiled, batch)
     assert reused == kept == compute
     assert convolutions == [MODELS[model], MODELS[model], MODELS[model] - 1]
+
+
+def masked(drop_prob: float, examples: int) -> tuple[nn.Sequential, DropPathMasks]:
+    model = nn.Sequential(DropPath(drop_prob), DropPath(0.0)).train()
+    masks = DropPathMasks(model)
+    masks.draw(examples, torch.Generator().manual_seed(0))
+    return model, masks
+
+
+def test_a_branch_is_dropped_whole_with_its_probability_and_keeps_its_mean():
+    model, _ = masked(0.25, 20_000)
+    out = model(torch.ones(20_000, 3))
+    assert torch.equal(out.unique(), torch.tensor([0, 1 / 0.75]))
+    assert torch.equal(out[:, 0], out[:, 2])
+    assert out.mean().item() == pytest.approx(1, abs=0.02)  # 5 sd: sqrt(1/3 / 20,000) = 0.004
+
+
+def test_all_passes_of_a_step_see_one_draw_and_the_next_step_another():
+    model, masks = masked(0.5, 64)
+    x = torch.ones(64, 2)
+    first = model(x)
+    assert torch.equal(first, model(x))
+    masks.draw(64, torch.Generator().manual_seed(1))
+    assert not torch.equal(first, model(x))
+
+
+def test_a_part_of_the_batch_gets_its_own_examples_masks():
+    model, masks = masked(0.5, 64)
+    whole = model(torch.ones(64, 2))
+    masks.select(16, 8)
+    assert torch.equal(model(torch.ones(8, 2)), whole[16:24])
+    masks.select(0, 64)
+    assert torch.equal(model(torch.ones(16, 2)), whole[:16])  # the probes' first part
+
+
+def test_masks_keep_their_memory_so_that_a_captured_graph_reads_the_new_draw():
+    model, masks = masked(0.5, 64)
+    where = model[0].factors.data_ptr()
+    masks.draw(64, torch.Generator().manual_seed(1))
+    assert model[0].factors.data_ptr() == where

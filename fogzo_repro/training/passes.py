@@ -1,0 +1,250 @@
+"""All passes of a step see the same function of the weights.
+
+A step takes the loss several times: once for the STE gradient, then at both points of every probe
+pair. What the estimate rests on, the difference of two such losses, is a millionth of the loss
+where the noise is small, so that nothing but the weights may differ between the passes:
+
+* dropout draws from the default generator, which is seeded anew before each pass;
+* the masks of stochastic depth are drawn once a step and lie in memory. There they are the same
+  inside a captured CUDA graph too, where a generator cannot be wound back;
+* BatchNorm uses the batch's statistics in all passes, and no pass but the first changes a buffer;
+* what lies in front of the first perturbed weight is the same in all passes of one batch, and is
+  computed once.
+
+`null_level` measures what is left: the difference of two passes at the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fogzo_repro.estimators import Point, QuantizedWeight
+from fogzo_repro.estimators.protocol import LossFunction, Probes
+from fogzo_repro.models.drop_path import DropPath
+from fogzo_repro.models.prefix import EndOfPrefix
+
+
+class Passes:
+    """The passes of a training step.
+
+    Args:
+        model: in training mode.
+        loss: (model, batch) -> 0-dim loss in float32.
+        perturbed: the parameters that probes move.
+        autocast: dtype of the passes, or None for float32.
+        micro_batch: examples of one pass, where a batch is accumulated; None for all at once.
+        one_batch: whether the probes see the whole batch; else they share no layers with the first
+            pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Any], Tensor],
+        perturbed: Sequence[Tensor] = (),
+        *,
+        autocast: torch.dtype | None = None,
+        micro_batch: int | None = None,
+        one_batch: bool = True,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.autocast = autocast
+        self.micro_batch = micro_batch
+        self.device = next(model.parameters()).device
+        self.generator = torch.Generator(self.device)  # of the masks of stochastic depth
+        self.buffers = FrozenBuffers(model)
+        self.masks = DropPathMasks(model)
+        shares = one_batch and micro_batch is None
+        self.prefix = SharedPrefix(model if shares else nn.Identity(), perturbed)
+        self.seed(0)
+
+    def seed(self, seed: int) -> None:
+        """Begin a step: all masks that its passes see are functions of this seed."""
+        self.mask_seed = seed
+        self.generator.manual_seed(seed)
+
+    def straight_through(self, batch: Any, backward: Callable[[Tensor], object]) -> Tensor:
+        """Take the step's first pass, and draw the masks of all.
+
+        Args:
+            batch: all examples of the step.
+            backward: called with each micro-batch's share of the loss.
+
+        Returns:
+            The loss of the whole batch, without a graph.
+        """
+        self.masks.draw(len(batch[0]), self.generator)
+        with self.prefix.kept():
+            return self._mean_loss(batch, backward)
+
+    def probe(self, batch: Any) -> LossFunction:
+        """Return the loss of a batch as a function of the weights' present values.
+
+        The batch is that of the first pass or its first part.
+        """
+
+        @torch.no_grad()
+        def loss() -> Tensor:
+            with self.buffers.held(), self.prefix.reused():
+                return self._mean_loss(batch)
+
+        return loss
+
+    def finish(self) -> None:
+        """Drop what the passes have shared: the next step's weights and batch are others."""
+        self.prefix.forget()
+
+    def _mean_loss(self, batch: Any, backward: Callable[[Tensor], object] | None = None) -> Tensor:
+        """Return the loss of the whole batch, one micro-batch after another."""
+        size = len(batch[0])
+        micro_batch = self.micro_batch or size
+        total = torch.zeros((), device=self.device)
+        for index, start in enumerate(range(0, size, micro_batch)):
+            part = type(batch)(*(t[start : start + micro_batch] for t in batch))
+            self.masks.select(start, len(part[0]))
+            loss = self._forward(part, index) * (len(part[0]) / size)
+            if backward is not None:
+                backward(loss)
+            total = total + loss.detach()
+        return total
+
+    def _forward(self, batch: Any, index: int) -> Tensor:
+        if not (self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            _seed_default_generator(self.device, self.mask_seed + index)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            return self.loss(self.model, batch)
+
+
+def null_level(weights: Sequence[QuantizedWeight], probes: Probes) -> Tensor:
+    """Return |L(theta) - L(theta)| of two passes at the same weights: 0, or far below |c|."""
+    nowhere = [torch.zeros_like(w.parameter).unsqueeze(0) for w in weights]
+    losses = probes(Point(weights), nowhere)
+    return (losses.plus - losses.minus).abs().squeeze()
+
+
+def _seed_default_generator(device: torch.device, seed: int) -> None:
+    """Seed the generator that dropout draws from.
+
+    torch.manual_seed does the same but formats a stack trace each time, a millisecond a call.
+    """
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+class FrozenBuffers:
+    """Keeps a model's buffers as they are during forward passes in training mode.
+
+    Args:
+        model: its BatchNorm layers are told not to track statistics, which costs nothing; all other
+            buffers are saved and copied back.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found = (m for m in model.modules() if isinstance(m, _BatchNorm))
+        self.norms = [m for m in found if m.track_running_stats]
+        untouched = {id(b) for m in self.norms for b in m.buffers(recurse=False)}
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            if id(buffer) not in untouched:
+                by_type.setdefault(buffer.dtype, []).append(buffer)
+        self.buffers = list(by_type.values())
+        self.saved = [[torch.empty_like(b) for b in group] for group in self.buffers]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Run forward passes in here."""
+        for saved, buffers in zip(self.saved, self.buffers, strict=True):
+            torch._foreach_copy_(saved, buffers)
+        for norm in self.norms:
+            norm.track_running_stats = False
+        try:
+            yield
+        finally:
+            for norm in self.norms:
+                norm.track_running_stats = True
+            for saved, buffers in zip(self.saved, self.buffers, strict=True):
+                torch._foreach_copy_(buffers, saved)
+
+
+class DropPathMasks:
+    """The masks of all stochastic-depth layers of a model.
+
+    Args:
+        model: its `DropPath` layers are served.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = [m for m in model.modules() if isinstance(m, DropPath) and m.drop_prob]
+        self.table = torch.empty(len(self.layers), 0)
+
+    def draw(self, examples: int, generator: torch.Generator) -> None:
+        """Draw one mask for each layer and example, in place where there are as many as before."""
+        if not self.layers:
+            return
+        if self.table.shape[1] != examples:
+            kept = [1 - layer.drop_prob for layer in self.layers]
+            self.kept = torch.tensor(kept, device=generator.device).unsqueeze(1)
+            self.table = self.kept.new_empty(len(kept), examples)
+        self.table.uniform_(generator=generator)
+        self.table.copy_((self.table < self.kept) / self.kept)
+        self.select(0, examples)
+
+    def select(self, first: int, count: int) -> None:
+        """Give the layers the masks of `count` examples from `first` on."""
+        for layer, factors in zip(self.layers, self.table, strict=True):
+            layer.factors = factors[first : first + count]
+
+
+class SharedPrefix:
+    """The layers of a model whose output a step's passes share.
+
+    Args:
+        model: its `EndOfPrefix` layers are served, but those behind a perturbed weight.
+        perturbed: the parameters that probes move.
+    """
+
+    def __init__(self, model: nn.Module, perturbed: Sequence[Tensor]) -> None:
+        moved = {id(p) for p in perturbed}
+        self.ends = [
+            end
+            for end in model.modules()
+            if isinstance(end, EndOfPrefix)
+            and not any(id(p) in moved for m in end.before for p in m.parameters())
+        ]
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Run the first pass in here."""
+        with self._mode("keep"):
+            yield
+
+    @contextmanager
+    def reused(self) -> Iterator[None]:
+        """Run probes in here; they compute the prefix themselves where none is kept."""
+        with self._mode("reuse" if all(end.output is not None for end in self.ends) else "compute"):
+            yield
+
+    @contextmanager
+    def _mode(self, mode: str) -> Iterator[None]:
+        for end in self.ends:
+            end.mode = mode
+        try:
+            yield
+        finally:
+            for end in self.ends:
+                end.mode = "compute"
+
+    def forget(self) -> None:
+        """Drop what was kept."""
+        for end in self.ends:
+            end.output = None
