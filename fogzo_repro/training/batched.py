@@ -87,22 +87,65 @@ class BatchedProbes:
 
     def _losses(self, levels1: Tensor, levels2: Tensor) -> Tensor:
         """Return the mean cross-entropy of each network: levels (k, H, P) and (k, C, H) -> (k,)."""
-        fc1, fc2, data = self.fc1, self.fc2, self.images
-        k, hidden, _ = levels1.shape
-        sums = _exact_product(levels1.flatten(0, 1), self.pixels).view(k, hidden, -1)  # (k, H, B)
-        # fc1((p/255 - mean)/std) = a [levels p - 255 mean (sum levels) + bias/a] with
-        # a = alpha/(255 std); a > 0 passes through the ReLU into the second layer's weights.
-        a = fc1.weight_quantizer.scale / (255 * data.std)
-        shift = fc1.bias / a - 255 * data.mean * levels1.sum(-1, dtype=torch.float32)  # (k, H)
-        activations = sums.add_(shift.unsqueeze(-1)).relu_()
-        weight = levels2.float() * (a * fc2.weight_quantizer.scale)
-        logits = torch.baddbmm(fc2.bias.unsqueeze(-1), weight, activations)  # (k, C, B)
-        correct = self.labels.view(1, 1, -1).expand(k, 1, -1)
-        return -logits.log_softmax(1).gather(1, correct).mean((1, 2))
+        layers = (self.fc1, self.fc2)
+        return losses_of_levels(
+            (levels1, levels2),
+            [layer.weight_quantizer.scale for layer in layers],
+            [layer.bias.unsqueeze(-1) for layer in layers],
+            self.images,
+            self.pixels,
+            self.labels,
+        )
+
+
+def losses_of_levels(
+    levels: tuple[Tensor, Tensor],
+    scales: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    images: Images,
+    pixels: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    """Return the mean cross-entropy of many networks; `...` are axes that count networks.
+
+    fc1((p/255 - mean)/std) = a [levels p - 255 mean (sum levels) + bias/a] with
+    a = alpha/(255 std); a > 0 passes through the ReLU into the second layer's weights.
+
+    Args:
+        levels: of the two layers, (..., H, P) and (..., C, H).
+        scales: alpha of the two layers, broadcastable to their levels.
+        biases: (..., H, 1) and (..., C, 1), or without some of the leading axes.
+        images: how the inputs are normalised.
+        pixels: (P, B) for all networks, or (S, P, B) where the first axis of the levels is S.
+        labels: (B,), or with axes in front that broadcast to the networks'.
+
+    Returns:
+        (...)
+    """
+    levels1, levels2 = levels
+    rows = levels1.flatten(pixels.dim() - 2, -2)
+    sums = _exact_product(rows, pixels).view(*levels1.shape[:-1], -1)  # (..., H, B)
+    a = scales[0] / (255 * images.std)
+    total = levels1.sum(-1, keepdim=True, dtype=sums.dtype)
+    activations = sums.add_(biases[0] / a - 255 * images.mean * total).relu_()
+    logits = levels2.to(sums.dtype) * (a * scales[1]) @ activations  # (..., C, B)
+    return mean_cross_entropy(logits.add_(biases[1]), labels)
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy in nats, averaged over a batch.
+
+    Args:
+        logits: (..., C, B).
+        labels: (B,), or with axes in front that broadcast to the logits'.
+    """
+    correct = labels.unsqueeze(-2).expand(*logits.shape[:-2], 1, -1)
+    return -logits.log_softmax(-2).gather(-2, correct).mean((-2, -1))
 
 
 def _exact_product(levels: Tensor, pixels: Tensor) -> Tensor:
-    """Return levels @ pixels in float32."""
+    """Return levels @ pixels, in float32 where they are narrower."""
     if levels.dtype == torch.bfloat16:
-        return torch.mm(levels, pixels, out_dtype=torch.float32)
+        product = torch.mm if pixels.dim() == 2 else torch.bmm
+        return product(levels, pixels, out_dtype=torch.float32)
     return levels @ pixels
