@@ -16,51 +16,39 @@ if not __package__:  # started as a file
     import root  # noqa: F401
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.curves import write_curves
-from fogzo_repro.reporting.figures import write_accuracy, write_figure
-from fogzo_repro.reporting.overview import write_overview
-from fogzo_repro.reporting.paper_form import write_paper_table
-from fogzo_repro.reporting.readme import update_readme
+from fogzo_repro.reporting.figures.curves import write_curves
+from fogzo_repro.reporting.figures.shallow import write_accuracy, write_shallow
+from fogzo_repro.reporting.figures.sweeps import write_sweeps
+from fogzo_repro.reporting.figures.time import write_time
+from fogzo_repro.reporting.readme import update_readme, write_overview
 from fogzo_repro.reporting.results import TableResults, ran
-from fogzo_repro.reporting.sweep_figures import write_sweeps
-from fogzo_repro.reporting.tables import write_table
-from fogzo_repro.reporting.tradeoff import write_tradeoff
+from fogzo_repro.reporting.tables import FORMS, PAPER_TITLES, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TABLES = {  # in the order of results/README.md
-    "figure-shallow": write_table,
-    **{f"table{k}": write_paper_table for k in (1, 2, 3, 4)},
+OF_THE_PAPER = {"-curves": write_curves, "-sweeps": write_sweeps, "-time": write_time}
+FIGURES = {  # of each table: how a figure's name ends, and what draws it where there is enough
+    "figure-shallow": {"": write_shallow, "-accuracy": write_accuracy},
+    **dict.fromkeys(PAPER_TITLES, OF_THE_PAPER),
 }
-PAPER_FIGURES = {"curves": write_curves, "sweeps": write_sweeps, "time": write_tradeoff}
 
 
 def write_all(results: Path) -> list[TableResults]:
     """Write every table, figure and the overview; return what the tables were made from."""
     found, figures = [], []
-    for name, write in TABLES.items():
-        table = write(results, name)
+    for name in FORMS:
+        table = write_table(results, name)
         found.append(table)
         for line in table.refused:
             print(f"{name}: refused {line}", file=sys.stderr)
-        drawn = draw(results, table)
+        ends = FIGURES[name].items()
+        folder = results / "figures"
+        drawn = [f"{name}{end}" for end, draw in ends if draw(folder, f"{name}{end}", table)]
         figures += drawn
         said = f"figures {', '.join(drawn)}" if drawn else "no figure: there is nothing to draw"
         print(f"{name}: {ran(table)} of {len(table.cells)} cells, {said}")
     write_overview(results, found, figures)
     return found
-
-
-def draw(results: Path, table: TableResults) -> list[str]:
-    """Draw what there is of a table; return the names of the figures.
-
-    The shallow figure's records have no history.
-    """
-    name, folder = table.table, results / "figures"
-    if name != "figure-shallow":
-        return [f"{name}-{kind}" for kind, w in PAPER_FIGURES.items() if w(folder, name, table)]
-    drawn = [name] if write_figure(results, table) else []
-    return [*drawn, f"{name}-accuracy"] if write_accuracy(results, table) else drawn
 
 
 def main() -> int:

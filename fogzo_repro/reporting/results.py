@@ -84,6 +84,19 @@ def noise_ratio(cell: CellResult) -> float | None:
     return noise * record["perturbed_weights"] / (1 - noise) if noise < 1 else math.inf
 
 
+def evaluations(record: dict[str, Any], counting: str) -> float:
+    """Return the evaluations of a run: probes begin late and see a part of the batch, if so set.
+
+    Args:
+        record: of the run.
+        counting: `probes` alone, or in `total` with the STE pass as 3 forward passes (PAPER 2).
+    """
+    estimator, per_step = record["config"]["estimator"], record["evaluations_per_step"]
+    share = (1 - estimator.get("start_fraction", 0.0)) * estimator.get("probe_fraction", 1.0)
+    saved = per_step["probes"] * (1 - share)
+    return (per_step[counting] - saved) * record["steps"]
+
+
 def ran(results: TableResults) -> int:
     """Return how many cells have at least one run."""
     return sum(bool(c.runs) for c in results.cells.values())

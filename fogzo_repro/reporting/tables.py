@@ -1,6 +1,9 @@
-"""results/tables/figure-shallow.md and .csv, from committed records alone; always the same bytes.
+"""results/tables/: each table a list of columns, and one writer for all of them.
 
-Means and intervals are over the evaluation seeds. Mean +- sd (n) is the form of every cell.
+A line of a table is a line of results/paper/<table>.csv, which lists its cells, beside what was
+measured of the cell. `FORMS` says of each table which columns are shown (Markdown, and LaTeX for
+the paper's tables) and which numbers stand in full precision in the CSV. Everything is made from
+committed records, so that the same records give the same bytes.
 """
 
 from __future__ import annotations
@@ -8,142 +11,460 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import Judged, chosen, judge, read_claims
-from fogzo_repro.reporting.markdown import (
-    HOW_JUDGED,
-    NOT_RUN,
-    VERDICT_TITLES,
-    grid,
-    interval,
-    mean_sd,
-    named,
-    verdict_line,
-)
+from fogzo_repro.reporting.latex import tabular
+from fogzo_repro.reporting.markdown import NOT_RUN, grid, interval, mean_sd, named
 from fogzo_repro.reporting.results import (
+    SCALE,
     TUNING_SEEDS,
     CellResult,
     TableResults,
+    evaluations,
     noise_ratio,
     ran,
+    read_paper,
     read_results,
 )
-from fogzo_repro.reporting.statistics import summarize
+from fogzo_repro.reporting.statistics import Summary, summarize
 
-METRICS = (  # split, metric, digits, title
-    ("train", "loss", 4, "train loss"),
-    ("test", "top1", 2, "test top-1 (%)"),
+DIGITS = {"loss": 4, "top1": 2, "perplexity": 2}
+METRIC_NAMES = {"loss": "loss", "top1": "top-1 (%)", "perplexity": "perplexity"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, what it takes from a line, and how that is written."""
+
+    title: str
+    value: Callable[[Any], Any]
+    format: Callable[[Any], str] = lambda value: plain(value)
+
+
+Columns = tuple[Column, ...]
+
+
+def plain(value: Any) -> str:
+    """Return a value in full; nothing for None and nan."""
+    return "" if value is None or value != value else str(value)
+
+
+def titles(columns: Sequence[Column]) -> list[str]:
+    """Return the first line of a table."""
+    return [column.title for column in columns]
+
+
+def body(columns: Sequence[Column], lines: Sequence[Any]) -> list[list[str]]:
+    """Return the other lines of a table."""
+    return [[column.format(column.value(line)) for column in columns] for line in lines]
+
+
+def markdown(columns: Sequence[Column], lines: Sequence[Any]) -> str:
+    """Return a table in Markdown."""
+    return grid(titles(columns), body(columns, lines))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cell beside what results/paper/ says of it.
+
+    Attributes:
+        paper: the paper's value as it was transcribed, empty where not known.
+        quest: the value that QuEST's authors published, likewise.
+        source: where the value is from, or what the cell is for.
+        best: the tuning seeds have chosen this cell among those of its row.
+    """
+
+    table: str
+    cell: CellResult
+    split: str
+    metric: str
+    paper: str
+    quest: str
+    source: str
+    best: bool
+
+    @property
+    def digits(self) -> int:
+        """Decimal places of the metric."""
+        return DIGITS[self.metric]
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """A record of the cell, for what all its runs share."""
+        return self.cell.any_record
+
+    def summary(
+        self, split: str | None = None, metric: str | None = None, *, tuning: bool = False
+    ) -> Summary | None:
+        """Return the cell's metric, or another one, over the evaluation or the tuning seeds."""
+        values = self.cell.values(split or self.split, metric or self.metric, tuning=tuning)
+        return summarize([*values.values()])
+
+    @property
+    def only_tuned(self) -> bool:
+        """Whether all runs of the cell are on tuning seeds."""
+        return bool(self.cell.runs) and all(seed in TUNING_SEEDS for seed in self.cell.runs)
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's."""
+        ours = self.summary()
+        return ours.mean - float(self.paper) if ours is not None and self.paper else None
+
+    @property
+    def hours(self) -> float | None:
+        """Mean wall time of a run."""
+        runs = self.cell.runs.values()
+        return math.fsum(r["wall_seconds"] for r in runs) / len(runs) / 3600 if runs else None
+
+
+def _from_record(take: Callable[[dict[str, Any]], Any]) -> Callable[[Line], Any]:
+    """Return a column's value that needs a record of the cell; None where there is none."""
+    return lambda line: None if line.record is None else take(line.record)
+
+
+def _measured(title: str, split: str, metric: str) -> Column:
+    """Return a column of mean ± sd (n), with the number of runs that diverged."""
+    return Column(title, lambda line: _mean_sd(line, split, metric))
+
+
+def _mean_sd(line: Line, split: str, metric: str) -> str:
+    lost = f", {len(line.cell.diverged())} diverged" if line.cell.diverged() else ""
+    return mean_sd(line.summary(split, metric), DIGITS[metric]) + lost
+
+
+def _interval(split: str, metric: str) -> Column:
+    return Column("95%", lambda line: interval(line.summary(split, metric), DIGITS[metric]))
+
+
+def _numbers(prefix: str, summary: Callable[[Line], Summary | None]) -> Columns:
+    """Return the columns of a summary in full precision."""
+
+    def take(of: Callable[[Summary], float]) -> Callable[[Line], float | None]:
+        return lambda line: None if (s := summary(line)) is None else of(s)
+
+    return (
+        Column(f"{prefix}mean", take(lambda s: s.mean)),
+        Column(f"{prefix}sd", take(lambda s: s.sd)),
+        Column(f"{prefix}n", take(lambda s: s.n)),
+        Column(f"{prefix}low", take(lambda s: s.mean - s.half)),
+        Column(f"{prefix}high", take(lambda s: s.mean + s.half)),
+    )
+
+
+def _tuned(line: Line) -> str:
+    """Return the metric on the tuning seeds, and whether the cell was chosen by it."""
+    return mean_sd(line.summary(tuning=True), line.digits) + (", chosen" if line.best else "")
+
+
+TABLE = Column("table", lambda line: line.table)
+ROW = Column("row", lambda line: line.cell.row)
+COLUMN = Column("column", lambda line: line.cell.column)
+METRIC = Column("metric", lambda line: f"{line.split} {METRIC_NAMES[line.metric]}")
+RHO = Column(
+    "ρ", lambda line: noise_ratio(line.cell), lambda rho: "" if rho is None else f"{rho:.3g}"
+)
+STEPS = Column(
+    "steps", lambda line: max((r["steps"] for r in line.cell.runs.values()), default=None)
+)
+SOURCE = Column("source", lambda line: line.source)
+OURS = Column("ours", lambda line: _mean_sd(line, line.split, line.metric))
+BETA = Column(
+    "β",
+    _from_record(lambda record: record["config"]["estimator"].get("beta_min")),
+    lambda beta: "" if beta is None else f"{beta:.10g}",
+)
+EVALUATIONS = Column(
+    "evaluations per step",
+    _from_record(lambda record: record["evaluations_per_step"]),
+    lambda counts: "" if counts is None else f"{counts['probes']:,} / {counts['total']:,}",
+)
+
+
+def _mean_seconds(line: Line) -> float | None:
+    return None if line.hours is None else 3600 * line.hours
+
+
+SHALLOW_SHOWN = (
+    ROW, COLUMN, BETA, RHO, STEPS, EVALUATIONS,
+    _measured("train loss", "train", "loss"), _interval("train", "loss"),
+    _measured("test top-1 (%)", "test", "top1"), _interval("test", "top1"),
+    Column("seconds", _mean_seconds, lambda s: "" if s is None else f"{s:.1f}"),
+)  # fmt: skip
+SHALLOW_EXACT = (
+    TABLE, ROW, COLUMN,
+    Column("noise", _from_record(lambda record: record["config"]["estimator"].get("noise"))),
+    Column("rho", RHO.value),
+    Column("steps", _from_record(lambda record: record["steps"])),
+    Column("probes_per_step", _from_record(lambda r: r["evaluations_per_step"]["probes"])),
+    Column("evaluations_per_step", _from_record(lambda r: r["evaluations_per_step"]["total"])),
+    *_numbers("train_loss_", lambda line: line.summary("train", "loss")),
+    *_numbers("test_top1_", lambda line: line.summary("test", "top1")),
+    Column("diverged", lambda line: len(line.cell.diverged()) if line.cell.runs else NOT_RUN),
+)  # fmt: skip
+
+PAPER_SHOWN = (
+    ROW, COLUMN, METRIC, Column("paper", lambda line: line.paper), OURS,
+    Column(
+        "difference",
+        lambda line: "" if line.difference is None else f"{line.difference:+.{line.digits}f}",
+    ),
+)  # fmt: skip
+QUEST = Column("QuEST", lambda line: line.quest)
+PAPER_MORE = (  # for Markdown alone
+    Column(
+        "hours",
+        lambda line: "" if line.hours is None else f"{line.hours:.2f} ({line.record['hardware']})",
+    ),
+    SOURCE,
+)
+PAPER_EXACT = (
+    TABLE, ROW, COLUMN, Column("scale", lambda line: SCALE),
+    Column("metric", lambda line: line.metric), Column("split", lambda line: line.split),
+    Column("seeds", lambda line: "tuning" if line.only_tuned else "evaluation" * bool(line.record)),
+    Column("paper", lambda line: line.paper),
+    *_numbers("", lambda line: line.summary(tuning=line.only_tuned)),
+    Column("difference", lambda line: line.difference),
+    Column("quest", lambda line: line.quest),
+    Column("rho", RHO.value),
+    Column("hours", lambda line: line.hours),
+    Column(
+        "diverged",
+        lambda line: len(line.cell.diverged()) + len(line.cell.diverged(tuning=True))
+        if line.cell.runs
+        else NOT_RUN,
+    ),
+    SOURCE,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The section of a table on its tuning seeds."""
+
+    title: str
+    about: str
+    columns: Columns
+    has: Callable[[Line], bool]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a table is written.
+
+    Attributes:
+        title: its heading.
+        about: what stands above it, after how much was run.
+        shown: the columns for people.
+        more: those that LaTeX does without.
+        exact: the columns of the CSV.
+        tuning: the section on the tuning seeds.
+        of_the_paper: one of Tables 1 to 4: LaTeX too, and sweeps stand in the section alone.
+    """
+
+    title: str
+    about: str
+    shown: Columns
+    more: Columns
+    exact: Columns
+    tuning: Tuning
+    of_the_paper: bool
+
+
+SEEDS = ", ".join(map(str, TUNING_SEEDS))
+SHALLOW = Form(
+    "figure-shallow",
+    "Train loss: mean cross-entropy in nats over the whole training split with the final weights. "
+    "Mean ± sd (n) over the evaluation seeds, [ ] its 95% t interval. Evaluations per step: "
+    "perturbed forward passes alone / with the back-propagation that every step takes counted as 3 "
+    "forward passes. ρ = (1−β)d/β, d the number of perturbed weights. Seconds: wall time as run, "
+    "several runs sharing the card.",
+    SHALLOW_SHOWN,
+    (),
+    SHALLOW_EXACT,
+    Tuning(
+        "Chosen on the tuning seeds",
+        f"By the lowest mean train loss on seeds {SEEDS}, which report nothing else.",
+        (ROW, COLUMN, Column("train loss", _tuned)),
+        lambda line: line.summary(tuning=True) is not None,
+    ),
+    of_the_paper=False,
+)
+METHOD = (
+    "Paper: its value, with the tag of its source; an empty place is not known to us. Only the "
+    "number of Table 4 is certain; Tables 1 to 3 are numbered in the order of the paper's results. "
+    "Ours: the metric after the last step, mean ± sd (n) over the evaluation seeds, full scale "
+    "alone. Whether the paper reports its last or its best evaluation is not known to us; best is "
+    "in the records and never stands here. Train loss on ImageNet: mean over the steps of the last "
+    "epoch, as they were trained on, mixup included."
+)
+QUESTS = (
+    "QuEST: the value that QuEST's authors published for the same network, from their run logs "
+    "(`results/paper/quest.csv`); their batch has 512 sequences, so it is a second reference and "
+    "not a target."
+)
+SWEEPS = Tuning(
+    "Sweeps",
+    f"On seeds {SEEDS}, which choose and report nothing else. ρ = (1−β)d/β at β_min, d the number "
+    "of perturbed weights.",
+    (ROW, COLUMN, RHO, METRIC, Column("tuning seeds", _tuned)),
+    lambda line: line.source.startswith("ours: sweep"),
+)
+PAPER_TITLES = {
+    "table1": "Table 1: fixed scale, several STEs, weights only, n = 1",
+    "table2": "Table 2: LSQ, 2-bit weights",
+    "table3": "Table 3: 2-bit weights and activations, LLaMA on C4",
+    "table4": "Table 4: quality at equal training time, LSQ, LLaMA 30M",
+}
+
+
+def _paper_form(table: str) -> Form:
+    title, quest = PAPER_TITLES[table], table == "table3"
+    about = f"{METHOD} {QUESTS}" if quest else METHOD
+    shown = (*PAPER_SHOWN, QUEST) if quest else PAPER_SHOWN
+    return Form(title, about, shown, PAPER_MORE, PAPER_EXACT, SWEEPS, of_the_paper=True)
+
+
+FORMS = {"figure-shallow": SHALLOW, **{table: _paper_form(table) for table in PAPER_TITLES}}
+
+HOW_JUDGED = (
+    "Stated before the runs in `results/paper/claims.csv`. Gain: how much better the claimed "
+    "side is, per seed. Two-sided paired t test of the gain against the margin, Holm over "
+    "this table, level 5%; fewer than 5 seeds or a diverged run give at most inconclusive. "
+    "Evaluations: how many times as many the other side takes in a run, under both countings."
+)
+
+
+def _side(cell: CellResult | None, place: tuple[str, str]) -> str:
+    return named(*place) if cell is None else named(cell.row, cell.column)
+
+
+def _gain(judged: Judged) -> str:
+    test = judged.test
+    if test is None:
+        return ""
+    ends = "" if math.isnan(test.low) else f" [{test.low:+.4f}, {test.high:+.4f}]"
+    return f"{test.gain:+.4f}{ends}"
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None or math.isnan(p) else f"{p:.2g}"
+
+
+def _cost_ratio(judged: Judged) -> str:
+    """Return worse / better evaluations of a whole run under both countings of PAPER 2."""
+    good, bad = (c.any_record if c is not None else None for c in (judged.better, judged.worse))
+    if good is None or bad is None:
+        return ""
+    ratios = []
+    for counting in ("probes", "total"):
+        a, b = evaluations(bad, counting), evaluations(good, counting)
+        ratios.append(f"{a / b:.4g}" if a and b else "–")
+    return " / ".join(ratios)
+
+
+VERDICTS = (
+    Column("claim", lambda judged: judged.claim.claim),
+    Column("better", lambda judged: _side(judged.better, judged.claim.better)),
+    Column("worse", lambda judged: _side(judged.worse, judged.claim.worse)),
+    Column("margin", lambda judged: f"{judged.claim.margin:g}"),
+    Column("gain [95%]", _gain),
+    Column("n", lambda judged: judged.test and judged.test.n),
+    Column("p", lambda judged: judged.test and judged.test.p, _p),
+    Column("Holm p", lambda judged: judged.test and judged.adjusted_p, _p),
+    Column("evaluations", _cost_ratio),
+    Column("verdict", lambda j: j.verdict + (f" ({j.note})" if j.note else "")),
+    Column("source", lambda judged: judged.claim.source),
 )
 
 
 def write_table(results: Path, table: str) -> TableResults:
-    """Write the table of a figure or of the paper; return what it was made from."""
-    found = read_results(results, table)
+    """Write <table>.md and .csv, for a table of the paper .tex too; return what they show."""
+    form, found = FORMS[table], read_results(results, table)
+    lines = read_lines(results, found)
+    main = [line for line in lines if not (form.of_the_paper and form.tuning.has(line))]
     judged = judge(found, read_claims(results / "paper" / "claims.csv", table))
     folder = results / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{table}.md").write_text(_markdown(found, judged))
-    (folder / f"{table}.csv").write_text(_csv(found))
+    (folder / f"{table}.md").write_text(_page(form, found, main, lines, judged))
+    (folder / f"{table}.csv").write_text(_csv(form.exact, lines))
+    if form.of_the_paper:
+        text = tabular(titles(form.shown), body(form.shown, main))
+        (folder / f"{table}.tex").write_text(text)
     return found
 
 
-def _markdown(results: TableResults, judged: Sequence[Judged]) -> str:
-    parts = [
-        f"# {results.table}",
-        "Generated by `make tables` from `results/records/` alone; do not edit.",
-        f"{ran(results)} of {len(results.cells)} cells run. Train loss: mean cross-entropy in nats "
-        "over the whole training split with the final weights. Mean ± sd (n) over the evaluation "
-        "seeds, [ ] its 95% t interval. Evaluations per step: perturbed forward passes alone / "
-        "with the back-propagation that every step takes counted as 3 forward passes. "
-        "ρ = (1−β)d/β, d the number of perturbed weights. Seconds: wall time as run, several runs "
-        "sharing the card.",
-        grid(_cell_titles(), [_cell_line(c) for c in results.cells.values()]),
-        "## Chosen on the tuning seeds",
-        f"By the lowest mean train loss on seeds {', '.join(map(str, TUNING_SEEDS))}, which report "
-        "nothing else.",
-        grid(("row", "column", "train loss"), _tuning_lines(results)),
-        "## Verdicts",
-        HOW_JUDGED,
-        grid(VERDICT_TITLES, [verdict_line(j) for j in judged]),
-    ]
-    diverged = [
-        f"- {named(c.row, c.column)}, seed {s}: {c.runs[s]['notes']}"
-        for c in results.cells.values()
-        for s in (*c.diverged(), *c.diverged(tuning=True))
-    ]
-    if diverged:
-        parts += ["## Diverged", "\n".join(diverged)]
-    if results.refused:
-        parts += ["## Refused records", "\n".join(f"- {line}" for line in results.refused)]
-    return "\n\n".join(parts) + "\n"
+def read_lines(results: Path, found: TableResults) -> list[Line]:
+    """Return the lines of a table, in the order of results/paper/<table>.csv.
 
-
-def _cell_titles() -> list[str]:
-    shown = [title for *_, name in METRICS for title in (name, "95%")]
-    return ["row", "column", "β", "ρ", "steps", "evaluations per step", *shown, "seconds"]
-
-
-def _cell_line(cell: CellResult) -> list[str]:
-    record = cell.any_record
-    if record is None:
-        return [cell.row, cell.column, *[""] * 4, *[NOT_RUN, ""] * len(METRICS), ""]
-    estimator, counts = record["config"]["estimator"], record["evaluations_per_step"]
-    ratio = noise_ratio(cell)
-    line = [
-        cell.row,
-        cell.column,
-        f"{estimator['beta_min']:.10g}" if "beta_min" in estimator else "",
-        "" if ratio is None else f"{ratio:.3g}",
-        str(max(r["steps"] for r in cell.runs.values())),
-        f"{counts['probes']:,} / {counts['total']:,}",
-    ]
-    lost = f", {len(cell.diverged())} diverged" if cell.diverged() else ""
-    for split, metric, digits, _ in METRICS:
-        summary = summarize([*cell.values(split, metric).values()])
-        line += [mean_sd(summary, digits) + lost, interval(summary, digits)]
-    seconds = summarize([r["wall_seconds"] for s, r in sorted(cell.runs.items())])
-    return [*line, f"{seconds.mean:.1f}" if seconds else ""]
-
-
-def _tuning_lines(results: TableResults) -> list[list[str]]:
+    Raises:
+        UserError: where a value of the paper is not a number.
+    """
+    path, quest = results / "paper" / f"{found.table}.csv", results / "paper" / "quest.csv"
+    published = {(q["row"], q["column"]): q["value"] for q in read_paper(quest)}
+    best = {row: chosen(found, row) for row in {cell.row for cell in found.cells.values()}}
     lines = []
-    for row in dict.fromkeys(c.row for c in results.cells.values()):
-        best = chosen(results, row)
-        for cell in results.row(row):
-            summary = summarize([*cell.values("train", "loss", tuning=True).values()])
-            if summary is None:
-                continue
-            mark = ", chosen" if best is not None and cell.column == best.column else ""
-            lines.append([row, cell.column, mean_sd(summary, 4) + mark])
+    for entry in read_paper(path):
+        place = (entry["row"], entry["column"])
+        try:
+            float(entry["value"] or 0)
+        except ValueError:
+            raise UserError(
+                f"{path}: {place[0]} | {place[1]} has value={entry['value']}; give a number or none"
+            ) from None
+        cell, taken = found.cells[place], best[place[0]]
+        lines.append(
+            Line(
+                found.table, cell, entry["split"], entry["metric"], entry["value"],
+                published.get(place, ""), entry["source"],
+                taken is not None and taken.column == cell.column,
+            )
+        )  # fmt: skip
     return lines
 
 
-def _csv(results: TableResults) -> str:
-    """Return every cell with its numbers in full precision."""
+def _page(
+    form: Form,
+    found: TableResults,
+    main: Sequence[Line],
+    lines: Sequence[Line],
+    judged: Sequence[Judged],
+) -> str:
+    tuned = [line for line in lines if form.tuning.has(line)]
+    diverged = [
+        f"- {named(c.row, c.column)}, seed {s}: {c.runs[s]['notes']}"
+        for c in found.cells.values()
+        for s in (*c.diverged(), *c.diverged(tuning=True))
+    ]
+    parts = [
+        f"# {form.title}",
+        "Generated by `make tables` from `results/records/` alone; do not edit.",
+        f"{ran(found)} of {len(found.cells)} cells run. {form.about}",
+        markdown((*form.shown, *form.more), main),
+    ]
+    if tuned or not form.of_the_paper:
+        parts += [
+            f"## {form.tuning.title}",
+            form.tuning.about,
+            markdown(form.tuning.columns, tuned),
+        ]
+    parts += ["## Verdicts", HOW_JUDGED, markdown(VERDICTS, judged)]
+    if diverged:
+        parts += ["## Diverged", "\n".join(diverged)]
+    if found.refused:
+        parts += ["## Refused records", "\n".join(f"- {line}" for line in found.refused)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _csv(columns: Sequence[Column], lines: Sequence[Line]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    stats = [f"{s}_{m}_{k}" for s, m, *_ in METRICS for k in ("mean", "sd", "n", "low", "high")]
-    titles = ["table", "row", "column", "noise", "rho", "steps", "probes_per_step"]
-    writer.writerow([*titles, "evaluations_per_step", *stats, "diverged"])
-    for cell in results.cells.values():
-        writer.writerow([results.table, cell.row, cell.column, *_numbers(cell)])
+    writer.writerow(titles(columns))
+    writer.writerows(body(columns, lines))
     return text.getvalue()
-
-
-def _numbers(cell: CellResult) -> list[Any]:
-    record = cell.any_record
-    if record is None:
-        return [""] * (5 + 5 * len(METRICS)) + [NOT_RUN]
-    counts = record["evaluations_per_step"]
-    values: list[Any] = [
-        record["config"]["estimator"].get("noise"), noise_ratio(cell), record["steps"],
-        counts["probes"], counts["total"],
-    ]  # fmt: skip
-    for split, metric, *_ in METRICS:
-        s = summarize([*cell.values(split, metric).values()])
-        ends = [s.mean, s.sd, s.n, s.mean - s.half, s.mean + s.half] if s else [""] * 5
-        values += ["" if isinstance(v, float) and math.isnan(v) else v for v in ends]
-    return [*values, len(cell.diverged())]

@@ -16,7 +16,7 @@ import pytest
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.figures import write_accuracy
+from fogzo_repro.reporting.figures.shallow import write_accuracy
 from fogzo_repro.reporting.results import read_results
 from fogzo_repro.reporting.tables import write_table
 from scripts import make_tables
@@ -77,7 +77,7 @@ def test_the_accuracy_that_is_drawn_is_that_of_the_test_images(results: Path, sa
     for seed in (0, 1):
         save("FOGZO n=1", "1-beta=0.001", seed, 1.0, top1=80.0 + seed)
     save("FOGZO n=1", "1-beta=0.001", 100, 1.0, top1=10.0)
-    assert write_accuracy(results, read_results(results, TABLE))
+    assert write_accuracy(results / "figures", f"{TABLE}-accuracy", read_results(results, TABLE))
     with open(results / "figures" / f"{TABLE}-accuracy.csv") as file:
         (point,) = csv.DictReader(file)
     assert (point["noise"], point["perturbed"], point["n"]) == ("0.001", "7940", "2")

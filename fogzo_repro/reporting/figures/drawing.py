@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from fogzo_repro.reporting.statistics import Summary
 
 # Okabe and Ito's colours: told apart by readers with any colour vision.
 BLACK, ORANGE, BLUE, GREEN, VERMILION, GREY = (
@@ -29,6 +31,75 @@ COLUMN, TEXT, DPI = 3.3, 6.75, 300  # inches: one column, both columns
 LEGEND_LINE = 0.15  # inches
 WIDE = 50  # characters that two columns of a legend hold side by side
 LOG_FROM = 5.0  # values that span more than this factor get a logarithmic axis
+
+
+class Spread(Protocol):
+    """What every drawn point has: a mean over runs, and the ends of the bar through it."""
+
+    @property
+    def mean(self) -> float: ...  # noqa: D102
+    @property
+    def low(self) -> float: ...  # noqa: D102
+    @property
+    def high(self) -> float: ...  # noqa: D102
+
+
+def ends_of_sd(summary: Summary) -> tuple[float, float]:
+    """Return mean - sd and mean + sd; one run has no bar."""
+    sd = 0.0 if math.isnan(summary.sd) else summary.sd
+    return summary.mean - sd, summary.mean + sd
+
+
+def ends_of_interval(summary: Summary) -> tuple[float, float]:
+    """Return the ends of the 95% t interval; one run has no bar."""
+    half = 0.0 if math.isnan(summary.half) else summary.half
+    return summary.mean - half, summary.mean + half
+
+
+def draw_points(
+    axes: Any, points: Sequence[Any], x: Callable[[Any], float | None], **look: Any
+) -> Any:
+    """Draw points with their bars, joined by a line; return what stands for them in a legend.
+
+    Args:
+        axes: the panel.
+        points: each a `Spread`.
+        x: where a point stands.
+        look: colour, marker, line and label, as matplotlib has them.
+    """
+    if not points:
+        return None
+    bars = [[p.mean - p.low for p in points], [p.high - p.mean for p in points]]
+    look = {"capsize": 1.5, "elinewidth": 0.7, **look}
+    return axes.errorbar([x(p) for p in points], [p.mean for p in points], yerr=bars, **look)
+
+
+def draw_course(axes: Any, points: Sequence[Any], x: Callable[[Any], float], **look: Any) -> Any:
+    """Draw many points as a line in a band; return what stands for them in a legend."""
+    places = [x(p) for p in points]
+    low = [max(p.low, p.mean / 10) for p in points]  # above 0, for a logarithmic axis
+    high = [p.high for p in points]
+    axes.fill_between(places, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    (line,) = axes.plot(places, [p.mean for p in points], **{**look, "marker": None})
+    return line
+
+
+def draw_levels(axes: Any, points: Sequence[Spread], color: str, label: str) -> None:
+    """Draw points as horizontal lines, their bars as bands."""
+    for p in points:
+        axes.axhspan(p.low, p.high, color=color, alpha=0.15, linewidth=0)
+        axes.axhline(p.mean, color=color, linestyle="--", linewidth=0.9, label=label, zorder=1)
+
+
+def legend_inside(axes: Any) -> None:
+    """Put a legend where it hides least, if there is anything to name."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
+
+
+def letter(axes: Any, text: str, x: float, y: float) -> None:
+    """Name a panel, as (a), beside its upper left corner."""
+    axes.text(x, y, f"({text})", transform=axes.transAxes, fontweight="bold")
 
 
 def points_csv(points: Sequence[Any]) -> str:

@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.reporting.drawing import (
+from fogzo_repro.reporting.figures.drawing import (
     COLUMN,
     GREY,
     canvas,
+    draw_points,
+    ends_of_sd,
     legend_below,
     legend_height,
     scale_values,
 )
-from fogzo_repro.reporting.panels import (
+from fogzo_repro.reporting.figures.panels import (
     EQUAL,
     FOGZO,
     STE,
@@ -52,11 +54,12 @@ class Point:
     n: int
     hours: float
     mean: float
-    sd: float | None
+    low: float
+    high: float
 
 
-def write_tradeoff(folder: Path, name: str, found: TableResults) -> bool:
-    """Write <name>-time.png and .csv; return False where no two methods were run and timed."""
+def write_time(folder: Path, name: str, found: TableResults) -> bool:
+    """Write <name>.png and .csv; return False where no two methods were run and timed."""
     points = [
         _point(panel, cell)
         for panel, cells in panels(found).items()
@@ -71,7 +74,7 @@ def write_tradeoff(folder: Path, name: str, found: TableResults) -> bool:
     grid = (len(titles), 1)
     longest = max(p.hours for p in points)
     unit, per_hour = next((u, k) for u, k in UNITS.items() if k * longest > 1 or u == "seconds")
-    with canvas(folder / f"{name}-time", points, (COLUMN, height), grid) as (figure, axes):
+    with canvas(folder / name, points, (COLUMN, height), grid) as (figure, axes):
         handles: dict[str, Any] = {}
         styles = looks(groups)
         for panel, title in zip(axes[:, 0], titles, strict=True):
@@ -103,9 +106,8 @@ def _point(panel: str, cell: CellResult) -> Point:
     split, metric = next(((s, m) for s, m in QUALITY if m in last.get(s, {})), QUALITY[-1])
     summary = summarize([*cell.values(split, metric).values()])
     assert summary is not None, "a panel holds cells with finished evaluation runs alone"
-    sd = None if math.isnan(summary.sd) else summary.sd
     place = panel, cell.column, records[0]["hardware"]
-    return Point(*place, metric, summary.n, hours, summary.mean, sd)
+    return Point(*place, metric, summary.n, hours, summary.mean, *ends_of_sd(summary))
 
 
 def _group(point: Point) -> str:
@@ -125,11 +127,10 @@ def _draw(axes: Any, points: Sequence[Point], styles: Styles, per_hour: float) -
     handles = {}
     for name in dict.fromkeys(map(_group, points)):
         same = [p for p in points if _group(p) == name]
-        look = {**styles[name], "linestyle": "none", "capsize": 1.5, "elinewidth": 0.7}
+        look = {**styles[name], "linestyle": "none"}
         if kind_of(name) == EQUAL:
             look["markerfacecolor"] = "white"
-        hours, means = [per_hour * p.hours for p in same], [p.mean for p in same]
-        handles[name] = axes.errorbar(hours, means, yerr=[p.sd or 0 for p in same], **look)
+        handles[name] = draw_points(axes, same, lambda p: per_hour * p.hours, **look)
     axes.set_ylabel(LABELS[metric])
     scale_values(axes.yaxis, [p.mean for p in points])
     scale_values(axes.xaxis, [per_hour * p.hours for p in points])

@@ -7,14 +7,24 @@ its own sweep chose. Mean ± sd.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fogzo_repro.reporting.claims import chosen
-from fogzo_repro.reporting.drawing import BLACK, BLUE, COLUMN, canvas, rho_axis
+from fogzo_repro.reporting.figures.drawing import (
+    BLACK,
+    BLUE,
+    COLUMN,
+    canvas,
+    draw_levels,
+    draw_points,
+    ends_of_sd,
+    legend_inside,
+    letter,
+    rho_axis,
+)
 from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
@@ -33,25 +43,28 @@ class Point:
     perturbed: int
     n: int
     mean: float
-    sd: float | None
+    low: float
+    high: float
     chosen: bool
 
 
 def write_sweeps(folder: Path, name: str, found: TableResults) -> bool:
-    """Write <name>-sweeps.png and .csv; return False where no cell of FOGZO's sweeps was run."""
+    """Write <name>.png and .csv; return False where no cell of FOGZO's sweeps was run."""
     cells = [c for c in found.cells.values() if ": " in c.row]  # "network: method" is a sweep
     points = [p for p in (_point(found, cell) for cell in cells) if p is not None]
     fogzo = [p for p in points if p.sweep != STE]
     if not fogzo:
         return False
-    with canvas(folder / f"{name}-sweeps", points, (COLUMN, HEIGHT), (2, 1)) as (figure, axes):
+    with canvas(folder / name, points, (COLUMN, HEIGHT), (2, 1)) as (figure, axes):
         above, below = axes[:, 0]
-        for panel, sweep, letter in ((above, NOISE, "a"), (below, START, "b")):
+        for panel, sweep, text in ((above, NOISE, "a"), (below, START, "b")):
             along = sorted((p for p in fogzo if p.sweep == sweep), key=lambda p: p.value)
-            _band(panel, [p for p in points if p.sweep == STE and p.chosen])
-            _line(panel, along)
+            for ste in (p for p in points if p.sweep == STE and p.chosen):
+                draw_levels(panel, [ste], BLACK, f"STE, {ste.column}")
+            draw_points(panel, along, lambda p: p.value, color=BLUE, marker="o", label="FOGZO")
+            legend_inside(panel)
             panel.set_ylabel("train loss (nats)")
-            panel.text(-0.2, 1.06, f"({letter})", transform=panel.transAxes, fontweight="bold")
+            letter(panel, text, -0.2, 1.06)
         _noise_axis(above, [p for p in fogzo if p.sweep == NOISE and p.value])
         below.set_xlabel("share of the training before FOGZO begins")
         below.sharey(above)
@@ -66,29 +79,11 @@ def _point(found: TableResults, cell: CellResult) -> Point | None:
     if summary is None or record is None or sweep not in (NOISE, START, STE):
         return None
     best = chosen(found, cell.row)
-    sd = None if math.isnan(summary.sd) else summary.sd
     taken = best is not None and best.column == cell.column
     return Point(
         cell.row, cell.column, sweep, float(value), record["perturbed_weights"],
-        summary.n, summary.mean, sd, taken,
+        summary.n, summary.mean, *ends_of_sd(summary), taken,
     )  # fmt: skip
-
-
-def _band(axes: Any, ste: Sequence[Point]) -> None:
-    for p in ste:
-        axes.axhspan(p.mean - (p.sd or 0), p.mean + (p.sd or 0), color=BLACK, alpha=0.15, lw=0)
-        label = f"STE, {p.column}"
-        axes.axhline(p.mean, color=BLACK, linestyle="--", linewidth=0.9, label=label, zorder=1)
-
-
-def _line(axes: Any, along: Sequence[Point]) -> None:
-    if along:
-        axes.errorbar(
-            [p.value for p in along], [p.mean for p in along], yerr=[p.sd or 0 for p in along],
-            color=BLUE, marker="o", label="FOGZO", capsize=1.5, elinewidth=0.7,
-        )  # fmt: skip
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="best", handlelength=1.8, labelspacing=0.25)
 
 
 def _noise_axis(axes: Any, along: Sequence[Point]) -> None:

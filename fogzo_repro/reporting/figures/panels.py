@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fogzo_repro.reporting.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION
+from fogzo_repro.reporting.figures.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION
 from fogzo_repro.reporting.results import TUNING_SEEDS, CellResult, TableResults
 
 FULL, RANDOM, EQUAL, FOGZO, STE = "full precision", "random sign", "equal cost", "FOGZO", "STE"

@@ -7,20 +7,21 @@ of an older version, is left out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.reporting.drawing import (
+from fogzo_repro.reporting.figures.drawing import (
     COLUMN,
     canvas,
+    draw_course,
+    ends_of_sd,
     legend_below,
     legend_height,
     scale_values,
 )
-from fogzo_repro.reporting.panels import (
+from fogzo_repro.reporting.figures.panels import (
     RANDOM,
     Styles,
     evaluated,
@@ -37,18 +38,19 @@ SKIPPED = 0.05  # share of the steps whose losses may lie above the panel: the f
 
 @dataclass(frozen=True)
 class Point:
-    """Train loss in nats around a step, over n seeds; sd is None for one."""
+    """Train loss in nats around a step, over n seeds, and mean -+ sd."""
 
     panel: str
     method: str
     step: float
     n: int
     mean: float
-    sd: float | None
+    low: float
+    high: float
 
 
 def write_curves(folder: Path, name: str, found: TableResults) -> bool:
-    """Write <name>-curves.png and .csv; return False where no record has a history."""
+    """Write <name>.png and .csv; return False where no record has a history."""
     points = [
         p for panel, cells in panels(found).items() for cell in cells for p in _course(panel, cell)
     ]
@@ -58,7 +60,7 @@ def write_curves(folder: Path, name: str, found: TableResults) -> bool:
     methods = list(dict.fromkeys(p.method for p in points))
     height = PANEL_HEIGHT * len(titles) + legend_height(methods) + 0.25
     grid = (len(titles), 1)
-    with canvas(folder / f"{name}-curves", points, (COLUMN, height), grid) as (figure, axes):
+    with canvas(folder / name, points, (COLUMN, height), grid) as (figure, axes):
         handles: dict[str, Any] = {}
         styles = looks(methods)
         for panel, title in zip(axes[:, 0], titles, strict=True):
@@ -78,8 +80,8 @@ def _course(panel: str, cell: CellResult) -> Iterator[Point]:
     for step, values in zip(histories[0]["step"], losses, strict=True):
         summary = summarize([v for v in values if v is not None])
         if step is not None and summary is not None:
-            sd = None if math.isnan(summary.sd) else summary.sd
-            yield Point(panel, cell.column, step, summary.n, summary.mean, sd)
+            place = panel, cell.column, step
+            yield Point(*place, summary.n, summary.mean, *ends_of_sd(summary))
 
 
 def _draw(axes: Any, points: Sequence[Point], styles: Styles) -> dict[str, Any]:
@@ -90,12 +92,8 @@ def _draw(axes: Any, points: Sequence[Point], styles: Styles) -> dict[str, Any]:
     for name in dict.fromkeys(p.method for p in points):
         look = styles[name]
         line = [p for p in points if p.method == name]
-        steps, means = [p.step for p in line], [p.mean for p in line]
-        low = [max(p.mean - (p.sd or 0), p.mean / 10) for p in line]  # above 0 for a log axis
-        high = [p.mean + (p.sd or 0) for p in line]
-        axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        label = name if min(means) < top else f"{name} (above)"
-        (handles[label],) = axes.plot(steps, means, **{**look, "marker": None})
+        label = name if min(p.mean for p in line) < top else f"{name} (above)"
+        handles[label] = draw_course(axes, line, lambda p: p.step, **look)
     scale_values(axes.yaxis, late)
     axes.set_ylim(top=top)
     return handles

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from fogzo_repro.reporting.curves import write_curves
-from fogzo_repro.reporting.panels import looks, panels
+from fogzo_repro.reporting.figures.curves import write_curves
+from fogzo_repro.reporting.figures.panels import looks, panels
+from fogzo_repro.reporting.figures.sweeps import write_sweeps
+from fogzo_repro.reporting.figures.time import pareto_front, write_time
 from fogzo_repro.reporting.results import TableResults, read_results
-from fogzo_repro.reporting.sweep_figures import write_sweeps
-from fogzo_repro.reporting.tradeoff import pareto_front, write_tradeoff
 
 Draw = Callable[[Path, str, TableResults], bool]
 Save = Callable[..., dict[str, Any]]
@@ -53,17 +53,13 @@ def drawn(draw: Draw, results: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize(
-    "draw", [write_curves, write_sweeps, write_tradeoff], ids=lambda d: d.__name__
-)
+@pytest.mark.parametrize("draw", [write_curves, write_sweeps, write_time], ids=lambda d: d.__name__)
 def test_without_records_nothing_is_drawn(results: Path, draw: Draw) -> None:
     assert not draw(results / "figures", "t", read_results(results, "table4"))
     assert not (results / "figures").exists()
 
 
-@pytest.mark.parametrize(
-    "draw", [write_curves, write_sweeps, write_tradeoff], ids=lambda d: d.__name__
-)
+@pytest.mark.parametrize("draw", [write_curves, write_sweeps, write_time], ids=lambda d: d.__name__)
 def test_the_same_records_give_the_same_bytes(results: Path, save_run: Save, draw: Draw) -> None:
     for seed in (0, 1):
         save_run(STE, seed, 40.0 + seed)
@@ -101,9 +97,9 @@ def test_a_bin_without_a_loss_is_left_out(results: Path, save_run: Save) -> None
 def test_time_stands_against_the_papers_metric_at_full_scale(results: Path, save_run: Save) -> None:
     save_run(STE, 0, 40.0)
     save_run("full precision", 0, 20.0)  # is not compared
-    assert not write_tradeoff(results / "figures", "t", read_results(results, "table4"))
+    assert not write_time(results / "figures", "t", read_results(results, "table4"))
     save_run(FOGZO, 0, 39.0)
-    point, _ = drawn(write_tradeoff, results)
+    point, _ = drawn(write_time, results)
     assert (point["metric"], point["mean"], point["hours"]) == ("perplexity", "40.0", "2.0")
 
 

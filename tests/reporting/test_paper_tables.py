@@ -14,8 +14,8 @@ from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import judge, read_claims
 from fogzo_repro.reporting.latex import tabular
-from fogzo_repro.reporting.paper_form import TITLES, write_paper_table
 from fogzo_repro.reporting.results import read_paper, read_results
+from fogzo_repro.reporting.tables import PAPER_TITLES, write_table
 from fogzo_repro.tracking.records import SCHEMA_VERSION
 
 Save = Callable[..., dict[str, Any]]
@@ -48,16 +48,16 @@ def main_line(results: Path) -> str:
     return line_of(results, "table1", f"| {FIRST[0]} | {FIRST[1]}")
 
 
-@pytest.mark.parametrize("table", TITLES)
+@pytest.mark.parametrize("table", PAPER_TITLES)
 def test_without_records_every_cell_says_not_run(results: Path, table: str) -> None:
-    write_paper_table(results, table)
+    write_table(results, table)
     with open(results / "tables" / f"{table}.csv") as file:
         lines = list(csv.DictReader(file))
     assert {line["diverged"] for line in lines} == {"not run"}
     assert len(lines) == len(read_paper(results / "paper" / f"{table}.csv"))
 
 
-@pytest.mark.parametrize("table", TITLES)
+@pytest.mark.parametrize("table", PAPER_TITLES)
 def test_every_pair_whose_values_are_known_has_a_claim(results: Path, table: str) -> None:
     # FOGZO is the better one in each pair of the paper; a pair has one line per metric.
     known = [e for e in read_paper(results / "paper" / f"{table}.csv") if e["value"]]
@@ -70,7 +70,7 @@ def test_every_pair_whose_values_are_known_has_a_claim(results: Path, table: str
     assert all(c.direction == directions[c.metric] and c.margin == 0 for c in ours)
 
 
-@pytest.mark.parametrize("table", TITLES)
+@pytest.mark.parametrize("table", PAPER_TITLES)
 def test_no_claim_has_a_verdict_before_the_runs(results: Path, table: str) -> None:
     judged = judge(read_results(results, table), read_claims(results / "paper/claims.csv", table))
     assert judged and {j.verdict for j in judged} == {"not run"}
@@ -79,18 +79,18 @@ def test_no_claim_has_a_verdict_before_the_runs(results: Path, table: str) -> No
 def test_a_cell_shows_paper_ours_and_difference(results: Path, save_cell: Save) -> None:
     for seed, top1 in enumerate((61.0, 62.0, 63.0)):
         save_cell(seed, top1)
-    write_paper_table(results, "table1")
+    write_table(results, "table1")
     assert "| val top-1 (%) | 62.72 | 62.00 ± 1.00 (3) | -0.72 |" in main_line(results)
 
 
 def test_the_best_evaluation_never_stands_for_the_last(results: Path, save_cell: Save) -> None:
     save_cell(0, 61.0)
-    write_paper_table(results, "table1")
+    write_table(results, "table1")
     assert "66.00" not in (results / "tables" / "table1.md").read_text()
 
 
 def test_quests_published_value_stands_beside_its_cell(results: Path) -> None:
-    write_paper_table(results, "table3")
+    write_table(results, "table3")
     assert "| 37.75 | not run |  | 35.66 |" in line_of(results, "table3", "| 95M | QuEST |")
     assert "35.66" in (results / "tables" / "table3.tex").read_text()
 
@@ -109,7 +109,7 @@ def test_a_record_that_may_not_stand_there_is_refused_by_name(
     results: Path, save_cell: Save, change: dict[str, Any], reason: str
 ) -> None:
     record = save_cell(0, **change)
-    found = write_paper_table(results, "table1")
+    found = write_table(results, "table1")
     assert "not run" in main_line(results)
     assert found.refused[0].startswith(f"{record['run_id']}.json: {reason}")
 
@@ -128,7 +128,7 @@ def test_a_record_of_other_data_is_refused(
     record = save_cell(0)
     config = record["config"] | {"dataset": {"name": "imagenet100", **dataset}}
     save_cell(0, config=config)
-    found = write_paper_table(results, "table1")
+    found = write_table(results, "table1")
     assert "not run" in main_line(results) and reason in found.refused[0]
 
 
@@ -138,7 +138,7 @@ def test_tuning_seeds_enter_a_sweep_and_not_the_papers_column(
     save_cell(100)
     for column in ("1-beta=1e-08", "1-beta=1e-09"):
         save_cell(101, place=("LLaMA-9m, C4: identity FOGZO", column))
-    write_paper_table(results, "table1")
+    write_table(results, "table1")
     assert "| 62.72 | not run |" in main_line(results)
     sweep = line_of(results, "table1", "| LLaMA-9m, C4: identity FOGZO | 1-beta=1e-08")
     assert sweep.endswith("| train loss | 2.5000 ± – (1), chosen |")
@@ -156,16 +156,16 @@ def test_evaluations_count_the_steps_that_are_probed(results: Path, save_cell: S
         0, place=("30M", late), table="table4", steps=1000, config=config,
         evaluations_per_step=counts,
     )  # fmt: skip
-    write_paper_table(results, "table4")
+    write_table(results, "table4")
     assert "| – / 1.667 | inconclusive" in line_of(results, "table4", "| 30% FOGZO after")
 
 
 def test_a_diverged_run_is_printed_and_not_averaged(results: Path, save_cell: Save) -> None:
     save_cell(0, 61.0)
     save_cell(1, status="diverged", metrics={}, notes="step 7: loss nan")
-    write_paper_table(results, "table1")
+    write_table(results, "table1")
     assert "61.00 ± – (1), 1 diverged" in main_line(results)
-    name = f"- {FIRST[0]} ({FIRST[1]}), scale full, seed 1"
+    name = f"- {FIRST[0]} ({FIRST[1]}), seed 1"
     assert line_of(results, "table1", name).endswith(": step 7: loss nan")
 
 
@@ -185,7 +185,7 @@ def test_a_damaged_or_doubled_record_is_one_clear_error(
         save_cell(0)
     save_cell(0, **change)
     with pytest.raises(UserError, match=message):
-        write_paper_table(results, "table1")
+        write_table(results, "table1")
 
 
 def test_a_record_without_a_field_is_one_clear_error(results: Path, save_cell: Save) -> None:
@@ -193,14 +193,14 @@ def test_a_record_without_a_field_is_one_clear_error(results: Path, save_cell: S
     path = results / "records" / "table1" / f"{record['run_id']}.json"
     path.write_text(json.dumps({k: v for k, v in record.items() if k != "steps"}))
     with pytest.raises(UserError, match="lacks the field steps"):
-        write_paper_table(results, "table1")
+        write_table(results, "table1")
 
 
 def test_a_value_of_the_paper_that_is_no_number_is_one_clear_error(results: Path) -> None:
     path = results / "paper" / "table3.csv"
     path.write_text(path.read_text().replace("37.75", "about 38"))
     with pytest.raises(UserError, match=r"95M \| QuEST has value=about 38"):
-        write_paper_table(results, "table3")
+        write_table(results, "table3")
 
 
 def test_latex_lines_have_as_many_columns_as_the_table_declares() -> None:
