@@ -27,6 +27,7 @@ from fogzo_repro.config import (
     parse_config,
     setting_names,
 )
+from fogzo_repro.terminal import outlive_terminal
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DIVERGED_STATUS = 3
@@ -93,6 +94,7 @@ def _readable(message: str) -> str:
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
+    outlive_terminal("stderr")
     arguments = get_args()
     if not (arguments.help or arguments.hydra_help):
         try:
@@ -115,6 +117,7 @@ def main() -> int:
             if config.dry_run:
                 print(describe(config))
                 return
+            outlive_terminal("stdout")
             try:
                 record = execute(config)
             except Preempted:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import UserError
+from fogzo_repro.terminal import one_line_errors
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.tracking.records import read_record
 
@@ -150,18 +151,13 @@ def compare(a: Path, b: Path) -> str:
     return f"{text}\n\n{first_difference(*lines)}"
 
 
-def main() -> int:
-    """Print the comparison; return the exit status."""
+def main() -> None:
+    """Print the comparison."""
     parser = argparse.ArgumentParser("fogzo_repro.compare", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="a run folder or a record")
     first, second = parser.parse_args().runs
-    try:
-        print(compare(first, second))
-    except UserError as error:
-        error.tell()
-        return 2
-    return 0
+    print(compare(first, second))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(one_line_errors(main))

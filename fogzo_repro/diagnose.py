@@ -42,12 +42,13 @@ from fogzo_repro.estimators.quality import (
     smoothed_gradient,
     ste_quality,
 )
-from fogzo_repro.evaluate import one_line_errors, parse_settings, read_device
+from fogzo_repro.evaluate import parse_settings, read_device
 from fogzo_repro.plan import probe_budget
 from fogzo_repro.randomness import derive_seed, generator_for
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
 from fogzo_repro.reporting.jackknife import jackknife
 from fogzo_repro.stored import StoredRun, open_run
+from fogzo_repro.terminal import one_line_errors
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.network import Network
 from fogzo_repro.training.passes import Passes

@@ -17,6 +17,7 @@ import torch
 
 from fogzo_repro.config import UserError
 from fogzo_repro.stored import open_run
+from fogzo_repro.terminal import one_line_errors
 
 
 def parse_settings(given: list[str], known: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
@@ -48,20 +49,6 @@ def read_device(name: str) -> torch.device:
     if name.startswith("cuda") and not available:
         raise ValueError("no CUDA device is here; use device=cpu")
     return torch.device(name)
-
-
-def one_line_errors(tool: Callable[[], None]) -> int:
-    """Run a command-line tool; print an error that the user can mend in one line.
-
-    Returns:
-        The exit status: 0, or 2 after an error.
-    """
-    try:
-        tool()
-    except UserError as error:
-        error.tell()
-        return 2
-    return 0
 
 
 def main() -> None:

@@ -27,10 +27,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
-from fogzo_repro.evaluate import one_line_errors
 from fogzo_repro.stored import config_from, open_run
-from fogzo_repro.training.checkpoint import write_atomically
+from fogzo_repro.terminal import one_line_errors
 from fogzo_repro.training.network import build_network
 
 FORMAT = 1
@@ -82,13 +82,10 @@ def export_run(path: str | Path, out: str | Path) -> Path:
         "config": config,
     }
     folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); give another") from None
+    files.make_folder(folder, f"OUT={out}")
     content = save({k: v.contiguous() for k, v in tensors.items()})
-    write_atomically(folder / WEIGHTS, content)
-    write_atomically(folder / METADATA, json.dumps(metadata, indent=1).encode())
+    files.write(folder / WEIGHTS, content)
+    files.write(folder / METADATA, json.dumps(metadata, indent=1))
     return folder / WEIGHTS
 
 

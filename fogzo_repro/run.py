@@ -7,7 +7,6 @@ checkpoints and, once the run is over, record.json.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fogzo_repro import METHOD_VERSION
+from fogzo_repro import METHOD_VERSION, files
 from fogzo_repro.config import RunConfig, UserError, to_yaml
 from fogzo_repro.plan import Plan, evaluations_per_step, make_plan
 from fogzo_repro.tracking.environment import command_line, git_state, versions
@@ -28,7 +27,6 @@ from fogzo_repro.tracking.history import binned_history
 from fogzo_repro.tracking.metrics import stream_metrics
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.tracking.records import SCHEMA_VERSION, read_record, write_record
-from fogzo_repro.training.checkpoint import write_atomically
 from fogzo_repro.training.graph import CapturedStep
 from fogzo_repro.training.loop import Diverged, Mirror, Timetable, Training
 from fogzo_repro.training.memory import check_batch_fits
@@ -36,6 +34,11 @@ from fogzo_repro.training.preemption import Preempted, StopRequest
 from fogzo_repro.training.ranks import current_ranks
 from fogzo_repro.training.row import course
 from fogzo_repro.training.schedules import learning_rate
+
+NO_LOCKS = (
+    "warning: the file system of this folder has no locks, so that nothing keeps a second process "
+    "from writing into it; start the run once"
+)
 
 
 def finished_record(plan: Plan) -> dict[str, Any] | None:
@@ -56,40 +59,33 @@ def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
         record = finished_record(plan)
         if record is not None:
             if ranks.first and not quiet:
-                said = f"{record['status']} before, skipped (force=true runs it again)"
-                print(f"{plan.run_id}: {said}")
+                again = "skipped (force=true runs it again)"
+                print(f"{plan.run_id}: {record['status']} before, {again}")
             return record
     task, network, total = plan.task, plan.network, plan.total_steps
     check_batch_fits(config, task, network, plan.machine, ranks.world_size, total)
     ranks.meet()  # all have looked before the first rank writes
-    with _run_folder(plan) if ranks.first else contextlib.nullcontext():
+    with _run_folder(plan) as said:
         ranks.meet()
-        return _train(plan)
+        return _train(plan, said)
 
 
 @contextlib.contextmanager
-def _run_folder(plan: Plan) -> Iterator[None]:
-    """Create and lock the run folder."""
+def _run_folder(plan: Plan) -> Iterator[list[str]]:
+    """Create and lock the run folder, as the first rank; give what there is to say about it."""
+    if not current_ranks().first:
+        yield []
+        return
     folder = plan.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"output_root={plan.config.output_root} is not writable ({error.strerror}); "
-            "give output_root=<a folder of yours>"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder} is being written by another process") from None
+    files.make_folder(folder, f"output_root={plan.config.output_root}")
+    with files.locked(folder / "lock", str(folder)) as has_locks:
+        files.remove_unfinished(folder)
         if plan.config.force:
             for path in folder.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         _check_stored_config(plan)
-        yield
+        yield [] if has_locks else [NO_LOCKS]
 
 
 def _check_stored_config(plan: Plan) -> None:
@@ -104,12 +100,11 @@ def _check_stored_config(plan: Plan) -> None:
                 f"{plan.folder} was written by another configuration; it differs in "
                 f"{', '.join(differing)}; give another output_root= or force=true"
             )
-    write_atomically(path, json.dumps(ours, indent=1).encode())
-    text = to_yaml(plan.config)
-    write_atomically(plan.folder / "config.yaml", text.encode())
+    files.write(path, json.dumps(ours, indent=1))
+    files.write(plan.folder / "config.yaml", to_yaml(plan.config))
 
 
-def _train(plan: Plan) -> dict[str, Any]:
+def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
     config, machine, folder = plan.config, plan.machine, plan.folder
     task = plan.task
     task.load(machine.device)
@@ -122,7 +117,7 @@ def _train(plan: Plan) -> dict[str, Any]:
     mirrors: list[Mirror] = []
     evaluate = partial(task.evaluate, plan.network.model)
     training = Training(timetable, step, take, batches, evaluate, mirrors)
-    said = training.resume()
+    said += training.resume()
     resumed_at = training.done
     if config.tracker.name == "wandb" and ranks.first:
         from fogzo_repro.tracking.wandb import WandbMirror
@@ -196,8 +191,8 @@ class _Log:
     def say(self, line: str) -> None:
         """Write a line to both."""
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        with open(self.path, "a") as file:
-            file.write(f"{stamp} {line}\n")
+        with contextlib.suppress(UserError):  # to tell what happens must not end it
+            files.append(self.path, f"{stamp} {line}\n")
         self.progress.say(line)
 
 

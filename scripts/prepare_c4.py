@@ -15,7 +15,6 @@ Run again after an interruption, the same command goes on and ends with the same
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import math
@@ -30,6 +29,7 @@ from pathlib import Path
 if not __package__:  # started as a file
     import root  # noqa: F401
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST, enough_documents
 from fogzo_repro.data.c4_documents import (
@@ -146,26 +146,11 @@ def _clock(seconds: float) -> str:
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Keep other processes out of the folder; clear it of what a killed one had not finished."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / "lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"--out {out} is not writable ({error.strerror}); give a folder of yours"
-        ) from None
-    deadline = time.monotonic() + LOCK_SECONDS
-    with lock as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"{out} is being written by another process") from None
-                time.sleep(0.2)
-        for pattern in ("*.bin.*.tmp", "*.json.*.tmp"):  # workers hold the lock too: all are gone
-            for path in out.glob(pattern):
-                path.unlink()
+    files.make_folder(out, f"--out {out}")
+    with files.locked(out / "lock", str(out), wait=LOCK_SECONDS) as has_locks:
+        if not has_locks:
+            print(f"warning: the file system of {out} has no locks: start this once", flush=True)
+        files.remove_unfinished(out)  # workers hold the lock too: all are gone
         yield
 
 

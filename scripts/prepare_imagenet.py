@@ -25,6 +25,7 @@ from pathlib import Path
 if not __package__:  # started as a file
     import root  # noqa: F401
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.data.imagenet import (
     CLASSES,
@@ -230,9 +231,7 @@ def write_manifest(root: Path, listing: Listing, bad: set[str]) -> None:
     }
     content = {"version": MANIFEST_VERSION, "left_out": sorted(bad), **kept}
     path = root / MANIFEST
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
+    files.write(path, json.dumps(content))
     left_out = f", {len(bad):,} left out" if bad else ""
     count = sum(len(names) for split in kept.values() for names in split.values())
     print(f"wrote {path}: {count:,} images{left_out}")

@@ -36,6 +36,7 @@ from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_jobs
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
+from fogzo_repro.terminal import outlive_terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,6 +68,7 @@ def main() -> int:
 
             print("\n".join(dry_run(arguments.table, cells, arguments.records)))
             return 0
+        outlive_terminal("stdout", "stderr")
         return run_claims(arguments, cells) if arguments.claims else run_table(arguments, cells)
     except UserError as error:
         error.tell()

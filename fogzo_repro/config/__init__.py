@@ -19,8 +19,9 @@ from fogzo_repro.config.quantizers import (
     quantizer_label,
 )
 from fogzo_repro.config.recipes import RecipeConfig, VisionRecipe
-from fogzo_repro.config.rules import ConfigError, UserError
+from fogzo_repro.config.rules import ConfigError
 from fogzo_repro.config.run import RunConfig
+from fogzo_repro.terminal import UserError
 
 __all__ = [
     "CompositionError",

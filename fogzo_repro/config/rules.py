@@ -1,17 +1,10 @@
-"""Errors, and the checks that the sections have in common."""
+"""The error of a setting, and the checks that the sections have in common."""
 
 from __future__ import annotations
 
 import math
-import sys
 
-
-class UserError(Exception):
-    """Something the user can mend: one line that names the remedy; exit status 2."""
-
-    def tell(self) -> None:
-        """Print it as that one line, on standard error."""
-        print("error:", " ".join(str(self).split()), file=sys.stderr)
+from fogzo_repro.terminal import UserError
 
 
 class ConfigError(UserError):

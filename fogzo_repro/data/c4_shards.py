@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4_documents import SourceFile
 from fogzo_repro.randomness import hash64
@@ -106,18 +106,20 @@ def tokenize_file(
         limit: training tokens after which the file is left.
         report: called with the number of new tokens now and then.
     """
-    train = _ShardWriter(out, f"{prefix}-{index:05d}.bin", source.name)
-    heldout = _ShardWriter(out, f"{prefix}-heldout-{index:05d}.bin", source.name)
-    for batch in _batches(source.documents()):
-        encoded = tokenizer.encode([text for _, text in batch], add_bos=True, num_threads=1)
-        before = train.tokens
-        for (number, _), tokens in zip(batch, encoded, strict=True):
-            writer = heldout if held_out(source.name, number, every) else train
-            writer.add(np.array(tokens, dtype="<u2"), limit)
-        report(train.tokens - before)
-        if train.tokens >= limit:
-            break
-    part = Part(train.close(), heldout.close(), train.tokens >= limit)
+    names = f"{prefix}-{index:05d}.bin", f"{prefix}-heldout-{index:05d}.bin"
+    with files.whole(out / names[0]) as first, files.whole(out / names[1]) as second:
+        train, heldout = _ShardWriter(first), _ShardWriter(second)
+        for batch in _batches(source.documents()):
+            encoded = tokenizer.encode([text for _, text in batch], add_bos=True, num_threads=1)
+            before = train.tokens
+            for (number, _), tokens in zip(batch, encoded, strict=True):
+                writer = heldout if held_out(source.name, number, every) else train
+                writer.add(np.array(tokens, dtype="<u2"), limit)
+            report(train.tokens - before)
+            if train.tokens >= limit:
+                break
+    shards = [w.shard(n, source.name) for w, n in zip((train, heldout), names, strict=True)]
+    part = Part(shards[0], shards[1], train.tokens >= limit)
     write_json(out / f"part-{prefix}-{index:05d}.json", asdict(part))
     return part
 
@@ -134,12 +136,10 @@ def _batches(documents: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
 
 
 class _ShardWriter:
-    """Writes under a temporary name of this process, renamed by `close`."""
+    """Writes documents to a file, and counts them."""
 
-    def __init__(self, out: Path, name: str, source: str) -> None:
-        self.path, self.name, self.source = out / name, name, source
-        self.temporary = out / f"{name}.{os.getpid()}.tmp"
-        self.file = open(self.temporary, "wb")  # noqa: SIM115
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
         self.digest = hashlib.sha256()
         self.tokens = self.documents = 0
 
@@ -153,13 +153,9 @@ class _ShardWriter:
             self.tokens += len(tokens)
             self.documents += 1
 
-    def close(self) -> Shard:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        os.replace(self.temporary, self.path)
-        sha256 = self.digest.hexdigest()
-        return Shard(self.name, self.source, self.documents, self.tokens, sha256)
+    def shard(self, name: str, source: str) -> Shard:
+        """Return what was written."""
+        return Shard(name, source, self.documents, self.tokens, self.digest.hexdigest())
 
 
 def read_part(out: Path, prefix: str, index: int) -> Part | None:
@@ -180,9 +176,7 @@ def cut_part(out: Path, prefix: str, index: int, part: Part, tokens: int) -> Par
     """Cut a part's training shard to its first `tokens` tokens."""
     path = out / part.train.file
     kept = np.fromfile(path, dtype="<u2", count=tokens)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(kept.tobytes())
-    os.replace(temporary, path)
+    files.write(path, kept.tobytes())
     sha256 = hashlib.sha256(kept.tobytes()).hexdigest()
     documents = int((kept == BOS).sum())  # no text encodes to BOS, so it counts the documents
     shard = Shard(part.train.file, part.train.source, documents, tokens, sha256)
@@ -193,6 +187,4 @@ def cut_part(out: Path, prefix: str, index: int, part: Part, tokens: int) -> Par
 
 def write_json(path: Path, value: Any) -> None:
     """Write whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    files.write(path, json.dumps(value, indent=1) + "\n")

@@ -5,12 +5,14 @@ torch is imported inside the functions: a worker sets its environment before it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fogzo_repro.config import RunConfig
+from fogzo_repro import files
+from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.tracking.records import file_record, read_record
 
 FAILURE = "failed.json"
@@ -47,14 +49,16 @@ class Job:
 
     def note_failure(self, why: str) -> None:
         """Leave in the run folder why the run failed, for `make status`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         cell = asdict(self.config.cell)
         noted = {**cell, "scale": self.config.scale, "seed": self.config.seed, "why": why}
-        (self.folder / FAILURE).write_text(json.dumps(noted) + "\n")
+        with contextlib.suppress(UserError):  # on a full disk: the others go on all the same
+            files.make_folder(self.folder, f"output_root={self.config.output_root}")
+            files.write(self.folder / FAILURE, json.dumps(noted) + "\n")
 
     def forget_failure(self) -> None:
         """Take the note away: the run is tried again."""
-        (self.folder / FAILURE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.folder / FAILURE).unlink()
 
 
 def plan_jobs(cells: Iterable[Cell]) -> list[Job]:

@@ -36,6 +36,7 @@ from typing import Any
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.sweeps.overview import Overview, Running
+from fogzo_repro.terminal import outlive_terminal
 from fogzo_repro.training.preemption import StopRequest
 
 POLL_SECONDS = 1.0
@@ -81,10 +82,12 @@ def work(
         run: runs one job.
     """
     os.environ.update(environment)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:  # also what a dying interpreter writes
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
+    outlive_terminal("stdout", "stderr")
+    with contextlib.suppress(OSError):  # without a log the runs go on
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as file:  # also what a dying interpreter writes
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the queue passes a TERM on; a run handles both
     while True:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import yaml
 
 from fogzo_repro import METHOD_VERSION
+from fogzo_repro.files import is_locked
 from fogzo_repro.sweeps.jobs import FAILURE
 from fogzo_repro.tracking.records import split_seeds
 
@@ -42,14 +42,12 @@ def known_runs(records: Path, output_roots: Iterable[Path]) -> dict[Run, str]:
         for folder in sorted(path.parent for path in root.glob("*/resolved.json")):
             found |= _of_folder(folder)
         for path in sorted(root.glob(f"*/{FAILURE}")):
-            noted = json.loads(path.read_text())
-            found[_run(noted, noted["scale"])] = "failed"
+            if noted := _read(path):
+                found[_run(noted, noted["scale"])] = "failed"
     for path in sorted(records.glob("*/*.json")):
-        record = json.loads(path.read_text())
-        if "row" not in record:  # the benches' records are of no cell
-            continue
-        for run in split_seeds(record) if "seeds" in record else [record]:
-            found[_run(run, run["scale"])] = _of_record(run)
+        if record := _read(path):  # the benches' records are of no cell
+            for run in split_seeds(record) if "seeds" in record else [record]:
+                found[_run(run, run["scale"])] = _of_record(run)
     return found
 
 
@@ -74,25 +72,24 @@ def _of_record(record: dict[str, Any]) -> str:
 
 
 def _of_folder(folder: Path) -> dict[Run, str]:
-    path = folder / "record.json"
-    if path.is_file():
-        record = json.loads(path.read_text())
+    if record := _read(folder / "record.json"):
         return {_run(record, record["scale"]): _of_record(record)}
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text())
-    except OSError:  # being written
+    except (OSError, ValueError, yaml.YAMLError):  # being written, or of a full disk
         return {}
-    run = _run({**settings["cell"], "seed": settings["seed"]}, settings["scale"])
-    return {run: "running" if _is_locked(folder / "lock") else "interrupted"}
+    if not isinstance(settings, dict) or "cell" not in settings:
+        return {}
+    state = "running" if is_locked(folder / "lock") else "interrupted"
+    if state == "interrupted" and (folder / FAILURE).exists():  # also where the disk took no text
+        state = "failed"
+    return {_run({**settings["cell"], "seed": settings["seed"]}, settings["scale"]): state}
 
 
-def _is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of a run folder."""
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a JSON file holds; nothing where it is no whole record or note."""
     try:
-        with open(path) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "row" in content else {}

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro import files
+
 
 class MetricsFile:
     """An append-only file of JSON lines, each with a `step`."""
@@ -22,15 +24,12 @@ class MetricsFile:
         """Cut the lines of later steps, and a torn last line."""
         if not self.path.exists():
             return
-        kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= step]
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.path)
+        kept = (x for x in files.whole_lines(self.path) if json.loads(x)["step"] <= step)
+        files.cut(self.path, sum(map(len, kept)))
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add lines."""
-        with open(self.path, "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        files.append(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -40,9 +39,4 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def stream_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the whole lines of a metrics file one by one: a long run has a million."""
-    return (json.loads(line) for line in _whole_lines(path))
-
-
-def _whole_lines(path: Path) -> Iterator[str]:
-    with open(path) as file:
-        yield from (line for line in file if line.endswith("\n"))
+    return (json.loads(line) for line in files.whole_lines(path))

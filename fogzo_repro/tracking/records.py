@@ -28,6 +28,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 
 SCHEMA_VERSION = 2  # 2 adds the records of several seeds; those of one run are as in 1
@@ -88,9 +89,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     if "seeds" in record:
         _check(record, path)
         text = re.sub(r"\[[^][{}]*\]", lambda column: " ".join(column[0].split()), text)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    files.write(path, text + "\n")
 
 
 def file_record(record: dict[str, Any], records: Path) -> str | None:
@@ -102,7 +101,7 @@ def file_record(record: dict[str, Any], records: Path) -> str | None:
         None, or one line that says why the record was not filed.
     """
     folder = records / record["table"]
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, str(folder))
     target = folder / f"{record['run_id']}.json"
     place = ("row", "column", "scale")
     seeds = set(_seeds(record))

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro import files
+
 QUEUE_LENGTH = 1000  # calls of `append`, of up to 100 lines each
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 30.0
@@ -113,9 +115,7 @@ class WandbMirror:
 
     def _send(self, rows: list[dict[str, Any]]) -> None:
         # Noted before it is sent: after a kill between the two, lines are missing, never doubled.
-        temporary = self.state.with_name("wandb.json.tmp")
-        temporary.write_text(json.dumps({"id": self.id, "sent": rows[-1]["step"]}))
-        temporary.replace(self.state)
+        files.write(self.state, json.dumps({"id": self.id, "sent": rows[-1]["step"]}))
         for row in rows:
             prefix = f"{row['split']}/" if "split" in row else ""
             values = {

@@ -1,50 +1,24 @@
 """Checkpoints: safetensors for the tensors, JSON for the rest; atomic and checksummed.
 
-A checkpoint is `checkpoint-<step>.safetensors` and `checkpoint-<step>.json`. Each file is written
-under a temporary name, flushed to the disk and renamed; the JSON comes last and carries the
-checksum of both, so a checkpoint exists only when it is whole. The last two are kept.
+A checkpoint is `checkpoint-<step>.safetensors` and `checkpoint-<step>.json`. Each is written whole
+or not at all; the JSON comes last and carries the checksum of both, so a checkpoint is there only
+when it is whole. The last two are kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 
 KEEP = 2
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or not there, also after a crash.
-
-    Raises:
-        UserError: where the disk is full or not writable; what was there stays.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free some space or give output_root=, "
-            "then run the same command again: it goes on from the last checkpoint"
-        ) from None
 
 
 def save_checkpoint(
@@ -62,8 +36,8 @@ def save_checkpoint(
     head = {"step": step, "state": state, "sha256": hashlib.sha256(content).hexdigest()}
     head["checksum"] = _checksum(head)
     stem = folder / f"checkpoint-{step:08d}"
-    write_atomically(stem.with_suffix(".safetensors"), content)
-    write_atomically(stem.with_suffix(".json"), json.dumps(head, indent=1).encode())
+    files.write(stem.with_suffix(".safetensors"), content)
+    files.write(stem.with_suffix(".json"), json.dumps(head, indent=1).encode())
     for old in _checkpoints(folder)[:-KEEP]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)

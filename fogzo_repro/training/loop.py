@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.tracking.metrics import MetricsFile, read_metrics, stream_metrics
 from fogzo_repro.tracking.progress import RunProgress
-from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint
 from fogzo_repro.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from fogzo_repro.training.preemption import Preempted, StopRequest
 from fogzo_repro.training.row import ROW, has_no_gradient, read_row
@@ -312,6 +313,4 @@ class Training:
         from safetensors.torch import save
 
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        write_atomically(
-            self.timetable.folder / f"snapshot-{self.done:08d}.safetensors", save(tensors)
-        )
+        files.write(self.timetable.folder / f"snapshot-{self.done:08d}.safetensors", save(tensors))

@@ -1,0 +1,224 @@
+"""Files: written whole or not at all, extended by whole lines, locked where there are locks.
+
+Every file that a run leaves goes through here. A reader never finds half of one, not after a kill
+and not after a power cut; a full disk or a missing permission ends in one line that names the file.
+What a file system cannot do at all, locks or syncing a folder, is no failure to write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from fogzo_repro.terminal import UserError
+
+UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "choose a place where you may write",
+    errno.EPERM: "choose a place where you may write",
+    errno.EROFS: "choose a place where you may write",
+}
+LOCK_POLL_SECONDS = 0.1
+
+
+def cannot(what: str, error: OSError) -> UserError:
+    """Return the error in one line, with the remedy where there is one.
+
+    Args:
+        what: what cannot be done, `write PATH`.
+        error: what the system said.
+    """
+    remedy = REMEDIES.get(error.errno or 0)
+    then = f"; {remedy}, then run the same command again" if remedy else ""
+    return UserError(f"cannot {what}: {error.strerror or error}{then}")
+
+
+def make_folder(path: Path, given: str) -> None:
+    """Make a folder that the user has named, and those above it.
+
+    Args:
+        path: the folder.
+        given: how it was named, `output_root=PATH`.
+
+    Raises:
+        UserError: where it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{given} is not writable ({error.strerror}); give a folder of yours"
+        ) from None
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a new file to write, which takes the path's place once it is whole and on the disk.
+
+    It is written under a temporary name of this process, so that two processes cannot mix theirs.
+
+    Raises:
+        UserError: where it cannot be written; what was there before stays.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            _sync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise cannot(f"write {path}", error) from None
+        raise
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: where it cannot be written; what was there before stays.
+    """
+    with whole(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes have left of `whole`; the caller holds the folder's lock."""
+    for path in folder.glob("*.[0-9]*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def append(path: Path, text: str) -> None:
+    """Add whole lines to the end of a file, all or none of them.
+
+    Raises:
+        UserError: where they cannot be written; the file is as it was.
+    """
+    try:
+        with open(path, "ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            left = memoryview(text.encode())
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
+    except OSError as error:
+        raise cannot(f"write {path}", error) from None
+
+
+def cut(path: Path, size: int) -> None:
+    """Keep the first `size` bytes of a file.
+
+    Raises:
+        UserError: where it cannot be changed.
+    """
+    try:
+        os.truncate(path, size)
+    except OSError as error:
+        raise cannot(f"write {path}", error) from None
+
+
+def sync(path: Path) -> None:
+    """Bring what was appended to a file onto the disk: it survives a power cut from now on.
+
+    Raises:
+        UserError: where the disk does not take it.
+    """
+    try:
+        with open(path, "rb") as file:
+            _sync(file.fileno())
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot(f"write {path}", error) from None
+
+
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file that have their end; a last one may be half written."""
+    with open(path, "rb") as file:
+        yield from (line for line in file if line.endswith(b"\n"))
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str, wait: float = 1.0) -> Iterator[bool]:
+    """Keep other processes out.
+
+    Args:
+        path: the lock's file; made where it is missing, and left behind.
+        what: what is kept, for the message.
+        wait: seconds before another process counts as holding it; whoever asks `is_locked` holds
+            it for a moment.
+
+    Yields:
+        Whether the file system has locks. Where it has none, nothing keeps another process out.
+
+    Raises:
+        UserError: where another process holds the lock.
+    """
+    deadline = time.monotonic() + wait
+    try:
+        file = open(path, "ab")  # noqa: SIM115
+    except OSError as error:
+        raise cannot(f"write {path}", error) from None
+    with file:
+        while (found := _lock(file.fileno(), fcntl.LOCK_EX)) is False:
+            if time.monotonic() > deadline:
+                raise UserError(f"{what} is being written by another process")
+            time.sleep(LOCK_POLL_SECONDS)
+        yield found is not None
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock; False where that cannot be known."""
+    try:
+        with open(path, "rb") as file:
+            return _lock(file.fileno(), fcntl.LOCK_SH) is False
+    except OSError:
+        return False
+
+
+def _lock(number: int, kind: int) -> bool | None:
+    """Return whether the lock was got; None where the file system has no locks."""
+    try:
+        fcntl.flock(number, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return None
+        raise
+    return True
+
+
+def _sync(number: int) -> None:
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def _sync_folder(path: Path) -> None:
+    """Bring a new name onto the disk; a folder that may not be read cannot be synced."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        _sync(number)
+    finally:
+        os.close(number)

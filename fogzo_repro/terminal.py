@@ -1,0 +1,84 @@
+"""What is told on the terminal: lines that never stop the work, and the one line of an error.
+
+A terminal may be closed, a pipe's reader may leave, a redirected output may lie on a full disk:
+no reason to end a run that trains well and writes log.txt beside its metrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that names the remedy; exit status 2."""
+
+    def tell(self) -> None:
+        """Print it as that one line, on standard error."""
+        with contextlib.suppress(OSError):
+            print("error:", " ".join(str(self).split()), file=sys.stderr)
+
+
+def one_line_errors(tool: Callable[[], None]) -> int:
+    """Run a command-line tool; print an error that the user can mend in one line.
+
+    Returns:
+        The exit status: 0, or 2 after an error.
+    """
+    try:
+        tool()
+    except UserError as error:
+        error.tell()
+        return 2
+    return 0
+
+
+class Unfailing:
+    """A text stream that drops what cannot be written.
+
+    Args:
+        stream: where the text goes as long as it can.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it."""
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed; at its end the interpreter takes a failure for an error."""
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def outlive_terminal(*names: str) -> None:
+    """Let the work go on where nobody can be told any more.
+
+    A command that was started with closed streams gets them on the null device: the next file that
+    is opened would otherwise take their number, and with it what any library prints.
+
+    Args:
+        names: of the streams, `stdout` and `stderr`, whose failures are passed over from now on.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in names:
+        stream = getattr(sys, name)
+        if stream is None:
+            number = {"stdout": 1, "stderr": 2}[name]
+            stream = open(number, "w", closefd=False)  # noqa: SIM115
+        if not isinstance(stream, Unfailing):
+            setattr(sys, name, Unfailing(stream))

@@ -1,0 +1,51 @@
+"""A terminal that is closed or full does not stop the work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+TELLING = """
+import os, sys
+from fogzo_repro.terminal import UserError, outlive_terminal
+outlive_terminal("stdout", "stderr")
+for _ in range(10000):
+    print("a line of some length, so that every buffer is full before long")
+    print("a line", file=sys.stderr)
+UserError("mend it").tell()
+file = open(sys.argv[1], "w")
+assert file.fileno() > 2
+if sys.argv[2] == "closed":
+    os.write(1, b"from a library"), os.write(2, b"from a library")
+file.write("work done")
+"""
+REDIRECTIONS = {
+    "closed": ">&- 2>&-",
+    "stderr full": "2>/dev/full >/dev/null",
+    "stdout full": ">/dev/full 2>/dev/null",
+    "both full": ">/dev/full 2>/dev/full",
+}
+
+
+@pytest.mark.parametrize("kind", REDIRECTIONS)
+def test_work_ends_well_without_a_terminal(kind: str, tmp_path) -> None:
+    out = tmp_path / "out"
+    line = f'"$0" -c "$1" "$2" "$3" {REDIRECTIONS[kind]}'
+    words = ["sh", "-c", line, sys.executable, TELLING, str(out), kind]
+    assert subprocess.run(words, cwd=ROOT).returncode == 0
+    assert out.read_text() == "work done"
+
+
+def test_work_ends_well_after_the_reader_of_a_pipe_has_left(tmp_path) -> None:
+    out = tmp_path / "out"
+    words = [sys.executable, "-c", TELLING, str(out), "pipe"]
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=null) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+    assert process.returncode == 0
+    assert out.read_text() == "work done"
