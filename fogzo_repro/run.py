@@ -92,8 +92,11 @@ def _check_stored_config(plan: Plan) -> None:
     """Refuse a folder that another configuration has written; write ours."""
     path = plan.folder / "resolved.json"
     ours = plan.result
-    if path.is_file():
-        stored = json.loads(path.read_text())
+    try:
+        stored = json.loads(path.read_bytes())
+    except (OSError, ValueError):  # not there, or of a disk that lost it: the run id says the same
+        stored = None
+    if stored is not None:
         differing = sorted(k for k in {*stored, *ours} if stored.get(k) != ours.get(k))
         if differing:
             raise UserError(

@@ -15,17 +15,32 @@ from fogzo_repro import files
 
 
 class MetricsFile:
-    """An append-only file of JSON lines, each with a `step`."""
+    """An append-only file of JSON lines, each with a `step`; steps never fall."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def reach(self, step: int) -> tuple[int, int]:
+        """Return the bytes of the lines up to a step, and the step of the last of them.
+
+        The file ends for us at the first line that is none: a power cut may leave zeros, or half a
+        line.
+        """
+        size = last = 0
+        for line in files.whole_lines(self.path) if self.path.exists() else ():
+            try:
+                found = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):
+                break
+            if found > step:
+                break
+            size, last = size + len(line), found
+        return size, last
+
     def rewind(self, step: int) -> None:
-        """Cut the lines of later steps, and a torn last line."""
-        if not self.path.exists():
-            return
-        kept = (x for x in files.whole_lines(self.path) if json.loads(x)["step"] <= step)
-        files.cut(self.path, sum(map(len, kept)))
+        """Cut the lines of later steps, and what is no line."""
+        if self.path.exists():
+            files.cut(self.path, self.reach(step)[0])
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add lines."""

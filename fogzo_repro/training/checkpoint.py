@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path,
+    folder: Path, lacks: Callable[[int, dict[str, Any]], str | None] = lambda step, state: None
 ) -> tuple[int, dict[str, torch.Tensor], dict[str, Any], list[str]] | None:
     """Read the newest checkpoint that is whole.
+
+    Args:
+        folder: the run folder.
+        lacks: from step and state to what is missing beside the checkpoint, None for nothing.
 
     Returns:
         Step, tensors, state, and a line for each damaged checkpoint that was passed over;
@@ -61,13 +66,16 @@ def load_checkpoint(
                 raise ValueError("its JSON does not match its checksum")
             if hashlib.sha256(content).hexdigest() != head["sha256"]:
                 raise ValueError("its tensors do not match their checksum")
+            if missing := lacks(head["step"], head["state"]):
+                raise ValueError(missing)
         except (OSError, ValueError, KeyError) as error:
-            damaged.append(f"{path.stem} is damaged ({error}); using the one before")
+            damaged.append(f"{path.stem} is damaged ({error})")
             continue
-        return head["step"], load(content), head["state"], damaged
+        said = [f"{line}; using the one before" for line in damaged]
+        return head["step"], load(content), head["state"], said
     if damaged:
         raise UserError(
-            f"no whole checkpoint in {folder}: {damaged[0]}; start again with force=true"
+            f"no whole checkpoint in {folder}: {', '.join(damaged)}; start again with force=true"
         )
     return None
 

@@ -135,7 +135,7 @@ class Training:
 
     def resume(self) -> list[str]:
         """Load the newest whole checkpoint; return what there is to say about it."""
-        found = load_checkpoint(self.timetable.folder)
+        found = load_checkpoint(self.timetable.folder, self._lacks)
         said: list[str] = []
         if found is not None:
             self.done, tensors, state, said = found
@@ -155,6 +155,19 @@ class Training:
         times = read_metrics(self.timing.path) if self.timing.path.exists() else []
         self.seconds_before = times[-1]["seconds"] if times else 0.0
         return said
+
+    def _lacks(self, step: int, state: dict[str, Any]) -> str | None:
+        """Return what metrics.jsonl or timing.jsonl lack of a checkpoint's steps, if anything.
+
+        Both are on the disk before the checkpoint is, but not every disk keeps its promise.
+        """
+        for file in (self.metrics, self.timing):
+            size, last = file.reach(step)
+            if last < step:
+                return f"{file.path.name} ends after step {last}"
+            if file is self.metrics and size != state.get("metrics_bytes", size):
+                return f"{file.path.name} has lost lines up to step {step}"
+        return None
 
     def run(self, progress: RunProgress, stop: StopRequest) -> None:
         """Train to the end.
@@ -301,10 +314,16 @@ class Training:
         if not self.ranks.first:
             return
         self._announce("checkpoint")
+        for file in (self.metrics, self.timing):
+            files.sync(file.path)
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= optimizer_tensors(self.step.optimizer, self.model)
         scaler = self.step.scaler.state_dict()
-        state = {"bad_streak": self.step.bad_streak.item(), "scaler": scaler}
+        state = {
+            "bad_streak": self.step.bad_streak.item(),
+            "scaler": scaler,
+            "metrics_bytes": self.metrics.path.stat().st_size,
+        }
         save_checkpoint(self.timetable.folder, self.done, tensors, state)
 
     def _snapshot(self) -> None:

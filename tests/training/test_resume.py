@@ -1,16 +1,22 @@
 """A run that is interrupted anywhere ends with the same bytes as one that is not."""
 
+import errno
+import fcntl
 import os
 import random
+import resource
 import shutil
 import signal
 import time
 
 import pytest
+from short_runs import train
 
+from fogzo_repro import files
 from tests.forked import finish, start
 
 STEPS = 40
+LIMIT = 3000  # bytes: more than the settings, less than the metrics
 ESTIMATORS = {
     "ste": ["estimator=ste"],
     "fogzo": ["estimator=fogzo", "estimator.noise=1e-4"],
@@ -109,6 +115,98 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, finished, suffix, damage):
     assert f"checkpoint-{STEPS:08d} is damaged" in log
     assert f"resumed after step {STEPS - 1}" in log
     assert final_bytes(root) == expected
+
+
+def lines_lost(count):
+    """What a power cut does to a file whose end had not reached the disk."""
+
+    def damage(path):
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-count]))
+
+    return damage
+
+
+def zeros_at_the_end(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-40] + bytes(40))
+
+
+LOST = {
+    "an evaluation": ("metrics.jsonl", lines_lost(1)),
+    "the last step": ("metrics.jsonl", lines_lost(3)),
+    "zeros": ("metrics.jsonl", zeros_at_the_end),
+    "timing": ("timing.jsonl", lines_lost(3)),
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), LOST.values(), ids=LOST.keys())
+def test_a_checkpoint_that_the_metrics_do_not_reach_is_passed_over(
+    tmp_path, finished, name, damage
+):
+    expected = final_bytes(finished)
+    root = tmp_path / "runs"
+    shutil.copytree(finished, root)
+    folder = run_folder(root)
+    (folder / "record.json").unlink()
+    damage(folder / name)
+    assert finish(start(arguments(root, "estimator.noise=1e-4"), tmp_path / "err")) == 0
+    log = (folder / "log.txt").read_text()
+    assert f"checkpoint-{STEPS:08d} is damaged ({name}" in log
+    assert f"resumed after step {STEPS - 1}" in log
+    assert final_bytes(root) == expected
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b""), lines_lost(9)], ids=["all", "9"])
+def test_metrics_that_reach_no_checkpoint_are_an_error_that_says_so(
+    tmp_path, finished, name, damage
+):
+    root = tmp_path / "runs"
+    shutil.copytree(finished, root)
+    folder = run_folder(root)
+    (folder / "record.json").unlink()
+    damage(folder / name)
+    assert finish(start(arguments(root, "estimator.noise=1e-4"), tmp_path / "err")) == 2
+    (line,) = (tmp_path / "err").read_text().splitlines()
+    assert f"({name} ends after step" in line
+    assert line.endswith("start again with force=true")
+
+
+def test_the_metrics_are_on_the_disk_before_the_checkpoint_that_needs_them(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(files, "sync", lambda path: order.append(path.name))
+    monkeypatch.setattr(
+        "fogzo_repro.training.loop.save_checkpoint", lambda *_: order.append("checkpoint")
+    )
+    train(tmp_path)
+    assert order == ["metrics.jsonl", "timing.jsonl", "checkpoint"]
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_goes_on(tmp_path, finished):
+    """A limit on the size of files stands for a disk that is full."""
+    root = tmp_path / "runs"
+    overrides = arguments(root, "estimator.noise=1e-4")
+
+    def fill_the_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+
+    assert finish(start(overrides, tmp_path / "err", fill_the_disk)) == 2
+    (line,) = [x for x in (tmp_path / "err").read_text().splitlines() if x.startswith("error")]
+    assert line.endswith("metrics.jsonl: File too large")
+    assert "Traceback" not in (tmp_path / "err").read_text()
+    assert finish(start(overrides, tmp_path / "err")) == 0
+    assert final_bytes(root) == final_bytes(finished)
+
+
+def test_a_file_system_without_locks_is_said_and_the_run_goes_on(tmp_path):
+    def without_locks():
+        def flock(file, operation):
+            raise OSError(errno.ENOSYS, "Function not implemented")
+
+        fcntl.flock = flock
+
+    assert finish(start(arguments(tmp_path / "runs"), tmp_path / "err", without_locks)) == 0
+    assert "has no locks" in (run_folder(tmp_path / "runs") / "log.txt").read_text()
 
 
 def test_no_whole_checkpoint_is_an_error_with_the_remedy(tmp_path, finished):
