@@ -1,4 +1,8 @@
-"""A run before its first step: all is decided and built here, nothing is started."""
+"""A run before its first step: all is decided and built here, nothing is started.
+
+`needs_of` is the one formula for what a run takes: `dry_run=true` prints it, the dry run of a table
+adds it up, and the check before the first step asks whether it fits the card.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from fogzo_repro.config import HardwareConfig, RunConfig, UserError, result_fields, run_id, to_yaml
+from fogzo_repro.estimators import QuantizedWeight
 from fogzo_repro.estimators.build import build_estimator
 from fogzo_repro.estimators.directions import BLOCK_NUMBERS
 from fogzo_repro.estimators.fused import compile_fused
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.batchnorm import share_batchnorm
+from fogzo_repro.training.checkpoint import KEEP
 from fogzo_repro.training.graph import can_capture
 from fogzo_repro.training.machine import Machine, resolve_machine
 from fogzo_repro.training.network import Network, build_network
@@ -28,6 +34,69 @@ from fogzo_repro.training.tasks import Task, build_task
 
 # Blocks of directions that exist at once: the one before, the new one, and its share of the guide.
 BLOCKS_ALIVE = 3
+NUMBER = 4  # bytes: weights, directions and states are in float32
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run takes in bytes; activations and data come on top.
+
+    Attributes:
+        weights: the network's parameters and buffers.
+        gradients: of the trainable parameters.
+        optimizer: its state, from the first step on.
+        estimator: directions, and the quantized weights kept while these are displaced.
+        disk: the run folder's checkpoints and snapshots.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    estimator: int
+    disk: int
+
+    @property
+    def memory(self) -> int:
+        """All but the disk."""
+        return self.weights + self.gradients + self.first_step
+
+    @property
+    def first_step(self) -> int:
+        """What a forward and backward pass before the first step does not show."""
+        return self.optimizer + self.estimator
+
+
+def needs_of(config: RunConfig, network: Network) -> Needs:
+    """Return what a run takes; the network may be on the meta device, without memory.
+
+    The optimizer keeps two numbers a parameter and a step count a tensor (AdamW), or one number a
+    parameter (SGD with momentum).
+
+    The estimator holds blocks of k of its n directions, of d numbers each: one block; where there
+    are several, the one before it as well; and for a quantizer that rounds in rotated coordinates
+    the block's other form. Beside them lies a copy of the d weights while they are displaced, and
+    later what the blocks add up to; where there are several, its last value and its new one.
+    """
+    model, recipe = network.model, config.recipe
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    gradients = sum(p.nbytes for p in trainable)
+    if recipe.optimizer == "adamw":
+        optimizer = 2 * gradients + NUMBER * len(trainable)
+    else:
+        optimizer = gradients if recipe.momentum else 0
+    n, d = getattr(config.estimator, "n", 0), network.perturbed
+    k = min(n, max(1, BLOCK_NUMBERS // max(1, d)))
+    several = n > k
+    rotated = any(w.rotate is not QuantizedWeight.rotate for w in network.weights)
+    blocks = (1 + several + rotated) * k
+    stored = sum(t.nbytes for t in model.state_dict().values())
+    return Needs(
+        weights=sum(t.nbytes for t in [*model.parameters(), *model.buffers()]),
+        gradients=gradients,
+        optimizer=optimizer,
+        estimator=NUMBER * d * (blocks + 1 + several) if n else 0,
+        disk=KEEP * (stored + optimizer) + config.snapshots * stored,
+    )
 
 
 @dataclass(frozen=True)
@@ -184,11 +253,9 @@ def describe(config: RunConfig) -> str:
     """Return what `dry_run=true` prints: the resolved run, and what it takes."""
     plan = make_plan(config)
     network, estimator = plan.network, config.estimator
-    d, total = network.perturbed, network.parameters
+    d = network.perturbed
     evaluations = evaluations_per_step(estimator)
-    states = {"adamw": 2, "sgd": 1 if config.recipe.momentum else 0}[config.recipe.optimizer]
-    directions = getattr(estimator, "n", 0) and 2
-    memory = 4 * (total * (2 + states) + d * directions)
+    needs = needs_of(config, network)
     facts = {
         "run": plan.run_id,
         "folder": plan.folder,
@@ -200,8 +267,9 @@ def describe(config: RunConfig) -> str:
         "evaluations per step": f"{evaluations['probes']} probes; "
         f"{evaluations['total']} with the STE pass as 3 forwards",
         "evaluator": plan.result["resolved"]["evaluator"],
-        "memory": f"{memory / 2**20:,.1f} MiB for weights, gradients, optimizer and estimator; "
-        "activations and data come on top",
+        "memory": f"{needs.memory / 2**20:,.1f} MiB for weights, gradients, optimizer and "
+        "estimator; activations and data come on top",
+        "disk": f"{needs.disk / 2**20:,.1f} MiB",
     }
     noise = getattr(estimator, "noise", None)
     if noise is not None:

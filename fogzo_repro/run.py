@@ -21,7 +21,7 @@ import torch
 
 from fogzo_repro import METHOD_VERSION, files
 from fogzo_repro.config import RunConfig, UserError, to_yaml
-from fogzo_repro.plan import Plan, evaluations_per_step, make_plan
+from fogzo_repro.plan import Plan, evaluations_per_step, make_plan, needs_of
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.tracking.history import binned_history
 from fogzo_repro.tracking.metrics import stream_metrics
@@ -62,8 +62,10 @@ def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
                 again = "skipped (force=true runs it again)"
                 print(f"{plan.run_id}: {record['status']} before, {again}")
             return record
-    task, network, total = plan.task, plan.network, plan.total_steps
-    check_batch_fits(config, task, network, plan.machine, ranks.world_size, total)
+    check_batch_fits(
+        config, plan.task, plan.network.model, plan.machine, ranks.world_size, plan.total_steps,
+        needs_of(config, plan.network).first_step,
+    )  # fmt: skip
     ranks.meet()  # all have looked before the first rank writes
     with _run_folder(plan) as said:
         ranks.meet()

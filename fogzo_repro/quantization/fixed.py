@@ -20,7 +20,8 @@ class FixedScale(nn.Module):
         super().__init__()
         scale = weight.detach().std()
         # Of equal weights the deviation is a rounding error of their size, not always 0.
-        if not (torch.isfinite(scale) and scale > 1e-6 * weight.detach().abs().max()):
+        has_spread = torch.isfinite(scale) & (scale > 1e-6 * weight.detach().abs().max())
+        if not (weight.is_meta or has_spread):  # without numbers there is nothing to check
             raise ValueError(
                 f"the scale is the deviation of the initial weights, and those of shape "
                 f"{tuple(weight.shape)} have no spread; name the layer in model.first_last"

@@ -161,7 +161,7 @@ class LsqWeight(Lsq):
         levels = grid(bits, half_integer)
         magnitude = weight.detach().abs()
         mean = magnitude.flatten(1).mean(1) if per_channel else magnitude.mean()
-        if not (mean.isfinite() & (mean > 0)).all():
+        if not (weight.is_meta or (mean.isfinite() & (mean > 0)).all()):
             raise ValueError(
                 "the step starts from the mean magnitude of the initial weights, and those of "
                 f"shape {tuple(weight.shape)} have no spread; name the layer in model.first_last"

@@ -13,11 +13,13 @@ import json
 import math
 import shutil
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe, quantizer_label
+
+if TYPE_CHECKING:
+    from fogzo_repro.training.network import Network
 
 IMAGES = {  # training images, shape, classes
     "digits": (1437, (1, 28, 28), 10),
@@ -32,7 +34,6 @@ DATA_GB = {
     "imagenet100": 15.0,
     "imagenet1k": 150.0,
 }  # ImageNet: about
-KEPT_CHECKPOINTS = 2
 SPARE = 1.02  # tokens to prepare, over those that are seen: a split holds whole documents
 MNIST_STEPS = 1170  # of the MLP bench's runs
 
@@ -42,14 +43,14 @@ class Forecast:
     """What one run of a cell takes.
 
     Attributes:
-        parameters: trainable, without a quantizer's steps.
+        parameters: trainable, the steps that a quantizer learns among them.
         perturbed: d, the quantized weights that an estimator perturbs.
         steps: optimizer steps.
         rough: the steps rest on an estimate of the number of images.
         units: images or tokens seen.
         unit: which of them.
         memory: bytes of weights, gradients, optimizer and estimator; activations come on top.
-        disk: bytes of the run folder, the last two checkpoints.
+        disk: bytes of the run folder, checkpoints and snapshots.
         data: bytes of the prepared data that all runs of the dataset share.
     """
 
@@ -66,22 +67,23 @@ class Forecast:
 
 def forecast(config: RunConfig) -> Forecast:
     """Forecast a run without its data and without memory for its weights."""
-    parameters, perturbed = _count(config)
+    from fogzo_repro.plan import needs_of
+
+    network = _network_without_memory(config)
+    needs = needs_of(config, network)
     recipe, model = config.recipe, config.model
     language = config.dataset.name == "c4"
     steps = recipe.max_steps or recipe.epochs * _steps_per_epoch(config)
     units = steps * recipe.global_batch_size * (model.context if language else 1)
-    states = {"adamw": 2, "sgd": 1 if recipe.momentum else 0}[recipe.optimizer]
-    probing = config.estimator.name != "ste"
     return Forecast(
-        parameters,
-        perturbed,
+        network.parameters,
+        network.perturbed,
         steps,
         recipe.max_steps is None and config.dataset.name in ROUGH,
         units,
         "tokens" if language else "images",
-        4 * (parameters * (2 + states) + 3 * perturbed * probing),
-        KEPT_CHECKPOINTS * 4 * parameters * (1 + states),
+        needs.memory,
+        needs.disk,
         2.0 * units if language else 1e9 * DATA_GB[config.dataset.name],
     )
 
@@ -99,30 +101,19 @@ def _steps_per_epoch(config: RunConfig) -> int:
     return images // batch if drop_last else -(-images // batch)
 
 
-def _count(config: RunConfig) -> tuple[int, int]:
-    """Return trainable parameters and d, from a network without memory."""
+def _network_without_memory(config: RunConfig) -> Network:
+    """Return the quantized network on the meta device: shapes without numbers."""
     import torch
-    from torch import nn
 
-    from fogzo_repro.models import build_model
+    from fogzo_repro.training.network import build_network
 
     arguments: dict[str, Any] = {}
     if config.dataset.name != "c4":
         _, shape, classes = IMAGES[config.dataset.name]
         arguments = {"image_shape": shape, "classes": classes}
-    with torch.device("meta"):
-        model = build_model(config.model, **arguments)
-    quantizer: Any = config.quantizer
-    if quantizer.name == "none" or getattr(quantizer, "weight_bits", 1) == 16:
-        spared = ["*"]
-    else:
-        spared = config.model.first_last if quantizer.first_last == "float" else []
-    perturbed = sum(
-        layer.weight.numel()
-        for name, layer in model.named_modules()
-        if type(layer) in (nn.Linear, nn.Conv2d) and not any(fnmatch(name, s) for s in spared)
-    )
-    return sum(p.numel() for p in model.parameters() if p.requires_grad), perturbed
+    meta = torch.device("meta")
+    with meta:
+        return build_network(config, arguments, meta)
 
 
 def missing_here(config: RunConfig, needed: Forecast) -> list[str]:

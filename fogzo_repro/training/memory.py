@@ -1,9 +1,8 @@
 """Does a batch fit on the card? Asked before any work, for networks on photographs and on tokens.
 
 A forward and backward pass at two small batches gives bytes(B) = fixed + slope * B. On top comes
-what is not there yet: the optimizer's state and the estimator's copies, 2 numbers per perturbed
-weight (direction, saved weight) and one for the estimate. A batch that needs more than `SHARE` of
-the card is refused.
+what is not there before the first step, the optimizer's state and what the estimator holds (see
+`plan.needs_of`). A batch that needs more than `SHARE` of the card is refused.
 
 The passes run eagerly, since a compiled one takes a minute. That is an upper bound: eager autograd
 keeps each operation's inputs, where the compiler fuses and recomputes. For llama_30m at 64 x 512 it
@@ -30,8 +29,6 @@ SHARE = 0.92  # of the memory that is free; the rest is for fragmentation and ke
 SMALL_BATCHES = (4, 8)
 # Sequences: from 16 on the head's chunks have their full size, and memory grows by the rest alone.
 SMALL_TOKEN_BATCHES = (16, 32)
-STATES = {"adamw": 2, "sgd": 1}  # numbers per parameter that the optimizer keeps
-COPIES = 3  # numbers per perturbed weight that the estimator takes
 
 
 @dataclass(frozen=True)
@@ -101,33 +98,20 @@ def pass_size(recipe: Any, world_size: int) -> int:
 
 
 def measure_need(
-    config: RunConfig,
-    model: torch.nn.Module,
-    perturbed: int,
-    one_pass: Callable[[int], float],
-    batches: tuple[int, int] = SMALL_BATCHES,
+    one_pass: Callable[[int], float], later: float, batches: tuple[int, int] = SMALL_BATCHES
 ) -> Need:
     """Measure what a batch takes.
 
     Args:
-        config: decides the optimizer.
-        model: its trainable parameters are counted.
-        perturbed: d, the number of perturbed weights.
         one_pass: peak bytes of a forward and backward pass on this many images.
+        later: bytes that come with the first step.
         batches: the two that are measured.
     """
     few, more = batches
     one_pass(few)  # the first pass also sets up libraries
     low, high = one_pass(few), one_pass(more)
     per_image = max(1.0, (high - low) / (more - few))
-    return Need(low - few * per_image + later_bytes(config, model, perturbed), per_image)
-
-
-def later_bytes(config: RunConfig, model: torch.nn.Module, perturbed: int) -> float:
-    """Return what a pass before the first step does not show: optimizer state, copies."""
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    probing = config.estimator.name != "ste"
-    return 4 * (STATES[config.recipe.optimizer] * parameters + COPIES * perturbed * probing)
+    return Need(low - few * per_image + later, per_image)
 
 
 def compiled_need(
@@ -141,7 +125,7 @@ def compiled_need(
     Args:
         eager: the upper bound.
         at_once: examples of the run's own pass.
-        later: see `later_bytes`.
+        later: bytes that come with the first step.
         one_pass: peak bytes of a compiled pass; the first call compiles.
     """
     try:
@@ -201,9 +185,24 @@ def put_back(model: torch.nn.Module) -> Iterator[None]:
 
 
 def check_batch_fits(
-    config: RunConfig, task: Any, network: Any, machine: Any, world_size: int, total_steps: int
+    config: RunConfig,
+    task: Any,
+    model: torch.nn.Module,
+    machine: Any,
+    world_size: int,
+    total_steps: int,
+    later: float,
 ) -> None:
     """Refuse a batch that does not fit on the GPU; do nothing elsewhere.
+
+    Args:
+        config: of the run.
+        task: gives the loss, and the shape of a batch.
+        model: on the machine's device.
+        machine: what the run computes on.
+        world_size: number of ranks.
+        total_steps: of the run as it is configured.
+        later: bytes that come with the first step, which the passes here do not show.
 
     Raises:
         UserError: see `refuse_large_batch`.
@@ -216,19 +215,17 @@ def check_batch_fits(
     if tokens:  # never more than the run itself takes
         more = max(2, min(SMALL_TOKEN_BATCHES[1], pass_size(config.recipe, world_size)))
         few = more // 2
-    model = network.model
     one_pass = cuda_pass(task, model, machine.device, machine.autocast)
     with put_back(model):
         model.train()
         try:
-            need = measure_need(config, model, network.perturbed, one_pass, (few, more))
+            need = measure_need(one_pass, later, (few, more))
         except torch.OutOfMemoryError:
             raise UserError(_not_even(config, few, more, world_size)) from None
         free, _ = torch.cuda.mem_get_info(machine.device)
         available = SHARE * (free + torch.cuda.memory_reserved(machine.device))
         at_once = pass_size(config.recipe, world_size)
         if machine.compile and need.at(at_once) > available:
-            later = later_bytes(config, model, network.perturbed)
             model.compile(dynamic=False)  # as the run will
             need = compiled_need(need, at_once, later, one_pass)
     torch.cuda.empty_cache()

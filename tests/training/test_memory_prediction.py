@@ -6,53 +6,24 @@ The passes run on fake tensors, which have sizes and no memory; live bytes are c
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fogzo_repro.__main__ import CONFIGS
 from fogzo_repro.config import parse_config
 from fogzo_repro.models import build_model
+from fogzo_repro.plan import needs_of
 from fogzo_repro.training.memory import SMALL_TOKEN_BATCHES, measure_need
+from fogzo_repro.training.network import build_network
 from tests.conftest import ROOT
+from tests.live_bytes import LiveBytes
 
 SEQUENCES, CONTEXT = 64, 512
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the storages that are alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.known: Any = weakref.WeakKeyDictionary()
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage in self.known:
-            return
-        size = self.known[storage] = storage.nbytes()
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self.remove, size)
-
-    def remove(self, size: int) -> None:
-        self.live -= size
-
-    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = call(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
-        return result
 
 
 def fake_pass(model: nn.Module) -> Callable[[int], float]:
@@ -74,11 +45,11 @@ def predicted(model: str) -> float:
     """Return the bytes that the check asks for; a fixed scale adds nothing to a pass."""
     with initialize_config_dir(str(CONFIGS), version_base=None):
         config = parse_config(compose("config", [f"model={model}", "estimator=fogzo"]))
+    with torch.device("meta"):
+        later = needs_of(config, build_network(config, {}, torch.device("meta"))).first_step
     with FakeTensorMode():
-        network = build_model(config.model).train()
-        perturbed = sum(p.numel() for n, p in network.named_parameters() if "_proj" in n)
-        need = measure_need(config, network, perturbed, fake_pass(network), SMALL_TOKEN_BATCHES)
-        return need.at(SEQUENCES)
+        one_pass = fake_pass(build_model(config.model).train())
+        return measure_need(one_pass, later, SMALL_TOKEN_BATCHES).at(SEQUENCES)
 
 
 @pytest.mark.parametrize(
