@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import RunConfig, to_yaml
 from fogzo_repro.sweeps.jobs import Job
@@ -42,6 +44,35 @@ def test_each_state_is_told_from_what_a_run_has_left(make_config: Make, tmp_path
     states = ["done", "diverged", "stale", "running", "interrupted", "failed"]
     assert [known.get(run) for run in runs] == [*states, None]
     assert count_states(runs, known) == {**dict.fromkeys(states, 1), "missing": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", bytes(40), b"[1, 2]"], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [("failed.json", "failed"), ("record.json", "interrupted"), ("config.yaml", None)],
+    ids=["failed", "record", "config"],
+)
+def test_half_written_files_stop_no_status(
+    make_config: Make, tmp_path: Path, name: str, state: str | None, content: bytes
+) -> None:
+    job = Job(make_config(), "run", 5, 15)
+    job.folder.mkdir(parents=True)
+    (job.folder / "resolved.json").write_text("{}")
+    (job.folder / "config.yaml").write_text(to_yaml(job.config))
+    (job.folder / name).write_bytes(content)
+    records = tmp_path / "records" / "table"
+    records.mkdir(parents=True)
+    (records / "half.json").write_bytes(content)
+    known = known_runs(tmp_path / "records", [tmp_path / "runs"])
+    (run,) = runs_of(job.config.cell, "full", [job.config.seed])
+    assert known == ({} if state is None else {run: state})
+
+
+def test_a_failure_that_cannot_be_noted_stops_nothing(make_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where the folder of runs should be")
+    job = Job(make_config(), "run", 5, 15)
+    job.note_failure("full disk")
+    job.forget_failure()
 
 
 def test_a_run_that_failed_is_forgotten_when_it_is_tried_again(
