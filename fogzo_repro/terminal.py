@@ -12,14 +12,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+LOST = (OSError, ValueError, AttributeError)  # no room or no reader, closed, not there at all
+
 
 class UserError(Exception):
     """Something the user can mend: one line that names the remedy; exit status 2."""
 
     def tell(self) -> None:
         """Print it as that one line, on standard error."""
-        with contextlib.suppress(OSError):
-            print("error:", " ".join(str(self).split()), file=sys.stderr)
+        print("error:", " ".join(str(self).split()), file=Unfailing(sys.stderr))
 
 
 def one_line_errors(tool: Callable[[], None]) -> int:
@@ -48,13 +49,13 @@ class Unfailing:
 
     def write(self, text: str) -> int:
         """Write a text, or drop it."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*LOST):
             self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Flush what can be flushed; at its end the interpreter takes a failure for an error."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*LOST):
             self.stream.flush()
 
     def __getattr__(self, name: str) -> Any:
