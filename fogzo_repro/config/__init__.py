@@ -9,7 +9,7 @@ This module imports neither torch nor hydra, so that a configuration error is pr
 
 from fogzo_repro.config.estimators import SteConfig
 from fogzo_repro.config.hardware import HardwareConfig
-from fogzo_repro.config.identity import config_hash, result_fields, run_id
+from fogzo_repro.config.identity import cell_id, config_hash, result_fields, run_id
 from fogzo_repro.config.parse import CompositionError, parse_config, setting_names, to_yaml
 from fogzo_repro.config.quantizers import (
     LsqConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "SteConfig",
     "UserError",
     "VisionRecipe",
+    "cell_id",
     "config_hash",
     "parse_config",
     "quantizer_label",

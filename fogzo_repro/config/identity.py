@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -40,5 +41,21 @@ def config_hash(result: dict[str, Any]) -> str:
 
 def run_id(config: RunConfig, result: dict[str, Any]) -> str:
     """Return `{model}-{dataset}-{quantizer}-{estimator}-s{seed}-{hash8}`."""
-    names = (config.model.name, config.dataset.name, config.quantizer.name, config.estimator.name)
-    return f"{'-'.join(names)}-s{config.seed}-{config_hash(result)}"
+    return f"{_names(config)}-s{config.seed}-{config_hash(result)}"
+
+
+def cell_id(config: RunConfig, result: dict[str, Any], seeds: Sequence[int]) -> str:
+    """Return `{model}-{dataset}-{quantizer}-{estimator}-{count}seeds-{hash8}`, see `records`.
+
+    Args:
+        config: of one of the runs.
+        result: as for `run_id`; its `seed` does not count.
+        seeds: of the runs.
+    """
+    shared = {key: value for key, value in result.items() if key != "seed"}
+    return f"{_names(config)}-{len(seeds)}seeds-{config_hash({**shared, 'seeds': list(seeds)})}"
+
+
+def _names(config: RunConfig) -> str:
+    parts = (config.model, config.dataset, config.quantizer, config.estimator)
+    return "-".join(part.name for part in parts)

@@ -33,8 +33,8 @@ from fogzo_repro.estimators.schedule import noise_at, start_step
 from fogzo_repro.estimators.smoothing import widest
 from fogzo_repro.training.batched import losses_of_levels, mean_cross_entropy
 from fogzo_repro.training.network import Network, build_network
+from fogzo_repro.training.row import MAX_BAD_STREAK
 from fogzo_repro.training.schedules import learning_rate
-from fogzo_repro.training.step import MAX_BAD_STREAK
 from fogzo_repro.training.streams import SeedStreams
 
 
@@ -76,7 +76,7 @@ class Lanes:
         seeds: of every cell.
         images: the dataset, on the device.
         dtype: of all that is neither level nor pixel; float64 is for tests.
-        compile: fuse the elementwise work, on a GPU.
+        compile: make one kernel of the random numbers, on a GPU.
 
     Attributes:
         layers: the network's two.
@@ -106,8 +106,6 @@ class Lanes:
         pixels = images.train.pixels.flatten(1)
         self.pixels, self.inputs = pixels.to(exact), self._normalized(pixels)  # (images, P)
         self.streams = SeedStreams(seeds, self.device, compile)
-        self._sides: Any = torch.compile(both_sides, dynamic=True) if compile else both_sides
-        self._adamw: Any = torch.compile(adamw_, dynamic=True) if compile else adamw_
         self.layers = self._initialised()
         self._tabulate()
         weights, biases = ([getattr(x, k) for x in self.layers] for k in ("weight", "bias"))
@@ -163,8 +161,6 @@ class Lanes:
         self.lr = table(lambda t: [rate(c, t) for c in configs])  # (T, C)
         self.sqrt_beta = table(lambda t: [math.sqrt(1 - _noise(c, t, total)) for c in configs])
         self.sqrt_noise = table(lambda t: [math.sqrt(_noise(c, t, total)) for c in configs])
-        beta1, beta2 = self.recipe.betas
-        self.corrections = table(lambda t: [1 - beta1 ** (t + 1), math.sqrt(1 - beta2 ** (t + 1))])
         signed = [getattr(c.estimator, "random_sign", False) for c in configs]
         self.random_sign = torch.tensor(signed, device=self.device).view(-1, 1)  # (C, 1)
 
@@ -214,11 +210,9 @@ class Lanes:
 
         lr = (self.lr[t] * alive)[..., None, None]
         decays = [self.recipe.weight_decay] * 2 + [0.0] * 2  # weights, biases
-        for p, g, moments, decay in zip(
-            self.parameters, written, self.moments, decays, strict=True
-        ):
+        for p, g, (m, v), decay in zip(self.parameters, written, self.moments, decays, strict=True):
             g = g.masked_fill(~alive[..., None, None], 0.0)
-            self._adamw(p.detach(), g, *moments, lr, lr * decay, self.corrections[t], self.recipe)
+            adamw_(p.detach(), g, m, v, lr, decay, t + 1, self.recipe)
             p.grad = None
 
     @torch.enable_grad()
@@ -253,9 +247,12 @@ class Lanes:
         us, sides = [], []
         for x, g, drawn in zip(self.layers, guides, draws, strict=True):
             u = x.law.shape_(drawn.to(widest(self.dtype))).view(-1, self.n, *g.shape[2:])
-            units, width = x.quantizer.units(x.weight), x.law.epsilon_bar
+            v = u.unsqueeze(1) * across[..., None, None]  # (S, C, n, i, j)
+            v.addcmul_(along[..., None, None], g.unsqueeze(2))
+            units, width = x.quantizer.units(x.weight).unsqueeze(2), x.law.epsilon_bar
+            moved = torch.add(units, v, alpha=width), torch.sub(units, v, alpha=width)
             us.append(u)
-            sides.append(self._sides(units, u, g, along, across, width, x.quantizer, pixels.dtype))
+            sides.append([x.quantizer.levels(units, pixels.dtype) for units in moved])
         scales = [x.quantizer.scale.unsqueeze(2) for x in self.layers]
         biases = [x.bias.unsqueeze(2) for x in self.layers]
         plus, minus = (
@@ -302,36 +299,26 @@ class Lanes:
         return found
 
 
-def both_sides(
-    x: Tensor, u: Tensor, guide: Tensor, along: Tensor, across: Tensor, width: float,
-    quantizer: Any, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the levels (S, C, n, i, j) at x + width v and x - width v, v = across u + along g^.
+def adamw_(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: Tensor, decay: float, step: int, recipe: Any
+) -> None:
+    """Make torch's AdamW step with a rate for each lane; a rate of 0 leaves p as it is.
 
     Args:
-        x: latent weights in units of the scale, (S, C, i, j).
-        u: (S, n, i, j).
-        guide: g^, (S, C, i, j).
-        along: (S, C, n).
-        across: (C, 1).
-        width: epsilon in units of the scale.
-        quantizer: rounds.
-        dtype: of the levels.
+        p: parameter.
+        g: its gradient.
+        m: first moment.
+        v: second moment.
+        lr: broadcastable to p.
+        decay: weight decay.
+        step: from 1.
+        recipe: betas and eps.
     """
-    v = u.unsqueeze(1) * across[..., None, None] + along[..., None, None] * guide.unsqueeze(2)
-    x = x.unsqueeze(2)
-    return quantizer.levels(x + width * v, dtype), quantizer.levels(x - width * v, dtype)
-
-
-def adamw_(
-    p: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: Tensor, decay: Tensor, corrections: Tensor,
-    recipe: Any,
-) -> None:  # fmt: skip
-    """Make torch's AdamW step with a rate for each lane; a rate of 0 leaves p as it is."""
     beta1, beta2 = recipe.betas
     m.lerp_(g, 1 - beta1)
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-    p.mul_(1 - decay).sub_(lr * (m / corrections[0]) / (v.sqrt() / corrections[1] + recipe.eps))
+    denominator = v.sqrt().div_(math.sqrt(1 - beta2**step)).add_(recipe.eps)
+    p.mul_(1 - lr * decay).sub_((m / denominator).mul_(lr / (1 - beta1**step)))
 
 
 def _noise(config: RunConfig, t: int, total: int) -> float:

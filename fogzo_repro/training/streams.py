@@ -19,6 +19,7 @@ Shapes: S seeds, N numbers a seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -96,6 +97,12 @@ def numbers(seeds: Tensor, size: int, threads: int, rounds: int, made_of: MadeOf
     return made_of(generator_words(seeds, size, threads, rounds))
 
 
+@cache
+def compiled_numbers() -> Any:
+    """Return `numbers` as one kernel, compiled once for all sizes: they differ between groups."""
+    return torch.compile(numbers, dynamic=True)
+
+
 def computed(
     seeds: Tensor, sizes: Sequence[int], made_of: MadeOf, most_blocks: int, function: Any = numbers
 ) -> list[Tensor]:
@@ -143,8 +150,7 @@ class SeedStreams:
     def __init__(self, seeds: Sequence[int], device: torch.device, compile: bool = False) -> None:
         self.seeds = seeds
         self.device = device
-        # Compiled once for all sizes: they differ from group to group.
-        self._numbers: Any = torch.compile(numbers, dynamic=True) if compile else numbers
+        self._numbers: Any = compiled_numbers() if compile else numbers
         self._derived: dict[str, tuple[int, Tensor]] = {}  # purpose: first step, (steps, S)
         self.batched = False
         if device.type == "cuda":

@@ -23,8 +23,8 @@ from fogzo_repro.training.classification import evaluate_classifier
 from fogzo_repro.training.lanes import Lanes
 from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.network import build_network
+from fogzo_repro.training.row import ROW
 from fogzo_repro.training.schedules import learning_rate
-from fogzo_repro.training.step import ROW
 
 DIGITS = ["dataset=digits", "recipe=digits_mlp", "recipe.epochs=1"]
 SEEDS = 0, 7
