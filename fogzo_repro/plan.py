@@ -173,6 +173,7 @@ def make_plan(config: RunConfig) -> Plan:
         "evaluator": "batched" if batched_probes else "sequential",
         "data": task.fingerprint,
         "model_arguments": task.model_arguments,
+        **({"corpus": task.corpus} if task.corpus else {}),
     }
     total = config.recipe.max_steps or config.recipe.epochs * steps_per_epoch
     result = json.loads(json.dumps(result_fields(config, resolved)))

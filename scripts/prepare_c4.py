@@ -1,13 +1,16 @@
-"""Tokenise C4 (en) into uint16 shards and a manifest, for dataset=c4.
+"""Tokenise C4 (en), or any other *.json.gz of documents, into uint16 shards for dataset=c4.
 
     python scripts/prepare_c4.py --source hub --tokenizer mistralai/Mistral-7B-v0.1 \
-        --out data/c4 --tokens 3.1e9
-    python scripts/prepare_c4.py --source DIR --tokenizer DIR --out data/c4 --tokens 3.1e9
+        --out data/c4 --tokens 1e8 --held-out 0.005
+    python scripts/prepare_c4.py --source DIR --name "English Wikipedia" --tokenizer DIR \
+        --out data/c4 --tokens 1e9 --held-out 0.01
 
-`--source DIR` reads C4's own *.json.gz files, `hub` streams them from a pinned revision. The
-tokenizer is a LLaMA-style sentencepiece model, `tokenizer.model`, in a folder or on the hub. Each
-document gets BOS in front. One document of each 2,000 is held out for validation, as QuEST holds
-out 0.05%; C4's own validation split is prepared beside it.
+`--source hub` streams C4 from a pinned revision; a folder holds files of one JSON document a line,
+its text under the key `text`. The tokenizer is a LLaMA-style sentencepiece model,
+`tokenizer.model`, in a folder or on the hub. Each document gets BOS in front. `--held-out` is the
+share of documents held out to report on (dataset.validation=heldout); as many others are held out
+to choose settings by (dataset.validation=tuning). The default is QuEST's 0.05%. A validation split
+of the source's own is prepared beside them (dataset.validation=c4).
 
 Run again after an interruption, the same command goes on and ends with the same files.
 """
@@ -40,13 +43,21 @@ from fogzo_repro.data.c4_documents import (
     SourceFile,
     source_files,
 )
-from fogzo_repro.data.c4_parts import tokenize_files
-from fogzo_repro.data.c4_shards import Part, Shard, load_tokenizer, write_json
+from fogzo_repro.data.c4_shards import (
+    SPLITS,
+    Part,
+    Shard,
+    load_tokenizer,
+    remove_part,
+    tokenize_files,
+    write_json,
+)
 from fogzo_repro.tracking.progress import RunProgress
 
 TOKENS_PER_SECOND = 0.8e6  # a core, sentencepiece; for the estimate before the start
 CONTEXT = 512
-MOST_HELD_OUT = 0.5
+MOST_HELD_OUT = 1 / 3  # to report on; as many to choose by
+C4_NAME = "C4 (en)"
 SETTINGS = "settings.json"
 LOCK_SECONDS = 10  # workers of a killed process need a moment to go
 
@@ -56,15 +67,21 @@ def arguments(line: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--source", required=True, help="hub, or a folder of C4's *.json.gz")
+    parser.add_argument("--source", required=True, help="hub, or a folder of *.json.gz")
+    parser.add_argument(
+        "--name", help=f"what records and tables call the text; {C4_NAME} for C4's own files"
+    )
     parser.add_argument("--tokenizer", required=True, help="folder with tokenizer.model, or a name")
     parser.add_argument("--out", required=True, type=Path, help="data_dir/c4")
     parser.add_argument("--tokens", required=True, type=float, help="training tokens, e.g. 3.1e9")
     parser.add_argument(
-        "--held-out", type=float, default=0.0005, help="share of the documents; QuEST's is 0.0005"
+        "--held-out",
+        type=float,
+        default=0.0005,
+        help="share of the documents to report on, and as many to choose by; QuEST's is 0.0005",
     )
     parser.add_argument(
-        "--validation-tokens", type=float, default=1e7, help="of C4's own validation split"
+        "--validation-tokens", type=float, default=1e7, help="of the source's own validation split"
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     return parser.parse_args(line)
@@ -89,10 +106,27 @@ def find_tokenizer(name: str) -> Path:
         ) from None
 
 
+def corpus_name(args: argparse.Namespace, files: list[SourceFile]) -> str:
+    """Return what the text is called: as asked, or C4 where the files have C4's names.
+
+    Raises:
+        UserError: for other files without a name.
+    """
+    if args.name and args.name.strip():
+        return args.name.strip()
+    strange = [f.name for f in files if not Path(f.name).name.startswith("c4-")]
+    if strange:
+        raise UserError(
+            f"--source {args.source}: {strange[0]} is not named as C4's files are (c4-...); say by "
+            "--name what records and tables are to call the text"
+        )
+    return C4_NAME
+
+
 def settings_of(args: argparse.Namespace, tokenizer: Path, files: list[SourceFile]) -> dict:
-    """Return all that decides the shards' content."""
+    """Return all that decides the shards' content, and the corpus's name."""
     if not 0 <= args.held_out <= MOST_HELD_OUT:
-        raise UserError(f"--held-out {args.held_out} is outside [0, {MOST_HELD_OUT}]")
+        raise UserError(f"--held-out {args.held_out} is outside [0, {MOST_HELD_OUT:.2f}]")
     if not 1 <= args.tokens < math.inf or args.workers < 1:
         raise UserError("--tokens and --workers must be at least 1")
     if not 0 <= args.validation_tokens < math.inf:
@@ -104,6 +138,7 @@ def settings_of(args: argparse.Namespace, tokenizer: Path, files: list[SourceFil
         "tokens": int(args.tokens),
         "held_out_one_of": round(1 / args.held_out) if args.held_out else 0,
         "validation_tokens": int(args.validation_tokens),
+        "corpus": corpus_name(args, files),
         "source": HUB if on_hub else "local files",
         "revision": REVISION if on_hub else None,
         "files": [[f.name, f.path.stat().st_size] for f in files if f.path],
@@ -117,7 +152,7 @@ def announce(
     held = sum(f.expected_tokens for f in train)
     tokens = min(args.tokens, held)
     total = tokens + min(args.validation_tokens, sum(f.expected_tokens for f in validation))
-    size = 2 * total * (1 + args.held_out)
+    size = 2 * total * (1 + 2 * args.held_out)
     workers = min(args.workers, len(train))
     print(
         f"about {tokens:.3g} training tokens from {args.source}: {size / 1e6:,.1f} MB in {args.out}"
@@ -183,27 +218,19 @@ def split_entry(shards: list[Shard]) -> dict:
     }
 
 
-def remove(parts: list[Part], out: Path) -> None:
-    """Remove shards and settings, and nothing else that may lie in the folder."""
-    for part in parts:
-        whole = f"part-{Path(part.train.file).stem}.json"
-        for name in (whole, part.train.file, part.heldout.file):
-            (out / name).unlink()
-    (out / SETTINGS).unlink()
-
-
-def check_held_out(entry: dict, parts: list[Part]) -> None:
+def check_held_out(split: str, entry: dict, parts: list[Part]) -> None:
     """Refuse a held-out slice that is too small, with the documents that would suffice."""
     windows = max(0, entry["tokens"] - 1) // CONTEXT
     if windows >= LEAST_WINDOWS:
         return
-    shards = [s for p in parts for s in (p.train, p.heldout)]
+    shards = [shard for part in parts for shard in part.shards.values()]
     documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
     needed = enough_documents(documents, tokens, CONTEXT)
     share = math.ceil(1500 * needed / documents) / 1000
     raise UserError(
-        f"the held-out slice has {windows} windows of {CONTEXT} tokens in {entry['documents']} of "
-        f"{documents:,} documents; {LEAST_WINDOWS} windows take about {needed}: "
+        f"the held-out slice `{split}` has {windows} windows of {CONTEXT} tokens in "
+        f"{entry['documents']} of {documents:,} documents; {LEAST_WINDOWS} windows take about "
+        f"{needed}: "
         + (
             f"give --held-out {share:g} (half as many again, to be safe)"
             if share <= MOST_HELD_OUT
@@ -227,7 +254,10 @@ def prepare(args: argparse.Namespace) -> dict:
         announce(args, train, validation)
         splits = tokenize(args, settings, tokenizer, train, validation)
         name = {"sha256": settings["tokenizer_sha256"], "vocabulary": entries}
-        manifest = {"format": 1, "tokenizer": name, "settings": settings, "splits": splits}
+        manifest = {
+            "format": 2, "corpus": settings["corpus"], "tokenizer": name, "settings": settings,
+            "splits": splits,
+        }  # fmt: skip
         write_json(args.out / MANIFEST, manifest)
     return manifest
 
@@ -256,16 +286,21 @@ def tokenize(
             )  # fmt: skip
     finally:
         bar.close()
-    splits = {"train": split_entry([p.train for p in parts])}
-    if every:
-        splits["heldout"] = split_entry([p.heldout for p in parts])
-        try:
-            check_held_out(splits["heldout"], parts)
-        except UserError:  # made with a share that is of no use
-            remove([*parts, *own], args.out)
-            raise
+    splits = {
+        split: split_entry([part.shards[split] for part in parts])
+        for split in (SPLITS if every else ("train",))
+    }
+    try:
+        for split in (s for s in splits if s != "train"):
+            check_held_out(split, splits[split], parts)
+    except UserError:  # made with a share that is of no use; nothing else in the folder is touched
+        for prefix, made in (("train", parts), ("c4", own)):
+            for index, part in enumerate(made):
+                remove_part(args.out, prefix, index, part)
+        (args.out / SETTINGS).unlink()
+        raise
     if own:
-        splits["c4"] = split_entry([p.train for p in own])
+        splits["c4"] = split_entry([part.shards["train"] for part in own])
     return splits
 
 
@@ -275,9 +310,13 @@ def main(line: list[str] | None = None) -> int:
     try:
         args = arguments(line)
         manifest = prepare(args)
-    except UserError as error:
-        error.tell()
+    except (UserError, OSError) as error:  # OSError: a disk that is full or cannot be read
+        UserError(error).tell()
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        return 130
+    print(f"corpus: {manifest['corpus']}")
     for split, entry in manifest["splits"].items():
         print(f"{split}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
     print(f"wrote {args.out / MANIFEST} after {time.monotonic() - started:.1f} s")

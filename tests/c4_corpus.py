@@ -22,7 +22,8 @@ def write_corpus(data_dir, splits, vocabulary, sha256="0" * 64):
             "shards": named,
         }
     manifest = {
-        "format": 1,
+        "format": 2,
+        "corpus": "invented",
         "tokenizer": {"sha256": sha256, "vocabulary": vocabulary},
         "settings": {},
         "splits": entries,

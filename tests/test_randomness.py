@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fogzo_repro.data.c4_shards import held_out
+from fogzo_repro.data.c4_shards import split_of
 from fogzo_repro.randomness import derive_seed, generator_for, split_stream
 
 # Committed records were drawn from these: another number would be another experiment.
@@ -30,7 +30,8 @@ def test_a_stream_split_off_is_the_one_it_was() -> None:
 
 
 def test_the_documents_held_out_are_those_of_earlier_preparations() -> None:
-    found = [i for i in range(200) if held_out("en/c4-train.00000-of-01024.json.gz", i, 20)]
+    name = "en/c4-train.00000-of-01024.json.gz"
+    found = [i for i in range(200) if split_of(name, i, 20) == "heldout"]
     assert found == [0, 26, 56, 71, 93, 118, 124, 154, 174, 193]
 
 

@@ -31,24 +31,22 @@ class ImageNetConfig:
 
 @dataclass(frozen=True)
 class C4Config:
-    """Tokenised C4, as scripts/prepare_c4.py writes it.
+    """Tokenised C4 or another corpus, as scripts/prepare_c4.py writes it.
 
     Attributes:
-        validation: `heldout`, a slice of the training documents as in QuEST, or `c4`, C4's own
-            validation split.
+        validation: `heldout`, documents held out of training to report on, as in QuEST; `tuning`,
+            others held out to choose settings by; `c4`, C4's own validation split.
         interim_windows: windows of the evaluations before the last one; the last takes all.
         train_windows: training windows in the final report's train loss.
-        tokenizer_sha256: refuse data of another tokenizer; null takes any.
     """
 
     name: str
     validation: str
     interim_windows: int
     train_windows: int
-    tokenizer_sha256: str | None
 
     def __post_init__(self) -> None:
-        choice("dataset.validation", self.validation, ("heldout", "c4"))
+        choice("dataset.validation", self.validation, ("heldout", "tuning", "c4"))
         finite("dataset.interim_windows", self.interim_windows, 1)
         finite("dataset.train_windows", self.train_windows, 1)
 

@@ -41,6 +41,11 @@ class Corpus:
     manifest: dict[str, Any]
     sha256: str
 
+    @property
+    def name(self) -> str:
+        """What records and tables call it, such as `C4 (en)`."""
+        return self.manifest["corpus"]
+
 
 def read_corpus(data_dir: Path) -> Corpus:
     """Read data_dir/c4/manifest.json.
@@ -52,38 +57,33 @@ def read_corpus(data_dir: Path) -> Corpus:
     try:
         content = path.read_bytes()
         manifest = json.loads(content)
-        _ = manifest["tokenizer"]["sha256"], manifest["splits"]
+        _ = manifest["tokenizer"]["sha256"], manifest["splits"], manifest["corpus"]
     except FileNotFoundError:
         raise UserError(
             f"{path} is not there; write it with python scripts/prepare_c4.py --source hub "
             f"--tokenizer NAME --out {path.parent} --tokens 3.1e9, or give data_dir="
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever may be wrong with a file
         raise UserError(f"{path} is not a manifest ({error!r}); delete it and {AGAIN}") from None
     return Corpus(path.parent, manifest, hashlib.sha256(content).hexdigest())
 
 
-def check_tokenizer(corpus: Corpus, vocabulary: int, tokenizer_sha256: str | None) -> None:
+def check_tokenizer(corpus: Corpus, vocabulary: int) -> None:
     """Check that a model can take the corpus.
 
     Raises:
-        UserError: where the tokenizer is another one or has more entries than the model.
+        UserError: where the tokenizer has more entries than the model.
     """
-    path, tokenizer = corpus.folder / MANIFEST, corpus.manifest["tokenizer"]
-    if tokenizer_sha256 not in (None, tokenizer["sha256"]):
+    entries = corpus.manifest["tokenizer"]["vocabulary"]
+    if entries > vocabulary:
         raise UserError(
-            f"{path} is of another tokenizer: sha256 {tokenizer['sha256']}, but "
-            f"dataset.tokenizer_sha256={tokenizer_sha256}; give another data_dir= or null"
-        )
-    if tokenizer["vocabulary"] > vocabulary:
-        raise UserError(
-            f"{path}: the tokenizer has {tokenizer['vocabulary']} entries, more than "
-            f"model.vocabulary={vocabulary}; give model.vocabulary={tokenizer['vocabulary']}"
+            f"{corpus.folder / MANIFEST}: the tokenizer has {entries} entries, more than "
+            f"model.vocabulary={vocabulary}; give model.vocabulary={entries}"
         )
 
 
 def open_split(corpus: Corpus, split: str, vocabulary: int) -> TokenStream:
-    """Open the shards of a split: `train`, `heldout` or `c4`.
+    """Open the shards of a split: `train`, `heldout`, `tuning` or `c4`.
 
     Raises:
         UserError: where it is not in the manifest, or a shard is missing or of another size.

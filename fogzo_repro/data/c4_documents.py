@@ -1,10 +1,10 @@
-"""Where C4's documents come from: local *.json.gz files, or allenai/c4 on the Hugging Face hub."""
+"""Where documents come from: local *.json.gz files, or allenai/c4 on the Hugging Face hub."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import zlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,15 +58,29 @@ def source_files(source: str) -> tuple[list[SourceFile], list[SourceFile]]:
     folder = Path(source)
     files = [
         SourceFile(str(p.relative_to(folder)), p, TOKENS_PER_BYTE * p.stat().st_size)
-        for p in sorted(folder.rglob("*.json.gz"))
+        for p in _documents_below(folder)
     ]
     train = [f for f in files if "validation" not in Path(f.name).name]
     if not train:
         raise UserError(
             f"--source {source} holds no *.json.gz with training documents; give hub or a folder "
-            "with C4's files"
+            "of such files, one JSON document with a `text` a line"
         )
     return train, [f for f in files if f not in train]
+
+
+def _documents_below(folder: Path) -> list[Path]:
+    """Return the *.json.gz below a folder, links to folders followed; hidden ones do not count."""
+    found, seen = [], set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(where) in seen:  # a link may lead to where we were, or above
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(where))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = [name for name in names if name.endswith(".json.gz") and not name.startswith(".")]
+        found += [Path(where, name) for name in names]
+    return sorted(found)
 
 
 def _local_documents(path: Path) -> Iterator[str]:
@@ -74,20 +88,32 @@ def _local_documents(path: Path) -> Iterator[str]:
     try:
         with gzip.open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                yield _text(line, f"{path} line {number}")
-    except (OSError, EOFError, zlib.error) as error:
+                if line.strip():  # some tools end a file with an empty line
+                    yield _text(line, f"{path} line {number}")
+    except UserError:
+        raise
+    except Exception as error:  # gzip alone has three kinds
         raise UserError(
-            f"{path} line {number + 1}: the file cannot be unpacked ({error}); fetch it again"
+            f"{path} line {number + 1}: the file cannot be unpacked ({error or repr(error)}); "
+            "fetch it again"
         ) from None
 
 
 def _text(line: bytes, where: str) -> str:
     try:
         document: Any = json.loads(line)
-    except ValueError as error:
+    except Exception as error:  # deep nesting is a RecursionError, wrong bytes a UnicodeError
         raise UserError(f"{where}: not valid JSON ({error}); fetch the file again") from None
     if not isinstance(document, dict) or not isinstance(document.get("text"), str):
-        raise UserError(f"{where}: no key `text` with a string; is this a file of C4?")
+        raise UserError(f"{where}: no key `text` with a string; is this a file of documents?")
+    try:
+        document["text"].encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(document['text'][error.start]):04X}"
+        raise UserError(
+            f"{where}: half of a character ({code}) in `text`, which no tokenizer takes; fetch the "
+            "file again or remove the line"
+        ) from None
     return document["text"]
 
 

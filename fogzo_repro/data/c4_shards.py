@@ -1,15 +1,26 @@
-"""From one file of documents to its shards: tokens of the training and of the held-out documents.
+"""From files of documents to shards of tokens, several files at a time.
 
-A part is what one source file gives: `train-<index>.bin`, `train-heldout-<index>.bin` (uint16 LE)
-and `part-<index>.json`, which is written last, so a part exists only when it is whole. Its content
-depends on the file and the settings alone, so an interrupted preparation ends with the same bytes.
+A part is what one source file gives: the tokens of its training documents and of two slices that
+are held out of training, one to choose settings by, one to report on. Each is a file of uint16 LE,
+such as `train-00000.bin`, `train-tuning-00000.bin` and `train-heldout-00000.bin`; beside them lies
+`part-train-00000.json`, which is written last, so that a part exists only when it is whole. Its
+content depends on the file and the settings alone: an interrupted preparation, run again, ends with
+the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +35,8 @@ from fogzo_repro.randomness import hash64
 BOS = 1
 BATCH = 256  # documents encoded at a time
 HELD_OUT_SEED = 2357  # QuEST's, RECIPES C.4
+SPLITS = ("train", "tuning", "heldout")
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,11 +52,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class Part:
-    """The shards of one source file."""
+    """The shards of one source file, by split."""
 
-    train: Shard
-    heldout: Shard
+    shards: dict[str, Shard]
     stopped: bool  # at the wanted tokens, before the end of the file
+
+    @property
+    def train_tokens(self) -> int:
+        """Training tokens."""
+        return self.shards["train"].tokens
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -59,10 +76,9 @@ def load_tokenizer(path: Path) -> Any:
 
     try:
         tokenizer = SentencePieceProcessor(model_file=str(path))
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{path} is not a sentencepiece model ({str(error).splitlines()[0]})"
-        ) from None
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{path} is not a sentencepiece model ({reason})") from None
     if tokenizer.bos_id() != BOS or tokenizer.vocab_size() > 2**16:
         raise UserError(
             f"{path}: BOS has id {tokenizer.bos_id()} and there are {tokenizer.vocab_size()} "
@@ -71,16 +87,19 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def held_out(name: str, index: int, every: int) -> bool:
-    """Whether document `index` of a file is held out: one, drawn at random, of each `every`.
+def split_of(name: str, index: int, every: int) -> str:
+    """Return the split of document `index` of a file: `train`, `tuning` or `heldout`.
 
-    QuEST holds out a random 0.05% of all documents; drawn block by block the share is the same and
-    a document's fate does not depend on the other files.
+    Of each `every` documents in a row, one drawn at random is held out to report on, as QuEST holds
+    out a random 0.05% of all documents, and another one to choose settings by. Drawn block by
+    block, a document's fate does not depend on the other files. 0 holds out none.
     """
     if not every:
-        return False
+        return "train"
     block, place = divmod(index, every)
-    return hash64(f"{HELD_OUT_SEED}/{name}/{block}".encode()) % every == place
+    rest, heldout = divmod(hash64(f"{HELD_OUT_SEED}/{name}/{block}".encode()), every)
+    tuning = (heldout + 1 + rest % (every - 1)) % every
+    return {heldout: "heldout", tuning: "tuning"}.get(place, "train")
 
 
 def tokenize_file(
@@ -102,26 +121,35 @@ def tokenize_file(
         out: the folder.
         prefix: of the file names, `train` or `c4`.
         index: of the file.
-        every: one document of so many is held out; 0 for none.
+        every: of so many documents one goes to each slice that is held out; 0 for none.
         limit: training tokens after which the file is left.
         report: called with the number of new tokens now and then.
     """
-    names = f"{prefix}-{index:05d}.bin", f"{prefix}-heldout-{index:05d}.bin"
-    with files.whole(out / names[0]) as first, files.whole(out / names[1]) as second:
-        train, heldout = _ShardWriter(first), _ShardWriter(second)
+    names = {split: _shard_name(prefix, split, index) for split in SPLITS}
+    with contextlib.ExitStack() as stack:
+        writers = {s: _ShardWriter(stack.enter_context(files.whole(out / names[s]))) for s in names}
+        train = writers["train"]
         for batch in _batches(source.documents()):
             encoded = tokenizer.encode([text for _, text in batch], add_bos=True, num_threads=1)
             before = train.tokens
             for (number, _), tokens in zip(batch, encoded, strict=True):
-                writer = heldout if held_out(source.name, number, every) else train
-                writer.add(np.array(tokens, dtype="<u2"), limit)
+                split = split_of(source.name, number, every)
+                writers[split].add(np.array(tokens, dtype="<u2"), limit)
             report(train.tokens - before)
             if train.tokens >= limit:
                 break
-    shards = [w.shard(n, source.name) for w, n in zip((train, heldout), names, strict=True)]
-    part = Part(shards[0], shards[1], train.tokens >= limit)
-    write_json(out / f"part-{prefix}-{index:05d}.json", asdict(part))
+    shards = {split: writers[split].shard(names[split], source.name) for split in names}
+    part = Part(shards, train.tokens >= limit)
+    write_json(_part_path(out, prefix, index), asdict(part))
     return part
+
+
+def _shard_name(prefix: str, split: str, index: int) -> str:
+    return f"{prefix}-{'' if split == 'train' else split + '-'}{index:05d}.bin"
+
+
+def _part_path(out: Path, prefix: str, index: int) -> Path:
+    return out / f"part-{prefix}-{index:05d}.json"
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
@@ -160,31 +188,161 @@ class _ShardWriter:
 
 def read_part(out: Path, prefix: str, index: int) -> Part | None:
     """Return a part that is whole, or None."""
-    path = out / f"part-{prefix}-{index:05d}.json"
+    path = _part_path(out, prefix, index)
     if not path.is_file():
         return None
     stored = json.loads(path.read_text())
-    part = Part(Shard(**stored["train"]), Shard(**stored["heldout"]), stored["stopped"])
-    for shard in (part.train, part.heldout):
+    part = Part({s: Shard(**shard) for s, shard in stored["shards"].items()}, stored["stopped"])
+    for shard in part.shards.values():
         file = out / shard.file
         if not file.is_file() or file.stat().st_size != 2 * shard.tokens:
             return None
     return part
 
 
+def remove_part(out: Path, prefix: str, index: int, part: Part) -> None:
+    """Remove a part's files."""
+    _part_path(out, prefix, index).unlink()
+    for shard in part.shards.values():
+        (out / shard.file).unlink()
+
+
 def cut_part(out: Path, prefix: str, index: int, part: Part, tokens: int) -> Part:
     """Cut a part's training shard to its first `tokens` tokens."""
-    path = out / part.train.file
+    train = part.shards["train"]
+    path = out / train.file
     kept = np.fromfile(path, dtype="<u2", count=tokens)
     files.write(path, kept.tobytes())
     sha256 = hashlib.sha256(kept.tobytes()).hexdigest()
     documents = int((kept == BOS).sum())  # no text encodes to BOS, so it counts the documents
-    shard = Shard(part.train.file, part.train.source, documents, tokens, sha256)
-    part = Part(shard, part.heldout, True)
-    write_json(out / f"part-{prefix}-{index:05d}.json", asdict(part))
+    shard = Shard(train.file, train.source, documents, tokens, sha256)
+    part = Part({**part.shards, "train": shard}, True)
+    write_json(_part_path(out, prefix, index), asdict(part))
     return part
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write whole or not at all."""
     files.write(path, json.dumps(value, indent=1) + "\n")
+
+
+def tokenize_files(
+    sources: Sequence[SourceFile],
+    tokenizer: Path,
+    out: Path,
+    prefix: str,
+    *,
+    wanted: int,
+    every: int,
+    workers: int,
+    progress: Callable[[int], None],
+) -> list[Part]:
+    """Return the parts of the first files that hold `wanted` training tokens; the last one is cut.
+
+    Parts that are there are kept, so the same call goes on after an interruption.
+
+    Args:
+        sources: in the order in which they are used.
+        tokenizer: path of the sentencepiece model.
+        out: the folder.
+        prefix: of the file names.
+        wanted: training tokens.
+        every: of so many documents one goes to each slice that is held out; 0 for none.
+        workers: processes, each with one file at a time.
+        progress: called with the number of tokens so far.
+
+    Raises:
+        UserError: what a worker raised first.
+    """
+    context = multiprocessing.get_context("fork")
+    counter = context.Value("q", 0)
+    parts: dict[int, Part] = {}
+    running: dict[Future[Part], int] = {}
+    upcoming = 0
+    arguments = (os.getpid(), tokenizer, counter)
+    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+        try:
+            while True:
+                total = sum(p.train_tokens for p in parts.values())
+                known = [p.train_tokens for p in parts.values() if not p.stopped]
+                each = sum(known) / len(known) if known else sources[0].expected_tokens
+                while upcoming < len(sources) and len(running) < workers:
+                    if total + len(running) * each >= wanted:
+                        break
+                    found = read_part(out, prefix, upcoming)
+                    if found is not None:
+                        parts[upcoming] = found
+                        total += found.train_tokens
+                        with counter.get_lock():
+                            counter.value += found.train_tokens
+                    else:
+                        task = (sources[upcoming], out, prefix, upcoming, every, wanted)
+                        running[pool.submit(_work, *task)] = upcoming
+                    upcoming += 1
+                progress(counter.value)
+                if not running:
+                    break
+                for future in wait(running, POLL_SECONDS, FIRST_COMPLETED).done:
+                    parts[running.pop(future)] = future.result()
+        except BaseException as error:
+            for worker in multiprocessing.active_children():  # else the pool waits for their files
+                worker.kill()
+            if not isinstance(error, BrokenProcessPool):
+                raise
+            raise UserError(
+                f"a worker was ended from outside, at {_names(sources, running.values())}; run the "
+                "same command again: finished files stay"
+            ) from None
+    return _first(parts, out, prefix, wanted)
+
+
+def _names(sources: Sequence[SourceFile], indices: Iterable[int]) -> str:
+    return " or ".join(sources[index].name for index in sorted(indices))
+
+
+def _first(parts: dict[int, Part], out: Path, prefix: str, wanted: int) -> list[Part]:
+    """Return the parts in order up to the wanted tokens, the last one cut; drop the rest."""
+    chosen: list[Part] = []
+    left = wanted
+    for index in sorted(parts):
+        part = parts[index]
+        if left <= 0:
+            remove_part(out, prefix, index, part)
+            continue
+        if part.train_tokens > left:
+            part = cut_part(out, prefix, index, part, left)
+        left -= part.train_tokens
+        chosen.append(part)
+    return chosen
+
+
+_WORKER: dict[str, Any] = {}  # what a worker process keeps from one file to the next
+
+
+def _start_worker(parent: int, tokenizer: Path, counter: Any) -> None:
+    """Make a process ready, and let it end with its parent, however that ends.
+
+    Nothing may be left to write into the folder beside the next attempt.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent decides
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    _WORKER.update(tokenizer=load_tokenizer(tokenizer), counter=counter)
+
+
+def _work(file: SourceFile, out: Path, prefix: str, index: int, every: int, limit: int) -> Part:
+    counter = _WORKER["counter"]
+
+    def report(tokens: int) -> None:
+        with counter.get_lock():
+            counter.value += tokens
+
+    tokenizer = _WORKER["tokenizer"]
+    return tokenize_file(
+        file, tokenizer, out, prefix, index, every=every, limit=limit, report=report
+    )

@@ -27,7 +27,8 @@ from fogzo_repro.training.preemption import Preempted
 
 VOCABULARY = 256
 CONTEXT = 32
-TOKENS = {"train": 40 * CONTEXT, "heldout": (LEAST_WINDOWS + 1) * CONTEXT}
+HELD_OUT = (LEAST_WINDOWS + 1) * CONTEXT
+TOKENS = {"train": 40 * CONTEXT, "tuning": HELD_OUT, "heldout": HELD_OUT}
 # Small images, a batch of 64; a table of deep networks brings its own settings for scale=smoke.
 SHALLOW = ["dataset=digits", "recipe=digits_mlp"]
 
@@ -43,7 +44,7 @@ class Tried:
 
 
 def write_invented_corpus(data_dir: Path) -> None:
-    """Write data_dir/c4: two splits of one shard each."""
+    """Write data_dir/c4: three splits of one shard each."""
     folder = data_dir / "c4"
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
@@ -56,7 +57,10 @@ def write_invented_corpus(data_dir: Path) -> None:
         shard = {"file": f"{split}.bin", "tokens": count, "documents": 1, "sha256": digest}
         splits[split] = {"documents": 1, "tokens": count, "shards": [shard]}
     tokenizer = {"sha256": "0" * 64, "vocabulary": VOCABULARY}
-    manifest = {"format": 1, "tokenizer": tokenizer, "settings": {}, "splits": splits}
+    manifest = {
+        "format": 2, "corpus": "invented", "tokenizer": tokenizer, "settings": {},
+        "splits": splits,
+    }  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 

@@ -40,6 +40,7 @@ class InMemoryImages:
 
     unit = "images"
     units_per_example = 1
+    corpus: str | None = None
     best_by = ("test", "top1", True)
 
     def __init__(

@@ -40,6 +40,7 @@ class ImageNet:
 
     unit = "images"
     units_per_example = 1
+    corpus: str | None = None
     best_by = ("val", "top1", True)
 
     def __init__(self, config: RunConfig, index: ImageNetIndex, ranks: Ranks) -> None:

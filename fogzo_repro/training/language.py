@@ -1,4 +1,4 @@
-"""Language modelling on tokenised C4: next-token loss, perplexity on held-out documents.
+"""Language modelling on tokenised text: next-token loss, perplexity on held-out documents.
 
 Evaluation takes non-overlapping windows from the beginning of a split, the rest dropped, in
 float32 with the quantizers active; perplexity is exp of the mean loss over all their tokens
@@ -37,11 +37,12 @@ class Language:
 
     Args:
         train: training tokens.
-        validation: the held-out slice or C4's own validation split.
+        validation: a slice of documents held out of training, or C4's own validation split.
         context: T, tokens a window.
         interim_windows: validation windows of all evaluations but the last.
         train_windows: training windows in the last one.
-        fingerprint: names corpus and validation split.
+        fingerprint: identifies corpus and validation split.
+        corpus: what records and tables call the text.
         ranks: the processes that share each batch.
     """
 
@@ -57,6 +58,7 @@ class Language:
         interim_windows: int,
         train_windows: int,
         fingerprint: str,
+        corpus: str,
         ranks: Ranks = ALONE,
     ) -> None:
         self.train = train
@@ -65,6 +67,7 @@ class Language:
         self.interim_windows = interim_windows
         self.train_windows = train_windows
         self.fingerprint = fingerprint
+        self.corpus: str | None = corpus
         self.ranks = ranks
         self.model_arguments: dict[str, Any] = {}
         self.units_per_example = context
@@ -135,7 +138,7 @@ def c4_language(config: RunConfig, data_dir: Path) -> Language:
     """
     dataset, model = config.dataset, config.model
     corpus = read_corpus(data_dir)
-    check_tokenizer(corpus, model.vocabulary, dataset.tokenizer_sha256)
+    check_tokenizer(corpus, model.vocabulary)
     train, validation = (
         open_split(corpus, split, model.vocabulary) for split in ("train", dataset.validation)
     )
@@ -144,7 +147,7 @@ def c4_language(config: RunConfig, data_dir: Path) -> Language:
         splits = corpus.manifest["splits"]
         documents = splits[dataset.validation]["documents"]
         length = splits["train"]["documents"], splits["train"]["tokens"]
-        option = {"heldout": "--held-out", "c4": "--validation-tokens"}[dataset.validation]
+        option = "--validation-tokens" if dataset.validation == "c4" else "--held-out"
         raise UserError(
             f"dataset.validation={dataset.validation} has {windows} windows of {model.context} "
             f"tokens in {documents} documents, at least {LEAST_WINDOWS} are needed, which take "
@@ -158,5 +161,6 @@ def c4_language(config: RunConfig, data_dir: Path) -> Language:
         interim_windows=dataset.interim_windows,
         train_windows=dataset.train_windows,
         fingerprint=f"c4 {corpus.sha256[:16]}, {dataset.validation}: {windows} windows",
+        corpus=corpus.name,
         ranks=current_ranks(),
     )

@@ -25,6 +25,7 @@ class Task(Protocol):
 
     Attributes:
         fingerprint: identifies the data; part of the run's identity.
+        corpus: what the data are called where the dataset's name does not say it, else None.
         model_arguments: what `build_model` needs beside the `model` section.
         examples: training examples in an epoch.
         unit: what a step consumes, `images` or `tokens`.
@@ -33,6 +34,7 @@ class Task(Protocol):
     """
 
     fingerprint: str
+    corpus: str | None
     model_arguments: dict[str, Any]
     examples: int
     unit: str

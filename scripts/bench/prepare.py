@@ -56,6 +56,7 @@ def measure(workers: int, source: Path, tokenizer: Path, folder: Path) -> dict[s
     out = folder / f"out-{workers}"
     command = [
         sys.executable, str(ROOT / "scripts" / "prepare_c4.py"), "--source", str(source),
+        "--name", "bench",
         "--tokenizer", str(tokenizer), "--out", str(out), "--tokens", "1e12", "--held-out", "0.01",
         "--workers", str(workers),
     ]  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4_documents import source_files
-from fogzo_repro.data.c4_shards import held_out
+from fogzo_repro.data.c4_shards import split_of
 
 
 def test_a_folder_without_documents_is_refused(tmp_path):
@@ -60,13 +60,49 @@ def test_hub_documents_are_streamed_from_the_pinned_revision(tmp_path, monkeypat
         list(file.documents())
 
 
-def test_one_document_of_each_block_is_held_out_at_random():
+@pytest.mark.parametrize("split", ["heldout", "tuning"])
+def test_one_document_of_each_block_is_held_out_at_random_for_each_slice(split):
     places = []
     for block in range(200):
-        found = [i for i in range(10) if held_out("a file", 10 * block + i, 10)]
+        found = [i for i in range(10) if split_of("a file", 10 * block + i, 10) == split]
         assert len(found) == 1
         places += found
     assert all(6 <= places.count(i) <= 40 for i in range(10))  # 20 expected, 4.7 standard errors
-    other = [i % 10 for i in range(2000) if held_out("another", i, 10)]
+    other = [i % 10 for i in range(2000) if split_of("another", i, 10) == split]
     assert other != places
-    assert not any(held_out("a file", i, 0) for i in range(50))
+    assert {split_of("a file", i, 0) for i in range(50)} == {"train"}
+
+
+def test_hidden_files_are_no_documents_and_links_to_folders_are_followed_once(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "source"
+    (folder / ".cache").mkdir(parents=True)
+    hidden = [folder / "._c4-train.0.json.gz", folder / ".cache" / "c4-train.2.json.gz"]
+    for path in (tmp_path / "elsewhere" / "c4-train.1.json.gz", *hidden):
+        path.touch()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    assert [f.name for f in source_files(str(folder))[0]] == ["linked/c4-train.1.json.gz"]
+
+
+def documents(tmp_path, content):
+    (tmp_path / "c4-train.json.gz").write_bytes(gzip.compress(content))
+    return list(source_files(str(tmp_path))[0][0].documents())
+
+
+def test_blank_lines_are_skipped(tmp_path):
+    assert documents(tmp_path, b'{"text": "a"}\n\n{"text": "b"}\n \r\n\n') == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": "\\ud83d"}\n', r"line 2: half of a character \(U\+D83D\) in"),
+        (b'{"text": ' + b"[" * 100_000 + b"\n", "line 1: not valid JSON .*recursion"),
+        (b'{"text": "\xff"}\n', "line 1: not valid JSON .*utf-8"),
+    ],
+    ids=["lone-surrogate", "deep-nesting", "no-utf-8"],
+)
+def test_what_no_tokenizer_takes_is_named_with_file_and_line(tmp_path, content, message):
+    with pytest.raises(UserError, match=f"c4-train.json.gz {message}"):
+        documents(tmp_path, content)

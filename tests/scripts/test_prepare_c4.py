@@ -1,5 +1,7 @@
 """scripts/prepare_c4.py: counts, resumption, errors."""
 
+import errno
+import fcntl
 import gzip
 import importlib.util
 import json
@@ -12,7 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fogzo_repro.data import c4_shards
+from tests.forked import finish
+
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "prepare_c4.py"
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards vex bold judges"
 WORDS = TEXT.split()
 FILES, DOCUMENTS = 4, 1200
@@ -20,7 +26,7 @@ FILES, DOCUMENTS = 4, 1200
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_c4", ROOT / "scripts/prepare_c4.py")
+    spec = importlib.util.spec_from_file_location("prepare_c4", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -62,10 +68,10 @@ def source(tmp_path_factory):
     return root
 
 
-def line(source, out, *more, tokens="1e9", held_out="0.5"):
+def line(source, out, *more, tokens="1e9", held_out="0.33"):
     return [
         "--source", str(source / "en"), "--tokenizer", str(source / "tokenizer"), "--out", str(out),
-        "--tokens", tokens, "--held-out", held_out, "--workers", "2", *more,
+        "--tokens", tokens, "--held-out", held_out, "--workers", "2", "--name", "invented", *more,
     ]  # fmt: skip
 
 
@@ -92,7 +98,7 @@ def test_each_document_is_there_once_with_a_bos_in_front(script, source, prepare
     model = SentencePieceProcessor(model_file=str(source / "tokenizer" / "tokenizer.model"))
     wanted = {text(10_000 * f + d, 30) for f in range(FILES) for d in range(DOCUMENTS)}
     found = []
-    for split in ("train", "heldout"):
+    for split in ("train", "tuning", "heldout"):
         tokens = stream(prepared, split)
         assert tokens[0] == 1
         starts = np.flatnonzero(tokens == 1)
@@ -104,12 +110,13 @@ def test_each_document_is_there_once_with_a_bos_in_front(script, source, prepare
 
 def test_the_held_out_share_is_the_one_asked_for(prepared):
     manifest = json.loads((prepared / "manifest.json").read_text())
-    assert manifest["splits"]["heldout"]["documents"] == FILES * DOCUMENTS // 2
+    for split in ("tuning", "heldout"):
+        assert manifest["splits"][split]["documents"] == FILES * DOCUMENTS // 3
     assert manifest["splits"]["c4"]["documents"] == 70
 
 
 def test_the_wanted_tokens_are_the_first_ones(script, source, prepared, tmp_path):
-    wanted = 40_000  # ends within the third file
+    wanted = 30_000  # ends within the third file
     assert script.main(line(source, tmp_path / "c4", tokens=str(wanted))) == 0
     assert np.array_equal(stream(tmp_path / "c4", "train"), stream(prepared, "train")[:wanted])
     manifest = json.loads((tmp_path / "c4" / "manifest.json").read_text())
@@ -133,6 +140,73 @@ def test_killed_preparation_goes_on_to_identical_shards(script, source, prepared
     assert script.main(line(source, out)) == 0
     assert (out / "train-00000.bin").stat().st_mtime_ns == first  # not made again
     assert content(out) == content(prepared)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_signal_ends_a_preparation_and_its_workers_at_once(
+    script, source, tmp_path, monkeypatch, number
+):
+    def long(file, tokenizer, out, *_, **__):
+        (out / "begun").touch()
+        time.sleep(100)
+
+    out = tmp_path / "c4"
+    monkeypatch.setattr(c4_shards, "tokenize_file", long)
+    pid = os.fork()
+    if not pid:
+        os._exit(script.main(line(source, out)))
+    deadline = time.monotonic() + 60
+    while not (out / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    sent = time.monotonic()
+    os.kill(pid, number)
+    assert finish(pid) == (130 if number == signal.SIGINT else -signal.SIGTERM)
+    with open(out / "lock") as lock:  # the workers hold it too
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                assert time.monotonic() < sent + 2
+                time.sleep(0.01)
+
+
+def test_a_worker_that_is_ended_from_outside_is_said_with_its_file(
+    script, source, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(c4_shards, "tokenize_file", lambda *_, **__: os._exit(9))
+    assert script.main(line(source, tmp_path / "c4", "--workers", "1")) == 2
+    said = capfd.readouterr().err
+    assert "a worker was ended from outside, at c4-train.00000-of-00004.json.gz; run" in said
+    assert said.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line(script, source, tmp_path, monkeypatch, capfd):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "train-00000.bin")
+
+    monkeypatch.setattr(c4_shards, "tokenize_file", full)
+    assert script.main(line(source, tmp_path / "c4")) == 2
+    said = capfd.readouterr().err
+    assert said == "error: [Errno 28] No space left on device: 'train-00000.bin'\n"
+
+
+def test_a_corpus_is_named_in_its_manifest_and_has_to_be_where_it_is_not_c4(
+    script, source, tmp_path, capfd
+):
+    (tmp_path / "en").mkdir()
+    (tmp_path / "en" / "wiki.json.gz").symlink_to(next((source / "en").glob("c4-train*")))
+    arguments = line(source, tmp_path / "c4", "--source", str(tmp_path / "en"))
+    unnamed = [word for word in arguments if word not in ("--name", "invented")]
+    assert script.main(unnamed) == 2
+    assert "wiki.json.gz is not named as C4's files are (c4-...); say by --name" in (
+        capfd.readouterr().err
+    )
+    named = [*unnamed, "--name", "English Wikipedia", "--held-out", "0"]
+    assert script.main(named) == 0
+    manifest = json.loads((tmp_path / "c4" / "manifest.json").read_text())
+    assert manifest["corpus"] == "English Wikipedia"
 
 
 def test_a_second_call_changes_nothing(script, source, prepared):
@@ -192,7 +266,7 @@ def test_too_small_a_slice_is_refused_and_the_share_it_names_suffices(
     said = capfd.readouterr().err
     assert "of 4,800 documents; 64 windows take about" in said
     share = said.split("--held-out ")[1].split()[0]
-    assert float(share) < 0.5
+    assert float(share) < 1 / 3
     assert script.main(line(source, out, held_out=share)) == 0
 
 
@@ -230,7 +304,8 @@ def test_the_c4_sample_has_the_published_token_counts(script, data_dir, tmp_path
     assert script.main(arguments) == 0
     manifest = json.loads((out / "manifest.json").read_text())
     counts: dict[str, list[int]] = {}
-    for split in ("train", "heldout"):
+    assert manifest["corpus"] == "C4 (en)"  # its files are named as C4's are
+    for split in ("train", "tuning", "heldout"):
         for shard in manifest["splits"][split]["shards"]:
             pair = counts.setdefault(shard["source"].split(".")[1], [0, 0])
             pair[0] += shard["documents"]

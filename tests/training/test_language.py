@@ -96,7 +96,9 @@ def test_perplexity_of_a_known_distribution_is_the_exponential_of_its_entropy(tm
     write_corpus(tmp_path, {"train": [block * 3], "heldout": [block * 70 + [0]]}, 4)
     corpus = read_corpus(tmp_path)
     train, heldout = (open_split(corpus, s, 4) for s in ("train", "heldout"))
-    task = Language(train, heldout, context=8, interim_windows=10, train_windows=1, fingerprint="")
+    task = Language(
+        train, heldout, context=8, interim_windows=10, train_windows=1, fingerprint="", corpus=""
+    )
     for last in (False, True):
         found = task.evaluate(Unigram(probabilities), last)
         assert found["val"]["perplexity"] == pytest.approx(2**1.75, rel=1e-6)
@@ -120,7 +122,9 @@ def test_the_last_evaluation_takes_all_windows_and_an_interim_one_its_share(data
 
 
 @pytest.mark.parametrize(
-    ("split", "option"), [("heldout", "--held-out"), ("c4", "--validation-tokens")], ids=str
+    ("split", "option"),
+    [("heldout", "--held-out"), ("tuning", "--held-out"), ("c4", "--validation-tokens")],
+    ids=["heldout", "tuning", "c4"],
 )
 def test_less_than_64_windows_are_refused_with_the_documents_that_suffice(tmp_path, split, option):
     shards = {"train": [list(range(40)) * 9], split: [list(range(40)) * 9]}  # 360 tokens each
