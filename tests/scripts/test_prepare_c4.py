@@ -3,33 +3,22 @@
 import errno
 import fcntl
 import gzip
-import importlib.util
 import json
 import os
 import re
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fogzo_repro.data import c4_shards
+from scripts import prepare_c4
 from tests.forked import finish
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "prepare_c4.py"
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards vex bold judges"
 WORDS = TEXT.split()
 FILES, DOCUMENTS = 4, 1200
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("prepare_c4", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def text(seed, length):
@@ -86,13 +75,13 @@ def stream(out, split):
 
 
 @pytest.fixture(scope="module")
-def prepared(script, source, tmp_path_factory):
+def prepared(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared") / "c4"
-    assert script.main(line(source, out)) == 0
+    assert prepare_c4.main(line(source, out)) == 0
     return out
 
 
-def test_each_document_is_there_once_with_a_bos_in_front(script, source, prepared):
+def test_each_document_is_there_once_with_a_bos_in_front(source, prepared):
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor(model_file=str(source / "tokenizer" / "tokenizer.model"))
@@ -115,20 +104,20 @@ def test_the_held_out_share_is_the_one_asked_for(prepared):
     assert manifest["splits"]["c4"]["documents"] == 70
 
 
-def test_the_wanted_tokens_are_the_first_ones(script, source, prepared, tmp_path):
+def test_the_wanted_tokens_are_the_first_ones(source, prepared, tmp_path):
     wanted = 30_000  # ends within the third file
-    assert script.main(line(source, tmp_path / "c4", tokens=str(wanted))) == 0
+    assert prepare_c4.main(line(source, tmp_path / "c4", tokens=str(wanted))) == 0
     assert np.array_equal(stream(tmp_path / "c4", "train"), stream(prepared, "train")[:wanted])
     manifest = json.loads((tmp_path / "c4" / "manifest.json").read_text())
     assert manifest["splits"]["train"]["tokens"] == wanted
     assert len(manifest["splits"]["train"]["shards"]) == 3
 
 
-def test_killed_preparation_goes_on_to_identical_shards(script, source, prepared, tmp_path):
+def test_killed_preparation_goes_on_to_identical_shards(source, prepared, tmp_path):
     out = tmp_path / "c4"
     pid = os.fork()
     if not pid:
-        script.main(line(source, out, "--workers", "1"))
+        prepare_c4.main(line(source, out, "--workers", "1"))
         os._exit(0)
     deadline = time.monotonic() + 60
     while not list(out.glob("part-*-00001.json")) and time.monotonic() < deadline:
@@ -137,15 +126,13 @@ def test_killed_preparation_goes_on_to_identical_shards(script, source, prepared
     os.waitpid(pid, 0)
     assert not (out / "manifest.json").exists()
     first = (out / "train-00000.bin").stat().st_mtime_ns
-    assert script.main(line(source, out)) == 0
+    assert prepare_c4.main(line(source, out)) == 0
     assert (out / "train-00000.bin").stat().st_mtime_ns == first  # not made again
     assert content(out) == content(prepared)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
-def test_a_signal_ends_a_preparation_and_its_workers_at_once(
-    script, source, tmp_path, monkeypatch, number
-):
+def test_a_signal_ends_a_preparation_and_its_workers_at_once(source, tmp_path, monkeypatch, number):
     def long(file, tokenizer, out, *_, **__):
         (out / "begun").touch()
         time.sleep(100)
@@ -154,7 +141,7 @@ def test_a_signal_ends_a_preparation_and_its_workers_at_once(
     monkeypatch.setattr(c4_shards, "tokenize_file", long)
     pid = os.fork()
     if not pid:
-        os._exit(script.main(line(source, out)))
+        os._exit(prepare_c4.main(line(source, out)))
     deadline = time.monotonic() + 60
     while not (out / "begun").exists():
         assert time.monotonic() < deadline
@@ -173,45 +160,45 @@ def test_a_signal_ends_a_preparation_and_its_workers_at_once(
 
 
 def test_a_worker_that_is_ended_from_outside_is_said_with_its_file(
-    script, source, tmp_path, monkeypatch, capfd
+    source, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.setattr(c4_shards, "tokenize_file", lambda *_, **__: os._exit(9))
-    assert script.main(line(source, tmp_path / "c4", "--workers", "1")) == 2
+    assert prepare_c4.main(line(source, tmp_path / "c4", "--workers", "1")) == 2
     said = capfd.readouterr().err
     assert "a worker was ended from outside, at c4-train.00000-of-00004.json.gz; run" in said
     assert said.count("\n") == 1
 
 
-def test_a_full_disk_is_one_line(script, source, tmp_path, monkeypatch, capfd):
+def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch, capfd):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "train-00000.bin")
 
     monkeypatch.setattr(c4_shards, "tokenize_file", full)
-    assert script.main(line(source, tmp_path / "c4")) == 2
+    assert prepare_c4.main(line(source, tmp_path / "c4")) == 2
     said = capfd.readouterr().err
     assert said == "error: [Errno 28] No space left on device: 'train-00000.bin'\n"
 
 
 def test_a_corpus_is_named_in_its_manifest_and_has_to_be_where_it_is_not_c4(
-    script, source, tmp_path, capfd
+    source, tmp_path, capfd
 ):
     (tmp_path / "en").mkdir()
     (tmp_path / "en" / "wiki.json.gz").symlink_to(next((source / "en").glob("c4-train*")))
     arguments = line(source, tmp_path / "c4", "--source", str(tmp_path / "en"))
     unnamed = [word for word in arguments if word not in ("--name", "invented")]
-    assert script.main(unnamed) == 2
+    assert prepare_c4.main(unnamed) == 2
     assert "wiki.json.gz is not named as C4's files are (c4-...); say by --name" in (
         capfd.readouterr().err
     )
     named = [*unnamed, "--name", "English Wikipedia", "--held-out", "0"]
-    assert script.main(named) == 0
+    assert prepare_c4.main(named) == 0
     manifest = json.loads((tmp_path / "c4" / "manifest.json").read_text())
     assert manifest["corpus"] == "English Wikipedia"
 
 
-def test_a_second_call_changes_nothing(script, source, prepared):
+def test_a_second_call_changes_nothing(source, prepared):
     before = content(prepared)
-    assert script.main(line(source, prepared)) == 0
+    assert prepare_c4.main(line(source, prepared)) == 0
     assert content(prepared) == before
 
 
@@ -233,48 +220,46 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("damage", "message"), FAULTS.values(), ids=FAULTS)
-def test_a_fault_is_named_with_file_and_line(script, source, tmp_path, capfd, damage, message):
+def test_a_fault_is_named_with_file_and_line(source, tmp_path, capfd, damage, message):
     folder = tmp_path / "source"
     good = next((source / "en").glob("*.json.gz")).read_bytes()
     (folder / "en").mkdir(parents=True)
     (folder / "en" / "bad.json.gz").write_bytes(damage(good))
     (folder / "tokenizer").symlink_to(source / "tokenizer")
-    assert script.main(line(folder, tmp_path / "c4")) == 2
+    assert prepare_c4.main(line(folder, tmp_path / "c4")) == 2
     (said,) = (s for s in capfd.readouterr().err.splitlines() if s.startswith("error:"))
     assert re.search(message, said), said
     assert not (tmp_path / "c4" / "manifest.json").exists()
 
 
-def test_a_manifest_of_another_tokenizer_is_left_alone(script, source, prepared, capfd):
+def test_a_manifest_of_another_tokenizer_is_left_alone(source, prepared, capfd):
     before = content(prepared)
     other = line(source, prepared, "--tokenizer", str(source / "other"))
-    assert script.main(other) == 2
+    assert prepare_c4.main(other) == 2
     assert "manifest.json is of another tokenizer" in capfd.readouterr().err
     assert content(prepared) == before
 
 
-def test_too_small_a_slice_is_refused_and_the_share_it_names_suffices(
-    script, source, tmp_path, capfd
-):
+def test_too_small_a_slice_is_refused_and_the_share_it_names_suffices(source, tmp_path, capfd):
     out = tmp_path / "c4"
     (out / "en").mkdir(parents=True)
     mine = [out / "en" / "c4-train.json.gz", out / "notes.json", out / "train.bin"]
     for path in mine:
         path.write_text("of the user")
-    assert script.main(line(source, out, held_out="0.0005")) == 2
+    assert prepare_c4.main(line(source, out, held_out="0.0005")) == 2
     assert sorted(p for p in out.rglob("*") if p.is_file()) == sorted([*mine, out / "lock"])
     said = capfd.readouterr().err
     assert "of 4,800 documents; 64 windows take about" in said
     share = said.split("--held-out ")[1].split()[0]
     assert float(share) < 1 / 3
-    assert script.main(line(source, out, held_out=share)) == 0
+    assert prepare_c4.main(line(source, out, held_out=share)) == 0
 
 
-def test_what_a_killed_worker_left_is_cleared_away(script, source, prepared, tmp_path):
+def test_what_a_killed_worker_left_is_cleared_away(source, prepared, tmp_path):
     out = tmp_path / "c4"
     out.mkdir()
     (out / "train-00000.bin.123.tmp").write_bytes(b"half")
-    assert script.main(line(source, out)) == 0
+    assert prepare_c4.main(line(source, out)) == 0
     assert content(out) == content(prepared)
 
 
@@ -287,21 +272,21 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), ARGUMENTS.values(), ids=ARGUMENTS)
-def test_a_wrong_argument_is_one_line(script, source, tmp_path, capfd, arguments, message):
-    assert script.main(line(source, tmp_path / "c4", *arguments)) == 2
+def test_a_wrong_argument_is_one_line(source, tmp_path, capfd, arguments, message):
+    assert prepare_c4.main(line(source, tmp_path / "c4", *arguments)) == 2
     said = capfd.readouterr().err
     assert message in said
     assert said.count("\n") == 1
 
 
-def test_the_c4_sample_has_the_published_token_counts(script, data_dir, tmp_path):
+def test_the_c4_sample_has_the_published_token_counts(data_dir, tmp_path):
     out = tmp_path / "c4"
     arguments = [
         "--source", str(data_dir / "c4"), "--tokenizer",
         str(data_dir / "tokenizer" / "mistral-7b-v0.1"), "--out", str(out), "--tokens", "3.1e9",
         "--held-out", "0.044",
     ]  # fmt: skip
-    assert script.main(arguments) == 0
+    assert prepare_c4.main(arguments) == 0
     manifest = json.loads((out / "manifest.json").read_text())
     counts: dict[str, list[int]] = {}
     assert manifest["corpus"] == "C4 (en)"  # its files are named as C4's are

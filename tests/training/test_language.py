@@ -190,7 +190,7 @@ def test_a_run_learns_resumes_to_the_same_bytes_and_says_what_it_evaluated(
 ):
     overrides = [
         "recipe.max_steps=12", "estimator=fogzo", "estimator.noise=1e-6", "recipe.lr=0.01",
-        "checkpoint_minutes=0", "eval_every_steps=3",
+        "recipe.global_batch_size=8", "checkpoint_minutes=0", "eval_every_steps=3",
     ]  # fmt: skip
     whole = config(data_dir, *overrides, f"output_root={tmp_path / 'whole'}")
     broken = config(data_dir, *overrides, f"output_root={tmp_path / 'broken'}")
