@@ -118,6 +118,11 @@ class VisionRecipe(RecipeConfig):
             f"recipe.repeats={self.repeats} needs recipe.drop_last=true and a global_batch_size "
             f"that is a multiple of recipe.repeat_ranks={self.repeat_ranks}",
         )
+        require(
+            not self.mixes or self.drop_last,
+            "recipe.drop_last=false may leave a batch of an odd number of images, and "
+            "recipe.mixup and recipe.cutmix pair images; give recipe.drop_last=true",
+        )
 
     @property
     def mixes(self) -> bool:

@@ -1,60 +1,98 @@
-"""Mixup and CutMix equal timm's for the same draws; draws follow (seed, epoch, step) alone."""
+"""Mixup and CutMix: their laws and targets; draws follow (seed, epoch, step) alone."""
 
 from __future__ import annotations
+
+import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
+from fogzo_repro.data.augmentation import drawn_from
 from fogzo_repro.data.images import Batch, ImageBatches, rank_share
-from fogzo_repro.data.mixing import MixedBatches, Mixing, cutmix_box
+from fogzo_repro.data.mixing import MixedBatches, Mixing
+from fogzo_repro.randomness import derive_seed
 
 DEIT = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, smoothing=0.1)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 5], ids=lambda s: f"seed{s}")
-def test_mixing_equals_timms_for_the_same_draw(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from timm.data import Mixup
-    from timm.data import mixup as timm_mixup
+class Once:
+    """One batch an epoch."""
 
-    inputs = torch.randn(6, 3, 12, 10)
-    labels = torch.randint(7, (6,))
-    mix = DEIT.draw(12, 10, np.random.default_rng(seed))
-    theirs = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=7)
-    cut = mix.box is not None
-    theirs._params_per_batch = lambda: (mix.share, cut)
-    box = lambda *a, **k: (mix.box, mix.share)  # noqa: E731
-    monkeypatch.setattr(timm_mixup, "cutmix_bbox_and_lam", box)
-    wanted, targets = theirs(inputs.clone(), labels)
-    torch.testing.assert_close(mix.apply(inputs), wanted)
-    torch.testing.assert_close(DEIT.targets(labels, 7, mix.share), targets)
+    steps_per_epoch = 1
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
+        yield self.batch
 
 
-def test_cutmix_boxes_equal_timms_for_the_same_centre(monkeypatch: pytest.MonkeyPatch) -> None:
-    from timm.data.mixup import cutmix_bbox_and_lam
+def mixed_once(mixing: Mixing, seed: int, size: int, classes: int, images: int = 2) -> Batch:
+    """Mix a black image with white ones: a pixel is the share of its partner."""
+    pixels = torch.zeros(images, 1, size, size)
+    pixels[images // 2 :] = 1
+    batch = Batch(pixels, torch.arange(images))
+    data = MixedBatches(Once(batch), mixing, lambda p: p.clone(), classes)
+    return next(data.epoch(torch.Generator().manual_seed(seed)))
 
-    for share, centre in ((0.3, (0, 9)), (0.9, (5, 5)), (0.01, (11, 0)), (0.62, (7, 2))):
-        draws = iter(centre)
-        monkeypatch.setattr(np.random, "randint", lambda *a, _d=draws, **k: next(_d))
-        theirs, _ = cutmix_bbox_and_lam((1, 12, 10), share)
-        assert cutmix_box(12, 10, share, centre) == tuple(map(int, theirs))
+
+@pytest.mark.parametrize(
+    ("mixing", "cut"),
+    [(Mixing(0.8, 0.0, 1.0, 0.5, 0.0), False), (Mixing(0.0, 1.0, 1.0, 0.5, 0.0), True)],
+    ids=["mixup", "cutmix"],
+)
+def test_a_target_says_how_much_of_each_image_is_in_the_mixture(mixing: Mixing, cut: bool) -> None:
+    for seed in range(20):
+        inputs, targets = mixed_once(mixing, seed, 12, 2)
+        torch.testing.assert_close(inputs[0].mean(), targets[0, 1])
+        torch.testing.assert_close(inputs[1].mean(), targets[1, 1])
+        assert (set(inputs.unique().tolist()) <= {0.0, 1.0}) == cut
 
 
-def test_both_kinds_come_half_the_time_and_shares_follow_their_beta_laws() -> None:
-    rng = np.random.default_rng(0)
-    draws = [DEIT.draw(224, 224, rng) for _ in range(4000)]
-    cut = [d for d in draws if d.box is not None]
-    assert abs(len(cut) / 4000 - 0.5) < 4 * 0.5 / 4000**0.5  # false alarm 6e-5
-    shares = np.array([d.share for d in draws if d.box is None])
+def test_shares_and_the_choice_between_both_follow_their_laws() -> None:
+    pasted = [mixed_once(DEIT, seed, 8, 2).pixels[0] for seed in range(3000)]
+    cut = [p for p in pasted if set(p.unique().tolist()) <= {0.0, 1.0}]
+    assert abs(len(cut) / 3000 - 0.5) < 4 * 0.5 / 3000**0.5  # false alarm 6e-5
+    shares = torch.stack([p.mean() for p in pasted if len(p.unique()) == 1 and p.max() < 1])
     # Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1))
-    assert shares.var() == pytest.approx(1 / (4 * 2.6), rel=0.08)
+    assert shares.var().item() == pytest.approx(1 / (4 * 2.6), rel=0.1)
 
 
-def test_targets_sum_to_one_and_smooth_as_deit() -> None:
-    targets = DEIT.targets(torch.tensor([3, 5]), 1000, 1.0)
-    assert targets.sum(1).tolist() == pytest.approx([1.0, 1.0])
-    assert targets[0, 3].item() == pytest.approx(1 - 0.1 + 0.1 / 1000)
-    assert targets[0, 0].item() == pytest.approx(0.1 / 1000)
+def test_cutmix_pastes_a_box_of_the_drawn_size_and_no_larger() -> None:
+    """An uncut box has sides floor(size sqrt(1 - lambda)), as in DeiT's code."""
+    mixing = Mixing(0.0, 1.0, 1.0, 0.5, 0.0)
+    whole = 0
+    for seed in range(200):
+        pasted = mixed_once(mixing, seed, 40, 2).pixels[0, 0]
+        rows, columns = pasted.any(1).nonzero().flatten(), pasted.any(0).nonzero().flatten()
+        if not len(rows) or {0, 39} & {*rows.tolist(), *columns.tolist()}:
+            continue  # nothing pasted, or cut at a border
+        with drawn_from(derive_seed(seed, 0, "mixing")):
+            np.random.rand()
+            side = int(40 * np.sqrt(1 - np.random.beta(1.0, 1.0)))
+        assert len(rows) == len(columns) == side
+        assert pasted.sum() == side**2
+        whole += 1
+    assert whole > 20
+
+
+def test_targets_smooth_as_deit_also_where_nothing_is_mixed() -> None:
+    smoothing = Mixing(0.0, 0.0, 0.0, 0.0, 0.1)
+    for images in (2, 3):  # an odd batch has no partner for each, and needs none
+        targets = mixed_once(smoothing, 0, 4, 1000, images).labels
+        assert targets.sum(1).tolist() == pytest.approx([1.0] * images)
+        assert targets[1, 1].item() == pytest.approx(1 - 0.1 + 0.1 / 1000)
+        assert targets[1, 0].item() == pytest.approx(0.1 / 1000)
+
+
+def test_mixing_leaves_the_global_generators_alone() -> None:
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    mixed_once(DEIT, 0, 8, 2)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
 
 
 @pytest.mark.parametrize("world_size", [2, 4], ids=lambda w: f"{w}ranks")
