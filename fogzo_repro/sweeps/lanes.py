@@ -1,0 +1,161 @@
+"""Cells of a table that train side by side instead of run by run, see `training.lanes`.
+
+Cells whose runs differ in numbers alone form a group. A group that is over leaves one record a
+cell; one that is interrupted leaves nothing and is trained anew, which takes minutes.
+
+torch is imported inside the functions, as in `sweeps.jobs`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fogzo_repro.config import RunConfig, cell_id, result_fields, run_id
+from fogzo_repro.sweeps.jobs import Cell, Job
+from fogzo_repro.sweeps.queue import Outcome
+from fogzo_repro.tracking.records import file_record, read_runs
+from fogzo_repro.training.preemption import Preempted, StopRequest
+
+MOST_PAIRS = 100  # probe pairs a step; with more, one run fills a card by itself
+DIFFERING = ("seed", "recipe.lr", "quantizer.scale_factor")  # among the lanes of one group
+
+
+@dataclass(frozen=True)
+class LaneCell:
+    """A cell, and those of its seeds that have no record.
+
+    Attributes:
+        config: of all its runs.
+        seeds: to train.
+        over: how many of its runs have a record.
+        result: what determines the result, without the seed.
+        total_steps: of each run.
+        perturbed: weights that directions move.
+    """
+
+    config: RunConfig
+    seeds: tuple[int, ...]
+    over: int
+    result: Mapping[str, Any]
+    total_steps: int
+    perturbed: int
+
+    @property
+    def run_id(self) -> str:
+        """The name of its record."""
+        return cell_id(self.config, dict(self.result), self.seeds)
+
+
+def group_key(config: RunConfig) -> str | None:
+    """Return what the runs of one group have in common; None for a run that is trained alone."""
+    estimator, recipe = config.estimator, config.recipe
+    pairs = getattr(estimator, "n", 0)
+    if not (
+        config.scale != "smoke"  # two steps on a CPU, which are there to try the ordinary way
+        and config.model.name == "mlp"
+        and not config.model.first_last
+        and config.dataset.name in ("digits", "mnist")
+        and config.quantizer.name in ("none", "round", "sign")
+        and estimator.name in ("ste", "nspsa", "fogzo")
+        and pairs <= MOST_PAIRS
+        and getattr(estimator, "probe_fraction", 1.0) == 1
+        and getattr(estimator, "evaluator", "auto") == "auto"
+        and (recipe.kind, recipe.optimizer, recipe.decay) == ("plain", "adamw", "weights")
+        and not (recipe.no_decay or recipe.clip_norm or recipe.accumulate or recipe.autocast)
+    ):
+        return None
+    shared = result_fields(config, {})
+    shared["estimator"] = {"n": pairs, "start": getattr(estimator, "start_fraction", 0.0)}
+    for name in DIFFERING:
+        *section, key = name.split(".")
+        (shared[section[0]] if section else shared).pop(key, None)
+    return json.dumps(shared, sort_keys=True)
+
+
+def plan_lanes(cells: Iterable[Cell], records: Path) -> list[LaneCell]:
+    """Resolve cells that have a `group_key`, and find the seeds that are to be trained.
+
+    Raises:
+        UserError: where the data or the device are not as a cell needs them.
+    """
+    from fogzo_repro.plan import make_plan
+
+    planned = []
+    for cell in cells:
+        plan = make_plan(replace(cell.config, seed=cell.seeds[0]))
+        alone = plan.result
+        result = {k: v for k, v in alone.items() if k != "seed"}
+        result["resolved"] = {**alone["resolved"], "evaluator": "lanes"}
+        folder = records / cell.config.cell.table
+        known: set[int] = set()
+        if not cell.config.force:
+            for path in folder.glob("*seeds-*.json"):
+                there = tuple(run["seed"] for run in read_runs(path))
+                if cell_id(cell.config, result, there) == path.stem:
+                    known.update(there)
+            for seed in cell.seeds:
+                single = run_id(replace(cell.config, seed=seed), {**alone, "seed": seed})
+                if (folder / f"{single}.json").is_file():
+                    known.add(seed)
+        missing = tuple(seed for seed in cell.seeds if seed not in known)
+        over = len(cell.seeds) - len(missing)
+        steps, perturbed = plan.total_steps, plan.network.perturbed
+        planned.append(LaneCell(cell.config, missing, over, result, steps, perturbed))
+    return planned
+
+
+def groups(cells: Iterable[LaneCell]) -> list[list[LaneCell]]:
+    """Return cells that train together; each has the same seeds to train, and at least one."""
+    found: dict[tuple[str | None, tuple[int, ...]], list[LaneCell]] = {}
+    for cell in cells:
+        if cell.seeds:
+            found.setdefault((group_key(cell.config), cell.seeds), []).append(cell)
+    return list(found.values())
+
+
+def train_lanes(
+    cells: Iterable[LaneCell], records: Path, say: Callable[[str], None], deadline: float | None
+) -> Outcome:
+    """Train cells side by side and file their records, group after group.
+
+    Args:
+        cells: from `plan_lanes`.
+        records: the folder of committed records.
+        say: takes lines for the user.
+        deadline: on the monotonic clock; what is not over by then is not filed.
+
+    Raises:
+        UserError: where a group does not fit the card.
+    """
+    from fogzo_repro.sweeps.side_by_side import train_group
+
+    outcome = Outcome()
+    with StopRequest() as stop:
+
+        def check() -> None:
+            late = deadline is not None and time.monotonic() > deadline
+            if stop.received or late:
+                raise Preempted(stop.received or "out of time")
+
+        for group in groups(cells):
+            try:
+                found = train_group(group, check)
+            except Preempted:
+                outcome.interrupted = True
+                return outcome
+            for cell, record in zip(group, found, strict=True):
+                line = file_record(record, records)
+                if line:
+                    say(f"not filed: {line}")
+                for seed, status in zip(record["seeds"], record["status"], strict=True):
+                    job = Job(replace(cell.config, seed=seed), cell.run_id, cell.total_steps, 0)
+                    if status == "finished":
+                        outcome.finished.append(job)
+                    else:
+                        outcome.diverged.append((job, record["notes"][str(seed)]))
+    return outcome

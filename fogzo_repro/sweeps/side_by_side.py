@@ -1,0 +1,211 @@
+"""One group of lanes from its cells to its records, as `run` is for one run.
+
+The group trains in parts that keep to hardware.probe_memory_mb, beside the images themselves.
+
+Shapes: S seeds, C cells.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from fogzo_repro import METHOD_VERSION
+from fogzo_repro.config import RunConfig, UserError
+from fogzo_repro.data import Images
+from fogzo_repro.plan import evaluations_per_step
+from fogzo_repro.sweeps.lanes import LaneCell
+from fogzo_repro.tracking.environment import command_line, git_state, versions
+from fogzo_repro.tracking.progress import RunProgress
+from fogzo_repro.tracking.records import SCHEMA_VERSION
+from fogzo_repro.training.lanes import Lanes
+from fogzo_repro.training.machine import Machine, resolve_machine
+from fogzo_repro.training.tasks import build_task
+
+MOST_IMAGES = 10_000  # of a pass of the evaluation
+DEAD = "in a whole epoch no quantized weight had a gradient"
+NOT_FINITE = "loss, gradient or ten probes in a row not finite; stopped before the update"
+
+
+def train_group(
+    group: Sequence[LaneCell], check: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
+    """Train the lanes of a group; return a record for each cell.
+
+    Args:
+        group: from `sweeps.lanes.groups`.
+        check: is called after each step, and may raise.
+
+    Raises:
+        UserError: where the group does not fit the card.
+    """
+    config, seeds, total = group[0].config, group[0].seeds, group[0].total_steps
+    machine, task = resolve_machine(config), build_task(config)
+    on_gpu = machine.device.type == "cuda"
+    task.load(machine.device)
+    images: Any = task.images  # type: ignore[attr-defined]
+    budget = config.hardware.probe_memory_mb * 2**20
+    per_epoch = len(images.train.labels) // config.recipe.global_batch_size
+    need = memory_of(config, math.prod(images.shape), images.classes, per_epoch, on_gpu)
+    pieces = list(parts(len(group), len(seeds), budget, *need))
+    label = f"{len(group)} cells x {len(seeds)} seeds side by side, {config.estimator.name}"
+    progress = RunProgress(label, total * len(pieces), 0)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(machine.device)
+    started, begun = datetime.now(UTC), time.monotonic()
+    columns: dict[str, torch.Tensor] = {}
+
+    def tick(done: int) -> None:
+        progress.tick(done)
+        check()
+
+    try:
+        for number, (some_cells, some_seeds) in enumerate(pieces):
+            configs = [cell.config for cell in group[some_cells]]
+            trained = _columns(configs, seeds[some_seeds], images, machine, total * number, tick)
+            for name, values in trained.items():
+                whole = columns.setdefault(name, values.new_zeros(len(seeds), len(group)))
+                whole[some_seeds, some_cells] = values
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the card has no room for hardware.probe_memory_mb={budget // 2**20} of runs side by "
+            f"side; give hardware.probe_memory_mb={budget // 2**21}"
+        ) from None
+    finally:
+        progress.close()
+    seconds = time.monotonic() - begun
+    shared = {
+        "command": command_line(),
+        **git_state(),
+        "versions": versions(),
+        "hardware": machine.card,
+        "lanes": len(group) * len(seeds),
+        "perturbed_weights": group[0].perturbed,
+        "evaluations_per_step": evaluations_per_step(config.estimator),
+        "steps": total,
+        "images_seen": total * config.recipe.global_batch_size,
+        "wall_seconds": round(seconds, 4),
+        "gpu_hours": seconds / 3600 / len(group) if on_gpu else 0.0,
+        "peak_memory_mb": machine.peak_memory_mb(),
+        "started": started.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return [
+        {**_of_cell(cell, {k: v[:, c].tolist() for k, v in columns.items()}), **shared}
+        for c, cell in enumerate(group)
+    ]
+
+
+def memory_of(
+    config: RunConfig, inputs: int, classes: int, steps_per_epoch: int, on_gpu: bool
+) -> tuple[int, int]:
+    """Return the bytes that a seed takes, and those that each of its lanes takes beside it.
+
+    Args:
+        config: of a lane.
+        inputs: P, pixels an image.
+        classes: K.
+        steps_per_epoch: whole batches in it.
+        on_gpu: levels and pixels have 2 bytes there, 4 on a CPU; all else has 4.
+    """
+    n = getattr(config.estimator, "n", 0)
+    batch, hidden = config.recipe.global_batch_size, config.model.hidden
+    exact = 2 if on_gpu else 4
+    perturbed = hidden * (inputs + classes)
+    # The batch as inputs and as pixels, the order of an epoch, directions and how they are made.
+    seed = batch * (inputs * (4 + exact) + 4 * steps_per_epoch) + n * perturbed * (4 + 4)
+    # Weights, two moments and gradients stay; quantizing or updating takes as much again.
+    lane = 4 * 10 * (perturbed + hidden + classes)
+    lane += 4 * batch * (4 * hidden + 5 * classes)  # activations of the STE pass, with gradients
+    lane += n * perturbed * (2 * exact + 4 * 4)  # levels of both sides, v and what it is made of
+    lane += n * 4 * batch * (2 * hidden + 3 * classes)  # activations of the probes
+    return seed, lane
+
+
+def parts(
+    cells: int, seeds: int, budget: int, seed: int, lane: int
+) -> Iterator[tuple[slice, slice]]:
+    """Yield which cells and seeds train at once, so that `budget` bytes hold them.
+
+    Args:
+        cells: in the group.
+        seeds: of each.
+        budget: bytes; at least one lane trains whatever it takes.
+        seed: bytes of a seed.
+        lane: bytes of each of its lanes.
+    """
+    cells_at_once = max(1, min(cells, (budget - seed) // lane))
+    seeds_at_once = max(1, budget // (seed + cells_at_once * lane))
+    for c in range(0, cells, cells_at_once):
+        for s in range(0, seeds, seeds_at_once):
+            yield slice(c, c + cells_at_once), slice(s, s + seeds_at_once)
+
+
+def _columns(
+    configs: Sequence[RunConfig],
+    seeds: Sequence[int],
+    images: Images,
+    machine: Machine,
+    before: int,
+    tick: Callable[[int], None],
+) -> dict[str, torch.Tensor]:
+    """Train lanes; return what records say of each, (S, C) on the CPU.
+
+    Args:
+        configs: of the cells.
+        seeds: of each.
+        images: on the device.
+        machine: what it is.
+        before: steps of the group's earlier parts.
+        tick: is told how many steps of the group are done.
+    """
+    hardware, model = configs[0].hardware, configs[0].model
+    compiles = machine.device.type == "cuda" and hardware.compile is not False
+    lanes = Lanes(configs, seeds, images, compile=compiles)
+    lanes.run(lambda done: tick(before + done))
+    activations = lanes.failed.numel() * (2 * model.hidden + 3 * images.classes)
+    per_image = 4 * (activations + 3 * math.prod(images.shape))
+    at_once = hardware.probe_memory_mb * 2**20 // per_image
+    metrics = lanes.evaluate(max(1, min(MOST_IMAGES, at_once)))
+    found = {f"{split}/{k}": v for split, values in metrics.items() for k, v in values.items()}
+    dead = lanes.dead_steps >= lanes.steps_per_epoch
+    found |= {**lanes.counts, "failed": lanes.failed, "dead": dead}
+    return {name: values.cpu() for name, values in found.items()}
+
+
+def _of_cell(cell: LaneCell, columns: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Return what the record of a cell says of it; each column has a value for each seed."""
+    failed = columns["failed"]
+    hidden = ("data_dir", "output_root", "seed")
+    metrics: dict[str, dict[str, list[float | None]]] = {"train": {}, "test": {}}
+    for split in metrics:
+        for metric in ("loss", "top1"):
+            values = zip(columns[f"{split}/{metric}"], failed, strict=True)
+            metrics[split][metric] = [None if bad else round(x, 6) for x, bad in values]
+    notes = {
+        str(seed): f"after step {steps}: {DEAD if dead else NOT_FINITE}"
+        for seed, bad, steps, dead in zip(
+            cell.seeds, failed, columns["steps"], columns["dead"], strict=True
+        )
+        if bad
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "method_version": METHOD_VERSION,
+        "run_id": cell.run_id,
+        **asdict(cell.config.cell),
+        "scale": cell.config.scale,
+        "seeds": list(cell.seeds),
+        "status": ["diverged" if bad else "finished" for bad in failed],
+        "config": {k: v for k, v in asdict(cell.config).items() if k not in hidden},
+        "resolved": cell.result["resolved"],
+        "metrics": metrics,
+        "counts": {k: sum(columns[k]) for k in ("flat_probes", "bad_probes", "dead_guides")},
+        "notes": notes,
+    }
