@@ -1,8 +1,19 @@
-"""The paper's claims and the test that each is put to (PAPER 4, "Verdicts").
+"""The claims and what became of them (PAPER 4, "Verdicts").
 
 results/paper/claims.csv states, before the runs, which cell is better than which, by what metric
-and by what margin. The test: two-sided paired t over the seeds that both cells have, of the gain
-against the margin; Holm over the table. Verdicts: holds, contradicted, inconclusive, not run.
+and by what margin, and below which difference two cells count as equal (`no_difference_below`: a
+number, or a percentage of the worse side's mean; empty where no such bound was stated). Each claim
+is put to a two-sided t test over the seeds and to two one-sided tests against that bound, each kind
+with Holm's correction over the table. The verdicts:
+
+    holds           the gain is above the margin
+    contradicted    the gain is below the margin
+    no difference   whichever side is ahead, it is by less than the bound
+    inconclusive    none of these; said with the difference that so many seeds could have seen
+    not run         a side has no runs, or the tuning that chooses it is not complete
+
+A gain that is both significant and below the bound is no difference: the bound was stated as what
+matters. Fewer than five seeds, or a run that diverged, give at most inconclusive.
 """
 
 from __future__ import annotations
@@ -14,17 +25,21 @@ from pathlib import Path
 
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.results import CellResult, TableResults, read_paper
+from fogzo_repro.reporting.statistics import LEVEL, GainTest, gain_test, holm
 
-VERDICTS = ("holds", "contradicted", "inconclusive", "not run")
-LEVEL = 0.05
+VERDICTS = ("holds", "contradicted", "no difference", "inconclusive", "not run")
 ENOUGH_SEEDS = 5  # fewer give at most inconclusive
-CHOSEN = "chosen"  # column: the one with the lowest train loss on the tuning seeds
+CHOSEN = "chosen"  # column: the one with the lowest loss on the tuning seeds
 SAME = "same"  # column of `worse`: the one that `better` has
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of claims.csv: `better` is better than `worse` by more than `margin`."""
+    """One line of claims.csv: `better` is better than `worse` by more than `margin`.
+
+    `bound` is the difference below which the two count as equal, `relative` whether it is a share
+    of the worse side's mean; None where none was stated.
+    """
 
     id: str
     claim: str
@@ -34,115 +49,101 @@ class Claim:
     metric: str
     direction: str
     margin: float
+    bound: float | None
+    relative: bool
     source: str
 
 
 @dataclass(frozen=True)
-class PairedTest:
-    """A two-sided paired t test of a mean gain against a margin.
+class Judged:
+    """A claim with its verdict.
 
     Attributes:
-        n: number of pairs.
-        gain: their mean.
-        low: lower end of the gain's 95% interval; nan for one pair.
-        high: its upper end.
-        p: two-sided; nan for one pair.
+        claim: as it was written down.
+        better: the cell that it calls better; None where the tuning has not chosen one.
+        worse: the other one, likewise.
+        test: None where a side was not run.
+        adjusted_p: by Holm, of the gain against the margin.
+        adjusted_same: by Holm, of the gain between minus and plus the bound.
+        verdict: one of `VERDICTS`.
+        note: what limits it.
     """
-
-    n: int
-    gain: float
-    low: float
-    high: float
-    p: float
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A claim with its verdict; `better` and `worse` are None where a cell could not be named."""
 
     claim: Claim
     better: CellResult | None
     worse: CellResult | None
-    test: PairedTest | None
+    test: GainTest | None
     adjusted_p: float
+    adjusted_same: float
     verdict: str
     note: str
+
+    @property
+    def deciding_p(self) -> float:
+        """The adjusted p that the verdict rests on; nan where nothing was tested."""
+        return self.adjusted_same if self.verdict == "no difference" else self.adjusted_p
+
+    @property
+    def said(self) -> str:
+        """The verdict in words, with the bound that it rests on."""
+        if self.verdict != "no difference":
+            return self.verdict
+        percent = "%" if self.claim.relative else ""
+        bound = (self.claim.bound or 0.0) * (100 if self.claim.relative else 1)
+        return f"no difference above {bound:g}{percent}"
 
 
 def read_claims(path: Path, table: str) -> list[Claim]:
     """Return the claims of a table.
 
     Raises:
-        UserError: where a direction or margin is not what the test can use.
+        UserError: where a direction, margin or bound is not what the tests can use.
     """
     claims = []
     for line in read_paper(path):
         if line["table"] != table:
             continue
+        where = f"{path}: claim {line['id']}"
         if line["direction"] not in ("lower", "higher"):
-            raise UserError(
-                f"{path}: claim {line['id']} has direction={line['direction']}; "
-                "give lower or higher"
-            )
-        try:
-            margin = float(line["margin"])
-        except ValueError:
-            raise UserError(
-                f"{path}: claim {line['id']} has margin={line['margin']}; give a number"
-            ) from None
-        better = (line["better_row"], line["better_column"])
-        worse = (line["worse_row"], line["worse_column"])
+            raise UserError(f"{where} has direction={line['direction']}; give lower or higher")
+        bound = line["no_difference_below"]
+        relative = bound.endswith("%")
+        size = _number(bound.removesuffix("%"), f"{where} has no_difference_below={bound}")
+        if size is not None and not size > 0:
+            raise UserError(f"{where} has no_difference_below={bound}; give one above 0, or none")
         claims.append(
             Claim(
-                line["id"], line["claim"], better, worse, line["split"], line["metric"],
-                line["direction"], margin, line["source"],
+                id=line["id"],
+                claim=line["claim"],
+                better=(line["better_row"], line["better_column"]),
+                worse=(line["worse_row"], line["worse_column"]),
+                split=line["split"],
+                metric=line["metric"],
+                direction=line["direction"],
+                margin=_number(line["margin"], f"{where} has margin={line['margin']}") or 0.0,
+                bound=size / 100 if size is not None and relative else size,
+                relative=relative,
+                source=line["source"],
             )
-        )  # fmt: skip
+        )
     return claims
 
 
-def paired_t(gains: Sequence[float], margin: float) -> PairedTest:
-    """Test the mean of paired gains against a margin.
-
-    t = (mean - margin) / (sd / sqrt(n)) with n - 1 degrees of freedom. Gains that are all equal
-    have no spread: p is 1 at the margin and 0 elsewhere.
-    """
-    from scipy import stats
-
-    n = len(gains)
-    mean = math.fsum(gains) / n
-    if n == 1:
-        return PairedTest(1, mean, math.nan, math.nan, math.nan)
-    error = math.sqrt(math.fsum((g - mean) ** 2 for g in gains) / (n - 1) / n)
-    if error == 0:
-        return PairedTest(n, mean, mean, mean, float(mean == margin))
-    half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean - margin) / error, n - 1))
-    return PairedTest(n, mean, mean - half, mean + half, p)
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p values, in the order given; nan stays and does not count.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
-    adjusted, running = list(ps), 0.0
-    for rank, (p, i) in enumerate(order):
-        running = max(running, min(1.0, (len(order) - rank) * p))
-        adjusted[i] = running
-    return adjusted
+def _number(text: str, where: str) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise UserError(f"{where}; give a number") from None
 
 
 def chosen(results: TableResults, row: str) -> CellResult | None:
-    """Return the cell of a row with the lowest mean train loss on the tuning seeds.
+    """Return the cell of a row with the lowest mean loss on the tuning seeds.
 
     A cell with a diverged tuning run cannot be chosen. None where the sweep is not complete: every
     cell that has tuning runs must have those of the same seeds.
     """
-    swept = [c for c in results.row(row) if c.values("train", "loss", tuning=True)]
-    losses = {c.column: c.values("train", "loss", tuning=True) for c in swept}
+    swept = [c for c in results.row(row) if c.tuning_losses()]
+    losses = {c.column: c.tuning_losses() for c in swept}
     seeds = {(*losses[c.column], *c.diverged(tuning=True)) for c in swept}
     if len({tuple(sorted(s)) for s in seeds}) != 1:
         return None
@@ -150,15 +151,48 @@ def chosen(results: TableResults, row: str) -> CellResult | None:
     return min(stable, key=lambda c: math.fsum(losses[c.column].values()), default=None)
 
 
+def on_edge(results: TableResults, cell: CellResult) -> bool:
+    """Return whether a chosen value is the smallest or the largest of those that were tried.
+
+    A better one may lie beyond it. The values stand in the columns' labels, as `lr=0.008` or
+    `1-beta=1e-05, lr=0.016`; 0 has nothing below it.
+    """
+    own = _settings(cell.column)
+    tried = [_settings(c.column) for c in results.row(cell.row) if c.tuning_losses()]
+    for name, value in own.items():
+        values = {settings[name] for settings in tried if name in settings}
+        if len(values) > 1 and value and value in (min(values), max(values)):
+            return True
+    return False
+
+
+def _settings(column: str) -> dict[str, float]:
+    """Return the numbers in a column's label by name."""
+    found = {}
+    for part in column.split(", "):
+        name, _, text = part.partition("=")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            continue
+    return found
+
+
 def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:
-    """Put every claim of a table to the test."""
+    """Put every claim of a table to the tests."""
     pairs = [named_cells(results, claim) for claim in claims]
     tests = [_test(claim, *pair) for claim, pair in zip(claims, pairs, strict=True)]
     adjusted = holm([math.nan if t is None else t.p for t in tests])
-    return [
-        Judged(claim, better, worse, test, p, *_verdict(claim, better, worse, test, p))
-        for claim, (better, worse), test, p in zip(claims, pairs, tests, adjusted, strict=True)
-    ]
+    same = holm([math.nan if t is None else t.p_same for t in tests])
+    judged = []
+    for claim, (better, worse), test, p, p_same in zip(
+        claims, pairs, tests, adjusted, same, strict=True
+    ):
+        verdict, notes = _verdict(claim, better, worse, test, p, p_same)
+        if verdict != "not run":
+            notes += _edges(results, claim, better, worse)
+        judged.append(Judged(claim, better, worse, test, p, p_same, verdict, "; ".join(notes)))
+    return judged
 
 
 def named_cells(results: TableResults, claim: Claim) -> tuple[CellResult | None, CellResult | None]:
@@ -182,31 +216,56 @@ def named_cells(results: TableResults, claim: Claim) -> tuple[CellResult | None,
     return better, find(row, better.column) if better is not None else None
 
 
-def _test(claim: Claim, better: CellResult | None, worse: CellResult | None) -> PairedTest | None:
+def _test(claim: Claim, better: CellResult | None, worse: CellResult | None) -> GainTest | None:
     if better is None or worse is None:
         return None
-    good, bad = (c.values(claim.split, claim.metric) for c in (better, worse))
     sign = 1 if claim.direction == "lower" else -1
-    gains = [sign * (bad[seed] - good[seed]) for seed in good if seed in bad]
-    return paired_t(gains, claim.margin) if gains else None
+    good, bad = (
+        {seed: sign * value for seed, value in c.values(claim.split, claim.metric).items()}
+        for c in (better, worse)
+    )
+    if not good or not bad:
+        return None
+    bound = claim.bound
+    if bound is not None and claim.relative:
+        bound *= abs(math.fsum(bad.values()) / len(bad))
+    return gain_test(good, bad, margin=claim.margin, bound=bound)
 
 
 def _verdict(
     claim: Claim,
     better: CellResult | None,
     worse: CellResult | None,
-    test: PairedTest | None,
-    adjusted_p: float,
-) -> tuple[str, str]:
-    """Return the verdict and a note on what limits it."""
+    test: GainTest | None,
+    p: float,
+    p_same: float,
+) -> tuple[str, list[str]]:
+    """Return the verdict, and notes on what limits it."""
     if better is None or worse is None:
-        return "not run", "the tuning sweep is not complete"
+        return "not run", ["the tuning sweep is not complete"]
     lost = [f"{c.row}, seed {s}" for c in (better, worse) for s in c.diverged()]
-    note = f"diverged: {'; '.join(lost)}" if lost else ""
+    notes = [f"diverged: {'; '.join(lost)}"] if lost else []
     if test is None:
-        return "not run", note
-    if test.n < ENOUGH_SEEDS:
-        return "inconclusive", "; ".join(filter(None, [f"only {test.n} seeds", note]))
-    if lost or not adjusted_p < LEVEL:
-        return "inconclusive", note
-    return ("holds" if test.gain > claim.margin else "contradicted"), note
+        return "not run", notes
+    if min(test.n) < ENOUGH_SEEDS:
+        return "inconclusive", [f"only {min(test.n)} seeds", *notes]
+    if lost:
+        return "inconclusive", notes
+    if p_same < LEVEL:
+        small = f"a gain of {test.gain:+.2g} is there, p = {p:.2g}"
+        return "no difference", [small] if p < LEVEL else []
+    if p < LEVEL:
+        return ("holds" if test.gain > claim.margin else "contradicted"), []
+    return "inconclusive", [f"could have seen {test.visible:.2g}"]
+
+
+def _edges(
+    results: TableResults, claim: Claim, better: CellResult | None, worse: CellResult | None
+) -> list[str]:
+    """Return a note for each side whose value was chosen on the edge of what was tried."""
+    sides = ((better, claim.better[1]), (worse, claim.worse[1]))
+    return [
+        f"{cell.column} of {cell.row} is on the edge of its grid"
+        for cell, column in sides
+        if cell is not None and column == CHOSEN and on_edge(results, cell)
+    ]

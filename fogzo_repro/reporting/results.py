@@ -48,6 +48,16 @@ class CellResult:
                 ) from None
         return found
 
+    def tuning_losses(self) -> dict[int, float]:
+        """Return the losses that settings are chosen by, on the tuning seeds.
+
+        At scale mini a tuning run trains on a part of the training data and the loss is that on the
+        rest; elsewhere it is the train loss.
+        """
+        records = [r for r in self.runs.values() if r["status"] == "finished"]
+        split = "val" if records and records[0]["scale"] == "mini" else "train"
+        return self.values(split, "loss", tuning=True)
+
     def diverged(self, *, tuning: bool = False) -> list[int]:
         """Return the seeds whose run diverged."""
         return [

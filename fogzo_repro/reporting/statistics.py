@@ -1,10 +1,14 @@
-"""Means, spreads and intervals over seeds."""
+"""Means and spreads over seeds, and the tests behind the verdicts (PAPER 4, "Verdicts")."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+LEVEL = 0.05  # of every test, two-sided; intervals cover 1 - LEVEL
+POWER = 0.8  # with which a difference must be found to count as visible
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,33 @@ class Summary:
     mean: float
     sd: float
     half: float
+
+
+@dataclass(frozen=True)
+class GainTest:
+    """How much better one side is than the other, and what chance makes of it.
+
+    Attributes:
+        n: values of the better side and of the worse.
+        paired: each seed's difference was taken, else the two means were compared (Welch).
+        gain: mean gain of the better side.
+        low: lower end of its 95% interval; nan where a side has a single value.
+        high: its upper end.
+        p: two-sided, of the gain against the margin; nan likewise.
+        p_same: the larger p of the two one-sided tests that the gain lies between -bound and
+            bound; nan where there is no bound.
+        visible: the difference from the margin that a test of this size and spread finds with a
+            probability of `POWER`.
+    """
+
+    n: tuple[int, int]
+    paired: bool
+    gain: float
+    low: float
+    high: float
+    p: float
+    p_same: float
+    visible: float
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
@@ -32,4 +63,94 @@ def summarize(values: Sequence[float]) -> Summary | None:
     if n == 1:
         return Summary(1, mean, math.nan, math.nan)
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    return Summary(n, mean, sd, float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n))
+    return Summary(n, mean, sd, float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * sd / math.sqrt(n))
+
+
+def gain_test(
+    better: Mapping[int, float],
+    worse: Mapping[int, float],
+    *,
+    margin: float = 0.0,
+    bound: float | None = None,
+) -> GainTest:
+    """Test the gain `worse - better` of a loss, from each side's values by seed.
+
+    Paired where both sides have the same seeds, which share the initial weights and the order of
+    the data; Welch's t test where they have not. Values without any spread have p = 1 at the margin
+    and 0 elsewhere.
+
+    Args:
+        better: the side that is claimed to have the lower values.
+        worse: the other one.
+        margin: the gain that it is tested against.
+        bound: a gain between -bound and bound counts as none; tested by two one-sided tests.
+    """
+    from scipy import stats
+
+    paired = better.keys() == worse.keys()
+    n = len(better), len(worse)
+    gain = math.fsum(worse.values()) / n[1] - math.fsum(better.values()) / n[0]
+    if min(n) == 1:
+        return GainTest(n, paired, gain, *[math.nan] * 5)
+
+    def t_test(at: float, alternative: str = "two-sided") -> Any:
+        if paired:
+            gains = [worse[seed] - better[seed] for seed in better]
+            return stats.ttest_1samp(gains, at, alternative=alternative)
+        moved = [value - at for value in worse.values()]
+        sides = moved, [*better.values()]
+        return stats.ttest_ind(*sides, equal_var=False, alternative=alternative)
+
+    if _without_spread(better, worse, paired):
+        p_same = math.nan if bound is None else float(abs(gain) >= bound)
+        return GainTest(n, paired, gain, gain, gain, float(gain == margin), p_same, 0.0)
+    p_same = math.nan
+    if bound is not None:
+        p_same = max(t_test(-bound, "greater").pvalue, t_test(bound, "less").pvalue)
+    two_sided, interval = t_test(margin), t_test(0.0).confidence_interval(1 - LEVEL)
+    half = (interval.high - interval.low) / 2
+    error = half / float(stats.t.ppf(1 - LEVEL / 2, two_sided.df))
+    return GainTest(
+        n, paired, gain, float(interval.low), float(interval.high), float(two_sided.pvalue),
+        float(p_same), visible_difference(error, float(two_sided.df)),
+    )  # fmt: skip
+
+
+def _without_spread(better: Mapping[int, float], worse: Mapping[int, float], paired: bool) -> bool:
+    if paired:
+        return len({worse[seed] - better[seed] for seed in better}) == 1
+    return len({*better.values()}) == len({*worse.values()}) == 1
+
+
+def visible_difference(error: float, df: float) -> float:
+    """Return the difference that a two-sided t test finds with a probability of `POWER`.
+
+    Args:
+        error: standard error of the difference.
+        df: degrees of freedom.
+
+    >>> round(visible_difference(1 / 34**0.5, 33), 2)  # 34 pairs see half a standard deviation
+    0.49
+    """
+    from scipy import optimize, stats
+
+    limit = float(stats.t.ppf(1 - LEVEL / 2, df))
+
+    def lacking(difference: float) -> float:  # the chance of a t beyond -limit is left out
+        return float(stats.nct.sf(limit, df, difference)) - POWER
+
+    return error * float(optimize.brentq(lacking, 0.0, 100.0))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p values, in the order given; nan stays and does not count.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
+    adjusted, running = list(ps), 0.0
+    for rank, (p, i) in enumerate(order):
+        running = max(running, min(1.0, (len(order) - rank) * p))
+        adjusted[i] = running
+    return adjusted

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import Judged, chosen, judge, read_claims
+from fogzo_repro.reporting.claims import Claim, Judged, chosen, judge, on_edge, read_claims
 from fogzo_repro.reporting.latex import tabular
 from fogzo_repro.reporting.markdown import NOT_RUN, grid, interval, mean_sd, named
 from fogzo_repro.reporting.results import (
@@ -31,7 +31,7 @@ from fogzo_repro.reporting.results import (
     read_paper,
     read_results,
 )
-from fogzo_repro.reporting.statistics import Summary, summarize
+from fogzo_repro.reporting.statistics import GainTest, Summary, summarize
 
 DIGITS = {"loss": 4, "top1": 2, "perplexity": 2}
 METRIC_NAMES = {"loss": "loss", "top1": "top-1 (%)", "perplexity": "perplexity"}
@@ -78,6 +78,7 @@ class Line:
         quest: the value that QuEST's authors published, likewise.
         source: where the value is from, or what the cell is for.
         best: the tuning seeds have chosen this cell among those of its row.
+        edge: no value beyond the chosen one was tried.
     """
 
     table: str
@@ -88,6 +89,7 @@ class Line:
     quest: str
     source: str
     best: bool
+    edge: bool
 
     @property
     def digits(self) -> int:
@@ -160,7 +162,8 @@ def _numbers(prefix: str, summary: Callable[[Line], Summary | None]) -> Columns:
 
 def _tuned(line: Line) -> str:
     """Return the metric on the tuning seeds, and whether the cell was chosen by it."""
-    return mean_sd(line.summary(tuning=True), line.digits) + (", chosen" if line.best else "")
+    said = mean_sd(line.summary(tuning=True), line.digits)
+    return said + ", chosen" * line.best + ", on the edge of its grid" * line.edge
 
 
 TABLE = Column("table", lambda line: line.table)
@@ -187,15 +190,10 @@ EVALUATIONS = Column(
 )
 
 
-def _mean_seconds(line: Line) -> float | None:
-    return None if line.hours is None else 3600 * line.hours
-
-
 SHALLOW_SHOWN = (
     ROW, COLUMN, BETA, RHO, STEPS, EVALUATIONS,
     _measured("train loss", "train", "loss"), _interval("train", "loss"),
     _measured("test top-1 (%)", "test", "top1"), _interval("test", "top1"),
-    Column("seconds", _mean_seconds, lambda s: "" if s is None else f"{s:.1f}"),
 )  # fmt: skip
 SHALLOW_EXACT = (
     TABLE, ROW, COLUMN,
@@ -283,8 +281,7 @@ SHALLOW = Form(
     "Train loss: mean cross-entropy in nats over the whole training split with the final weights. "
     "Mean ± sd (n) over the evaluation seeds, [ ] its 95% t interval. Evaluations per step: "
     "perturbed forward passes alone / with the back-propagation that every step takes counted as 3 "
-    "forward passes. ρ = (1−β)d/β, d the number of perturbed weights. Seconds: wall time as run, "
-    "several runs sharing the card.",
+    "forward passes. ρ = (1−β)d/β, d the number of perturbed weights.",
     SHALLOW_SHOWN,
     (),
     SHALLOW_EXACT,
@@ -334,10 +331,14 @@ def _paper_form(table: str) -> Form:
 FORMS = {"figure-shallow": SHALLOW, **{table: _paper_form(table) for table in PAPER_TITLES}}
 
 HOW_JUDGED = (
-    "Stated before the runs in `results/paper/claims.csv`. Gain: how much better the claimed "
-    "side is, per seed. Two-sided paired t test of the gain against the margin, Holm over "
-    "this table, level 5%; fewer than 5 seeds or a diverged run give at most inconclusive. "
-    "Evaluations: how many times as many the other side takes in a run, under both countings."
+    "Stated before the runs in `results/paper/claims.csv`. Gain: how much better the claimed side "
+    "is, in the metric's units. Two-sided t test of the gain against the margin: paired where both "
+    "sides have the same seeds, else Welch's. No difference: two one-sided tests show the gain "
+    "between minus and plus the bound that was stated. Holm over this table, level 5%; the Holm p "
+    "is that of the test that decides. Inconclusive: with the difference that so many seeds of "
+    "such spread would have shown with a probability of 80%. Fewer than 5 seeds or a diverged run "
+    "give at most inconclusive. Evaluations: how many times as many the other side takes in a run, "
+    "under both countings."
 )
 
 
@@ -351,6 +352,17 @@ def _gain(judged: Judged) -> str:
         return ""
     ends = "" if math.isnan(test.low) else f" [{test.low:+.4f}, {test.high:+.4f}]"
     return f"{test.gain:+.4f}{ends}"
+
+
+def _n(test: GainTest) -> str:
+    """Return the number of pairs, or of values of the better and the worse side."""
+    return str(test.n[0]) if test.paired else f"{test.n[0]}, {test.n[1]}"
+
+
+def _bound(claim: Claim) -> str:
+    if claim.bound is None:
+        return ""
+    return f"{100 * claim.bound:g}%" if claim.relative else f"{claim.bound:g}"
 
 
 def _p(p: float | None) -> str:
@@ -374,12 +386,13 @@ VERDICTS = (
     Column("better", lambda judged: _side(judged.better, judged.claim.better)),
     Column("worse", lambda judged: _side(judged.worse, judged.claim.worse)),
     Column("margin", lambda judged: f"{judged.claim.margin:g}"),
+    Column("bound", lambda judged: _bound(judged.claim)),
     Column("gain [95%]", _gain),
-    Column("n", lambda judged: judged.test and judged.test.n),
+    Column("n", lambda judged: judged.test and _n(judged.test)),
     Column("p", lambda judged: judged.test and judged.test.p, _p),
-    Column("Holm p", lambda judged: judged.test and judged.adjusted_p, _p),
+    Column("Holm p", lambda judged: judged.test and judged.deciding_p, _p),
     Column("evaluations", _cost_ratio),
-    Column("verdict", lambda j: j.verdict + (f" ({j.note})" if j.note else "")),
+    Column("verdict", lambda judged: judged.said + (f" ({judged.note})" if judged.note else "")),
     Column("source", lambda judged: judged.claim.source),
 )
 
@@ -418,12 +431,13 @@ def read_lines(results: Path, found: TableResults) -> list[Line]:
             raise UserError(
                 f"{path}: {place[0]} | {place[1]} has value={entry['value']}; give a number or none"
             ) from None
-        cell, taken = found.cells[place], best[place[0]]
+        cell = found.cells[place]
+        is_best = cell is best[place[0]]
         lines.append(
             Line(
                 found.table, cell, entry["split"], entry["metric"], entry["value"],
                 published.get(place, ""), entry["source"],
-                taken is not None and taken.column == cell.column,
+                is_best, is_best and on_edge(found, cell),
             )
         )  # fmt: skip
     return lines

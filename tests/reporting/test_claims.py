@@ -1,23 +1,27 @@
-"""The test behind the verdicts, against closed forms and scipy, and its edge cases."""
+"""From claims and records to verdicts."""
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scipy import stats
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import Judged, chosen, holm, judge, paired_t, read_claims
+from fogzo_repro.reporting.claims import Judged, chosen, judge, on_edge, read_claims
 from fogzo_repro.reporting.results import read_results
+from fogzo_repro.reporting.tables import write_table
 
 TABLE = "figure-shallow"
 STE = ("STE", "lr=0.032")
 FOGZO = ("FOGZO n=1", "1-beta=0.001")
+LATE = "70% STE + 30% FOGZO, 3.0B tokens"
+TABLE_4_CONFIG = {
+    "model": {"name": "llama_30m"}, "dataset": {"name": "c4"}, "quantizer": {},
+    "estimator": {"name": "ste"}, "recipe": {},
+}  # fmt: skip
 Save = Callable[..., dict[str, Any]]
 
 
@@ -31,51 +35,6 @@ def save_pairs(save: Save, gains: list[float]) -> None:
     for seed, gain in enumerate(gains):
         save(*FOGZO, seed, 0.5)
         save(*STE, seed, 0.5 + gain)
-
-
-def test_paired_t_equals_the_closed_form_for_two_pairs() -> None:
-    # gains 1, 3: mean 2, sd sqrt(2), error 1, t = 2; with 1 degree of freedom (Cauchy)
-    # p = 1 - 2 atan(2) / pi, and the 95% interval is 2 -+ tan(0.95 pi / 2)
-    test = paired_t([1.0, 3.0], 0.0)
-    assert test.p == pytest.approx(1 - 2 * math.atan(2) / math.pi, rel=1e-12)
-    assert test.high == pytest.approx(2 + math.tan(0.95 * math.pi / 2), rel=1e-9)
-    assert test.low == pytest.approx(2 - math.tan(0.95 * math.pi / 2), rel=1e-9)
-
-
-@pytest.mark.parametrize("margin", [0.0, 0.3, -0.02], ids=["none", "positive", "negative"])
-def test_paired_t_equals_scipy_against_any_margin(margin: float) -> None:
-    draw = random.Random(1)
-    gains = [draw.gauss(0.1, 0.2) for _ in range(11)]
-    reference = stats.ttest_1samp(gains, margin)
-    interval = reference.confidence_interval(0.95)
-    test = paired_t(gains, margin)
-    assert (test.p, test.low, test.high) == pytest.approx(
-        (reference.pvalue, interval.low, interval.high), rel=1e-10
-    )
-
-
-def test_holm_equals_the_worked_example() -> None:
-    # sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1, made increasing
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-
-
-def test_holm_leaves_out_what_was_not_tested() -> None:
-    adjusted = holm([0.01, math.nan, 0.04])
-    assert adjusted[0] == pytest.approx(0.02) and adjusted[2] == pytest.approx(0.04)
-    assert math.isnan(adjusted[1])
-
-
-def test_holm_never_exceeds_one() -> None:
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("gains", "p"),
-    [([0.25] * 5, 0.0), ([0.0] * 5, 1.0)],
-    ids=["away from the margin", "at the margin"],
-)
-def test_equal_gains_have_p_zero_or_one(gains: list[float], p: float) -> None:
-    assert paired_t(gains, 0.0).p == p
 
 
 @pytest.mark.parametrize(
@@ -109,12 +68,83 @@ def test_one_seed_gives_no_p_and_no_verdict(results: Path, save: Save) -> None:
     assert judged.verdict == "inconclusive"
 
 
-def test_a_seed_that_one_side_lacks_is_left_out(results: Path, save: Save) -> None:
+def test_other_numbers_of_seeds_are_compared_without_pairs(results: Path, save: Save) -> None:
     save_pairs(save, [0.10, 0.11, 0.09, 0.12, 0.10])
-    save(*FOGZO, 5, 99.0)
+    save(*FOGZO, 5, 0.506)
+    judged = verdict_of(results)
+    assert judged.test is not None and not judged.test.paired
+    assert judged.test.n == (6, 5) and judged.test.gain == pytest.approx(0.103)
+    write_table(results, TABLE)
+    text = (results / "tables" / f"{TABLE}.md").read_text()
+    (line,) = [x for x in text.splitlines() if x.startswith("| FOGZO beta=0.999 n=1 is better")]
+    assert "| 6, 5 |" in line
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ([0.001, -0.002, 0.003, -0.001, 0.0], "no difference above 0.02"),
+        ([0.006, 0.007, 0.005, 0.006, 0.007], "no difference above 0.02"),
+        ([0.019, 0.021, 0.018, 0.022, 0.020], "holds"),
+        ([0.05, -0.05, 0.04, -0.04, 0.0], "inconclusive"),
+    ],
+    ids=["none", "small but there", "at the bound", "too noisy"],
+)
+def test_a_gain_shown_to_be_below_the_bound_is_no_difference(
+    results: Path, save: Save, gains: list[float], verdict: str
+) -> None:
+    save_pairs(save, gains)
+    judged = verdict_of(results)
+    assert judged.said == verdict
+    if judged.verdict == "no difference":
+        assert judged.deciding_p == judged.adjusted_same < 0.05
+        assert ("is there" in judged.note) == (judged.adjusted_p < 0.05)
+
+
+def test_a_bound_in_percent_is_one_of_the_worse_sides_mean(results: Path, save: Save) -> None:
+    # perplexity 100.2 against 100.0: +0.2 is within 0.5% of 100, and not within 0.15%
+    path = results / "paper" / "claims.csv"
+    place = {"table": "table4", "config": TABLE_4_CONFIG}
+    for seed, noise in enumerate((0.0, 0.01, -0.01, 0.02, -0.02)):
+        for column, value in (("LSQ-STE, 3.522B tokens", 100.2 + noise), (LATE, 100.0)):
+            metrics = {"last": {"val": {"perplexity": value}, "train": {"loss": 1.0}}, "best": {}}
+            save("30M", column, seed, 0.0, **place, metrics=metrics)
+    found = read_results(results, "table4")
+    (judged,) = judge(found, read_claims(path, "table4"))
+    assert judged.said == "no difference above 0.5%"
+    path.write_text(path.read_text().replace("lower,0,0.5%,[rep]", "lower,0,0.15%,[rep]"))
+    (judged,) = judge(found, read_claims(path, "table4"))
+    assert judged.said == "holds"
+
+
+def test_an_inconclusive_verdict_says_what_could_have_been_seen(results: Path, save: Save) -> None:
+    save_pairs(save, [0.10, -0.11, 0.09, -0.12, 0.10])
     judged = verdict_of(results)
     assert judged.test is not None
-    assert judged.test.n == 5 and judged.test.gain == pytest.approx(0.104)
+    assert judged.note == f"could have seen {judged.test.visible:.2g}"
+
+
+@pytest.mark.parametrize(
+    ("best", "edge"),
+    [("0.334", True), ("0.001", False), ("1e-06", True)],
+    ids=["largest", "inner", "smallest"],
+)
+def test_a_choice_on_the_edge_of_its_grid_is_marked(
+    results: Path, save: Save, best: str, edge: bool
+) -> None:
+    for value in ("0.334", "0.001", "1e-06"):
+        for seed in (100, 101, 102):
+            save("FOGZO n=1", f"1-beta={value}", seed, 0.5 if value == best else 0.7)
+        for seed in range(5):
+            save("FOGZO n=1", f"1-beta={value}", seed, 0.5 + seed / 100)
+            save(*STE, seed, 0.7)
+    found = read_results(results, TABLE)
+    cell = chosen(found, "FOGZO n=1")
+    assert cell is not None and on_edge(found, cell) == edge
+    assert ("is on the edge of its grid" in verdict_of(results, "fogzo-chosen-better").note) == edge
+    write_table(results, TABLE)
+    text = (results / "tables" / f"{TABLE}.md").read_text()
+    assert ("chosen, on the edge of its grid" in text) == edge
 
 
 def test_a_diverged_run_forbids_a_clear_verdict(results: Path, save: Save) -> None:
@@ -175,8 +205,13 @@ def test_a_claim_about_an_unknown_cell_is_one_clear_error(results: Path) -> None
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
-    [(",lower,0.3,", ",lower,much,", "give a number"), (",lower,0.3,", ",down,0.3,", "lower or")],
-    ids=["margin", "direction"],
+    [
+        (",lower,0.3,", ",lower,much,", "margin=much; give a number"),
+        (",lower,0.3,", ",down,0.3,", "lower or"),
+        (",lower,0,0.02,", ",lower,0,some,", "no_difference_below=some; give a number"),
+        (",lower,0,0.02,", ",lower,0,0,", "give one above 0"),
+    ],
+    ids=["margin", "direction", "bound", "bound of zero"],
 )
 def test_a_claim_that_cannot_be_tested_is_refused(
     results: Path, old: str, new: str, message: str

@@ -141,7 +141,7 @@ def test_tuning_seeds_enter_a_sweep_and_not_the_papers_column(
     write_table(results, "table1")
     assert "| 62.72 | not run |" in main_line(results)
     sweep = line_of(results, "table1", "| LLaMA-9m, C4: identity FOGZO | 1-beta=1e-08")
-    assert sweep.endswith("| train loss | 2.5000 ± – (1), chosen |")
+    assert sweep.endswith("| train loss | 2.5000 ± – (1), chosen, on the edge of its grid |")
 
 
 def test_evaluations_count_the_steps_that_are_probed(results: Path, save_cell: Save) -> None:
