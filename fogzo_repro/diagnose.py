@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.estimators import SequentialProbes, fogzo, nspsa
 from fogzo_repro.estimators.protocol import Probes
@@ -50,6 +50,7 @@ from fogzo_repro.reporting.jackknife import jackknife
 from fogzo_repro.stored import StoredRun, open_run
 from fogzo_repro.terminal import one_line_errors
 from fogzo_repro.tracking.progress import RunProgress
+from fogzo_repro.training.checkpoint import read_tensors
 from fogzo_repro.training.network import Network
 from fogzo_repro.training.passes import Passes
 from fogzo_repro.training.tasks import Task
@@ -134,7 +135,7 @@ class Diagnosis:
 
     def snapshot(self, path: Path, report: Callable[[int], None]) -> list[Row]:
         """Measure every estimator at one snapshot; `report` takes the probe pairs done."""
-        self.network.model.load_state_dict(load_file(path, device=str(self.device)))
+        self.network.model.load_state_dict(read_tensors(path))
         self.network.model.train()
         step = step_of(path)
         measured = [self._batch(step, index, report) for index in range(len(self.batches))]
@@ -255,10 +256,12 @@ def main() -> None:
     device = settings.pop("device", None) or read_device("auto")
     run = open_run(arguments.run)
     rows = diagnose(run, data_dir, device, lambda default: Effort(**{**vars(default), **settings}))
-    name = run.folder.resolve().name
-    write_csv(rows, run.folder / "diagnose.csv")
-    draw(rows, run.folder / "diagnose.png", name)
     print(table(rows))
+    try:
+        write_csv(rows, run.folder / "diagnose.csv")
+        draw(rows, run.folder / "diagnose.png", run.folder.resolve().name)
+    except OSError as error:
+        raise files.cannot(f"write {run.folder}/diagnose.csv and diagnose.png", error) from None
     print(f"\n± and intervals: 95%, over batches. Written: {run.folder}/diagnose.csv, diagnose.png")
 
 

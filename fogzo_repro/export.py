@@ -17,6 +17,7 @@ on the same machine. An export needs one byte per quantized weight, at any bit w
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from dataclasses import asdict
@@ -24,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.stored import config_from, open_run
 from fogzo_repro.terminal import one_line_errors
+from fogzo_repro.training.checkpoint import read_tensors
 from fogzo_repro.training.network import build_network
 
 FORMAT = 1
@@ -84,6 +86,7 @@ def export_run(path: str | Path, out: str | Path) -> Path:
     folder = Path(out)
     files.make_folder(folder, f"OUT={out}")
     content = save({k: v.contiguous() for k, v in tensors.items()})
+    metadata["sha256"] = hashlib.sha256(content).hexdigest()  # the two files belong together
     files.write(folder / WEIGHTS, content)
     files.write(folder / METADATA, json.dumps(metadata, indent=1))
     return folder / WEIGHTS
@@ -100,8 +103,8 @@ def load_export(path: str | Path) -> nn.Module:
     """
     folder = Path(path)
     try:
-        metadata = json.loads((folder / METADATA).read_text())
-        tensors = load((folder / WEIGHTS).read_bytes())
+        metadata = json.loads((folder / METADATA).read_bytes())
+        digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         readable = metadata["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
@@ -110,6 +113,9 @@ def load_export(path: str | Path) -> nn.Module:
         ) from None
     if not readable:
         raise UserError(f"{folder} has format {metadata['format']}, this code reads {FORMAT}")
+    if metadata.get("sha256", digest) != digest:
+        raise UserError(f"{folder}: {WEIGHTS} is not the one of {METADATA}; export again")
+    tensors = read_tensors(folder / WEIGHTS)
     config = config_from({**metadata["config"], **dict.fromkeys(PLACES, ".")})
     model = build_network(config, metadata["model_arguments"], torch.device("cpu")).model
     for name, layer in _quantized_layers(model).items():

@@ -163,7 +163,7 @@ def make_plan(config: RunConfig) -> Plan:
         share_batchnorm(network.model)
     if machine.channels_last:
         network.model.to(memory_format=torch.channels_last)
-    batched_probes = _batched_probes(config, machine, task, network)
+    batched_probes = choose_batched_probes(config, machine, task, network)
     resolved = {
         "device": machine.device.type,
         "precision": str(machine.autocast or torch.float32).removeprefix("torch."),
@@ -222,7 +222,7 @@ def probe_budget(hardware: HardwareConfig) -> int:
     return hardware.probe_memory_mb * 2**20 - BLOCKS_ALIVE * 4 * BLOCK_NUMBERS
 
 
-def _batched_probes(
+def choose_batched_probes(
     config: RunConfig, machine: Machine, task: Task, network: Network
 ) -> Callable[[Any], Probes] | None:
     """Resolve estimator.evaluator: batched where it can be and there is more than one direction."""

@@ -7,7 +7,6 @@ Only its task needs the data.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fogzo_repro.config import RunConfig, UserError, parse_config
+from fogzo_repro.terminal import stderr
 from fogzo_repro.training.checkpoint import load_checkpoint
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.tasks import Task, build_task
@@ -54,7 +54,7 @@ class StoredRun:
             raise UserError(f"{self.folder} has no checkpoint yet; run its command again to go on")
         step, tensors, _, damaged = found
         for line in damaged:
-            print(line, file=sys.stderr)
+            print(line, file=stderr())
         network = self.network(device)
         prefix = "model/"
         model = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

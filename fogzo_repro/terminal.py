@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO, cast
 
 LOST = (OSError, ValueError, AttributeError)  # no room or no reader, closed, not there at all
 
@@ -20,21 +20,39 @@ class UserError(Exception):
 
     def tell(self) -> None:
         """Print it as that one line, on standard error."""
-        print("error:", " ".join(str(self).split()), file=Unfailing(sys.stderr))
+        print("error:", " ".join(str(self).split()), file=stderr())
 
 
 def one_line_errors(tool: Callable[[], None]) -> int:
     """Run a command-line tool; print an error that the user can mend in one line.
+
+    What a tool prints is its result: that it cannot be written is an error, unless the reader of a
+    pipe has seen enough.
 
     Returns:
         The exit status: 0, or 2 after an error.
     """
     try:
         tool()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+    except OSError as error:
+        if error.filename is not None:  # of a file; a stream has no name
+            raise
+        _forget_stdout()
+        UserError(f"cannot write to standard output: {error.strerror}").tell()
+        return 2
     except UserError as error:
         error.tell()
         return 2
     return 0
+
+
+def _forget_stdout() -> None:
+    """Let the interpreter flush what is left into nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class Unfailing:
@@ -60,6 +78,11 @@ class Unfailing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def stderr() -> TextIO:
+    """Return the standard error to tell something on; what it cannot take is dropped."""
+    return cast(TextIO, Unfailing(sys.stderr))
 
 
 def outlive_terminal(*names: str) -> None:

@@ -1,5 +1,6 @@
 import csv
 import math
+import shutil
 import sys
 
 import pytest
@@ -125,3 +126,23 @@ def test_stochastic_depth_has_one_draw_of_masks_for_a_batch(tmp_path, monkeypatc
     for masks in (first, second):
         assert all(torch.equal(mask, masks[0]) for mask in masks)
     assert not torch.equal(first[0], second[0])
+
+
+def test_a_half_written_snapshot_is_named(folder, tmp_path):
+    for name in ("config.yaml", "resolved.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "snapshot-00000010.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"snapshot-00000010\.safetensors is no whole file"):
+        rows_of(tmp_path, SMALL)
+
+
+def test_a_folder_that_cannot_be_written_loses_no_result(folder, tmp_path, capsys, monkeypatch):
+    """The table is printed before the files are written."""
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "diagnose.csv").unlink(missing_ok=True)
+    (tmp_path / "run" / "diagnose.csv").mkdir()
+    settings = ["device=cpu", "directions=400", "batches=2", "draws=100"]
+    monkeypatch.setattr(sys, "argv", ["diagnose", str(tmp_path / "run"), *settings])
+    with pytest.raises(UserError, match=r"diagnose\.csv and diagnose\.png: Is a dir"):
+        main()
+    assert "step 10 (100%)" in capsys.readouterr().out

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from short_runs import train
 
 from fogzo_repro import load_run
@@ -104,4 +104,35 @@ def test_scales_that_move_and_quantized_inputs_are_exported_too(tmp_path, overri
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not an export"):
+        load_export(tmp_path)
+
+
+def test_weights_of_another_export_are_not_taken_for_its_own(exported, tmp_path):
+    """So an interruption between the two files leaves a folder with an older export."""
+    _, out, _, _ = exported
+    tensors = load_file(out / WEIGHTS)
+    tensors["fc1.scale"] = tensors["fc1.scale"] * 2
+    (tmp_path / WEIGHTS).write_bytes(save(tensors))
+    (tmp_path / METADATA).write_bytes((out / METADATA).read_bytes())
+    with pytest.raises(UserError, match=r"is not the one of export.json; export again"):
+        load_export(tmp_path)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, METADATA])
+@pytest.mark.parametrize("content", [b"", b"{", bytes(40)], ids=repr)
+def test_a_half_written_export_is_none(exported, tmp_path, name, content):
+    _, out, _, _ = exported
+    for one in (WEIGHTS, METADATA):
+        (tmp_path / one).write_bytes(content if one == name else (out / one).read_bytes())
+    with pytest.raises(UserError, match=r"is not an export|is not the one of"):
+        load_export(tmp_path)
+
+
+def test_a_half_written_export_without_a_checksum_is_named(exported, tmp_path):
+    _, out, _, _ = exported
+    metadata = json.loads((out / METADATA).read_text())
+    del metadata["sha256"]
+    (tmp_path / METADATA).write_text(json.dumps(metadata))
+    (tmp_path / WEIGHTS).write_bytes((out / WEIGHTS).read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"weights.safetensors is no whole file of tensors"):
         load_export(tmp_path)

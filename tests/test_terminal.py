@@ -49,3 +49,30 @@ def test_work_ends_well_after_the_reader_of_a_pipe_has_left(tmp_path) -> None:
         process.stdout.close()
     assert process.returncode == 0
     assert out.read_text() == "work done"
+
+
+TOOL = """
+import sys
+from fogzo_repro.terminal import one_line_errors
+sys.exit(one_line_errors(lambda: print("a result\\n" * int(sys.argv[1]))))
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["short", "long"])
+def test_a_tools_result_that_cannot_be_written_is_an_error(lines: int) -> None:
+    line = '"$0" -c "$1" "$2" > /dev/full'
+    words = ["sh", "-c", line, sys.executable, TOOL, str(lines)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["short", "long"])
+def test_a_reader_that_has_seen_enough_is_no_error(lines: int) -> None:
+    words = [sys.executable, "-c", TOOL, str(lines)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0

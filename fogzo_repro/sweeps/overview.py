@@ -6,7 +6,6 @@ A terminal shows a table that is redrawn; elsewhere a line is printed now and th
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fogzo_repro.sweeps.jobs import Job
+from fogzo_repro.terminal import stderr
 from fogzo_repro.tracking.progress import clock
 
 LINE_SECONDS = 15.0  # without a terminal: a line at most this often
@@ -45,7 +45,7 @@ class Overview:
         self.label = label
         self.total = total
         self.over = over
-        self.console = Console(file=sys.stderr)
+        self.console = Console(file=stderr())
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.started = self.last_line = time.monotonic()
 

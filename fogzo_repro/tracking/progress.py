@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from typing import Any, TextIO, cast
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fogzo_repro.terminal import Unfailing
+from fogzo_repro.terminal import stderr
 
 LINE_SECONDS = 15.0  # without a terminal: a line at most this often
 
@@ -30,7 +29,7 @@ class RunProgress:
         self.first = done
         self.started = self.last_line = self.shown = time.monotonic()
         self.said: dict[str, Any] = {}
-        self.console = Console(file=cast(TextIO, Unfailing(sys.stderr)), quiet=quiet)
+        self.console = Console(file=stderr(), quiet=quiet)
         self.bar: Progress | None = None
         if self.console.is_terminal:
             self.bar = Progress(

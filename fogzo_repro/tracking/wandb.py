@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro import files
+from fogzo_repro.terminal import stderr
 
 QUEUE_LENGTH = 1000  # calls of `append`, of up to 100 lines each
 INIT_SECONDS = 20.0
@@ -89,7 +89,7 @@ class WandbMirror:
         """Print a line, the first time alone; nothing is sent from then on."""
         if not self.failed:
             self.failed = True
-            print(line, file=sys.stderr)
+            print(line, file=stderr())
 
     def _work(self) -> None:
         while (call := self.calls.get()) is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from fogzo_repro import files
@@ -78,6 +79,18 @@ def load_checkpoint(
             f"no whole checkpoint in {folder}: {', '.join(damaged)}; start again with force=true"
         )
     return None
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a file of tensors that has no checksum beside it: a snapshot, an export.
+
+    Raises:
+        UserError: where it is not there or not whole.
+    """
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is no whole file of tensors ({error})") from None
 
 
 def _checkpoints(folder: Path) -> list[Path]:

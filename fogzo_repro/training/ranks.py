@@ -13,6 +13,7 @@ import gc
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -131,28 +132,9 @@ class RankAveraged:
         return ProbeLosses(both[0], both[1], losses.flips)
 
 
-_JOINED: list[Ranks] = []
-
-
+@cache
 def current_ranks() -> Ranks:
     """Join the other processes that torchrun has started, on the first call; else a single one."""
-    if not _JOINED:
-        _JOINED.append(_join())
-    return _JOINED[0]
-
-
-def leave() -> None:
-    """Part from the other processes after runs that came to their ends.
-
-    Not after an error: a captured graph that still holds the communicator would wait for the rest.
-    """
-    if dist.is_initialized():
-        gc.collect()
-        dist.destroy_process_group()
-        _JOINED.clear()
-
-
-def _join() -> Ranks:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1 or "RANK" not in os.environ:
         return Ranks()
@@ -164,3 +146,14 @@ def _join() -> Ranks:
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     control = dist.new_group(backend="gloo")
     return Ranks(int(os.environ["RANK"]), world_size, local_rank, control)
+
+
+def leave() -> None:
+    """Part from the other processes after runs that came to their ends.
+
+    Not after an error: a captured graph that still holds the communicator would wait for the rest.
+    """
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
+        current_ranks.cache_clear()

@@ -26,7 +26,6 @@ from fogzo_repro.models.resnet import build_resnet
 from fogzo_repro.quantization import quantize_layers
 from fogzo_repro.quantization.uniform import Round
 from fogzo_repro.randomness import generator_for
-from fogzo_repro.training import ranks
 from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.network import _perturbed_weight
 from fogzo_repro.training.ranks import Ranks, current_ranks
@@ -161,7 +160,7 @@ def all_cases(ranks: Ranks, device: torch.device) -> dict[str, Tensor]:
 
 def join(rank: int, port: int, on_gpu: bool = False) -> None:
     """Be one of two processes."""
-    ranks._JOINED.clear()  # the parent is one process
+    current_ranks.cache_clear()  # the parent is one process
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),

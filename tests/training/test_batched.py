@@ -19,7 +19,7 @@ from fogzo_repro.estimators import Point, SequentialProbes, directions, fogzo, n
 from fogzo_repro.estimators.directions import BLOCK_NUMBERS
 from fogzo_repro.estimators.protocol import ProbeLosses, Probes
 from fogzo_repro.models.mlp import Mlp
-from fogzo_repro.plan import BLOCKS_ALIVE, _batched_probes
+from fogzo_repro.plan import BLOCKS_ALIVE, choose_batched_probes
 from fogzo_repro.training.batched import BatchedProbes, supports_batched
 from fogzo_repro.training.classification import InMemoryImages
 
@@ -199,9 +199,9 @@ def test_unsupported_model_is_refused_with_the_list(model: nn.Module) -> None:
     network: Any = SimpleNamespace(model=model)
     machine: Any = SimpleNamespace(autocast=None)
     with pytest.raises(UserError, match="model=mlp in float32 with quantizer=round or sign"):
-        _batched_probes(config, machine, task, network)
+        choose_batched_probes(config, machine, task, network)
     config.estimator.evaluator = "auto"
-    assert _batched_probes(config, machine, task, network) is None
+    assert choose_batched_probes(config, machine, task, network) is None
 
 
 def test_autocast_is_left_to_the_sequential_evaluator() -> None:
@@ -213,7 +213,7 @@ def test_autocast_is_left_to_the_sequential_evaluator() -> None:
     task, network = InMemoryImages(problem.images, "none"), SimpleNamespace(model=problem.model)
     for dtype, batched in ((None, True), (torch.bfloat16, False)):
         machine: Any = SimpleNamespace(autocast=dtype)
-        found = _batched_probes(config, machine, task, network)  # type: ignore[arg-type]
+        found = choose_batched_probes(config, machine, task, network)  # type: ignore[arg-type]
         assert (found is not None) == batched
 
 
