@@ -58,7 +58,7 @@ RUN = $(BIN)/python $(CELLS); status=$$?; test $$status -ne 2 || exit 2; $(AFTER
 figure-shallow: install  ## run the missing cells of Section 4.1 on MNIST, then make tables
 	@$(RUN)
 
-table1: install  ## Table 1: SEEDS=0,1,2,3,4 HARDWARE=h200 SCALE=smoke GPUS=0,1 MINUTES=8 DRY_RUN=1
+table1: install  ## Table 1: SEEDS=0..4 HARDWARE=h200 SCALE=smoke GPUS=0,1 MINUTES=8 DRY_RUN=1
 	@$(RUN)
 
 table2: install  ## Table 2, LSQ with 2-bit weights: the same settings

@@ -1,144 +1,128 @@
 """``python -m fogzo_repro``: one run, or a Hydra multirun sweep.
 
+Every cell of configs/table/*.yaml is offered to Hydra as ``experiment=TABLE/CELL``; the flag
+``--plain`` prints the command that such a cell stands for, and starts nothing.
+
 Exit status: 0 finished or skipped; 2 an error that the user can mend, in one line; 3 a run
 diverged; 75 stopped by a signal with the checkpoint written, run the same command again.
 """
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import os
+import re
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args  # knows which words belong to Hydra's own flags
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.plugins.sweeper import Sweeper
 
 from fogzo_repro.config import (
-    CompositionError,
+    CONFIGS,
     ConfigError,
+    RunConfig,
     UserError,
+    did_you_mean,
     parse_config,
     setting_names,
 )
+from fogzo_repro.sweeps.tables import (
+    GROUPS,
+    find_entries,
+    read_table,
+    table_files,
+)
 from fogzo_repro.terminal import outlive_terminal
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DIVERGED_STATUS = 3
 SUBMITIT = "SUBMITIT_EXECUTOR"  # set in the jobs of hydra/launcher=submitit_*
-
-
-def check(overrides: list[str]) -> None:
-    """Compose and parse before anything else; each value of a sweep once.
-
-    Raises:
-        ConfigError: in one line.
-    """
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        keys = {o.get_key_element() for o in parsed}
-        if {"estimator.beta_min", "estimator.noise"} <= keys:
-            raise ConfigError("give either estimator.beta_min or estimator.noise, not both")
-        plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-        sweeps = [
-            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-            for o in parsed
-            if o.is_sweep_override()
-        ]
-        first = [values[0] for values in sweeps]
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            for position, values in enumerate(sweeps or [[""]]):
-                for value in values:
-                    chosen = [*first[:position], value, *first[position + 1 :]]
-                    parse_config(compose("config", [*plain, *filter(None, chosen)]))
-    except OverrideParseException as error:
-        raise ConfigError(f"{error.override}: {_readable(str(error))}") from None
-    except (HydraException, CompositionError) as error:
-        _check_names(parsed)
-        raise ConfigError(_readable(str(error))) from None
-
-
-def _check_names(overrides: list[Override]) -> None:
-    """Name the nearest setting to one that does not exist; Hydra's own message has none."""
-    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    chosen = [o for o in overrides if o.get_key_element() in groups]
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        try:
-            lines = [str(o.input_line) for o in chosen if not o.is_sweep_override()]
-            config = compose("config", lines)
-        except (HydraException, CompositionError):
-            return  # an unknown option: Hydra's message has the list
-    known = groups | setting_names(config)
-    for override in overrides:
-        key = override.get_key_element()
-        if key not in known and not key.startswith(("hydra", "+", "~")):
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            section = key.split(".")[0]
-            of = f" of {section}={config[section].name}" if f"{section}.name" in known else ""
-            raise ConfigError(f"{key} is not a setting{of}; did you mean {near[0]}?")
-
-
-def _readable(message: str) -> str:
-    """Put Hydra's several lines about a group option into one."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(
-        line for line in lines if not line.startswith(("Config search path", "provider="))
-    )
+FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own: set to 1, it raises errors instead of printing them
 
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
     outlive_terminal("stderr")
+    plain = "--plain" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--plain"]
     arguments = get_args()
-    if not (arguments.help or arguments.hydra_help):
-        try:
-            check(arguments.overrides)
-        except ConfigError as error:
-            if os.environ.get("RANK", "0") == "0":  # torchrun: all processes find the same
-                error.tell()
-            return 2
-    statuses = [0]
+    words = arguments.overrides
+    changes = {FULL_ERROR: "1"}
+    if arguments.config_dir:  # Hydra finds a user's options there, we find tables
+        changes["FOGZO_PARTS"] = str(Path(arguments.config_dir).expanduser().absolute())
+    statuses = [0]  # of the runs; the first says only that nothing has failed yet
+    launched: list[bool] = []  # not empty: all is composed, an error is no longer the user's
+    told: set[str] = set()
 
-    @hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")
     def job(composed: Any) -> None:
         try:
-            config = parse_config(composed)
-            from fogzo_repro.plan import describe
-            from fogzo_repro.run import execute
-            from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted
-            from fogzo_repro.training.ranks import current_ranks
-
-            if config.dry_run:
-                print(describe(config))
-                return
-            outlive_terminal("stdout")
-            try:
-                record = execute(config)
-            except Preempted:
-                if SUBMITIT in os.environ:
-                    signal.raise_signal(signal.SIGUSR2)  # its handler is back: it requeues the job
-                sys.exit(REQUEUE_STATUS)
-            if current_ranks().first:
-                print(summary(record))
-            statuses.append(DIVERGED_STATUS if record["status"] != "finished" else 0)
+            config = parse_composed(composed, HydraConfig.get())
+            launched.append(True)
+            statuses.append(run_one(config))
         except UserError as error:
-            error.tell()
+            if str(error) not in told:  # all seeds of a sweep lack the same data
+                tell(error)
+            told.add(str(error))
             statuses.append(2)
             if SUBMITIT in os.environ:  # another process waits for the status
                 raise
 
-    job()
+    tracebacks = os.environ.get(FULL_ERROR) == "1"
+    with environment(**changes), sweeps_checked(lambda: launched.append(True)):
+        try:
+            offer_tables(words)
+            if plain:
+                print("\n".join(plain_commands(words)))
+                return 0
+            hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")(job)()
+        except Exception as error:
+            if told:
+                return 1
+            if tracebacks or (launched and not isinstance(error, UserError)):
+                raise
+            tell(in_one_line(error, words))
+            return 2
     if 2 not in statuses:
         from fogzo_repro.training.ranks import leave
 
         leave()
     return max(statuses)
+
+
+def tell(error: UserError) -> None:
+    """Print an error; of a run's processes, which all compose the same, the first one does."""
+    if not isinstance(error, ConfigError) or os.environ.get("RANK", "0") == "0":
+        error.tell()
+
+
+def run_one(config: RunConfig) -> int:
+    """Run, or describe, what is configured; return the exit status."""
+    from fogzo_repro.plan import describe
+    from fogzo_repro.run import execute
+    from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted
+    from fogzo_repro.training.ranks import current_ranks
+
+    if config.dry_run:
+        print(describe(config))
+        return 0
+    outlive_terminal("stdout")
+    try:
+        record = execute(config)
+    except Preempted:
+        if SUBMITIT in os.environ:
+            signal.raise_signal(signal.SIGUSR2)  # its handler is back: it requeues the job
+        sys.exit(REQUEUE_STATUS)
+    if current_ranks().first:
+        print(summary(record))
+    return DIVERGED_STATUS if record["status"] != "finished" else 0
 
 
 def summary(record: dict) -> str:
@@ -150,6 +134,166 @@ def summary(record: dict) -> str:
         shown = [f"{k} {v:.4f}" for k, v in values.items() if k not in ("step", "split")]
         parts += [f"best {split}: {' '.join(shown)} at step {values['step']}"]
     return "  ".join([*parts, f"{record['wall_seconds']:.1f} s", record["notes"]]).rstrip()
+
+
+def compose_config(overrides: Sequence[str]) -> Any:
+    """Compose as the command line does, for scripts and tests; Hydra's own section is left in.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    offer_tables(overrides)
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            return compose("config", list(overrides), return_hydra_config=True)
+    except Exception as error:
+        raise in_one_line(error, overrides) from None
+
+
+def compose_run(*overrides: str) -> RunConfig:
+    """Compose and check one run.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    composed = compose_config(overrides)
+    return parse_composed(composed, composed.hydra)
+
+
+def parse_composed(composed: Any, hydra_section: Any) -> RunConfig:
+    """Parse what Hydra has composed.
+
+    Raises:
+        ConfigError: in one line; with the file of the table where the cell has set what is wrong.
+    """
+    words = list(hydra_section.overrides.task)
+    if {"estimator.beta_min", "estimator.noise"} <= {word.partition("=")[0] for word in words}:
+        raise ConfigError("give either estimator.beta_min or estimator.noise, not both")
+    try:
+        return parse_config(composed)
+    except ConfigError as error:
+        cell = hydra_section.runtime.choices.get("experiment")
+        key = re.match(r"[\w.]*", str(error))
+        if cell and key and key[0] not in {word.partition("=")[0] for word in words}:
+            for entry in find_entries(cell, table_files()):
+                if key[0] in entry.settings:
+                    raise ConfigError(f"{entry.file}, {entry.name}: {error}") from None
+        raise
+
+
+def offer_tables(words: Sequence[str]) -> None:
+    """Offer the cells of all tables to Hydra, if one is asked for.
+
+    Raises:
+        ConfigError: for a mistake in a table's file.
+    """
+    if not any(word.startswith("experiment=") for word in words):
+        return
+    store = ConfigStore.instance()
+    for file in table_files().values():
+        for entry in read_table(file):
+            table, place = f"experiment/{file.stem}", {"package": "_global_", "provider": str(file)}
+            store.store(group=table, name=entry.name, node=entry.node(), **place)
+            # Only this makes the cells options of `experiment`, as glob(table1/*) looks for them.
+            store.store(group="experiment", name=entry.path, node={}, **place)
+
+
+def plain_commands(words: Sequence[str]) -> list[str]:
+    """Return the commands that the cells on the command line stand for, other words at the end."""
+    cells = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    more = [word for word in words if not word.startswith("experiment=")]
+    if not cells:
+        raise ConfigError("--plain prints what a cell stands for; give experiment=TABLE/CELL")
+    files = table_files()
+    return [entry.command(more) for cell in cells for entry in find_entries(cell, files)]
+
+
+@contextlib.contextmanager
+def environment(**changes: str) -> Iterator[None]:
+    """Set variables of the environment for a while."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def sweeps_checked(when_checked: Callable[[], None]) -> Iterator[None]:
+    """Have Hydra's sweepers parse every job where they look whether it can be composed.
+
+    So a sweep with one bad value starts none of its runs, whatever launches them.
+    """
+    before = Sweeper.validate_batch_is_legal
+
+    def validate(self: Sweeper, batch: Sequence[Sequence[str]]) -> None:
+        assert self.hydra_context is not None and self.config is not None
+        for overrides in batch:
+            loader = self.hydra_context.config_loader
+            composed = loader.load_sweep_config(self.config, list(overrides))
+            parse_composed(composed, composed.hydra)
+        when_checked()
+
+    Sweeper.validate_batch_is_legal = validate  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Sweeper.validate_batch_is_legal = before  # type: ignore[method-assign]
+
+
+def in_one_line(error: Exception, words: Sequence[str]) -> UserError:
+    """Return what Hydra, or a parser that it uses, has raised while it composed, in one line."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OverrideParseException):
+        return ConfigError(f"{error.override}: {error}")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.partition("/")
+        if group == "experiment":
+            return _unknown_cell(name)
+        if error.options:
+            near, options = did_you_mean(name, error.options), ", ".join(error.options)
+            return ConfigError(f"{group}={name} is not an option{near}; options: {options}")
+    elif isinstance(error, OSError) and error.filename:
+        why = (error.strerror or "").lower()
+        return ConfigError(f"{error.filename}: {why}; a sweep writes to output_root, give another")
+    lines = [str(error), str(error.__cause__ or "")] if not str(error) else [str(error)]
+    return _unknown_setting(words) or ConfigError(" ".join(lines))
+
+
+def _unknown_cell(name: str) -> ConfigError:
+    try:
+        cells = find_entries(name, table_files())
+    except ConfigError as error:
+        return error
+    return ConfigError(
+        f"experiment={name} stands for {len(cells)} cells; give one, as experiment="
+        f"{cells[0].path}, or run all by `python scripts/run_cells.py {name}`"
+    )
+
+
+def _unknown_setting(words: Sequence[str]) -> ConfigError | None:
+    """Name the nearest setting to one that does not exist; Hydra's own message has none."""
+    keys = [word.partition("=")[0] for word in words]
+    groups = (*GROUPS, "scale", "experiment")
+    chosen = [word.split(",")[0] for word in words if word.partition("=")[0] in groups]
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            config = compose("config", chosen)
+    except Exception:
+        return None  # one of these is to blame, and Hydra's own message says it
+    known = {*groups, *setting_names(config)}
+    for key in keys:
+        if key not in known and not key.startswith(("hydra", "+", "~")):
+            section = key.split(".")[0]
+            of = f" of {section}={config[section].name}" if f"{section}.name" in known else ""
+            return ConfigError(f"{key} is not a setting{of}{did_you_mean(key, known)}")
+    return None
 
 
 if __name__ == "__main__":

@@ -14,12 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-
 if not __package__:  # started as a file
     import root  # noqa: F401
 
-from fogzo_repro.config import UserError, parse_config
+from fogzo_repro.config import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,16 +42,16 @@ COLORS = {
 
 def run_cells() -> tuple[dict[str, list[dict[str, Any]]], bool]:
     """Run what is missing, one process a core; return records by cell, and if it was stopped."""
+    from fogzo_repro.__main__ import compose_run
     from fogzo_repro.sweeps.jobs import Cell, missing_jobs, plan_jobs
     from fogzo_repro.sweeps.overview import Overview
     from fogzo_repro.sweeps.queue import run_queue
     from fogzo_repro.tracking.records import read_record
 
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        cells = [
-            Cell(parse_config(compose("config", [*COMMON, f"cell.row='{row}'", *overrides])), SEEDS)
-            for row, overrides in CELLS.items()
-        ]
+    cells = [
+        Cell(compose_run(*COMMON, f"cell.row='{row}'", *overrides), SEEDS)
+        for row, overrides in CELLS.items()
+    ]
     jobs = plan_jobs(cells)
     missing = missing_jobs(jobs, FOLDER)
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are finished", flush=True)

@@ -3,14 +3,14 @@
     python scripts/run_cells.py table1 --gpus 0,1,2,3                  one cell a card at a time
     python scripts/run_cells.py table3 --dry-run                       what it takes; starts nothing
     python scripts/run_cells.py table4 --minutes 60                    in pieces, on each call one
-    python scripts/run_cells.py figure-shallow/ste --seeds 0,1         one file, other seeds
-    python scripts/run_cells.py 'table2/resnet50-*' --claims           some files
+    python scripts/run_cells.py figure-shallow/ste --seeds 0..4        one cell, other seeds
+    python scripts/run_cells.py 'table2/resnet50-*' --claims           some cells
     python scripts/run_cells.py figure-shallow hardware=h200 --workers 8
     python scripts/run_cells.py figure-shallow --claims                what the claims need, no more
     python scripts/run_cells.py figure-shallow/fogzo estimator.noise=1e-5   in place of its sweep
 
-Cells stand in configs/experiment/<table>/*.yaml. A run that is finished, under output_root or by a
-committed record, is skipped; interrupted anywhere, the same command goes on. In the end the records
+Cells stand in configs/table/*.yaml. A run that is finished, under output_root or by a committed
+record, is skipped; interrupted anywhere, the same command goes on. In the end the records
 of all runs that are over are copied to results/records/<table>/.
 
 With --claims the tuning seeds are run first; they choose, and of a sweep only the chosen value is
@@ -32,10 +32,10 @@ if not __package__:  # started as a file
     import root  # noqa: F401
 
 from fogzo_repro.config import ConfigError, RunConfig, UserError
-from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_jobs
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
+from fogzo_repro.sweeps.tables import evaluation_seeds
 from fogzo_repro.terminal import outlive_terminal
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,9 +48,9 @@ def main() -> int:
     started = time.monotonic()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "table", help="a folder of configs/experiment, or <folder>/<file or pattern>"
+        "table", help="a file of configs/table without its ending, or <table>/<cell or pattern>"
     )
-    parser.add_argument("--seeds", help="evaluation seeds, as 0,1,2; tuning seeds stay")
+    parser.add_argument("--seeds", help="evaluation seeds, as 0,1 or 0..4; tuning seeds stay")
     parser.add_argument("--workers", type=int, help="runs at a time")
     parser.add_argument("--gpus", default="", help="cards to deal to the workers, as 0,1")
     parser.add_argument("--minutes", type=float, help="stop after so many, with checkpoints")
@@ -61,7 +61,7 @@ def main() -> int:
     arguments.deadline = None if arguments.minutes is None else started + 60 * arguments.minutes
     try:
         _check_overrides(overrides)
-        seeds = None if arguments.seeds is None else parse_seeds(arguments.seeds)
+        seeds = evaluation_seeds(arguments.seeds)
         cells = table_cells(arguments.table, overrides, seeds)
         if arguments.dry_run:
             from fogzo_repro.sweeps.dry_run import dry_run
@@ -86,27 +86,11 @@ def _check_overrides(overrides: list[str]) -> None:
 def table_cells(
     table: str, overrides: list[str], seeds: tuple[int, ...] | None = None
 ) -> list[Cell]:
-    """Compose each cell of a table, see `scripts.experiments`."""
+    """Compose each cell of a table, see `scripts.table_cells`."""
     # Not above: the workers import this file again and have no use for Hydra.
-    from scripts.experiments import table_cells as compose_cells
+    from scripts.table_cells import table_cells as compose_cells
 
     return compose_cells(table, overrides, seeds)
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Return evaluation seeds from a comma list.
-
-    Raises:
-        ConfigError: where one is not a number, or is a tuning seed.
-    """
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--seeds={text} is not a list of numbers, as 0,1,2") from None
-    for seed in seeds:
-        if seed in TUNING_SEEDS:
-            raise ConfigError(f"--seeds={text}: {seed} is a tuning seed, it reports nothing")
-    return seeds
 
 
 def visible_gpus(text: str) -> list[str]:

@@ -21,15 +21,16 @@ if not __package__:  # started as a file
     import root  # noqa: F401
 
 from fogzo_repro.config import UserError
+from fogzo_repro.sweeps.tables import table_files
 from fogzo_repro.training.preemption import Preempted
-from scripts.experiments import table_cells, tables
+from scripts.table_cells import table_cells
 
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("tables", nargs="*", help="folders of configs/experiment, or folder/file")
-    names = parser.parse_args().tables or tables()
+    parser.add_argument("tables", nargs="*", help="tables of configs/table, or table/cell")
+    names = parser.parse_args().tables or table_files()
     started, failed, count = time.monotonic(), [], 0
     try:
         with tempfile.TemporaryDirectory() as folder:

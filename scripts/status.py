@@ -15,33 +15,29 @@ from pathlib import Path
 if not __package__:  # started as a file
     import root  # noqa: F401
 
-from fogzo_repro.config import ConfigError, UserError
+from fogzo_repro.config import UserError
 from fogzo_repro.reporting.results import SCALE
-from fogzo_repro.sweeps.labels import planned_cells
 from fogzo_repro.sweeps.status import STATES, count_states, known_runs, runs_of
-from scripts.run_cells import parse_seeds
+from fogzo_repro.sweeps.tables import evaluation_seeds, find_entries, table_files
 
 ROOT = Path(__file__).resolve().parents[1]
-
-EXPERIMENTS = ROOT / "configs" / "experiment"
 
 
 def main() -> int:
     """Print the table; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("tables", nargs="*", help="folders of configs/experiment")
+    parser.add_argument("tables", nargs="*", help="names of tables")
     parser.add_argument("--seeds", help="evaluation seeds in place of the files'")
     parser.add_argument("--records", type=Path, default=ROOT / "results" / "records")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="output_root of the runs")
     arguments = parser.parse_args()
     try:
-        seeds = None if arguments.seeds is None else parse_seeds(arguments.seeds)
+        seeds, files = evaluation_seeds(arguments.seeds), table_files()
         known = known_runs(arguments.records, [arguments.runs])
         lines = [["table", "cells", "runs", *STATES]]
-        for name in arguments.tables or known_tables():
-            if name not in known_tables():
-                raise ConfigError(f"{name} is not a table; tables: {', '.join(known_tables())}")
-            cells = list(planned_cells(EXPERIMENTS / name, SCALE, seeds))
+        for name in arguments.tables or files:
+            entries = [entry.with_seeds(seeds) for entry in find_entries(name, files)]
+            cells = [cell for entry in entries for cell in entry.cells()]
             runs = [run for cell in cells for run in runs_of(cell, SCALE, cell.seeds)]
             states = count_states(runs, known)
             counts = [len(cells), states.total(), *(states[s] for s in STATES)]
@@ -54,11 +50,6 @@ def main() -> int:
         first, *rest = zip(line, widths, strict=True)
         print(f"{first[0]:<{first[1]}}", *(f"{text:>{width}}" for text, width in rest), sep="  ")
     return 0
-
-
-def known_tables() -> list[str]:
-    """Return the names of all tables."""
-    return sorted(path.name for path in EXPERIMENTS.iterdir() if path.is_dir())
 
 
 if __name__ == "__main__":

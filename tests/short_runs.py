@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
 from fogzo_repro import run
-from fogzo_repro.config import parse_config
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+from fogzo_repro.__main__ import compose_run
 
 
 def train(folder: Path, *overrides: str) -> Path:
@@ -16,6 +12,4 @@ def train(folder: Path, *overrides: str) -> Path:
         "dataset=digits", "recipe=digits_mlp", "recipe.max_steps=10", "hardware=cpu",
         f"output_root={folder}", *overrides,
     ]  # fmt: skip
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = parse_config(compose("config", settings))
-    return folder / run.execute(config, quiet=True)["run_id"]
+    return folder / run.execute(compose_run(*settings), quiet=True)["run_id"]

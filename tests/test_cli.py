@@ -1,7 +1,9 @@
 """The command line: every bad input ends with one line that names the remedy, and status 2."""
 
+import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,7 +30,10 @@ def run_cli(monkeypatch, capsys, *arguments):
 
 
 BAD = {
-    "no mini yet": (["model=resnet18", "scale=mini"], "Could not find 'scale/mini'"),
+    "no mini yet": (
+        ["model=resnet18", "scale=mini"],
+        "scale=mini is not an option",
+    ),
     "misspelt key": (["estimator.betamin=0.9"], "did you mean estimator.beta_min?"),
     "misspelt group": (["estimatr=ste"], "did you mean estimator?"),
     "another dataset's": (["dataset.allow_partial=true"], "not a setting of dataset=mnist"),
@@ -44,6 +49,7 @@ BAD = {
     "no quantized weight": (["quantizer=none"], "quantizer=round or estimator=ste"),
     "one value of a sweep": (["-m", "estimator.beta_min=0.9,1.5"], "estimator.beta_min=1.5"),
     "syntax": (["estimator=[ste"], "estimator=[ste"),
+    "a sweep without -m": (["seed=0,1"], "add --multirun"),
     "no evaluations": (["eval_every_steps=0"], "eval_every_steps=0 must be at least 1"),
     "evaluations not a number": (["eval_every_steps=often"], "=often is not of type int"),
     "seed": (["seed=-1"], "seed=-1 is outside"),
@@ -64,6 +70,158 @@ def test_flags_of_hydra_are_not_overrides(monkeypatch, capsys):
     status, out, err = run_cli(monkeypatch, capsys, "seed=7", "--cfg", "job", "-p", "recipe")
     assert (status, err) == (0, "")
     assert "# @package recipe" in out
+
+
+TABLE = """
+seeds: 0..1
+settings: {dataset: digits, recipe: digits_mlp, recipe.max_steps: 3, hardware: cpu, cell.row: MLP}
+columns:
+  ste: {label: "STE, plain", estimator: ste}
+  nspsa: {label: "n=${estimator.n}", estimator: nspsa, over: {estimator.n: [1, 2]}}
+  wrong: {label: wrong, estimator: fogzo, estimator.noice: 1e-9}
+  unknown: {label: unknown, estimator: fogso}
+"""
+
+
+@pytest.fixture
+def tiny_table(monkeypatch, tmp_path):
+    """Put a table of small cells into a folder of the user's; return its file."""
+    file = tmp_path / "own" / "table" / "tiny.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(TABLE)
+    monkeypatch.setenv("FOGZO_PARTS", str(tmp_path / "own"))
+    return file
+
+
+def labels(folder):
+    """Return the labels and seeds of the runs in a folder."""
+    records = [json.loads(path.read_text()) for path in folder.glob("*/record.json")]
+    return sorted((r["table"], r["row"], r["column"], r["seed"]) for r in records)
+
+
+def test_a_cell_runs_its_values_and_seeds(monkeypatch, capsys, tmp_path, tiny_table):
+    runs = f"output_root={tmp_path}/runs"
+    assert run_cli(monkeypatch, capsys, "experiment=tiny/nspsa", "seed=5,6", runs)[0] == 0
+    expected = [("tiny", "MLP", f"n={n}", seed) for n in (1, 2) for seed in (5, 6)]
+    assert labels(tmp_path / "runs") == expected
+    words = ["experiment=tiny/nspsa", "estimator.n=2", "recipe.max_steps=2", runs]
+    assert run_cli(monkeypatch, capsys, *words)[0] == 0
+    assert labels(tmp_path / "runs") == sorted(
+        [*expected, ("tiny", "MLP", "n=2", 0), ("tiny", "MLP", "n=2", 1)]
+    )
+
+
+@pytest.mark.parametrize(
+    "cells", ["tiny/nspsa,tiny/ste", "glob([tiny/n*,tiny/s*])"], ids=["list", "glob"]
+)
+def test_several_cells_in_one_sweep(monkeypatch, capsys, tmp_path, tiny_table, cells):
+    words = ["-m", f"experiment={cells}", f"output_root={tmp_path}/runs"]
+    assert run_cli(monkeypatch, capsys, *words)[0] == 0
+    assert labels(tmp_path / "runs") == [
+        ("tiny", "MLP", "STE, plain", 0), ("tiny", "MLP", "n=1", 0)
+    ]  # fmt: skip
+
+
+def test_the_plain_command_is_the_cell(monkeypatch, capsys, tiny_table):
+    def settings(*words):
+        status, out, err = run_cli(monkeypatch, capsys, *words, "--cfg", "job")
+        assert status == 0, err
+        return out
+
+    for cell in ("tiny/ste", "table1/deit-tiny-random-sign", "figure-shallow/fogzo"):
+        status, out, _ = run_cli(monkeypatch, capsys, f"experiment={cell}", "--plain", "force=true")
+        assert status == 0 and out.count("\n") == 1
+        python, *start, more = shlex.split(out)
+        assert [python, *start[:3], more] == ["python", "-m", "fogzo_repro", "-m", "force=true"]
+        swept = [word for word in start[3:] if "," in word and '"' not in word]
+        plain = [word for word in start[3:] if word not in swept]
+        assert settings(*plain) == settings(f"experiment={cell}")
+        _, hydra, _ = run_cli(
+            monkeypatch,
+            capsys,
+            f"experiment={cell}",
+            "--cfg",
+            "hydra",
+            "-p",
+            "hydra.sweeper.params",
+        )
+        assert swept == [line.replace(": ", "=") for line in hydra.splitlines()[1:]]
+
+
+UNKNOWN = {
+    "cell": ("experiment=tiny/nspsaa", "tiny.yaml has no cell nspsaa; did you mean nspsa?"),
+    "far cell": (
+        "experiment=tiny/x",
+        "tiny.yaml has no cell x; it has: ste, nspsa, wrong, unknown",
+    ),
+    "table": ("experiment=tinny/ste", "tinny is not a table; did you mean tiny?"),
+    "whole table": ("experiment=tiny", "experiment=tiny stands for 4 cells; give one, as "),
+    "setting": ("experiment=tiny/wrong", "tiny.yaml, wrong: estimator.noice is not a setting"),
+    "option": ("experiment=tiny/unknown", "estimator=fogso is not an option; did you mean fogzo?"),
+    "added setting": ("estimator.noice=1", "did you mean estimator.noise?"),
+}
+
+
+@pytest.mark.parametrize(("word", "said"), UNKNOWN.values(), ids=UNKNOWN)
+def test_what_a_table_does_not_have_is_named(monkeypatch, capsys, tmp_path, tiny_table, word, said):
+    words = [word, f"output_root={tmp_path}/runs"]
+    status, _, err = run_cli(monkeypatch, capsys, *words)
+    assert status == 2 and said in err
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_table_with_a_mistake_is_named(monkeypatch, capsys, tiny_table):
+    tiny_table.write_text(TABLE.replace("columns:", "colums:"))
+    status, _, err = run_cli(monkeypatch, capsys, "experiment=table1/deit-tiny-tanh-ste")
+    assert status == 2 and err.count("\n") == 1
+    assert f"{tiny_table}: colums is not a part of this table; did you mean columns?" in err
+
+
+def test_a_sweep_with_one_bad_value_starts_none_of_its_runs(monkeypatch, capsys, tmp_path):
+    words = ["-m", f"output_root={tmp_path}", *TINY, "estimator.beta_min=0.9,0.99,1.5"]
+    status, _, err = run_cli(monkeypatch, capsys, *words)
+    assert status == 2 and err == "error: estimator.beta_min=1.5 is outside [0, 1]\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["multirun.yaml"]
+
+
+def test_a_folder_of_the_users_is_searched_for_options(monkeypatch, capsys, tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "slow.yaml").write_text("defaults: [digits_mlp]\nlr: 0.001\n")
+    words = ["--config-dir", str(tmp_path), "dataset=digits", "recipe=slow", "--cfg", "job"]
+    status, out, err = run_cli(monkeypatch, capsys, *words, "-p", "recipe")
+    assert status == 0, err
+    assert "lr: 0.001" in out
+
+
+def test_a_file_that_is_not_yaml_is_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "estimator").mkdir()
+    (tmp_path / "estimator" / "tabbed.yaml").write_text("name: fogzo\n\tn: 1\n")
+    words = ["--config-dir", str(tmp_path), "estimator=tabbed"]
+    status, _, err = run_cli(monkeypatch, capsys, *words)
+    assert status == 2 and err.count("\n") == 1
+    assert f'in "{tmp_path}/estimator/tabbed.yaml", line 2' in err
+
+
+def test_a_sweep_into_a_folder_that_cannot_be_made_is_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = ["-m", "seed=0,1", f"output_root={tmp_path}/file/runs", *TINY]
+    status, _, err = run_cli(monkeypatch, capsys, *words)
+    assert status == 2 and err.count("\n") == 1
+    assert f"{tmp_path}/file/runs: not a directory; a sweep writes to output_root" in err
+
+
+def test_errors_of_the_configuration_come_before_torch(tmp_path):
+    code = "import sys; sys.modules['torch'] = None; from fogzo_repro.__main__ import main; "
+    for words in (["recipe.lr=-1"], ["-m", "seed=0,1", "recipe.lr=-1", f"output_root={tmp_path}"]):
+        command = [sys.executable, "-c", f"{code}sys.argv[1:] = {words}; sys.exit(main())"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (2, "error: recipe.lr=-1.0 must be above 0\n")
+
+
+def test_what_all_runs_of_a_sweep_lack_is_said_once(monkeypatch, capsys, tmp_path):
+    words = ["-m", f"output_root={tmp_path}", *TINY, "seed=0,1,2", "recipe.global_batch_size=2000"]
+    status, _, err = run_cli(monkeypatch, capsys, *words)
+    assert status == 2 and err.count("error: ") == 1
 
 
 def run_error(monkeypatch, capsys, tmp_path, *arguments):

@@ -19,11 +19,13 @@ from fogzo_repro.config.quantizers import (
     quantizer_label,
 )
 from fogzo_repro.config.recipes import RecipeConfig, VisionRecipe
-from fogzo_repro.config.rules import ConfigError
+from fogzo_repro.config.rules import ConfigError, did_you_mean
 from fogzo_repro.config.run import RunConfig
+from fogzo_repro.config.yaml_files import CONFIGS, read_yaml
 from fogzo_repro.terminal import UserError
 
 __all__ = [
+    "CONFIGS",
     "CompositionError",
     "ConfigError",
     "HardwareConfig",
@@ -38,8 +40,10 @@ __all__ = [
     "VisionRecipe",
     "cell_id",
     "config_hash",
+    "did_you_mean",
     "parse_config",
     "quantizer_label",
+    "read_yaml",
     "result_fields",
     "run_id",
     "setting_names",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -68,9 +67,6 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver(  # the paper has other values for deep networks than for the MLP
     "deep", lambda model, deep, shallow: shallow if model == "mlp" else deep, replace=True
 )
-OmegaConf.register_new_resolver(  # a length that a cell sets apart from its recipe
-    "by_scale", lambda scale, full, mini: full if scale == "full" else mini, replace=True
-)
 OmegaConf.register_new_resolver(
     "whole_steps", lambda tokens, batch, context: int(tokens // (batch * context)), replace=True
 )
@@ -95,7 +91,7 @@ def parse_config(config: DictConfig) -> RunConfig:
     Raises:
         ConfigError: with one line that names the key, the rule and, where there is one, the remedy.
     """
-    config = copy.deepcopy(config)
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:

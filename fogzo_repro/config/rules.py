@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 
 from fogzo_repro.terminal import UserError
 
@@ -15,6 +17,38 @@ def require(rule: bool, message: str) -> None:
     """Raise a ConfigError unless the rule holds."""
     if not rule:
         raise ConfigError(message)
+
+
+def did_you_mean(name: str, known: Iterable[str], before: str = "") -> str:
+    """Return the question after a name that is not known, or nothing where no known name is near.
+
+    Of dotted names the parts are compared one by one: all of `estimator.` looks alike otherwise.
+
+    Args:
+        name: as it was typed.
+        known: the names that there are.
+        before: is put before the name that is proposed.
+
+    >>> did_you_mean("betamin", ["n", "beta_min"], "estimator."), did_you_mean("betamin", ["n"])
+    ('; did you mean estimator.beta_min?', '')
+    >>> did_you_mean("estimater.n", ["estimator.n"]), did_you_mean("n", ["seed", "estimator.n"])
+    ('; did you mean estimator.n?', '; did you mean estimator.n?')
+    """
+    near = _nearest(name, set(known))
+    return f"; did you mean {before}{near}?" if near else ""
+
+
+def _nearest(name: str, known: set[str]) -> str | None:
+    section, _, key = name.rpartition(".")
+    sections = {k.rpartition(".")[0] for k in known}
+    if section and section not in sections:
+        section = _nearest(section, sections - {""}) or section
+    keys = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(key, sorted(keys), n=1, cutoff=0.6)
+    if near:
+        return f"{section}.{near[0]}".lstrip(".")
+    elsewhere = [k for k in sorted(known) if k.rpartition(".")[2] == key]
+    return elsewhere[0] if len(elsewhere) == 1 else None
 
 
 def choice(key: str, value: str, options: tuple[str, ...]) -> None:

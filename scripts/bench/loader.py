@@ -15,11 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
-from fogzo_repro.config import UserError, parse_config
-
-ROOT = Path(__file__).resolve().parents[2]
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import UserError
 
 
 def main() -> None:
@@ -54,8 +51,7 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, float]:
     from fogzo_repro.data.photographs import PhotographLoader, Photographs, Sample
 
     overrides = [f"model={model}", "dataset=imagenet1k", "dataset.allow_partial=true"]
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        config = parse_config(compose("config", overrides))
+    config = compose_run(*overrides)
     files = read_index(config.dataset, Path(arguments.data_dir)).train
     view = training_view(config.recipe, config.dataset.image_size)
     loader = PhotographLoader(

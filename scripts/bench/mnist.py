@@ -25,21 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from fogzo_repro import run
-from fogzo_repro.config import RunConfig, UserError, parse_config
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.step import TrainStep
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def compose_run(*overrides: str) -> RunConfig:
-    """Compose and parse a run."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        return parse_config(compose("config", list(overrides)))
 
 
 def synchronize() -> None:

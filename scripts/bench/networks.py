@@ -6,16 +6,13 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-
-from fogzo_repro.config import RunConfig, parse_config
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import RunConfig
 from fogzo_repro.sweeps.forecast import flop_per_token
 from scripts.bench.clock import Clock
 
-ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = {
     "vision": {
         "resnet18": ["model=resnet18"],
@@ -72,9 +69,7 @@ def configure(
     overrides = [*NETWORKS[group][network], *QUANTIZERS[quantizer], *more]
     if group == "vision":
         overrides += ["dataset=imagenet1k", "recipe.global_batch_size=256"]
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        toy = TOY[group] if arguments.toy else []
-        return parse_config(compose("config", [*overrides, *toy]))
+    return compose_run(*overrides, *(TOY[group] if arguments.toy else []))
 
 
 def photographs(config: RunConfig, device: Any, toy: bool) -> tuple[list[Any], Any, dict[str, Any]]:

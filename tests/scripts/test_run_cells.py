@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import shutil
@@ -12,12 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.jobs import Cell
+from scripts import run_cells
 from tests.forked import finish, launch, python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,21 +25,12 @@ TABLE = "figure-shallow"
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_cells", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def cells(script: ModuleType) -> dict[tuple[str, str], Cell]:
-    found = script.table_cells(TABLE, [])
+def cells() -> dict[tuple[str, str], Cell]:
+    found = run_cells.table_cells(TABLE, [])
     return {(c.config.cell.row, c.config.cell.column): c for c in found}
 
 
-def test_the_experiment_files_are_the_cells_of_the_table(
+def test_the_cells_are_those_that_the_figure_lists(
     cells: dict[tuple[str, str], Cell],
 ) -> None:
     with open(ROOT / "results" / "paper" / f"{TABLE}.csv") as file:
@@ -73,24 +63,22 @@ def test_every_cell_is_what_its_label_says(cells: dict[tuple[str, str], Cell]) -
             assert config.estimator.beta_schedule == "constant"
 
 
-def test_other_seeds_replace_the_evaluation_seeds_and_leave_the_tuning_seeds(
-    script: ModuleType,
-) -> None:
-    found = script.table_cells(f"{TABLE}/ste", ["recipe.max_steps=3"], seeds=(20, 21))
+def test_other_seeds_replace_the_evaluation_seeds_and_leave_the_tuning_seeds() -> None:
+    found = run_cells.table_cells(f"{TABLE}/ste", ["recipe.max_steps=3"], seeds=(20, 21))
     assert {cell.seeds for cell in found} == {(20, 21, *TUNING_SEEDS)}
     assert {cell.config.recipe.max_steps for cell in found} == {3}
 
 
-def test_a_pattern_takes_a_part_of_a_table(script: ModuleType) -> None:
-    found = script.table_cells("table4/lsq-[!f]*", [])
+def test_a_pattern_takes_a_part_of_a_table() -> None:
+    found = run_cells.table_cells("table4/lsq-[!f]*", [])
     assert [cell.config.cell.column for cell in found] == ["LSQ-STE, 3.522B tokens"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["figure-deep"], "figure-deep has no experiment files; tables: figure-shallow, "),
-        ([f"{TABLE}/sta"], "has no experiment files"),
+        (["figure-deep"], "figure-deep is not a table; tables: figure-shallow, "),
+        ([f"{TABLE}/stee"], "figure-shallow.yaml has no cell stee; did you mean ste?"),
         ([TABLE, "--seeds", "0,x"], "--seeds=0,x is not a list of numbers"),
         ([TABLE, "--seeds", "0,100"], "100 is a tuning seed"),
         ([TABLE, "--wrokers", "2"], "--wrokers is neither an option nor an override"),
@@ -114,14 +102,13 @@ def test_a_pattern_takes_a_part_of_a_table(script: ModuleType) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    script: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     message: str,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["run_cells.py", *arguments])
-    assert script.main() == 2
+    assert run_cells.main() == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said and said.count("\n") == 1
 
@@ -134,7 +121,7 @@ def test_after_an_error_make_says_nothing_more(target: str) -> None:
     outside = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=outside)
     first, *rest = done.stderr.splitlines()
-    assert first == "error: --seeds=x is not a list of numbers, as 0,1,2"
+    assert first == "error: --seeds=x is not a list of numbers, as 0,1,2 or 0..4"
     assert done.returncode == 2 and done.stdout == ""
     assert all(line.startswith("make") for line in rest)
 

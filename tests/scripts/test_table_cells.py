@@ -1,4 +1,4 @@
-"""The cells of Tables 1 to 4: the files are the listed cells, at every scale."""
+"""The cells of Tables 1 to 4: the table files have the listed cells, each as its label says."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from fogzo_repro.reporting.results import SCALE, TUNING_SEEDS
+from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.jobs import Cell
-from fogzo_repro.sweeps.labels import planned_cells
-from scripts.experiments import EXPERIMENTS, experiment_files, table_cells, tables
-from scripts.write_costs import cost, with_cost
-from tests.composed import TABLES, composed, composed_files
+from fogzo_repro.sweeps.tables import find_entries, table_files
+from scripts.table_cells import table_cells
+from tests.composed import TABLES, composed
 from tests.conftest import ROOT
 
 PAPER = ROOT.parent / "shared" / "PAPER.md"
@@ -31,7 +30,7 @@ def listed(table: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("table", TABLES, ids=TABLES)
-def test_the_experiment_files_are_the_cells_of_the_table(
+def test_the_cells_are_those_that_the_papers_table_lists(
     cells: dict[str, list[Cell]], table: str
 ) -> None:
     composed = [
@@ -88,28 +87,17 @@ def test_table_4_has_the_papers_tokens_and_its_last_30_percent(
     assert fogzo.estimator.start_fraction == 0.7
 
 
-@pytest.mark.parametrize("table", TABLES, ids=TABLES)
-def test_the_hours_in_the_headers_are_those_of_the_bench(table: str) -> None:
-    for file, of_file in composed_files(table).items():
-        text = file.read_text()
-        stale = f"{file}: run `python scripts/write_costs.py`"
-        assert with_cost(text, cost(of_file)) == text, stale
-
-
-def test_equal_cost_controls_say_the_measured_ratio() -> None:
-    form = re.compile(
-        r"(?:times|takes) (\d\.\d+)(?: STE steps|, the STE steps that a FOGZO n = 1 step takes) "
-        r"\(results/records/bench/(\S+).json, (\w+) ([\w-]+)"
-    )
-    said = 0
-    for file in EXPERIMENTS.glob("*/*equal-cost.yaml"):
-        text = " ".join(line.strip(" #") for line in file.read_text().splitlines())
-        for ratio, bench, network, quantizer in form.findall(text):
-            record = json.loads((ROOT / f"results/records/bench/{bench}.json").read_text())
-            measured = record["networks"][network][quantizer]["fogzo_over_ste"]
-            assert float(ratio) == pytest.approx(measured, abs=6e-4), file.name
-            said += 1
-    assert said == 11
+def test_equal_cost_controls_have_the_measured_ratio() -> None:
+    text = "\n".join(file.read_text() for file in table_files().values())
+    sources = re.findall(r"(\d\.\d+) \((\S+), (\w+) ([\w-]+)", text)
+    for ratio, bench, network, quantizer in sources:
+        record = json.loads((ROOT / f"results/records/bench/{bench}.json").read_text())
+        measured = record["networks"][network][quantizer]["fogzo_over_ste"]
+        assert float(ratio) == pytest.approx(measured, abs=6e-4), (bench, network, quantizer)
+    products = re.findall(r"(?:epochs|max_steps): (\d+)[,}\s].*# (\d+) x (\d\.\d+)", text)
+    for length, plain, ratio in products:
+        assert int(length) == pytest.approx(int(plain) * float(ratio), abs=1)
+    assert len(sources) == len(products) == 11
 
 
 @pytest.mark.parametrize("table", TABLES, ids=TABLES)
@@ -130,18 +118,14 @@ def test_a_control_at_equal_cost_stretches_the_whole_schedule(
             assert longer.warmup_epochs == round(ratio * plain.warmup_epochs)
 
 
-@pytest.mark.parametrize("table", tables(), ids=str)
-def test_every_file_says_command_paper_and_cost(table: str) -> None:
-    runs_said = 0
-    for file in experiment_files(table):
-        header = file.read_text().split("\ndefaults:")[0]
-        assert f"#   python scripts/run_cells.py {table}/{file.stem}" in header
-        for part in ("# Paper: ", "# Cost: ", "# Ours: "):
-            assert header.count(f"\n{part}") == 1, (file, part)
-        cost = header.split("# Cost: ")[1].split("# Ours: ")[0]
-        runs_said += sum(map(int, re.findall(r"\b(\d+)(?= runs| x \d)", cost)))
-    planned = planned_cells(EXPERIMENTS / table, SCALE)
-    assert runs_said == sum(len(cell.seeds) for cell in planned)
+@pytest.mark.parametrize("table", table_files(), ids=str)
+def test_the_labels_that_are_read_are_those_that_are_composed(table: str) -> None:
+    found = composed(table)
+    labels = [
+        (c.config.cell.table, c.config.cell.row, c.config.cell.column, c.seeds) for c in found
+    ]
+    planned = [cell for entry in find_entries(table, table_files()) for cell in entry.cells()]
+    assert labels == [(cell.table, cell.row, cell.column, cell.seeds) for cell in planned]
 
 
 PAPER_TABLES = {  # table: heading in PAPER.md, metrics in the order of its cells

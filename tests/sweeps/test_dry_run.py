@@ -18,7 +18,7 @@ from fogzo_repro.sweeps.forecast import (
     read_benches,
     run_hours,
 )
-from scripts.experiments import table_cells
+from scripts.table_cells import table_cells
 from tests.composed import TABLES, composed
 from tests.conftest import ROOT
 

@@ -1,4 +1,4 @@
-"""Where runs stand, and the labels that status reads without composing."""
+"""Where runs stand, by what they have left."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ import pytest
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import RunConfig, to_yaml
 from fogzo_repro.sweeps.jobs import Job
-from fogzo_repro.sweeps.labels import planned_cells
 from fogzo_repro.sweeps.status import count_states, known_runs, runs_of
-from scripts.experiments import table_cells
 from tests.conftest import ROOT
 
 Make = Callable[..., RunConfig]
@@ -82,13 +80,6 @@ def test_a_run_that_failed_is_forgotten_when_it_is_tried_again(
     job.note_failure("hangs")
     job.forget_failure()
     assert known_runs(tmp_path, [tmp_path / "runs"]) == {}
-
-
-def test_the_labels_read_from_the_files_are_those_of_the_composed_cells() -> None:
-    cells = [(c.config.cell, c.seeds) for c in table_cells("table4", [])]
-    labels = sorted((c.table, c.row, c.column, s) for c, s in cells)
-    planned = planned_cells(ROOT / "configs" / "experiment" / "table4", "full")
-    assert labels == sorted((c.table, c.row, c.column, c.seeds) for c in planned)
 
 
 def test_status_needs_no_torch_and_knows_the_committed_records() -> None:

@@ -1,0 +1,353 @@
+"""The tables as data: what configs/table/<table>.yaml says of its cells, their labels and seeds.
+
+A table file has rows and columns as the paper's table has, each with a label and with settings by
+their names on the command line:
+
+    seeds: 0..4                                   # of every cell, unless it has its own
+    settings: {hardware: h200}                    # of every cell
+    sets: {fogzo: {estimator: fogzo, estimator.n: 1}}
+    rows: {deit: {label: DeiT-Tiny, model: deit_tiny}}
+    columns: {lsq-fogzo: {label: LSQ-FOGZO, quantizer: lsq, use: [fogzo]}}
+    only: {deit-lsq-fogzo: {recipe.epochs: 400}}  # what one cell has beside its row and column
+
+The cell `deit-lsq-fogzo` has the table's settings, then its row's, its column's and its own; of two
+values for one setting the later one stands, and `use` comes before the settings beside it. A column
+with `rows: [deit]` stands in these rows alone. A table may have rows alone, or columns alone, which
+then name the cells; the other label is the setting `cell.column` or `cell.row`.
+
+`over: {estimator.noise: [1e-6, 1e-7]}` makes one cell of each value, or of each combination; the
+labels refer to it, as in "1-beta=${estimator.noise}". `sweeps:` has such cells on the tuning seeds,
+each with the settings of the cell that `of` names.
+
+Nothing is composed here, and neither torch nor Hydra is needed to know where runs belong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from fogzo_repro.config import CONFIGS, ConfigError, RunConfig, did_you_mean, read_yaml
+from fogzo_repro.reporting.results import TUNING_SEEDS
+
+# Settings that choose among files. So does `scale`, which comes after the cell: see `Entry.node`.
+GROUPS = ("model", "dataset", "quantizer", "estimator", "recipe", "hardware", "tracker")
+SECTIONS = {field.name for field in fields(RunConfig)} - {"seed"}  # a setting begins with one
+WORDS = {  # the parts of a table file, and what an entry of each may say beside settings
+    "settings": (),
+    "sets": (),
+    "rows": ("label", "use", "over", "seeds"),
+    "columns": ("label", "use", "over", "seeds", "rows"),
+    "only": ("use", "over", "seeds"),
+    "sweeps": ("of", "use", "over", "seeds"),
+}
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z][\w./-]*", re.I)  # needs no quotes
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell by its labels, and the seeds that it is run with."""
+
+    table: str
+    row: str
+    column: str
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What `experiment=TABLE/NAME` stands for: a cell, or one for each combination of `over`.
+
+    Attributes:
+        file: the table's file.
+        name: within the table.
+        settings: by their names on the command line; `cell.row` and `cell.column` are the labels.
+        over: settings with several values.
+        seeds: of the runs.
+    """
+
+    file: Path
+    name: str
+    settings: Mapping[str, Any]
+    over: Mapping[str, list[Any]]
+    seeds: tuple[int, ...]
+
+    @property
+    def path(self) -> str:
+        """The name on the command line."""
+        return f"{self.file.stem}/{self.name}"
+
+    def with_seeds(self, seeds: tuple[int, ...] | None) -> Entry:
+        """Return the entry with other evaluation seeds; without evaluation seeds it gets none."""
+        if seeds is None or set(self.seeds) <= set(TUNING_SEEDS):
+            return self
+        return replace(self, seeds=(*seeds, *(s for s in self.seeds if s in TUNING_SEEDS)))
+
+    def without(self, given: Iterable[str]) -> Entry:
+        """Return the entry without its values for settings that are given otherwise."""
+        return replace(self, over={k: v for k, v in self.over.items() if k not in given})
+
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """Yield the values of `over` for each cell."""
+        for values in itertools.product(*self.over.values()):
+            yield dict(zip(self.over, values, strict=True))
+
+    def cells(self) -> list[Planned]:
+        """Return the cells, with the values that the labels refer to in their places."""
+        found = []
+        for values in self.combinations():
+            known = {**self.settings, **values}
+            row, column = (self._fill(str(known[f"cell.{k}"]), known) for k in ("row", "column"))
+            found.append(Planned(self.file.stem, row, column, self.seeds))
+        return found
+
+    def _fill(self, label: str, known: Mapping[str, Any]) -> str:
+        for name in REFERENCE.findall(label):
+            if name not in known:
+                said = f"the label {label} refers to {name}, which is not set"
+                raise ConfigError(f"{self.file}, {self.name}: {said}{did_you_mean(name, known)}")
+        return REFERENCE.sub(lambda match: str(known[match[1]]), label)
+
+    def node(self) -> dict[str, Any]:
+        """Return what Hydra is offered, the content of a file `experiment/TABLE/NAME.yaml`.
+
+        The scale is chosen by the sweep, as the seeds are: its defaults come after the experiment.
+        """
+        chosen = [{f"override /{k}": v} for k, v in self.settings.items() if k in GROUPS]
+        node: dict[str, Any] = {"defaults": chosen}
+        for key, value in self.settings.items():
+            if key not in (*GROUPS, "scale"):
+                *sections, last = key.split(".")
+                place = node
+                for section in sections:
+                    place = place.setdefault(section, {})
+                place[last] = value
+        params = {key: value for key, _, value in (w.partition("=") for w in self._swept())}
+        return {**node, "hydra": {"mode": "MULTIRUN", "sweeper": {"params": params}}}
+
+    def command(self, more: Iterable[str] = ()) -> str:
+        """Return the plain command that the entry stands for, with more words at its end."""
+        labels_last = sorted(self.settings, key=lambda key: key.startswith("cell."))
+        words = [f"{k}={_text(self.settings[k])}" for k in labels_last if k != "scale"]
+        return shlex.join(["python", "-m", "fogzo_repro", "-m", *words, *self._swept(), *more])
+
+    def _swept(self) -> list[str]:
+        scale = {"scale": self.settings["scale"]} if "scale" in self.settings else {}
+        swept = {k: ",".join(map(_text, v)) for k, v in self.over.items()}
+        seeds = ",".join(map(str, self.seeds))
+        return [f"{k}={v}" for k, v in {**scale, **swept, "seed": seeds}.items()]
+
+
+def table_files() -> dict[str, Path]:
+    """Return the files of all tables by their names: ours, and those of the user's folder."""
+    own = os.environ.get("FOGZO_PARTS")
+    folders = [CONFIGS, *([Path(own)] if own else [])]
+    found = [path for folder in folders for path in sorted((folder / "table").glob("*.yaml"))]
+    return {path.stem: path for path in found}
+
+
+def find_entries(name: str, files: Mapping[str, Path]) -> list[Entry]:
+    """Return the entries of a table, or those that are named, as `table3/95m-*`.
+
+    Raises:
+        ConfigError: in one line with the nearest name.
+    """
+    table, _, pattern = name.partition("/")
+    if table not in files:
+        near = did_you_mean(table, files)
+        raise ConfigError(f"{table} is not a table{near}; tables: {', '.join(sorted(files))}")
+    entries = read_table(files[table])
+    found = [entry for entry in entries if fnmatchcase(entry.name, pattern or "*")]
+    if not found:
+        names = [entry.name for entry in entries]
+        near = did_you_mean(pattern, names) or f"; it has: {', '.join(names)}"
+        raise ConfigError(f"{files[table]} has no cell {pattern}{near}")
+    return found
+
+
+def read_table(file: Path) -> list[Entry]:
+    """Read a table.
+
+    Raises:
+        ConfigError: in one line with the file, the place in it, and the nearest name.
+    """
+    entries = _Reader(file).entries()
+    owners: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        for cell in entry.cells():
+            place = cell.row, cell.column
+            if place in owners:
+                said = f"{owners[place]} and {entry.name} have the same labels, {' | '.join(place)}"
+                raise ConfigError(f"{file}: {said}; their runs could not be told apart")
+            owners[place] = entry.name
+    return entries
+
+
+def parse_seeds(text: Any) -> tuple[int, ...]:
+    """Return seeds from a number, a range or a list of them.
+
+    Raises:
+        ValueError: where a part is neither a number nor a range.
+
+    >>> parse_seeds("0..3"), parse_seeds(["0..1", 100]), parse_seeds("0,1,2")
+    ((0, 1, 2, 3), (0, 1, 100), (0, 1, 2))
+    """
+    found: list[int] = []
+    for part in text if isinstance(text, list) else str(text).split(","):
+        first, dots, last = str(part).partition("..")
+        seeds = range(int(first), int(last if dots else first) + 1)
+        if not seeds:
+            raise ValueError(f"{part} is an empty range")
+        found += seeds
+    return tuple(found)
+
+
+def evaluation_seeds(text: str | None) -> tuple[int, ...] | None:
+    """Return the seeds that the option --seeds gives.
+
+    Raises:
+        ConfigError: where one is not a number, or is a tuning seed.
+    """
+    if text is None:
+        return None
+    try:
+        seeds = parse_seeds(text)
+    except ValueError:
+        raise ConfigError(f"--seeds={text} is not a list of numbers, as 0,1,2 or 0..4") from None
+    for seed in seeds:
+        if seed in TUNING_SEEDS:
+            raise ConfigError(f"--seeds={text}: {seed} is a tuning seed, it reports nothing")
+    return seeds
+
+
+@dataclass
+class _Part:
+    """One mapping of a table file: a row, a column, what one cell has, or a sweep."""
+
+    settings: dict[str, Any]
+    words: dict[str, Any]  # what it says beside settings, see WORDS
+    label: str = ""  # the setting that its `label` is
+
+
+class _Reader:
+    """Makes the entries of one file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        content = read_yaml(file)
+        self._check("part", content, ("seeds", *WORDS), "")
+        self.seeds = content.get("seeds")
+        self.parts = {kind: self._mapping(kind, content.get(kind, {})) for kind in WORDS}
+        if not (self.parts["rows"] or self.parts["columns"]):
+            raise self._mistake("it has neither rows nor columns")
+
+    def entries(self) -> list[Entry]:
+        """Return the cells, rows times columns, then the sweeps."""
+        common = self._part("settings", {"cell.table": self.file.stem, **self.parts["settings"]})
+        cells: dict[str, list[_Part]] = {}
+        for row in self.parts["rows"] or [""]:
+            for column in self.parts["columns"] or [""]:
+                in_row, in_column = self._named("rows", row), self._named("columns", column)
+                in_row.label, in_column.label = "cell.row", "cell.column"
+                rows = _listed(in_column.words.get("rows", [row]))
+                self._check("row", rows, self.parts["rows"] or [""], f"columns.{column}.rows")
+                if row in rows:
+                    name = "-".join(filter(None, (row, column)))
+                    cells[name] = [common, in_row, in_column]
+        self._check("cell", self.parts["only"], cells, "only")
+        for name in self.parts["only"]:
+            cells[name].append(self._named("only", name))
+        sweeps = {}
+        for name in self.parts["sweeps"]:
+            sweep = self._named("sweeps", name)
+            sweep.words.setdefault("seeds", list(TUNING_SEEDS))
+            of = _listed(sweep.words.get("of", []))
+            self._check("cell", of, cells, f"sweeps.{name}.of")
+            sweeps[name] = [*(cells[of[0]] if of else [common]), sweep]
+        made = [self._entry(name, parts) for name, parts in {**cells, **sweeps}.items()]
+        for entry in made[len(cells) :]:
+            if wrong := set(entry.seeds) - set(TUNING_SEEDS):
+                choose = ", ".join(map(str, TUNING_SEEDS))
+                said = f"seed {min(wrong)} reports, and a sweep chooses on the seeds {choose}"
+                raise self._mistake(f"sweeps.{entry.name}: {said}")
+        return made
+
+    def _entry(self, name: str, parts: Iterable[_Part]) -> Entry:
+        """Put the parts of an entry together; of two values the later one stands."""
+        settings: dict[str, Any] = {}
+        over: dict[str, list[Any]] = {}
+        seeds = self.seeds
+        for part in parts:
+            for used in _listed(part.words.get("use", [])):
+                settings |= self._named("sets", used).settings
+            settings |= part.settings
+            if "label" in part.words:
+                settings[part.label] = part.words["label"]
+            over |= part.words.get("over", {})
+            seeds = part.words.get("seeds", seeds)
+        for label in ("cell.row", "cell.column"):
+            if label not in settings:
+                raise self._mistake(f"{name} has no {label}; give its row or column a label")
+        try:
+            found = parse_seeds(seeds)
+        except ValueError:
+            said = f"{seeds} are not seeds, as 0..4 or [0..9, 100]"
+            raise self._mistake(f"{name}: {said}") from None
+        kept = {key: value for key, value in settings.items() if key not in over}
+        return Entry(self.file, name, kept, over, found)
+
+    def _named(self, kind: str, name: str) -> _Part:
+        return self._part(f"{kind}.{name}", self.parts[kind].get(name, {}))
+
+    def _part(self, where: str, said: Any) -> _Part:
+        """Sort what a mapping of the file says into settings and other words."""
+        known = WORDS[where.partition(".")[0]]
+        part = _Part({}, {})
+        for key, value in self._mapping(where, said).items():
+            if key not in known and key.partition(".")[0] not in SECTIONS:
+                near = did_you_mean(key, {*known, *SECTIONS})
+                raise self._mistake(f"{where}: {key} is not a setting{near}")
+            (part.words if key in known else part.settings)[key] = value
+        self._check("set", _listed(part.words.get("use", [])), self.parts["sets"], f"{where}.use")
+        for key, values in self._mapping(f"{where}.over", part.words.get("over", {})).items():
+            if not (isinstance(values, list) and values):
+                raise self._mistake(f"{where}.over.{key} is not a list of values")
+        return part
+
+    def _mapping(self, where: str, said: Any) -> dict[str, Any]:
+        if not isinstance(said, dict):
+            raise self._mistake(f"{where} is not a mapping of names to values")
+        return {str(key): value for key, value in said.items()}
+
+    def _check(self, kind: str, names: Iterable[str], known: Iterable[str], where: str) -> None:
+        for name in names:
+            if name not in known:
+                place = f"{where}: " if where else ""
+                near = did_you_mean(name, known)
+                raise self._mistake(f"{place}{name} is not a {kind} of this table{near}")
+
+    def _mistake(self, said: str) -> ConfigError:
+        return ConfigError(f"{self.file}: {said}")
+
+
+def _listed(names: Any) -> list[str]:
+    """Return one name, or a list of them, as a list."""
+    return [str(name) for name in names] if isinstance(names, list) else [str(names)]
+
+
+def _text(value: Any) -> str:
+    """Return a value as Hydra's command line takes it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, str) and not PLAIN.fullmatch(value):
+        return json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,116 @@
+"""Table files: what stands in which cell, and one line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fogzo_repro.config import ConfigError
+from fogzo_repro.sweeps.tables import Entry, evaluation_seeds, parse_seeds, read_table
+
+TABLE = """
+seeds: 0..2
+settings: {hardware: cpu, recipe.lr: 0.1}
+sets:
+  fogzo: {estimator: fogzo, estimator.noise: 1e-9}
+rows:
+  small: {label: Small, model: mlp}
+  large: {label: "Large, on C4", model: llama_9m, recipe.lr: 0.2}
+columns:
+  ste: {label: STE, estimator: ste, seeds: [0..1, 100..102]}
+  fogzo: {label: FOGZO, use: [fogzo], rows: [large], estimator.n: 2}
+only:
+  large-fogzo: {recipe.lr: 0.3}
+sweeps:
+  noise:
+    of: large-fogzo
+    cell.row: "Large: FOGZO"
+    cell.column: "1-beta=${estimator.noise}, lr=${recipe.lr}"
+    over: {estimator.noise: [1e-6, 1e-7], scale: [mini]}
+"""
+
+
+def read(folder: Path, text: str) -> dict[str, Entry]:
+    file = folder / "tiny.yaml"
+    file.write_text(text)
+    return {entry.name: entry for entry in read_table(file)}
+
+
+def test_a_cell_is_its_row_its_column_and_what_it_has_alone(tmp_path: Path) -> None:
+    entries = read(tmp_path, TABLE)
+    assert list(entries) == ["small-ste", "large-ste", "large-fogzo", "noise"]
+    assert entries["large-fogzo"].path == "tiny/large-fogzo"
+    assert entries["large-fogzo"].settings == {
+        "cell.table": "tiny", "hardware": "cpu", "recipe.lr": 0.3, "model": "llama_9m",
+        "cell.row": "Large, on C4", "estimator": "fogzo", "estimator.noise": 1e-9,
+        "estimator.n": 2, "cell.column": "FOGZO",
+    }  # fmt: skip
+    assert [entries["small-ste"].settings[k] for k in ("model", "recipe.lr")] == ["mlp", 0.1]
+    assert entries["large-ste"].settings["recipe.lr"] == 0.2
+    assert entries["small-ste"].seeds == (0, 1, 100, 101, 102)
+    assert entries["large-fogzo"].seeds == (0, 1, 2)
+
+
+def test_a_sweep_has_the_settings_of_its_cell_and_the_tuning_seeds(tmp_path: Path) -> None:
+    sweep = read(tmp_path, TABLE)["noise"]
+    assert "estimator.noise" not in sweep.settings and sweep.settings["recipe.lr"] == 0.3
+    assert [(cell.row, cell.column, cell.seeds) for cell in sweep.cells()] == [
+        ("Large: FOGZO", "1-beta=1e-06, lr=0.3", (100, 101, 102)),
+        ("Large: FOGZO", "1-beta=1e-07, lr=0.3", (100, 101, 102)),
+    ]
+
+
+def test_other_evaluation_seeds_leave_the_tuning_seeds(tmp_path: Path) -> None:
+    entries = read(tmp_path, TABLE)
+    seeds = {name: entry.with_seeds((7, 8)).seeds for name, entry in entries.items()}
+    assert seeds["small-ste"] == (7, 8, 100, 101, 102)
+    assert seeds["large-fogzo"] == (7, 8)
+    assert seeds["noise"] == (100, 101, 102)
+
+
+def test_seeds_are_numbers_ranges_and_lists_of_them() -> None:
+    assert parse_seeds("0..499") == tuple(range(500))
+    assert parse_seeds(["0..1", 100]) == parse_seeds("0,1,100") == (0, 1, 100)
+    assert parse_seeds(7) == (7,)
+    assert evaluation_seeds("5,0..1") == (5, 0, 1)
+
+
+@pytest.mark.parametrize("text", ["0,x", "1..", "0,100"], ids=str)
+def test_seeds_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--seeds={text}"):
+        evaluation_seeds(text)
+
+
+MISTAKES = {  # what is written in place of what, and what is said
+    "a part": ("sets:", "set:", "set is not a part of this table; did you mean sets?"),
+    "a row": ("[large]", "[larg]", "columns.fogzo.rows: larg is not a row of this table; did "),
+    "a set": ("[fogzo]", "[fogso]", "columns.fogzo.use: fogso is not a set of this table; did "),
+    "a cell": ("large-fogzo: {", "small-fogz: {", "only: small-fogz is not a cell of this table"),
+    "the cell of a sweep": ("of: large-fogzo", "of: large-fog", "did you mean large-fogzo?"),
+    "a section": ("recipe.lr: 0.1", "recip.lr: 0.1", "settings: recip.lr is not a setting"),
+    "a word": ("label: STE", "lable: STE", "lable is not a setting; did you mean label?"),
+    "the seed": ("model: mlp", "seed: 1", "seed is not a setting; did you mean seeds?"),
+    "no label": ("label: STE, ", "", "small-ste has no cell.column; give its row or column a "),
+    "no seeds": ("seeds: 0..2", "", "large-fogzo: None are not seeds, as 0..4 or [0..9, 100]"),
+    "one label twice": ("label: FOGZO", "label: STE", "have the same labels, Large, on C4 | STE"),
+    "one value twice": ("1e-6, 1e-7", "1e-7, 1e-7", "noise and noise have the same labels"),
+    "a reference": ("lr=${recipe.lr}", "lr=${recipe.l}", "recipe.l, which is not set; did you "),
+    "evaluation seeds": ("of: large", "seeds: 1..2\n    of: large", "sweeps.noise: seed 1 reports"),
+    "no values": ("[1e-6, 1e-7]", "1e-6", "sweeps.noise.over.estimator.noise is not a list"),
+    "no mapping": ("{label: Small, model: mlp}", "mlp", "rows.small is not a mapping of names"),
+    "no table": (TABLE, "- 1", "is not a mapping of keys to values"),
+    "a tab": ("rows:", "rows:\t\n\t", "cannot be read"),
+    "one key twice": ("columns:", "seeds: 1\ncolumns:", "seeds"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("there", "written", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_with_the_file(
+    tmp_path: Path, there: str, written: str, said: str
+) -> None:
+    assert there in TABLE
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, TABLE.replace(there, written))
+    assert str(error.value).startswith(f"{tmp_path}/tiny.yaml")
+    assert said in str(error.value)
