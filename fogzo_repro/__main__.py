@@ -31,8 +31,10 @@ from fogzo_repro.config import (
     ConfigError,
     RunConfig,
     UserError,
+    check_own_parts,
     did_you_mean,
     parse_config,
+    quoted,
     setting_names,
 )
 from fogzo_repro.sweeps.tables import (
@@ -78,6 +80,7 @@ def main() -> int:
     tracebacks = os.environ.get(FULL_ERROR) == "1"
     with environment(**changes), sweeps_checked(lambda: launched.append(True)):
         try:
+            check_own_parts()
             offer_tables(words)
             if plain:
                 print("\n".join(plain_commands(words)))
@@ -167,10 +170,8 @@ def parse_composed(composed: Any, hydra_section: Any) -> RunConfig:
         ConfigError: in one line; with the file of the table where the cell has set what is wrong.
     """
     words = list(hydra_section.overrides.task)
-    if {"estimator.beta_min", "estimator.noise"} <= {word.partition("=")[0] for word in words}:
-        raise ConfigError("give either estimator.beta_min or estimator.noise, not both")
     try:
-        return parse_config(composed)
+        return parse_config(composed, words)
     except ConfigError as error:
         cell = hydra_section.runtime.choices.get("experiment")
         key = re.match(r"[\w.]*", str(error))
@@ -251,7 +252,9 @@ def in_one_line(error: Exception, words: Sequence[str]) -> UserError:
     if isinstance(error, UserError):
         return error
     if isinstance(error, OverrideParseException):
-        return ConfigError(f"{error.override}: {error}")
+        key, _, text = error.override.partition("=")
+        said = f"; a text with such letters is given as {quoted(key, text)}" if text else ""
+        return ConfigError(f"{error.override}: {error}{said}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")
         if group == "experiment":

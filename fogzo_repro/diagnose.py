@@ -217,6 +217,7 @@ def diagnose(
     network = run.network(device)
     if not network.weights:
         raise UserError(f"{run.folder} has no quantized weights, so there is nothing to estimate")
+    network.check_laws("diagnose")
     diagnosis = Diagnosis(run, network, run.task(data_dir, device), effort, device)
     pairs = diagnosis.effort.pairs * len(snapshots)
     progress = RunProgress("diagnose, probe pairs", pairs, 0)

@@ -8,7 +8,6 @@ Exit status 2: an error that the user can mend, in one line.
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,8 +29,8 @@ def parse_settings(given: list[str], known: Mapping[str, Callable[[str], Any]]) 
     for argument in given:
         key, _, value = argument.partition("=")
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise UserError(f"{key} is not a setting here; did you mean {near}=?")
+            said = ", ".join(f"{name}=" for name in known)
+            raise UserError(f"{key} is not a setting here; settings: {said}")
         try:
             settings[key] = known[key](value)
         except ValueError as error:

@@ -29,15 +29,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fogzo_repro import files
-from fogzo_repro.config import UserError
-from fogzo_repro.stored import config_from, open_run
+from fogzo_repro.config import PLACES, UserError, parse_stored
+from fogzo_repro.stored import open_run
 from fogzo_repro.terminal import one_line_errors
 from fogzo_repro.training.checkpoint import read_tensors
 from fogzo_repro.training.network import build_network
 
 FORMAT = 1
 WEIGHTS, METADATA = "weights.safetensors", "export.json"
-PLACES = ("data_dir", "output_root")  # where things lay on the machine of the run; not exported
 
 
 class StoredWeight(nn.Module):
@@ -116,7 +115,7 @@ def load_export(path: str | Path) -> nn.Module:
     if metadata.get("sha256", digest) != digest:
         raise UserError(f"{folder}: {WEIGHTS} is not the one of {METADATA}; export again")
     tensors = read_tensors(folder / WEIGHTS)
-    config = config_from({**metadata["config"], **dict.fromkeys(PLACES, ".")})
+    config = parse_stored(metadata["config"])
     model = build_network(config, metadata["model_arguments"], torch.device("cpu")).model
     for name, layer in _quantized_layers(model).items():
         levels, scale = tensors.pop(f"{name}.levels"), tensors.pop(f"{name}.scale")

@@ -16,9 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.config import HardwareConfig, RunConfig, UserError, result_fields, run_id, to_yaml
+from fogzo_repro.config import (
+    FogzoConfig,
+    HardwareConfig,
+    RunConfig,
+    UserError,
+    added_files,
+    build_part,
+    result_fields,
+    run_id,
+    to_yaml,
+)
 from fogzo_repro.estimators import QuantizedWeight
-from fogzo_repro.estimators.build import build_estimator
 from fogzo_repro.estimators.directions import BLOCK_NUMBERS
 from fogzo_repro.estimators.fused import compile_fused
 from fogzo_repro.estimators.protocol import Probes
@@ -156,6 +165,10 @@ def make_plan(config: RunConfig) -> Plan:
             f"dataset={config.dataset.name}"
         )
     network = build_network(config, task.model_arguments, machine.device)
+    if isinstance(config.estimator, FogzoConfig):
+        config = replace(config, estimator=config.estimator.with_noise(network.perturbed))
+    if evaluations_per_step(config.estimator)["probes"]:
+        network.check_laws(f"estimator={config.estimator.name}")
     if machine.cuda_graph and not can_capture(network.model):
         machine = replace(machine, cuda_graph=False)
     shares_batchnorm = config.hardware.sync_batchnorm and ranks.world_size > 1
@@ -175,6 +188,8 @@ def make_plan(config: RunConfig) -> Plan:
         "model_arguments": task.model_arguments,
         **({"corpus": task.corpus} if task.corpus else {}),
     }
+    if added := added_files(config):
+        resolved["parts"] = added
     total = config.recipe.max_steps or config.recipe.epochs * steps_per_epoch
     result = json.loads(json.dumps(result_fields(config, resolved)))
     return Plan(config, machine, task, network, total, batched_probes, result)
@@ -204,7 +219,7 @@ def build_step(
         network.model,
         loss,
         build_optimizer(config.recipe, network.model, capturable=machine.cuda_graph),
-        build_estimator(config.estimator, machine.device),
+        build_part("estimator", config.estimator, config.parts_dir, device=machine.device),
         network.weights,
         seed=config.seed,
         batched_probes=batched_probes,
@@ -253,6 +268,7 @@ def evaluations_per_step(estimator: Any) -> dict[str, int]:
 def describe(config: RunConfig) -> str:
     """Return what `dry_run=true` prints: the resolved run, and what it takes."""
     plan = make_plan(config)
+    config = plan.config  # with rho resolved
     network, estimator = plan.network, config.estimator
     d = network.perturbed
     evaluations = evaluations_per_step(estimator)

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fogzo_repro.config import RunConfig, UserError, parse_config
+from fogzo_repro.config import RunConfig, UserError, load_stored
 from fogzo_repro.terminal import stderr
 from fogzo_repro.training.checkpoint import load_checkpoint
 from fogzo_repro.training.network import Network, build_network
@@ -77,24 +76,14 @@ def open_run(path: str | Path) -> StoredRun:
     """
     folder = Path(path)
     try:
-        config = OmegaConf.load(folder / "config.yaml")
+        config = load_stored(folder / "config.yaml")
         resolved = json.loads((folder / "resolved.json").read_text())["resolved"]
     except (OSError, ValueError, KeyError):
         raise UserError(
             f"{folder} is not a run folder (config.yaml and resolved.json are not both there); "
             "give the folder that a run has written, <output_root>/<run_id>"
         ) from None
-    assert isinstance(config, DictConfig)
-    return StoredRun(folder, parse_config(config), resolved["model_arguments"])
-
-
-def config_from(stored: dict[str, Any]) -> RunConfig:
-    """Return the configuration that was stored as plain dictionaries.
-
-    Raises:
-        ConfigError: where this code does not know its settings.
-    """
-    return parse_config(OmegaConf.create(stored))
+    return StoredRun(folder, config, resolved["model_arguments"])
 
 
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:

@@ -16,20 +16,25 @@ from torch import Tensor, nn
 
 from fogzo_repro.estimators import QuantizedWeight, smoothing_law
 from fogzo_repro.quantization import quantize_layers
+from fogzo_repro.quantization.functional import Surrogate
 from fogzo_repro.quantization.sign import Sign
+from fogzo_repro.quantization.surrogates import sign_approxsign, sign_hardtanh, sign_tanh
 from fogzo_repro.quantization.uniform import Round
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(os.environ.get("FOGZO_DATA", ROOT.parent / "shared" / "data"))
 
+SIGN_SURROGATES: dict[str, Surrogate] = {
+    "hardtanh": sign_hardtanh.build(),
+    "tanh": sign_tanh.build(),
+    "approxsign": sign_approxsign.build(),
+}
 QUANTIZERS: dict[str, Callable[[Tensor], nn.Module]] = {
     "round2": partial(Round, bits=2),
     "round2_half": partial(Round, bits=2, half_integer=True),
     "round3": partial(Round, bits=3),
     "round8": partial(Round, bits=8),
-    "hardtanh": partial(Sign, surrogate="hardtanh"),
-    "tanh": partial(Sign, surrogate="tanh"),
-    "approxsign": partial(Sign, surrogate="approxsign"),
+    **{name: partial(Sign, surrogate=s) for name, s in SIGN_SURROGATES.items()},
 }
 
 

@@ -1,23 +1,30 @@
 """The configuration: types here, values in configs/. `parse_config` is the only door.
 
-Every section is a frozen dataclass without defaults; its `name` selects the schema. A model,
-quantizer or estimator that is added as one file and one YAML needs no schema here: it gets the
-section's shared fields and a free mapping `options` (README, "Adding an estimator").
+Every section is a frozen dataclass without defaults. The rules of built-in parts are written out
+here; a part of the user's has the keys and types of its YAML file (parts.py).
 
 This module imports neither torch nor hydra, so that a configuration error is printed at once.
 """
 
-from fogzo_repro.config.estimators import SteConfig
+from fogzo_repro.config.estimators import FogzoConfig
 from fogzo_repro.config.hardware import HardwareConfig
-from fogzo_repro.config.identity import cell_id, config_hash, result_fields, run_id
-from fogzo_repro.config.parse import CompositionError, parse_config, setting_names, to_yaml
-from fogzo_repro.config.quantizers import (
-    LsqConfig,
-    NoQuantizer,
-    QuestConfig,
-    RoundConfig,
-    quantizer_label,
+from fogzo_repro.config.identity import PLACES, cell_id, config_hash, result_fields, run_id
+from fogzo_repro.config.parse import (
+    CompositionError,
+    load_stored,
+    parse_config,
+    parse_stored,
+    quoted,
+    setting_names,
+    to_yaml,
 )
+from fogzo_repro.config.parts import (
+    added_files,
+    build_part,
+    build_surrogate,
+    check_own_parts,
+)
+from fogzo_repro.config.quantizers import RoundConfig, quantizer_label
 from fogzo_repro.config.recipes import RecipeConfig, VisionRecipe
 from fogzo_repro.config.rules import ConfigError, did_you_mean
 from fogzo_repro.config.run import RunConfig
@@ -26,24 +33,29 @@ from fogzo_repro.terminal import UserError
 
 __all__ = [
     "CONFIGS",
+    "PLACES",
     "CompositionError",
     "ConfigError",
+    "FogzoConfig",
     "HardwareConfig",
-    "LsqConfig",
-    "NoQuantizer",
-    "QuestConfig",
     "RecipeConfig",
     "RoundConfig",
     "RunConfig",
-    "SteConfig",
     "UserError",
     "VisionRecipe",
+    "added_files",
+    "build_part",
+    "build_surrogate",
+    "check_own_parts",
     "cell_id",
     "config_hash",
     "did_you_mean",
+    "load_stored",
     "parse_config",
+    "parse_stored",
     "quantizer_label",
     "read_yaml",
+    "quoted",
     "result_fields",
     "run_id",
     "setting_names",

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
+from fogzo_repro.config.parts import Part
 from fogzo_repro.config.rules import choice, finite
 
 
 @dataclass(frozen=True)
-class ImagesConfig:
-    """MNIST or scikit-learn's digits: small images held in memory."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class ImageNetConfig:
+class ImageNetConfig(Part):
     """A subset of the classes of an ImageNet tree `data_dir`/imagenet/{train,val}/<wnid>/."""
 
-    name: str
     classes: str | None
     allow_partial: bool
     image_size: int
@@ -30,7 +24,7 @@ class ImageNetConfig:
 
 
 @dataclass(frozen=True)
-class C4Config:
+class C4Config(Part):
     """Tokenised C4 or another corpus, as scripts/prepare_c4.py writes it.
 
     Attributes:
@@ -40,7 +34,8 @@ class C4Config:
         train_windows: training windows in the final report's train loss.
     """
 
-    name: str
+    inputs: ClassVar[str] = "tokens"
+
     validation: str
     interim_windows: int
     train_windows: int

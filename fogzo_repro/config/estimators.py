@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any
+from typing import ClassVar
 
-from fogzo_repro.config.rules import choice, require
-
-
-@dataclass(frozen=True)
-class SteConfig:
-    """Straight-through estimator."""
-
-    name: str
+from fogzo_repro.config.parts import Part
+from fogzo_repro.config.rules import ConfigError, choice, finite, require
 
 
 @dataclass(frozen=True)
-class SpsaConfig:
+class SpsaConfig(Part):
     """n-SPSA (PAPER 1)."""
 
-    name: str
     n: int
     start_fraction: float
     probe_fraction: float
@@ -38,26 +31,57 @@ class SpsaConfig:
 
 @dataclass(frozen=True)
 class FogzoConfig(SpsaConfig):
-    """FOGZO (PAPER 1, Algorithm 1). `noise` is 1 - beta_min; both are always set after parsing."""
+    """FOGZO (PAPER 1, Algorithm 1).
 
-    beta_min: float
+    The noise is given in one of three ways, and `noise` decides over `beta_min`.
+
+    Attributes:
+        beta_min: beta at the end of the schedule; after parsing it is 1 - noise.
+        noise: 1 - beta_min.
+        rho: the energy of the noise over the guide's, (1 - beta) d / beta, where d is the number
+            of perturbed weights; `with_noise` turns it into `noise` once d is known.
+        beta_schedule: `constant`, or `linear` from 1 to beta_min.
+    """
+
+    ONE_OF: ClassVar[tuple[str, ...]] = ("beta_min", "noise", "rho")
+
+    beta_min: float | None
     noise: float | None
+    rho: float | None
     beta_schedule: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.beta_min <= 1, f"estimator.beta_min={self.beta_min} is outside [0, 1]")
-        if self.noise is None:  # exact in decimal: 1 - 0.999 is 0.001, not 0.0010000000000000009
-            object.__setattr__(self, "noise", float(1 - Decimal(repr(self.beta_min))))
-        else:
-            require(0 <= self.noise <= 1, f"estimator.noise={self.noise} is outside [0, 1]")
-            object.__setattr__(self, "beta_min", float(1 - Decimal(repr(self.noise))))
         choice("estimator.beta_schedule", self.beta_schedule, ("constant", "linear"))
+        if self.rho is not None:
+            require(
+                self.noise is None,
+                f"estimator.rho={self.rho:g} and estimator.noise={self.noise} both say how much "
+                "noise there is; give one of them and null for the other",
+            )
+            finite("estimator.rho", self.rho, 0)
+            object.__setattr__(self, "beta_min", None)  # it is not known yet
+        elif self.noise is not None:
+            require(0 <= self.noise <= 1, f"estimator.noise={self.noise} is outside [0, 1]")
+            object.__setattr__(self, "beta_min", _complement(self.noise))
+        else:
+            beta = self.beta_min
+            if beta is None:
+                raise ConfigError("give one of estimator.beta_min, estimator.noise, estimator.rho")
+            require(0 <= beta <= 1, f"estimator.beta_min={beta} is outside [0, 1]")
+            object.__setattr__(self, "noise", _complement(beta))
+
+    def with_noise(self, perturbed: int) -> FogzoConfig:
+        """Return the same with rho turned into noise = rho / (rho + d).
+
+        Args:
+            perturbed: d, the number of perturbed weights.
+        """
+        if self.rho is None:
+            return self
+        return replace(self, noise=self.rho / (self.rho + perturbed), rho=None)
 
 
-@dataclass(frozen=True)
-class AddedEstimator:
-    """An estimator that is one file in fogzo_repro/estimators and one YAML."""
-
-    name: str
-    options: dict[str, Any]
+def _complement(share: float) -> float:
+    """Return 1 - share, exact in decimal: 1 - 0.999 is 0.001, not 0.0010000000000000009."""
+    return float(1 - Decimal(repr(share)))

@@ -10,13 +10,36 @@ from typing import Any
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config.quantizers import has_learned_scales
-from fogzo_repro.config.run import RunConfig
+from fogzo_repro.config.run import FAMILIES, RunConfig
 
+# Where things lie on the machine of a run: in its folder, but in no record and no export.
+PLACES = ("data_dir", "output_root", "parts_dir")
 # What changes neither a weight nor the last metrics, and so is not part of a run's identity.
-_FREE = {
-    "tracker", "cell", "data_dir", "output_root", "force", "dry_run", "snapshots",
+FREE = {
+    *PLACES, "tracker", "cell", "force", "dry_run", "snapshots",
     "checkpoint_minutes", "eval_every_steps", "hardware",
 }  # fmt: skip
+
+# Settings that came when runs had been recorded already, with the value that the code had before:
+# with that value they are not part of the identity, so that a run keeps its name.
+NEUTRAL: dict[str, Any] = {
+    "model.stem": "imagenet",  # every ResNet had torchvision's stem, whatever the images' size
+    "quantizer.scale_factor": 1.0,  # the levels were one standard deviation apart
+    "estimator.rho": None,  # the noise was given as such; the identity has what rho amounts to
+}
+# What else a stored run may lack, and what it had instead.
+EARLIER: dict[str, Any] = {
+    "data_dir": ".",  # a record does not say where
+    "output_root": ".",
+    "eval_every_steps": None,  # a run was evaluated at the ends of epochs alone
+    "recipe.decay_scales": False,  # no recorded run had learned scales to decay
+}
+# Settings that have gone.
+GONE = (
+    "dataset.tokenizer_sha256",  # the data's fingerprint says which tokenizer
+    "recipe.inert",  # had no effect
+    "model.small_patch_size",  # model.patch_size is what is used
+)
 
 
 def result_fields(config: RunConfig, resolved: dict[str, Any]) -> dict[str, Any]:
@@ -25,9 +48,15 @@ def result_fields(config: RunConfig, resolved: dict[str, Any]) -> dict[str, Any]
     Args:
         config: the run.
         resolved: what only the machine or the data can say: precision, world size, evaluator,
-            the data's fingerprint.
+            the data's fingerprint, what the Python files of a user's parts contain.
     """
-    kept = {k: v for k, v in asdict(config).items() if k not in _FREE}
+    kept = {k: v for k, v in asdict(config).items() if k not in FREE}
+    for section in FAMILIES:  # two parts of one name differ in the fingerprint or that content
+        del kept[section]["family"]
+    for dotted, value in NEUTRAL.items():
+        section, key = dotted.split(".")
+        if key in kept[section] and kept[section][key] == value:
+            del kept[section][key]
     if not has_learned_scales(config.quantizer):  # it is false then and decides nothing
         del kept["recipe"]["decay_scales"]
     return {**kept, "resolved": resolved, "method_version": METHOD_VERSION}

@@ -3,58 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import ClassVar
 
-from fogzo_repro.config.rules import finite, require
+from fogzo_repro.config.parts import ModelPart
+from fogzo_repro.config.rules import choice, finite, require
 
 
 @dataclass(frozen=True)
-class MlpConfig:
+class MlpConfig(ModelPart):
     """Two-layer perceptron 784-hidden-classes (PAPER 2, "Shallow networks")."""
 
-    name: str
     hidden: int
-    first_last: list[str]
 
     def __post_init__(self) -> None:
         finite("model.hidden", self.hidden, 1)
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
-    """ResNet-18 or -50 by torchvision (RECIPES A)."""
+class ResNetConfig(ModelPart):
+    """ResNet-18 or -50 by torchvision (RECIPES A).
 
-    name: str
+    Attributes:
+        width: channels of the first stage.
+        stem: `imagenet`, a 7 x 7 convolution of stride 2 and pooling, or `small`, a 3 x 3 one of
+            stride 1 without pooling, as is usual for images of 32 px.
+    """
+
     depth: int
     width: int
-    first_last: list[str]
+    stem: str
 
     def __post_init__(self) -> None:
+        choice("model.stem", self.stem, ("imagenet", "small"))
         require(self.depth in (18, 50), f"model.depth={self.depth} must be 18 or 50")
         finite("model.width", self.width, 1)
 
 
 @dataclass(frozen=True)
-class DeiTConfig:
+class DeiTConfig(ModelPart):
     """DeiT-Tiny or -Small by timm (RECIPES B.4)."""
 
-    name: str
     depth: int
     heads: int
     head_dim: int
     patch_size: int
-    small_patch_size: int
     drop_path: float
-    first_last: list[str]
 
     def __post_init__(self) -> None:
-        for key in ("depth", "heads", "head_dim", "patch_size", "small_patch_size"):
+        for key in ("depth", "heads", "head_dim", "patch_size"):
             finite(f"model.{key}", getattr(self, key), 1)
         require(0 <= self.drop_path < 1, f"model.drop_path={self.drop_path} is outside [0, 1)")
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(ModelPart):
     """A LLaMA by its dimensions, with what its recipe depends on (PAPER 3, RECIPES C.1).
 
     Attributes:
@@ -64,7 +66,8 @@ class LlamaConfig:
         tokens: the length of the paper's run.
     """
 
-    name: str
+    inputs: ClassVar[str] = "tokens"
+
     layers: int
     width: int
     heads: int
@@ -74,7 +77,6 @@ class LlamaConfig:
     norm_eps: float
     rope_theta: float
     init_std: float
-    first_last: list[str]
     quest_lr: float
     tokens: float
 
@@ -96,12 +98,3 @@ class LlamaConfig:
     def smoke(self) -> LlamaConfig:
         """Return the same network with widths / 8, for scale=smoke."""
         return replace(self, width=self.width // 8, hidden=self.hidden // 8)
-
-
-@dataclass(frozen=True)
-class AddedModel:
-    """A model that is one file in fogzo_repro/models and one YAML."""
-
-    name: str
-    first_last: list[str]
-    options: dict[str, Any]

@@ -2,62 +2,127 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fogzo_repro.config.rules import ConfigError, choice, require
-from fogzo_repro.config.run import ADDED, RECIPE_KINDS, SCHEMAS, UNIFORM_SECTIONS, RunConfig
+from fogzo_repro.config.hardware import CellConfig, HardwareConfig
+from fogzo_repro.config.identity import EARLIER, GONE, NEUTRAL
+from fogzo_repro.config.parts import own_parts, schema
+from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, require, spelled
+from fogzo_repro.config.run import FAMILIES, RECIPE_KINDS, SECTIONS, TRACKERS, RunConfig
+from fogzo_repro.config.yaml_files import CONFIGS, read_yaml
 
 CompositionError = OmegaConfBaseException  # what Hydra lets through while it composes
 
 
-def _schema(section: str, node: Any) -> type:
-    """Return the dataclass for a section, by its `name`."""
-    require(isinstance(node, DictConfig), f"{section} is missing; give {section}=<option>")
+def _schema(section: str, settings: Any, parts_dir: str | None) -> type:
+    """Return the dataclass of a section."""
+    require(isinstance(settings, dict), f"{section} is missing; give {section}=<option>")
     if section == "recipe":
-        kind = node.get("kind")
+        kind = settings.get("kind")
         choice("recipe.kind", kind, tuple(RECIPE_KINDS))
         return RECIPE_KINDS[kind]
-    if section in UNIFORM_SECTIONS:
-        return UNIFORM_SECTIONS[section]
-    name = node.get("name")
-    known = SCHEMAS[section]
-    if name in known:
-        return known[name]
-    if section in ADDED:
-        package, shared = ADDED[section]
-        if (Path(__file__).parents[1] / package / f"{name}.py").is_file():
-            return shared
-    raise ConfigError(f"{section}={name} is not an option; options: {', '.join(sorted(known))}")
+    if section == "tracker":
+        name = settings.get("name")
+        choice("tracker.name", name, tuple(TRACKERS))
+        return TRACKERS[name]
+    if section in FAMILIES:
+        for key in ("name", "family"):
+            given = isinstance(settings.get(key), str)
+            require(given, f"{section}.{key} is missing; the YAML file of {section} gives it")
+        name, family = settings["name"], settings["family"]
+        known = FAMILIES[section]
+        return known[family] if family in known else schema(section, name, family, parts_dir)
+    return {"hardware": HardwareConfig, "cell": CellConfig}[section]
 
 
-def _check_keys(where: str, given: set[str], wanted: set[str]) -> None:
-    for key in sorted(given - wanted):
-        near = difflib.get_close_matches(key, wanted, n=1, cutoff=0.0)
-        raise ConfigError(f"{where}{key} is not a setting; did you mean {where}{near[0]}?")
-    for key in sorted(wanted - given):
+def _check_keys(where: str, given: Iterable[str], wanted: Iterable[str]) -> None:
+    for key in sorted({*given} - {*wanted}):
+        raise ConfigError(f"{where}{key} is not a setting{did_you_mean(key, wanted, where)}")
+    for key in sorted({*wanted} - {*given}):
         raise ConfigError(f"{where}{key} is missing")
 
 
-def _parse_section(section: str, node: Any) -> Any:
-    schema = _schema(section, node)
-    _check_keys(f"{section}.", set(node), {f.name for f in fields(schema)})
-    try:
-        values = OmegaConf.to_container(node, resolve=True)  # labels refer to other sections
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-        return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{section}.{_one_line(error)}") from None
+def _parse_section(
+    section: str, settings: Any, parts_dir: str | None, typed: Mapping[str, str]
+) -> Any:
+    kind = _schema(section, settings, parts_dir)
+    hints = _hints(kind)
+    _check_keys(f"{section}.", settings, hints)
+    settings = _choose_one(section, getattr(kind, "ONE_OF", ()), settings, typed)
+    return kind(
+        **{k: _convert(f"{section}.{k}", hint, settings[k], typed) for k, hint in hints.items()}
+    )
 
 
-def _one_line(error: OmegaConfBaseException) -> str:
-    key = getattr(error, "key", None)
-    return f"{key}: {str(error).splitlines()[0]}"
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Return the type of each field of a dataclass."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _choose_one(
+    section: str, alternatives: Iterable[str], settings: dict[str, Any], typed: Mapping[str, str]
+) -> dict[str, Any]:
+    """Of keys that say the same let the one that was typed stand against those of files."""
+    chosen = [key for key in alternatives if f"{section}.{key}" in typed]
+    if not chosen:
+        return settings
+    said = " and ".join(f"{section}.{key}" for key in chosen)
+    require(len(chosen) == 1, f"{said} say the same; give one of them, not both")
+    return {**settings, **{key: None for key in alternatives if key not in chosen}}
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _convert(key: str, hint: Any, value: Any, typed: Mapping[str, str]) -> Any:
+    """Return a value as its setting has it; a whole number is a number too.
+
+    A text is never made of something else: YAML and Hydra read 2024_1_12 as the number 2024112,
+    and the spelling is lost.
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if float in kinds and type(value) is int:
+        value = float(value)
+    if hint is Any or type(value) in kinds:
+        return value
+    if get_origin(hint) is list and isinstance(value, list):
+        (of_items,) = get_args(hint)
+        return [_convert(f"{key}[{i}]", of_items, item, typed) for i, item in enumerate(value)]
+    if get_origin(hint) is dict and isinstance(value, dict):
+        return value
+    shown = typed.get(key, spelled(value))
+    if str in kinds and not isinstance(value, (list, dict)):
+        kind = KINDS.get(type(value), "nothing")
+        raise ConfigError(
+            f"{key} is a text, and {shown} without quotes is {kind}; its spelling is kept by "
+            f"{quoted(key, shown)}"
+        )
+    wanted = " or ".join(_wanted(kind) for kind in kinds if kind is not NoneType)
+    raise ConfigError(f"{key}={shown} is not {wanted}")
+
+
+def _wanted(kind: Any) -> str:
+    return {list: "a list", dict: "a mapping"}.get(get_origin(kind)) or KINDS[kind]
+
+
+def quoted(key: str, text: str) -> str:
+    """Return how a shell's command line gives a text so that its spelling is kept.
+
+    >>> print(quoted("output_root", "2024_1_12"))
+    'output_root="2024_1_12"'
+    """
+    return f"""'{key}="{text}"'"""
 
 
 # Arithmetic that a recipe needs, since YAML has none: batch, lr and steps go together.
@@ -85,33 +150,90 @@ OmegaConf.register_new_resolver(
 )
 
 
-def parse_config(config: DictConfig) -> RunConfig:
+OmegaConf.register_new_resolver("parts_dir", own_parts, replace=True)
+OmegaConf.register_new_resolver(  # where Hydra looks for options too
+    "parts_searchpath",
+    lambda: [f"file://{folder}"] if (folder := own_parts()) else [],
+    replace=True,
+)
+
+
+def parse_config(config: DictConfig, typed: Iterable[str] = ()) -> RunConfig:
     """Turn a composed Hydra config into a checked `RunConfig`.
+
+    Args:
+        config: as Hydra has composed it.
+        typed: the words `key=value` of the command line, as they were typed.
 
     Raises:
         ConfigError: with one line that names the key, the rule and, where there is one, the remedy.
     """
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
-        OmegaConf.resolve(config)
+        settings = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(
             f"{str(error).splitlines()[0]}; a recipe that needs it goes with the models that "
             "select it, else give recipe.lr and recipe.max_steps"
         ) from None
-    sections = {*SCHEMAS, *UNIFORM_SECTIONS}
-    names = {f.name for f in fields(RunConfig)}
-    _check_keys("", set(config), names)
-    scalars = OmegaConf.create({k: config[k] for k in sorted(names - sections)})
-    values: dict[str, Any] = {s: _parse_section(s, config[s]) for s in sorted(sections)}
-    for field in fields(RunConfig):
-        if field.name not in sections:
-            values[field.name] = _scalar(field.name, str(field.type), scalars[field.name])
-    if values["scale"] == "smoke":
-        for section in sections:
-            if hasattr(values[section], "smoke"):
-                values[section] = values[section].smoke()
+    assert isinstance(settings, dict)
+    words = dict(word.split("=", 1) for word in typed if "=" in word)
+    return _parse({str(key): value for key, value in settings.items()}, words)
+
+
+def _parse(settings: dict[str, Any], typed: Mapping[str, str]) -> RunConfig:
+    hints = _hints(RunConfig)
+    _check_keys("", settings, hints)
+    values: dict[str, Any] = {
+        key: _convert(key, hint, settings[key], typed)
+        for key, hint in hints.items()
+        if key not in SECTIONS
+    }
+    for section in SECTIONS:
+        part = _parse_section(section, settings[section], values["parts_dir"], typed)
+        short = values["scale"] == "smoke" and hasattr(part, "smoke")
+        values[section] = part.smoke() if short else part
     return RunConfig(**values)
+
+
+def parse_stored(stored: Mapping[str, Any]) -> RunConfig:
+    """Turn the settings of a run that is over into a `RunConfig`, also those of an earlier code.
+
+    A setting that has gone is left out, one that came later has the value that the code had before.
+
+    Raises:
+        ConfigError: where this code does not know the settings.
+    """
+    settings = copy.deepcopy(dict(stored))
+    settings.setdefault("parts_dir", own_parts())
+    for section in FAMILIES:
+        part = settings.get(section, {})
+        part.setdefault("family", _family(section, part.get("name")))
+    for dotted in GONE:
+        section, key = dotted.split(".")
+        settings.get(section, {}).pop(key, None)
+    for dotted, value in {**NEUTRAL, **EARLIER}.items():
+        section, _, key = dotted.rpartition(".")
+        node: Any = settings.get(section) if section else settings
+        kind = _schema(section, node, settings["parts_dir"]) if section else RunConfig
+        if key in _hints(kind):
+            node.setdefault(key, value)
+    return _parse(settings, {})
+
+
+def load_stored(path: Path) -> RunConfig:
+    """Read a run's config.yaml, see `parse_stored`."""
+    stored = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} is not a mapping of keys to values")
+    return parse_stored({str(key): value for key, value in stored.items()})
+
+
+@cache
+def _family(section: str, name: str) -> str | None:
+    """Return the family of a built-in part; runs were stored without it once."""
+    path = CONFIGS / section / f"{name}.yaml"
+    return read_yaml(path).get("family") if path.is_file() else None
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -129,19 +251,3 @@ def setting_names(config: DictConfig, prefix: str = "") -> set[str]:
         if isinstance(node, DictConfig) and not node._is_none():
             found |= setting_names(node, f"{name}.")
     return found
-
-
-_SCALARS = {"int": int, "str": str, "bool": bool, "float": float}
-
-
-def _scalar(key: str, kind: str, value: Any) -> Any:
-    if value is None and kind.endswith(" | None"):
-        return None
-    kind = kind.removesuffix(" | None")
-    wanted = _SCALARS[kind]
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if wanted is str and value is not None:
-        value = str(value)
-    require(type(value) is wanted, f"{key}={value} is not of type {kind}")
-    return value

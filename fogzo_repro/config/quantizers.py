@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from fogzo_repro.config.parts import FIRST_LAST, Part, QuantizerPart
 from fogzo_repro.config.rules import choice, finite, require
 
 
 @dataclass(frozen=True)
-class NoQuantizer:
-    """Full precision."""
-
-    name: str
-
-
-_FIRST_LAST = ("float", "8bit", "quantized")
-
-
-def _bits(key: str, value: int) -> None:
-    require(1 <= value <= 8 or value == 16, f"{key}={value} is outside 1..8 (16 is full precision)")
+class NoQuantizer(Part):
+    """Full precision; the one part without a Python file."""
 
 
 def _no_activations(name: str, bits: int) -> None:
@@ -32,16 +24,23 @@ def _no_activations(name: str, bits: int) -> None:
 
 
 @dataclass(frozen=True)
-class RoundConfig:
-    """Fixed scale, rounding to 2^b levels (PAPER 4, "Grid of round")."""
+class RoundConfig(QuantizerPart):
+    """Fixed scale, rounding to 2^b levels (PAPER 4, "Grid of round").
 
-    name: str
-    weight_bits: int
-    activation_bits: int
+    Attributes:
+        surrogate: one whose file says that it belongs to the operator `round`.
+        grid: `integer`, or `half_integer`, which is the integers plus 1/2.
+        clip_gradient: where the derivative is 0: nowhere (false), beyond the outer levels (true),
+            or beyond them by more than half a step, where rounding ends (`half_step`).
+        scale_factor: the distance of two levels in standard deviations of the initial weights.
+    """
+
+    operator: ClassVar[str] = "round"
+
     surrogate: str
     grid: str
-    clip_gradient: bool
-    first_last: str
+    clip_gradient: bool | str
+    scale_factor: float
 
     def __post_init__(self) -> None:
         _no_activations("round", self.activation_bits)
@@ -50,43 +49,40 @@ class RoundConfig:
             f"quantizer.weight_bits={self.weight_bits} is outside 2..8 for quantizer=round"
             + (" (for 1 bit use quantizer=sign)" if self.weight_bits == 1 else ""),
         )
-        choice("quantizer.surrogate", self.surrogate, ("identity",))
         choice("quantizer.grid", self.grid, ("integer", "half_integer"))
-        choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+        choice("quantizer.clip_gradient", self.clip_gradient, (False, True, "half_step"))
+        finite("quantizer.scale_factor", self.scale_factor, 0, strict=True)
+        choice("quantizer.first_last", self.first_last, FIRST_LAST)
 
 
 @dataclass(frozen=True)
-class SignConfig:
+class SignConfig(Part):
     """Fixed scale, one bit (PAPER 1, "Smoothing law")."""
 
-    name: str
+    operator: ClassVar[str] = "sign"
+
     activation_bits: int
     surrogate: str
     first_last: str
 
     def __post_init__(self) -> None:
         _no_activations("sign", self.activation_bits)
-        choice("quantizer.surrogate", self.surrogate, ("hardtanh", "tanh", "approxsign"))
-        choice("quantizer.first_last", self.first_last, _FIRST_LAST)
+        choice("quantizer.first_last", self.first_last, FIRST_LAST)
 
 
 @dataclass(frozen=True)
-class LsqConfig:
+class LsqConfig(QuantizerPart):
     """Learned step size (RECIPES D.4)."""
 
-    name: str
-    weight_bits: int
-    activation_bits: int
+    learned_scales: ClassVar[bool] = True
+
     grid: str
     per_channel: bool
     unsigned_inputs: list[str]
-    first_last: str
 
     def __post_init__(self) -> None:
-        _bits("quantizer.weight_bits", self.weight_bits)
-        _bits("quantizer.activation_bits", self.activation_bits)
+        super().__post_init__()
         choice("quantizer.grid", self.grid, ("integer", "half_integer"))
-        choice("quantizer.first_last", self.first_last, _FIRST_LAST)
         require(
             not (self.per_channel and self.weight_bits == 16),
             "quantizer.per_channel=true is a step for each output channel of a weight, and "
@@ -100,20 +96,15 @@ class LsqConfig:
 
 
 @dataclass(frozen=True)
-class QuestConfig:
+class QuestConfig(QuantizerPart):
     """QuEST (RECIPES D.1 to D.3)."""
 
-    name: str
-    weight_bits: int
-    activation_bits: int
     hadamard: str
     trust_width: float | None
     clip_scale: float
-    first_last: str
 
     def __post_init__(self) -> None:
-        _bits("quantizer.weight_bits", self.weight_bits)
-        _bits("quantizer.activation_bits", self.activation_bits)
+        super().__post_init__()
         choice("quantizer.hadamard", self.hadamard, ("full", "half", "none"))
         finite("quantizer.trust_width", self.trust_width, 0, strict=True)
         require(
@@ -123,23 +114,11 @@ class QuestConfig:
             f"{self.activation_bits} has none; the mask of 1 bit is quantizer.clip_scale",
         )
         finite("quantizer.clip_scale", self.clip_scale, 0, strict=True)
-        choice("quantizer.first_last", self.first_last, _FIRST_LAST)
-
-
-@dataclass(frozen=True)
-class AddedQuantizer:
-    """A quantizer that is one file in fogzo_repro/quantization and one YAML."""
-
-    name: str
-    weight_bits: int
-    activation_bits: int
-    first_last: str
-    options: dict[str, Any]
 
 
 def has_learned_scales(quantizer: Any) -> bool:
-    """Return whether a quantizer may have parameters of its own, which the optimizer moves."""
-    return isinstance(quantizer, (LsqConfig, AddedQuantizer))
+    """Return whether a quantizer says that it has parameters of its own, which are trained."""
+    return getattr(quantizer, "learned_scales", False)
 
 
 def quantizer_label(settings: Mapping[str, Any]) -> str:

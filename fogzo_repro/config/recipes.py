@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fogzo_repro.config.rules import choice, finite, require
 
@@ -94,7 +94,6 @@ class VisionRecipe(RecipeConfig):
     erase_probability: float
     repeats: int
     repeat_ranks: int
-    inert: dict[str, Any]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,9 +51,20 @@ def _nearest(name: str, known: set[str]) -> str | None:
     return elsewhere[0] if len(elsewhere) == 1 else None
 
 
-def choice(key: str, value: str, options: tuple[str, ...]) -> None:
+def choice(key: str, value: object, options: tuple[object, ...]) -> None:
     """Refuse a value that is not among the options, with the list."""
-    require(value in options, f"{key}={value} is not an option; options: {', '.join(options)}")
+    said = ", ".join(map(spelled, options))
+    require(value in options, f"{key}={spelled(value)} is not an option; options: {said}")
+
+
+def spelled(value: object) -> str:
+    """Return a value as it is written in YAML and on the command line.
+
+    >>> spelled(True), spelled(None), spelled("half_step"), spelled(0.5)
+    ('true', 'null', 'half_step', '0.5')
+    """
+    words = {True: "true", False: "false", None: "null"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def finite(key: str, value: float | None, low: float, *, strict: bool = False) -> None:

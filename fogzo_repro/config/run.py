@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fogzo_repro.config.datasets import C4Config, ImageNetConfig, ImagesConfig
-from fogzo_repro.config.estimators import AddedEstimator, FogzoConfig, SpsaConfig, SteConfig
+from fogzo_repro.config.datasets import C4Config, ImageNetConfig
+from fogzo_repro.config.estimators import FogzoConfig, SpsaConfig
 from fogzo_repro.config.hardware import CellConfig, HardwareConfig, NoTracker, WandbConfig
-from fogzo_repro.config.models import AddedModel, DeiTConfig, LlamaConfig, MlpConfig, ResNetConfig
+from fogzo_repro.config.models import DeiTConfig, LlamaConfig, MlpConfig, ResNetConfig
+from fogzo_repro.config.parts import names
 from fogzo_repro.config.quantizers import (
-    AddedQuantizer,
     LsqConfig,
     NoQuantizer,
     QuestConfig,
@@ -38,6 +38,7 @@ class RunConfig:
     scale: str
     data_dir: str
     output_root: str
+    parts_dir: str | None
     force: bool
     dry_run: bool
     snapshots: int
@@ -50,11 +51,8 @@ class RunConfig:
         finite("snapshots", self.snapshots, 0)
         finite("checkpoint_minutes", self.checkpoint_minutes, 0)
         finite("eval_every_steps", self.eval_every_steps, 1)
-        require(
-            isinstance(self.model, LlamaConfig) == (self.dataset.name == "c4"),
-            f"model={self.model.name} does not go with dataset={self.dataset.name}: dataset=c4 "
-            "trains model=llama_*, and nothing else does",
-        )
+        self._check_inputs()
+        self._check_surrogate()
         require(
             not self.recipe.decay_scales or has_learned_scales(self.quantizer),
             f"recipe.decay_scales=true decays learned scales and quantizer={self.quantizer.name} "
@@ -69,42 +67,43 @@ class RunConfig:
                 f"add {'quantizer=round' if none else 'quantizer.weight_bits=2'} or estimator=ste",
             )
 
+    def _check_inputs(self) -> None:
+        """Refuse a model of tokens on images, and the other way round."""
+        takes, gives = (getattr(part, "inputs", "images") for part in (self.model, self.dataset))
+        require(
+            takes == gives,
+            f"model={self.model.name} does not go with dataset={self.dataset.name}: the model "
+            f"takes {takes} and the data are {gives}",
+        )
+        for key in ("context", "vocabulary"):
+            require(
+                takes != "tokens" or hasattr(self.model, key),
+                f"model.{key} is missing: a model with inputs: tokens has it in its YAML file",
+            )
 
-LLAMAS = ("9m", "20m", "30m", "200m", "300m")
-SCHEMAS: dict[str, dict[str, type]] = {
-    "model": {
-        "mlp": MlpConfig,
-        "resnet18": ResNetConfig,
-        "resnet50": ResNetConfig,
-        "deit_tiny": DeiTConfig,
-        "deit_small": DeiTConfig,
-        **{f"llama_{size}": LlamaConfig for size in LLAMAS},
-    },
-    "dataset": {
-        "digits": ImagesConfig,
-        "mnist": ImagesConfig,
-        "imagenet100": ImageNetConfig,
-        "imagenet1k": ImageNetConfig,
-        "c4": C4Config,
-    },
+    def _check_surrogate(self) -> None:
+        """Refuse a surrogate without a file for the quantizer's operator."""
+        operator = getattr(self.quantizer, "operator", None)
+        if operator is not None:
+            start = f"{operator}_"
+            known = names("surrogate", self.parts_dir)
+            options = tuple(n.removeprefix(start) for n in known if n.startswith(start))
+            choice("quantizer.surrogate", self.quantizer.surrogate, options)
+
+
+# The rules of built-in families; a part of another family has its YAML file's keys and types.
+FAMILIES: dict[str, dict[str, type]] = {
+    "model": {"mlp": MlpConfig, "resnet": ResNetConfig, "deit": DeiTConfig, "llama": LlamaConfig},
+    "dataset": {"imagenet": ImageNetConfig, "c4": C4Config},
     "quantizer": {
         "none": NoQuantizer,
-        "round": RoundConfig,
+        "uniform": RoundConfig,
         "sign": SignConfig,
         "lsq": LsqConfig,
         "quest": QuestConfig,
     },
-    "estimator": {"ste": SteConfig, "nspsa": SpsaConfig, "fogzo": FogzoConfig},
-    "tracker": {"none": NoTracker, "wandb": WandbConfig},
+    "estimator": {"spsa": SpsaConfig, "fogzo": FogzoConfig},
 }
+TRACKERS: dict[str, type] = {"none": NoTracker, "wandb": WandbConfig}
 RECIPE_KINDS: dict[str, type] = {"plain": RecipeConfig, "vision": VisionRecipe}
-UNIFORM_SECTIONS: dict[str, type] = {
-    "recipe": RecipeConfig,
-    "hardware": HardwareConfig,
-    "cell": CellConfig,
-}
-ADDED: dict[str, tuple[str, type]] = {  # section: (package that holds the file, shared fields)
-    "model": ("models", AddedModel),
-    "quantizer": ("quantization", AddedQuantizer),
-    "estimator": ("estimators", AddedEstimator),
-}
+SECTIONS = (*FAMILIES, "recipe", "hardware", "tracker", "cell")

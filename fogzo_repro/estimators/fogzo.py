@@ -148,3 +148,10 @@ class Fogzo:
         return algorithm_1(
             weights, probes, self.n, self.sqrt_beta, self.sqrt_noise, generator, signs
         )
+
+
+def build(
+    n: int, noise: float, beta_schedule: str, start_fraction: float, device: torch.device
+) -> Fogzo:
+    """Build the estimator of a run."""
+    return Fogzo(n, noise, beta_schedule, start_fraction, device)

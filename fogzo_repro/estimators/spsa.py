@@ -127,3 +127,6 @@ class Nspsa:
     ) -> Estimate:
         """Write the estimate."""
         return nspsa(weights, n=self.n, generator=generator, probes=probes)
+
+
+build = Nspsa

@@ -28,3 +28,6 @@ class Ste:
         signs: torch.Generator,
     ) -> None:
         """Leave the STE gradient in place."""
+
+
+build = Ste

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from fogzo_repro.models.drop_path import share_drop_path
 from fogzo_repro.models.prefix import EndOfPrefix
 
-SMALL_IMAGE = 64  # images below this many pixels a side get `small_patch_size`
 
+def build(
+    image_shape: tuple[int, int, int],
+    classes: int,
+    depth: int,
+    heads: int,
+    head_dim: int,
+    patch_size: int,
+    drop_path: float,
+) -> nn.Module:
+    """Build the network.
 
-def build_deit(config: Any, *, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Build from the `model` section; `drop_path` rises linearly over the blocks."""
+    Args:
+        image_shape: (C, H, W), H = W.
+        classes: outputs.
+        depth: blocks.
+        heads: attention heads; the width is heads * head_dim.
+        head_dim: width of a head.
+        patch_size: pixels a side of the patches, of which the image is made.
+        drop_path: the rate of the last block; it rises linearly from 0.
+
+    Raises:
+        ValueError: where the patches do not make up the image.
+    """
     from timm.models.vision_transformer import VisionTransformer
 
     channels, size, _ = image_shape
+    if size % patch_size:
+        raise ValueError(
+            f"model.patch_size={patch_size} does not divide the {size} px of the images; "
+            "images of 28 or 32 px take model.patch_size=4"
+        )
     model = VisionTransformer(
         img_size=size,
-        patch_size=config.patch_size if size >= SMALL_IMAGE else config.small_patch_size,
+        patch_size=patch_size,
         in_chans=channels,
         num_classes=classes,
-        embed_dim=config.heads * config.head_dim,
-        depth=config.depth,
-        num_heads=config.heads,
-        drop_path_rate=config.drop_path,
+        embed_dim=heads * head_dim,
+        depth=depth,
+        num_heads=heads,
+        drop_path_rate=drop_path,
     )
     share_drop_path(model)
     model.norm_pre = EndOfPrefix(model.norm_pre, (model.patch_embed,))  # what the blocks take

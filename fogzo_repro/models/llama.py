@@ -28,23 +28,43 @@ class Llama(nn.Module):
     flash kernel; without a mask the attention is causal by its own flag.
 
     Args:
-        config: the `model` section.
+        layers: blocks.
+        width: D.
+        heads: attention heads.
+        hidden: width of the MLP.
+        context: T, tokens a sequence.
+        vocabulary: V.
+        norm_eps: of the norms.
+        rope_theta: base of the rotary embeddings.
+        init_std: of the initial matrices.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(
+        self,
+        *,
+        layers: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        context: int,
+        vocabulary: int,
+        norm_eps: float,
+        rope_theta: float,
+        init_std: float,
+    ) -> None:
         super().__init__()
         from transformers import LlamaConfig, LlamaForCausalLM
 
         dimensions: dict[str, Any] = {
-            "vocab_size": config.vocabulary,
-            "hidden_size": config.width,
-            "intermediate_size": config.hidden,
-            "num_hidden_layers": config.layers,
-            "num_attention_heads": config.heads,
-            "num_key_value_heads": config.heads,
-            "max_position_embeddings": config.context,
-            "rms_norm_eps": config.norm_eps,
-            "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+            "vocab_size": vocabulary,
+            "hidden_size": width,
+            "intermediate_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "max_position_embeddings": context,
+            "rms_norm_eps": norm_eps,
+            "rope_parameters": {"rope_theta": rope_theta, "rope_type": "default"},
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
@@ -57,7 +77,7 @@ class Llama(nn.Module):
         self.norm: nn.Module = causal.model.norm
         self.rotary: nn.Module = causal.model.rotary_emb
         self.lm_head: Any = causal.lm_head
-        self._initialise(config.init_std)
+        self._initialise(init_std)
 
     @torch.no_grad()
     def _initialise(self, std: float) -> None:
@@ -100,6 +120,4 @@ class Llama(nn.Module):
         return linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten().long())
 
 
-def build_llama(config: Any) -> Llama:
-    """Build from the `model` section."""
-    return Llama(config)
+build = Llama

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +21,6 @@ class Mlp(nn.Module):
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 
-def build_mlp(config: Any, *, image_shape: tuple[int, int, int], classes: int) -> Mlp:
-    """Build from the `model` section."""
-    return Mlp(math.prod(image_shape), config.hidden, classes)
+def build(image_shape: tuple[int, int, int], classes: int, hidden: int) -> Mlp:
+    """Build the perceptron for images of any shape."""
+    return Mlp(math.prod(image_shape), hidden, classes)

@@ -1,22 +1,29 @@
 """What the quantizers with a fixed scale share.
 
-alpha is the standard deviation of the initial weights; choice, see README. The scale is a buffer,
-so it is part of every checkpoint.
+alpha is the standard deviation of the initial weights, times a constant factor; choice, see
+README. The scale is a buffer, so it is part of every checkpoint.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 class FixedScale(nn.Module):
-    """A quantizer alpha * levels(w / alpha) with one constant alpha for the tensor."""
+    """A quantizer alpha * levels(w / alpha) with one constant alpha for the tensor.
 
-    smoothing: tuple[str, str]
+    Args:
+        weight: initial weights, any shape.
+        factor: alpha in standard deviations of the initial weights.
+    """
+
+    smoothing: Any
     scale: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, factor: float = 1.0) -> None:
         super().__init__()
         scale = weight.detach().std()
         # Of equal weights the deviation is a rounding error of their size, not always 0.
@@ -26,7 +33,7 @@ class FixedScale(nn.Module):
                 f"the scale is the deviation of the initial weights, and those of shape "
                 f"{tuple(weight.shape)} have no spread; name the layer in model.first_last"
             )
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", factor * scale)
 
     def units(self, weight: Tensor) -> Tensor:
         """Return the latent weight in units of alpha."""

@@ -1,4 +1,4 @@
-"""Levels and surrogates, in units of the scale: x = weight / alpha.
+"""Levels, and what a surrogate is, in units of the scale: x = weight / alpha.
 
 A quantizer's forward value is piecewise constant; its backward pass is the derivative of a smooth
 surrogate (PAPER 1, "Smoothing law"). Both sides are plain torch operations: they compile, and they
@@ -8,6 +8,7 @@ run under vmap.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,22 +63,23 @@ def sign_levels(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return (x >= 0).to(dtype or x.dtype).mul_(2).sub_(1)
 
 
-def hardtanh(x: Tensor) -> Tensor:
-    """Return clip(x, -1, 1), the surrogate of BNN, with derivative 1 on the closed interval.
+def identity(x: Tensor) -> Tensor:
+    """Return x."""
+    return x
 
-    The derivative of torch's own clamp at the bounds is 1 or 0, depending on its version.
+
+class Surrogate(NamedTuple):
+    """The smooth stand-in for an operator, in the backward pass.
+
+    Attributes:
+        h: the function; its derivative is that of the quantizer, in units of the scale.
+        law: the noise u for which h(x) = E[operator(x + epsilon_bar u)]: a smoothing law, or the
+            pair (operator, surrogate) by which `estimators.smoothing_law` knows it. Without one
+            (None) the surrogate is for the STE alone.
     """
-    return torch.where(x.abs() <= 1, x, x.sign())
+
+    h: Callable[[Tensor], Tensor]
+    law: Any = None
 
 
-def approx_sign(x: Tensor) -> Tensor:
-    """Return 2x - x|x| on [-1, 1] and +-1 outside, the surrogate of Bi-Real Net."""
-    clipped = x.clamp(-1, 1)
-    return 2 * clipped - clipped * clipped.abs()
-
-
-SIGN_SURROGATES: dict[str, Callable[[Tensor], Tensor]] = {
-    "hardtanh": hardtanh,
-    "tanh": torch.tanh,
-    "approxsign": approx_sign,
-}
+IDENTITY = Surrogate(identity, law=("round", "identity"))

@@ -29,7 +29,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fogzo_repro.config import LsqConfig
 from fogzo_repro.quantization.functional import round_range, with_surrogate_gradient
 
 FLOOR = 1e-3  # the least step in units of its start
@@ -236,13 +235,14 @@ def _note_start(quantizer: nn.Module, keys: object) -> None:
     quantizer._started = bool(quantizer.start > 0)
 
 
-def build_lsq(config: LsqConfig, weight: Tensor) -> LsqWeight:
+def build(weight: Tensor, weight_bits: int, grid: str, per_channel: bool) -> LsqWeight:
     """Build the quantizer of one weight."""
-    half_integer = config.grid == "half_integer"
-    return LsqWeight(weight, config.weight_bits, half_integer, config.per_channel)
+    return LsqWeight(weight, weight_bits, grid == "half_integer", per_channel)
 
 
-def build_lsq_input(config: LsqConfig, name: str, layer: nn.Module) -> LsqInput:
+def build_input(
+    layer_name: str, activation_bits: int, grid: str, unsigned_inputs: list[str]
+) -> LsqInput:
     """Build the quantizer of a layer's inputs, unsigned where the layer's name is chosen."""
-    unsigned = any(fnmatch(name, pattern) for pattern in config.unsigned_inputs)
-    return LsqInput(config.activation_bits, config.grid == "half_integer", unsigned)
+    unsigned = any(fnmatch(layer_name, pattern) for pattern in unsigned_inputs)
+    return LsqInput(activation_bits, grid == "half_integer", unsigned)

@@ -16,12 +16,10 @@ from __future__ import annotations
 import math
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.config import QuestConfig
 from fogzo_repro.quantization.functional import with_surrogate_gradient
 from fogzo_repro.quantization.hadamard import (
     block_hadamard,
@@ -193,29 +191,24 @@ class Quest(nn.Module):
         return (OUTER_LEVEL[self.bits] * rms + 1e-8) / self.outer_unit
 
 
-def _settings(config: QuestConfig) -> dict[str, Any]:
-    return {
-        "hadamard": config.hadamard,
-        "trust_width": config.trust_width,
-        "clip_scale": config.clip_scale,
-    }
-
-
-def build_quest(config: QuestConfig, weight: Tensor) -> Quest:
+def build(
+    weight: Tensor, weight_bits: int, hadamard: str, trust_width: float | None, clip_scale: float
+) -> Quest:
     """Build the quantizer of one weight, (out, in) or (out, in, kh, kw)."""
     row, axes = weight[0].numel(), weight.dim() - 1
-    return Quest(row, config.weight_bits, row_axes=axes, **_settings(config))
+    return Quest(row, weight_bits, hadamard, trust_width, clip_scale, row_axes=axes)
 
 
-def build_quest_input(config: QuestConfig, name: str, layer: nn.Module) -> Quest:
+def build_input(
+    layer: nn.Module,
+    activation_bits: int,
+    hadamard: str,
+    trust_width: float | None,
+    clip_scale: float,
+) -> Quest:
     """Build the quantizer of a layer's inputs: per token, or per pixel of a convolution's."""
+    settings = (activation_bits, hadamard, trust_width, clip_scale)
     if isinstance(layer, nn.Conv2d):
-        return Quest(
-            layer.in_channels,
-            config.activation_bits,
-            row_axes=0,
-            of_inputs=True,
-            **_settings(config),
-        )
+        return Quest(layer.in_channels, *settings, row_axes=0, of_inputs=True)
     assert isinstance(layer, nn.Linear)
-    return Quest(layer.in_features, config.activation_bits, of_inputs=True, **_settings(config))
+    return Quest(layer.in_features, *settings, of_inputs=True)

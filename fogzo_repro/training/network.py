@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import math
 from dataclasses import dataclass, replace
 from fnmatch import filter as matching
 from typing import Any
@@ -10,10 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.config import RoundConfig, RunConfig, UserError
-from fogzo_repro.estimators import QuantizedWeight, smoothing_law
-from fogzo_repro.models import build_model
-from fogzo_repro.quantization import build_input_quantizer, build_quantizer, quantize_layers
+from fogzo_repro.config import (
+    RoundConfig,
+    RunConfig,
+    UserError,
+    build_part,
+    build_surrogate,
+    did_you_mean,
+)
+from fogzo_repro.estimators import QuantizedWeight, SmoothingLaw, smoothing_law
+from fogzo_repro.quantization import Surrogate, quantize_layers
 from fogzo_repro.randomness import derive_seed
 
 
@@ -41,6 +47,18 @@ class Network:
         """d, the number of perturbed weights."""
         return sum(w.parameter.numel() for w in self.weights)
 
+    def check_laws(self, what: str) -> None:
+        """Refuse what perturbs weights where the quantizer has no smoothing law.
+
+        Raises:
+            UserError: in one line that begins with `what`.
+        """
+        if any(w.law is NO_LAW for w in self.weights):
+            raise UserError(
+                f"{what} perturbs the weights, and their quantizer has no smoothing law that says "
+                'by how much; give it one (README, "Adding a part") or use estimator=ste'
+            )
+
 
 def build_network(
     config: RunConfig, model_arguments: dict[str, Any], device: torch.device
@@ -48,7 +66,10 @@ def build_network(
     """Initialise the model from (seed, "initialisation"), quantize it, move it to the device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, 0, "initialisation"))
-        model = build_model(config.model, **model_arguments)
+        try:
+            model = build_part("model", config.model, config.parts_dir, **model_arguments)
+        except ValueError as error:
+            raise UserError(f"model={config.model.name}: {error}") from None
     _check_first_last(config, model)
     layers = quantize_layers(
         model,
@@ -65,6 +86,10 @@ def build_network(
 
 
 OFF = 16  # bits: full precision
+EIGHT_BIT = RoundConfig(  # for the first and last layers beside quantizer=sign
+    name="round", family="uniform", weight_bits=8, activation_bits=OFF, first_last="8bit",
+    surrogate="identity", grid="integer", clip_gradient=False, scale_factor=1.0,
+)  # fmt: skip
 ROTATIONS = ("rotate", "rotate_back")  # of a quantizer that rounds in rotated coordinates
 
 
@@ -74,7 +99,8 @@ def _weight_quantizer(config: RunConfig, name: str, weight: Tensor) -> nn.Module
     if section is None or getattr(section, "weight_bits", 1) == OFF:
         return None
     try:
-        return build_quantizer(section, weight)
+        given: dict[str, Any] = {"weight": weight, **_surrogate(section, config.parts_dir)}
+        return build_part("quantizer", section, config.parts_dir, **given)
     except ValueError as error:
         raise UserError(f"quantizer={section.name} on the weight of {name}: {error}") from None
 
@@ -85,9 +111,18 @@ def _input_quantizer(config: RunConfig, name: str, layer: nn.Module) -> nn.Modul
     if section is None or section.activation_bits == OFF:
         return None
     try:
-        return build_input_quantizer(section, name, layer)
+        given: dict[str, Any] = {"layer": layer, "layer_name": name}
+        return build_part("quantizer", section, config.parts_dir, "build_input", **given)
     except ValueError as error:
         raise UserError(f"quantizer={section.name} on the inputs of {name}: {error}") from None
+
+
+def _surrogate(section: Any, parts_dir: str | None) -> dict[str, Surrogate]:
+    """Return the surrogate that a quantizer names, in place of its name."""
+    if not hasattr(section, "operator"):
+        return {}
+    h, law = build_surrogate(section.operator, section.surrogate, parts_dir)
+    return {"surrogate": Surrogate(h, law)}
 
 
 def _section(config: RunConfig, name: str) -> Any | None:
@@ -100,7 +135,7 @@ def _section(config: RunConfig, name: str) -> Any | None:
             return None
         if section.first_last == "8bit":
             if section.name == "sign":
-                return RoundConfig("round", 8, OFF, "identity", "integer", False, "8bit")
+                return EIGHT_BIT
             on = [k for k in ("weight_bits", "activation_bits") if getattr(section, k) != OFF]
             return replace(section, **dict.fromkeys(on, 8))
     return section
@@ -111,10 +146,9 @@ def _check_first_last(config: RunConfig, model: nn.Module) -> None:
     layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     for name in config.model.first_last:
         if name not in layers:
-            near = difflib.get_close_matches(name, layers, n=1, cutoff=0.0)
-            meant = f"; did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"model.first_last: {name} is not a linear layer or convolution of the model{meant}"
+                f"model.first_last: {name} is not a linear layer or convolution of the model"
+                f"{did_you_mean(name, layers)}"
             )
 
 
@@ -133,7 +167,17 @@ def _perturbed_weight(layer: Any) -> QuantizedWeight:
     return QuantizedWeight(
         parameter=layer.weight,
         scale=quantizer.perturbation_scale,
-        law=smoothing_law(*quantizer.smoothing),
+        law=_law(getattr(quantizer, "smoothing", None)),
         levels=lambda weight: quantizer.levels(quantizer.units(weight)),
         **rotations,
     )
+
+
+def _law(smoothing: Any) -> SmoothingLaw:
+    """Return the law that a quantizer gives, or names by (operator, surrogate)."""
+    if smoothing is None:
+        return NO_LAW
+    return smoothing if isinstance(smoothing, SmoothingLaw) else smoothing_law(*smoothing)
+
+
+NO_LAW = SmoothingLaw(math.nan, math.nan, lambda t: t.fill_(math.nan))  # for the STE alone

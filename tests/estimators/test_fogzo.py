@@ -9,7 +9,6 @@ from conftest import TinyNetwork, gradient
 from torch import Tensor, nn
 
 from fogzo_repro.estimators import Point, QuantizedWeight, directions, fogzo, nspsa, smoothing_law
-from fogzo_repro.estimators.build import build_estimator
 from fogzo_repro.estimators.directions import random_signs
 from fogzo_repro.estimators.fogzo import Fogzo, square_roots
 from fogzo_repro.estimators.protocol import ProbeLosses
@@ -241,11 +240,3 @@ def test_missing_gradient_is_refused(tiny: TinyNetwork) -> None:
 def test_tied_weight_listed_twice_is_refused(tiny: TinyNetwork) -> None:
     with pytest.raises(ValueError, match="list each parameter once"):
         nspsa([*tiny.weights, tiny.weights[0]], tiny.loss, generator=stream(0))
-
-
-def test_unknown_estimator_is_refused() -> None:
-    class Section:
-        name = "nothing"
-
-    with pytest.raises(ValueError, match="estimator=nothing has no file"):
-        build_estimator(Section(), torch.device("cpu"))

@@ -8,8 +8,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from fogzo_repro.config import parse_config
-from fogzo_repro.models import build_model
+from fogzo_repro.config import build_part, parse_config
 
 CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
 COUNTS = {  # PAPER 3 and RECIPES C.1, C.9: non-embedding, total
@@ -27,6 +26,10 @@ def _config(*overrides):
         return parse_config(compose("config", list(overrides)))
 
 
+def _build(section):
+    return build_part("model", section, None)
+
+
 def _tiny():
     model = _config("model=llama_9m").model
     return replace(model, width=32, heads=2, hidden=64, vocabulary=96, layers=2, context=16)
@@ -35,7 +38,7 @@ def _tiny():
 @pytest.mark.parametrize("name", COUNTS, ids=COUNTS)
 def test_counts_by_shape_are_those_of_the_paper(name):
     with torch.device("meta"):
-        model = build_model(_config(f"model={name}").model)
+        model = _build(_config(f"model={name}").model)
     total = sum(p.numel() for p in model.parameters())
     assert (total - model.embedding_parameters, total) == COUNTS[name]
 
@@ -53,7 +56,7 @@ def test_logits_equal_those_of_transformers_with_the_same_weights():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     section = _tiny()
-    model = build_model(section)
+    model = _build(section)
     reference = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -76,7 +79,7 @@ def test_logits_equal_those_of_transformers_with_the_same_weights():
 def test_initial_loss_is_the_log_of_the_vocabulary():
     torch.manual_seed(0)
     section = replace(_tiny(), vocabulary=5000)
-    model = build_model(section)
+    model = _build(section)
     tokens = torch.randint(5000, (8, 17), generator=torch.Generator().manual_seed(0))
     loss = model(tokens[:, :-1], tokens[:, 1:])
     # Logits of deviation 0.02 sqrt(32) = 0.11 raise the expected loss by half their variance.
@@ -85,7 +88,7 @@ def test_initial_loss_is_the_log_of_the_vocabulary():
 
 def test_residual_outputs_start_smaller_by_the_root_of_twice_the_layers():
     torch.manual_seed(0)
-    model = build_model(replace(_tiny(), width=256, hidden=512))
+    model = _build(replace(_tiny(), width=256, hidden=512))
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             assert (parameter == 1).all()

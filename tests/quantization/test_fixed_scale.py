@@ -1,12 +1,14 @@
 """`round` and `sign` with a fixed scale, as modules."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
-from conftest import QUANTIZERS
+from conftest import QUANTIZERS, SIGN_SURROGATES
 from torch import Tensor
 
+from fogzo_repro.quantization.functional import Surrogate
 from fogzo_repro.quantization.sign import Sign
 from fogzo_repro.quantization.uniform import Round
 
@@ -71,13 +73,36 @@ def test_derivative_of_round_is_one_everywhere() -> None:
     assert torch.equal(derivative(quantizer, weight), torch.ones(101))
 
 
+@pytest.mark.parametrize(
+    ("clip", "beyond"), [(True, 0.0), ("half_step", 0.5)], ids=["outer-level", "half-step"]
+)
 @pytest.mark.parametrize("half", [False, True], ids=["integer", "half_integer"])
-def test_clipped_derivative_of_round_is_one_between_the_outer_levels(half: bool) -> None:
-    quantizer = Round(initial(8, 5), bits=2, half_integer=half, clip_gradient=True)
+def test_clipped_derivative_of_round_is_one_up_to_the_outer_levels_or_half_a_step_more(
+    half: bool, clip: bool | str, beyond: float
+) -> None:
+    quantizer = Round(initial(8, 5), bits=2, half_integer=half, clip_gradient=clip)
     units = torch.linspace(-5, 5, 102)
-    low, high = (-1.5, 1.5) if half else (-2.0, 1.0)
+    low, high = (-1.5 - beyond, 1.5 + beyond) if half else (-2.0 - beyond, 1.0 + beyond)
     found = derivative(quantizer, units * quantizer.scale)
     assert torch.allclose(found, ((units > low) & (units < high)).float())
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0], ids=str)
+def test_levels_are_as_many_deviations_apart_as_the_factor_says(factor: float) -> None:
+    weight = initial(40, 5)
+    plain, scaled = Round(weight, bits=3), Round(weight, bits=3, factor=factor)
+    assert torch.equal(scaled.perturbation_scale(weight), factor * plain.scale)
+    spacing = scaled(torch.arange(-300, 301) / 4.0 * scaled.scale).unique().diff()
+    assert torch.allclose(spacing, factor * weight.std().expand_as(spacing), rtol=1e-5)
+
+
+def test_derivative_of_round_with_another_surrogate_is_that_surrogates() -> None:
+    steep = Surrogate(lambda x: x + torch.sin(2 * math.pi * x) / 10)
+    quantizer = Round(initial(8, 5), 2, steep, factor=1.5)
+    units = torch.linspace(-3, 3, 41)
+    expected = 1 + 2 * math.pi * torch.cos(2 * math.pi * units) / 10
+    found = derivative(quantizer, units * quantizer.scale)
+    assert torch.allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +117,7 @@ def test_clipped_derivative_of_round_is_one_between_the_outer_levels(half: bool)
 def test_derivative_of_sign_is_that_of_the_surrogate_in_units_of_the_scale(
     surrogate: str, closed: Any
 ) -> None:
-    quantizer = Sign(initial(8, 5), surrogate)
+    quantizer = Sign(initial(8, 5), SIGN_SURROGATES[surrogate])
     units = torch.linspace(-2.01, 2.03, 102)
     found = derivative(quantizer, units * quantizer.scale)
     assert torch.allclose(found, closed(units), atol=1e-5)

@@ -7,6 +7,7 @@ from fogzo_repro.estimators import smoothing_law
 from fogzo_repro.quantization.lsq import LsqWeight
 from fogzo_repro.quantization.quest import Quest
 from fogzo_repro.quantization.sign import Sign
+from fogzo_repro.quantization.surrogates import sign_hardtanh
 from fogzo_repro.quantization.uniform import Round
 
 WEIGHT = torch.randn(6, 4096, generator=torch.Generator().manual_seed(0)) * torch.logspace(
@@ -15,7 +16,9 @@ WEIGHT = torch.randn(6, 4096, generator=torch.Generator().manual_seed(0)) * torc
 
 ROUND_TYPE = [
     *(
-        pytest.param(lambda w, b=b, h=h: Round(w, b, h), b, id=f"round-{b}bit-half{h:d}")
+        pytest.param(
+            lambda w, b=b, h=h: Round(w, b, half_integer=h), b, id=f"round-{b}bit-half{h:d}"
+        )
         for b in (2, 3, 8)
         for h in (False, True)
     ),
@@ -32,7 +35,7 @@ ROUND_TYPE = [
     ),
 ]
 SIGN_TYPE = [
-    pytest.param(lambda w: Sign(w, "hardtanh"), id="sign-hardtanh"),
+    pytest.param(lambda w: Sign(w, sign_hardtanh.build()), id="sign-hardtanh"),
     pytest.param(lambda w: LsqWeight(w, 1), id="lsq-1bit"),
     pytest.param(lambda w: LsqWeight(w, 1, per_channel=True), id="lsq-1bit-per-channel"),
     pytest.param(lambda w: Quest(4096, 1), id="quest-1bit"),

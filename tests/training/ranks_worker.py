@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,10 +18,7 @@ from fogzo_repro.estimators.fogzo import Fogzo
 from fogzo_repro.estimators.protocol import Estimator
 from fogzo_repro.estimators.spsa import Nspsa
 from fogzo_repro.estimators.ste import Ste
-from fogzo_repro.models.deit import build_deit
-from fogzo_repro.models.llama import build_llama
-from fogzo_repro.models.mlp import build_mlp
-from fogzo_repro.models.resnet import build_resnet
+from fogzo_repro.models import deit, llama, mlp, resnet
 from fogzo_repro.quantization import quantize_layers
 from fogzo_repro.quantization.uniform import Round
 from fogzo_repro.randomness import generator_for
@@ -34,21 +30,14 @@ from fogzo_repro.training.step import TrainStep
 STEPS, BATCH = 5, 8
 SHAPE, CLASSES = (1, 12, 12), 10
 MODELS = {
-    "mlp": lambda: build_mlp(SimpleNamespace(hidden=6), image_shape=SHAPE, classes=CLASSES),
-    "deit": lambda: build_deit(
-        SimpleNamespace(
-            heads=2, head_dim=4, depth=2, drop_path=0.0, patch_size=4, small_patch_size=4
-        ),
-        image_shape=SHAPE, classes=CLASSES,
+    "mlp": lambda: mlp.build(SHAPE, CLASSES, hidden=6),
+    "deit": lambda: deit.build(
+        SHAPE, CLASSES, heads=2, head_dim=4, depth=2, drop_path=0.0, patch_size=4
     ),
-    "resnet": lambda: build_resnet(
-        SimpleNamespace(depth=18, width=4), image_shape=SHAPE, classes=CLASSES
-    ),
-    "llama": lambda: build_llama(
-        SimpleNamespace(
-            layers=2, width=16, heads=2, hidden=24, context=8, vocabulary=20,
-            norm_eps=1e-5, rope_theta=1e4, init_std=0.1,
-        )
+    "resnet": lambda: resnet.build(SHAPE, CLASSES, depth=18, width=4, stem="imagenet"),
+    "llama": lambda: llama.build(
+        layers=2, width=16, heads=2, hidden=24, context=8, vocabulary=20,
+        norm_eps=1e-5, rope_theta=1e4, init_std=0.1,
     ),
 }  # fmt: skip
 CPU = torch.device("cpu")

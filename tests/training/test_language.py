@@ -12,9 +12,8 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from fogzo_repro import run
-from fogzo_repro.config import UserError, parse_config
+from fogzo_repro.config import UserError, build_part, parse_config
 from fogzo_repro.data.c4 import TokenBatch, open_split, read_corpus
-from fogzo_repro.estimators.build import build_estimator
 from fogzo_repro.models.head_loss import linear_cross_entropy
 from fogzo_repro.training.language import Language, c4_language
 from fogzo_repro.training.network import build_network
@@ -68,7 +67,7 @@ def build_step(data_dir, *overrides, dtype=torch.float32, micro_batch=None):
         network.model,
         task.loss,
         build_optimizer(replace(settings.recipe, lr=1e-3), network.model, capturable=False),
-        build_estimator(settings.estimator, torch.device("cpu")),
+        build_part("estimator", settings.estimator, None, device=torch.device("cpu")),
         network.weights,
         seed=0,
         clip_norm=1.0,

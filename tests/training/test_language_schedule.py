@@ -7,8 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from fogzo_repro.config import ConfigError, parse_config, result_fields
-from fogzo_repro.models import build_model
+from fogzo_repro.config import ConfigError, build_part, parse_config, result_fields
 from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.schedules import learning_rate
 
@@ -96,7 +95,7 @@ def test_a_rate_of_ones_own_is_not_scaled():
 
 def test_weight_decay_is_on_the_linears_of_the_blocks_alone():
     section = config("model=llama_9m", "scale=smoke")
-    model = build_model(section.model)
+    model = build_part("model", section.model, None)
     optimizer = build_optimizer(section.recipe, model, capturable=False)
     decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():

@@ -15,8 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fogzo_repro.__main__ import CONFIGS
-from fogzo_repro.config import parse_config
-from fogzo_repro.models import build_model
+from fogzo_repro.config import build_part, parse_config
 from fogzo_repro.plan import needs_of
 from fogzo_repro.training.memory import SMALL_TOKEN_BATCHES, measure_need
 from fogzo_repro.training.network import build_network
@@ -48,7 +47,7 @@ def predicted(model: str) -> float:
     with torch.device("meta"):
         later = needs_of(config, build_network(config, {}, torch.device("meta"))).first_step
     with FakeTensorMode():
-        one_pass = fake_pass(build_model(config.model).train())
+        one_pass = fake_pass(build_part("model", config.model, None).train())
         return measure_need(one_pass, later, SMALL_TOKEN_BATCHES).at(SEQUENCES)
 
 

@@ -15,7 +15,9 @@ from fogzo_repro.estimators import nspsa
 from fogzo_repro.training import network
 from fogzo_repro.training.network import Network, build_network
 
-ROUND = RoundConfig("round", 2, 16, "identity", "integer", clip_gradient=False, first_last="float")
+ROUND = RoundConfig(
+    "round", "uniform", 2, 16, "float", "identity", "integer", clip_gradient=False, scale_factor=1.0
+)
 
 
 class Tied(nn.Module):
@@ -36,9 +38,17 @@ class Tied(nn.Module):
 def build(
     monkeypatch: pytest.MonkeyPatch, quantizer: Any = ROUND, first_last: tuple[str, ...] = ()
 ) -> Network:
-    monkeypatch.setattr(network, "build_model", lambda config: Tied())
+    build_part = network.build_part
+
+    def build_tied(section: str, *arguments: Any, **given: Any) -> Any:
+        return Tied() if section == "model" else build_part(section, *arguments, **given)
+
+    monkeypatch.setattr(network, "build_part", build_tied)
     config: Any = SimpleNamespace(
-        seed=0, model=SimpleNamespace(first_last=list(first_last)), quantizer=quantizer
+        seed=0,
+        parts_dir=None,
+        model=SimpleNamespace(first_last=list(first_last)),
+        quantizer=quantizer,
     )
     return build_network(config, {}, torch.device("cpu"))
 

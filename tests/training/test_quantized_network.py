@@ -9,9 +9,8 @@ from hydra import compose, initialize_config_dir
 from scipy.linalg import hadamard
 from torch import nn
 
-from fogzo_repro.config import RunConfig, UserError, parse_config, result_fields
+from fogzo_repro.config import RunConfig, UserError, build_part, parse_config, result_fields
 from fogzo_repro.estimators import SequentialProbes
-from fogzo_repro.estimators.build import build_estimator
 from fogzo_repro.quantization import quantize_layers
 from fogzo_repro.quantization.lsq import LsqInput, LsqWeight
 from fogzo_repro.quantization.quest import Quest
@@ -90,7 +89,7 @@ def test_probes_move_the_loss_and_leave_the_weights(quantizer, estimator):
         measured.append(SequentialProbes(loss)(here, directions))
         return measured[-1]
 
-    chosen = build_estimator(config.estimator, torch.device("cpu"))
+    chosen = build_part("estimator", config.estimator, None, device=torch.device("cpu"))
     assert chosen.prepare(0, 10)
     signs = torch.Generator().manual_seed(1)
     estimate = chosen(network.weights, probes, generator, signs)

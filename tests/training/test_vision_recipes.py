@@ -9,9 +9,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from fogzo_repro.__main__ import CONFIGS
-from fogzo_repro.config import ConfigError, RunConfig, parse_config
+from fogzo_repro.config import ConfigError, RunConfig, build_part, parse_config
 from fogzo_repro.data.images import Batch, Images
-from fogzo_repro.models import build_model
 from fogzo_repro.training.classification import InMemoryImages, recipe_mixing
 from fogzo_repro.training.optimizers import build_optimizer
 
@@ -67,7 +66,7 @@ def test_a_wrong_recipe_is_one_line(override: str, message: str) -> None:
 
 
 def undecayed(config: RunConfig) -> list[str]:
-    model = build_model(config.model, image_shape=(1, 28, 28), classes=10)
+    model = build_part("model", config.model, None, image_shape=(1, 28, 28), classes=10)
     optimizer = build_optimizer(config.recipe, model, capturable=False)
     decayed = {p for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     assert all(g["weight_decay"] in (0, config.recipe.weight_decay) for g in optimizer.param_groups)
@@ -80,9 +79,9 @@ def test_resnet_decays_everything() -> None:
 
 
 def test_deit_decays_all_matrices_but_positions_and_class_token() -> None:
-    config = configure("model=deit_tiny", "model.head_dim=8", "model.depth=2")
+    config = configure("model=deit_tiny", "model.head_dim=8", "model.depth=2", "model.patch_size=4")
     free = undecayed(config)
-    model = build_model(config.model, image_shape=(1, 28, 28), classes=10)
+    model = build_part("model", config.model, None, image_shape=(1, 28, 28), classes=10)
     expected = [n for n, p in model.named_parameters() if p.dim() == 1]
     assert sorted(free) == sorted([*expected, "pos_embed", "cls_token"])
     assert "patch_embed.proj.weight" not in free

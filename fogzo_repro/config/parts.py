@@ -1,0 +1,298 @@
+"""Parts: models, datasets, quantizers, surrogates and estimators, built in or of the user's.
+
+A part is one Python file with a function `build`, and one YAML file that has the part's `name`, its
+`family` and its options. The family names the Python file, so that a second size of a network is
+one more YAML file. The YAML file is also the part's schema: its keys, with the types of their
+values, are the settings of the section. A built-in family that has rules beyond types has a
+dataclass for them in this package.
+
+Built-in parts lie in `configs/<section>/NAME.yaml` and in the folder of `FOLDERS`. A user's lie
+side by side in a folder of the user's: `parts_dir/<section>/NAME.yaml` and
+`parts_dir/<section>/FAMILY.py`. A surrogate is chosen by `quantizer.surrogate=NAME` and needs no
+YAML file: it is `surrogate/OPERATOR_NAME.py`, where the operator is `sign` or `round`.
+
+`build` gets what it names: keys of its YAML file, and what the run gives to parts of its kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, make_dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, require
+from fogzo_repro.config.yaml_files import CONFIGS, read_yaml
+
+PACKAGE = Path(__file__).resolve().parents[1]
+FOLDERS = {  # section: where in the package its Python files are
+    "model": "models",
+    "dataset": "data",
+    "quantizer": "quantization",
+    "surrogate": "quantization/surrogates",
+    "estimator": "estimators",
+}
+# Keys that the run itself reads, so that a `build` need not name them.
+READ_BY_THE_RUN = {
+    "name", "family",
+    "first_last", "inputs", "context", "vocabulary", "quest_lr", "tokens",
+    "weight_bits", "activation_bits", "operator", "learned_scales",
+    "n", "noise", "start_fraction", "probe_fraction", "evaluator", "random_sign",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """The settings that every part has."""
+
+    name: str
+    family: str
+
+
+@dataclass(frozen=True)
+class ModelPart(Part):
+    """What every model has: the layers that `quantizer.first_last` is about."""
+
+    first_last: list[str]
+
+
+@dataclass(frozen=True)
+class QuantizerPart(Part):
+    """What every quantizer of a user's has; 16 bits are full precision."""
+
+    weight_bits: int
+    activation_bits: int
+    first_last: str
+
+    def __post_init__(self) -> None:
+        for key in ("weight_bits", "activation_bits"):
+            check_bits(f"quantizer.{key}", getattr(self, key))
+        choice("quantizer.first_last", self.first_last, FIRST_LAST)
+
+
+FIRST_LAST = ("float", "8bit", "quantized")
+SHARED = {"model": ModelPart, "dataset": Part, "quantizer": QuantizerPart, "estimator": Part}
+
+
+def check_bits(key: str, value: int) -> None:
+    """Refuse a number of bits that no quantizer has."""
+    require(1 <= value <= 8 or value == 16, f"{key}={value} is outside 1..8 (16 is full precision)")
+
+
+def own_parts() -> str | None:
+    """Return the folder of the user's parts, which FOGZO_PARTS names; None without one."""
+    given = os.environ.get("FOGZO_PARTS")
+    return str(Path(given).expanduser().absolute()) if given else None
+
+
+def check_own_parts() -> None:
+    """Refuse a folder that is not there; Hydra would say nothing of it.
+
+    Raises:
+        ConfigError: with the folder.
+    """
+    folder = own_parts()
+    if folder is not None and not Path(folder).is_dir():
+        raise ConfigError(f"{folder}, named by --config-dir or FOGZO_PARTS, is not a folder")
+
+
+def python_file(section: str, family: str, parts_dir: str | None) -> Path:
+    """Return the Python file of a family: the package's where there is one, else the user's.
+
+    Raises:
+        ConfigError: with the places where it was looked for.
+    """
+    places = [folder / f"{family}.py" for folder in _folders(section, parts_dir)]
+    for path in places:
+        if path.is_file():
+            return path
+    raise ConfigError(
+        f"{section}: there is no Python file for the family {family}; it would be "
+        f"{' or '.join(map(str, places))}{_how_to_name_a_folder(parts_dir)}"
+    )
+
+
+def names(section: str, parts_dir: str | None) -> list[str]:
+    """Return the names of a section's Python files, without their ending."""
+    found = (path for folder in _folders(section, parts_dir) for path in folder.glob("*.py"))
+    return sorted({path.stem for path in found if not path.stem.startswith("_")})
+
+
+def _folders(section: str, parts_dir: str | None) -> list[Path]:
+    own = [] if parts_dir is None else [Path(parts_dir) / section]
+    return [PACKAGE / FOLDERS[section], *own]
+
+
+def _how_to_name_a_folder(parts_dir: str | None) -> str:
+    return "" if parts_dir else "; a folder of yours is named by --config-dir or FOGZO_PARTS"
+
+
+def schema(section: str, name: str, family: str, parts_dir: str | None) -> type:
+    """Return the settings of a part without a dataclass of its own, by its YAML file.
+
+    Raises:
+        ConfigError: where its YAML or Python file is missing or is not one.
+    """
+    python_file(section, family, parts_dir)
+    roots = [CONFIGS, *([] if parts_dir is None else [Path(parts_dir)])]
+    for path in (root / section / f"{name}.yaml" for root in roots):
+        if path.is_file():
+            return _dataclass(section, tuple(_types(path).items()))
+    raise ConfigError(
+        f"{section}.name={name}: there is no {section}/{name}.yaml, and a part's file has the "
+        f"part's name{_how_to_name_a_folder(parts_dir)}"
+    )
+
+
+@cache
+def _types(path: Path) -> dict[str, Any]:
+    """Return the type of each key of a part's YAML file; those that it is based on come first."""
+    content = read_yaml(path)
+    found: dict[str, Any] = {}
+    for other in content.pop("defaults", ()):
+        if isinstance(other, str) and other != "_self_":
+            found |= _types(path.with_name(f"{other}.yaml"))
+    return found | {key: _type(value) for key, value in content.items()}
+
+
+def _type(value: Any) -> Any:
+    """Return the type that another value of the setting must have; null stands for any."""
+    if isinstance(value, list):
+        kinds = {type(item) for item in value}
+        return list[kinds.pop()] if len(kinds) == 1 and kinds <= _PLAIN else list[Any]  # type: ignore[misc]
+    if isinstance(value, dict):
+        return dict[str, Any]
+    refers = isinstance(value, str) and "${" in value
+    return type(value) if type(value) in _PLAIN and not refers else Any
+
+
+_PLAIN = {bool, int, float, str}
+
+
+@cache
+def _dataclass(section: str, types: tuple[tuple[str, Any], ...]) -> type:
+    """Make the dataclass of a section with these keys; the same keys give the same class."""
+    shared = {field.name for field in fields(SHARED[section])}
+    made = make_dataclass(
+        f"Added{section.capitalize()}",
+        [(key, kind) for key, kind in types if key not in shared],
+        bases=(SHARED[section],),
+        frozen=True,
+    )
+
+    def reduce(self: Any) -> Any:  # for another process, which makes the class itself
+        return _restore, (section, types, vars(self))
+
+    made.__reduce__ = reduce  # type: ignore[assignment]
+    return made
+
+
+def _restore(section: str, types: tuple[tuple[str, Any], ...], values: dict[str, Any]) -> Any:
+    return _dataclass(section, types)(**values)
+
+
+def build_part(
+    section: str,
+    settings: Any,
+    parts_dir: str | None,
+    function: str = "build",
+    **given: Any,
+) -> Any:
+    """Import the Python file of a part and call its `build`, or another function of the file.
+
+    Args:
+        section: the part's kind.
+        settings: its section of the configuration.
+        parts_dir: the user's folder of parts.
+        function: which function of the file.
+        given: what the run gives to it. The function gets what it names of `given` and `settings`.
+
+    Raises:
+        ConfigError: where the file has no such function, the function names something that is
+            neither, or the YAML file of a user's part has a key that nothing reads.
+    """
+    path = python_file(section, settings.family, parts_dir)
+    module = _import(section, path)
+    wanted = _parameters(path, module, function)
+    offered = {**vars(settings), **given}
+    for name, parameter in wanted.items():
+        if name not in offered and parameter.default is parameter.empty:
+            raise ConfigError(
+                f"{path}: {function}() asks for {name}, which is not a key of "
+                f"{section}={settings.name}, nor does the run give it"
+                f"{did_you_mean(name, offered)} (the run gives {', '.join(given) or 'nothing'})"
+            )
+    if not path.is_relative_to(PACKAGE):
+        others = ("build", "build_input")
+        read = {n for f in others if hasattr(module, f) for n in _parameters(path, module, f)}
+        for key in vars(settings):
+            if key not in read | READ_BY_THE_RUN:
+                raise ConfigError(
+                    f"{section}.{key}: build() in {path} has no parameter {key}"
+                    f"{did_you_mean(key, read)}"
+                )
+    return getattr(module, function)(**{k: offered[k] for k in wanted if k in offered})
+
+
+def build_surrogate(operator: str, name: str, parts_dir: str | None) -> Any:
+    """Return what the file of a surrogate builds, by the operator that it belongs to."""
+    path = python_file("surrogate", f"{operator}_{name}", parts_dir)
+    _parameters(path, module := _import("surrogate", path), "build")
+    return module.build()
+
+
+def _import(section: str, path: Path) -> ModuleType:
+    if path.is_relative_to(PACKAGE):
+        return import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
+    name = f"fogzo_parts.{section}.{path.stem}"
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ == str(path):
+        return known
+    spec = spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _parameters(path: Path, module: ModuleType, function: str) -> Mapping[str, inspect.Parameter]:
+    found: Callable[..., Any] | None = getattr(module, function, None)
+    require(callable(found), f"{path} has no function {function}(...), which makes the part")
+    assert found is not None
+    wanted = inspect.signature(found).parameters
+    loose = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for name, parameter in wanted.items():
+        if parameter.kind in (*loose, inspect.Parameter.POSITIONAL_ONLY):
+            raise ConfigError(
+                f"{path}: {function}() gets what its parameters name; {name} is not such a one"
+            )
+    return wanted
+
+
+def added_files(config: Any) -> dict[str, str]:
+    """Return the sha256 of the Python file of each of the run's parts that lies in parts_dir."""
+    found = {section: path for section, path in _files(config) if not path.is_relative_to(PACKAGE)}
+    return {k: hashlib.sha256(path.read_bytes()).hexdigest() for k, path in found.items()}
+
+
+def _files(config: Any) -> Iterator[tuple[str, Path]]:
+    for section in SHARED:
+        settings = getattr(config, section)
+        if settings.family != "none":
+            yield section, python_file(section, settings.family, config.parts_dir)
+    operator = getattr(config.quantizer, "operator", None)
+    if operator is not None:
+        family = f"{operator}_{config.quantizer.surrogate}"
+        yield "surrogate", python_file("surrogate", family, config.parts_dir)
