@@ -42,7 +42,7 @@ BAD = {
     "beta too large": (["estimator.beta_min=1.5"], "estimator.beta_min=1.5 is outside [0, 1]"),
     "beta and noise": (["estimator.beta_min=0.9", "estimator.noise=0.1"], "not both"),
     "negative lr": (["recipe.lr=-1"], "recipe.lr=-1.0 must be above 0"),
-    "lr not a number": (["recipe.lr=fast"], "recipe.lr: Value 'fast'"),
+    "lr not a number": (["recipe.lr=fast"], "recipe.lr=fast is not a number"),
     "lr not finite": (["recipe.lr=nan"], "recipe.lr=nan must be above 0"),
     "bits out of range": (["quantizer.weight_bits=9"], "quantizer.weight_bits=9 is outside 2..8"),
     "one bit of round": (["quantizer.weight_bits=1"], "use quantizer=sign"),
@@ -51,7 +51,7 @@ BAD = {
     "syntax": (["estimator=[ste"], "estimator=[ste"),
     "a sweep without -m": (["seed=0,1"], "add --multirun"),
     "no evaluations": (["eval_every_steps=0"], "eval_every_steps=0 must be at least 1"),
-    "evaluations not a number": (["eval_every_steps=often"], "=often is not of type int"),
+    "evaluations not a number": (["eval_every_steps=often"], "=often is not a whole number"),
     "seed": (["seed=-1"], "seed=-1 is outside"),
 }
 
