@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fogzo_repro.config import UserError
+from fogzo_repro.config import UserError, did_you_mean
 from fogzo_repro.stored import open_run
 from fogzo_repro.terminal import one_line_errors
 
@@ -30,7 +30,7 @@ def parse_settings(given: list[str], known: Mapping[str, Callable[[str], Any]]) 
         key, _, value = argument.partition("=")
         if key not in known:
             said = ", ".join(f"{name}=" for name in known)
-            raise UserError(f"{key} is not a setting here; settings: {said}")
+            raise UserError(f"{key} is not a setting here, as {said}{did_you_mean(key, known)}")
         try:
             settings[key] = known[key](value)
         except ValueError as error:

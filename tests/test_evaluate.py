@@ -100,7 +100,7 @@ def test_the_command_itself_leaves_with_status_2(tmp_path):
 
 
 def test_a_misspelt_setting_names_the_nearest_one():
-    with pytest.raises(UserError, match="did you mean data_dir="):
+    with pytest.raises(UserError, match="did you mean data_dir"):
         parse_settings(["datadir=x"], {"data_dir": str, "device": str})
     with pytest.raises(UserError, match="batches=many"):
         parse_settings(["batches=many"], {"batches": int})
