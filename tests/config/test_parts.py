@@ -1,0 +1,335 @@
+"""A user's parts: found, typed, passed on; one that is registered halfway ends in one line."""
+
+import pickle
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from fogzo_repro.config import (
+    CONFIGS,
+    ConfigError,
+    UserError,
+    added_files,
+    build_part,
+    parse_config,
+    to_yaml,
+)
+from fogzo_repro.config.parts import PACKAGE, SHARED, python_file
+from fogzo_repro.config.run import FAMILIES
+from fogzo_repro.run import execute
+from tests.c4_corpus import write_corpus
+from tests.conftest import ROOT
+
+TINY = ["dataset=digits", "recipe=digits_mlp", "recipe.max_steps=3", "hardware=cpu"]
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Write files of a user's parts, by their place in a folder that FOGZO_PARTS names."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    monkeypatch.setenv("FOGZO_PARTS", str(folder))
+
+    def write(**files):
+        for name, text in files.items():
+            section, _, rest = name.partition("__")
+            path = folder / section / rest.replace("__", ".")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        return folder
+
+    return write
+
+
+def configured(*overrides):
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return parse_config(compose("config", list(overrides)), overrides)
+
+
+SHRINK = "class Shrink:\n    prepare = lambda self, step, total: True\n"
+SHRINK += "    def __init__(self, by): self.by = by\n"
+SHRINK += "    def __call__(self, weights, *rest):\n"
+SHRINK += "        for w in weights: w.parameter.grad.mul_(self.by)\n\n"
+BUILD = "def build(by):\n    return Shrink(by)\n"
+YAML = "name: shrink\nfamily: shrink\nby: 0.5\n"
+
+
+def test_another_size_of_a_built_in_network_is_one_yaml(mine):
+    text = (CONFIGS / "model" / "llama_9m.yaml").read_text()
+    folder = mine(model__llama_5m__yaml=text.replace("llama_9m", "llama_5m"))
+    config = configured("model=llama_5m", "model.layers=3")
+    assert (config.model.name, config.model.layers) == ("llama_5m", 3)
+    assert config.parts_dir == str(folder)
+    assert added_files(config) == {}
+    assert replace(config.model, name="llama_9m", layers=5) == configured("model=llama_9m").model
+
+
+def test_settings_have_the_types_of_the_yaml_file(mine):
+    mine(
+        estimator__shrink__py=SHRINK + BUILD,
+        estimator__shrink__yaml=YAML + "half: false\nname_of: x\nlayers: [a]\nany: null\nmany: 3\n",
+    )
+
+    def settings(*words):
+        return configured("estimator=shrink", *words).estimator
+
+    assert settings("estimator.by=2").by == 2.0 and type(settings("estimator.by=2").by) is float
+    assert settings("estimator.any=[1,x]").any == [1, "x"]
+    for word, said in {
+        "estimator.by=big": "estimator.by=big is not a number",
+        "estimator.half=1": "estimator.half=1 is not true or false",
+        "estimator.many=1.5": "estimator.many=1.5 is not a whole number",
+        "estimator.layers=a": "estimator.layers=a is not a list",
+        "estimator.layers=[1_0]": "is a text",
+        "estimator.name_of=1_0": "estimator.name_of is a text, and 1_0 without quotes is a whole",
+    }.items():
+        with pytest.raises(ConfigError, match=said.replace("[", r"\[")):
+            settings(word)
+
+
+def test_a_yaml_file_may_be_based_on_another_of_the_same_part(mine):
+    mine(
+        estimator__shrink__py=SHRINK + BUILD,
+        estimator__shrink__yaml=YAML,
+        estimator__shrink_more__yaml="defaults:\n  - shrink\n  - _self_\n\nname: shrink_more\n",
+    )
+    settings = configured("estimator=shrink_more", "estimator.by=0.25").estimator
+    assert asdict(settings) == {"name": "shrink_more", "family": "shrink", "by": 0.25}
+    assert build_part("estimator", settings, configured().parts_dir).by == 0.25
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"estimator__shrink__yaml": YAML}, "there is no Python file for the family shrink; it"),
+        (
+            {"estimator__shrink__py": SHRINK, "estimator__shrink__yaml": YAML},
+            r"shrink.py has no function build\(...\)",
+        ),
+        (
+            {"estimator__shrink__py": SHRINK + BUILD, "estimator__shrink__yaml": YAML + "bye: 1\n"},
+            r"estimator.bye: build\(\) in .*shrink.py has no parameter bye; did you mean by\?",
+        ),
+        (
+            {
+                "estimator__shrink__py": SHRINK + BUILD,
+                "estimator__shrink__yaml": YAML.replace("by:", "factor:"),
+            },
+            r"build\(\) asks for by, which is not a key of estimator=shrink, nor does the run give",
+        ),
+        (
+            {
+                "estimator__shrink__py": SHRINK + BUILD.replace("by):", "**by):"),
+                "estimator__shrink__yaml": YAML,
+            },
+            r"build\(\) gets what its parameters name; by is not such a one",
+        ),
+        (
+            {
+                "estimator__shrink__py": SHRINK + BUILD,
+                "estimator__shrink__yaml": YAML.replace("family: shrink\n", ""),
+            },
+            "estimator.family is missing; the YAML file of estimator gives it",
+        ),
+        (
+            {
+                "estimator__shrink__py": SHRINK + BUILD,
+                "estimator__shrink__yaml": YAML.replace("name: shrink", "name: shrunk"),
+            },
+            r"estimator.name=shrunk: there is no estimator/shrunk.yaml, and a part's file has the",
+        ),
+    ],
+    ids=["no file", "no build", "unread key", "no key", "anything", "no family", "other name"],
+)
+def test_a_part_that_is_registered_halfway_ends_in_one_line(mine, tmp_path, files, said):
+    mine(**files)
+    with pytest.raises(ConfigError, match=said) as caught:
+        execute(configured("estimator=shrink", *TINY, f"output_root={tmp_path}"), quiet=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_the_package_comes_before_one_of_the_same_name(mine):
+    folder = mine(estimator__ste__py="raise SystemExit('not this one')\n")
+    path = python_file("estimator", "ste", str(folder))
+    assert path == PACKAGE / "estimators" / "ste.py"
+
+
+def test_a_misspelt_option_is_refused_before_torch_is_imported(mine):
+    mine(estimator__shrink__py="raise ImportError\n", estimator__shrink__yaml=YAML)
+    code = f"""
+import sys
+from hydra import compose, initialize_config_dir
+from fogzo_repro.config import ConfigError, parse_config
+with initialize_config_dir({str(CONFIGS)!r}, version_base=None):
+    try:
+        parse_config(compose("config", ["estimator=shrink", "+estimator.buy=1"]))
+    except ConfigError as error:
+        print(error)
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    said, torch_is_there = done.stdout.splitlines()
+    assert said == "estimator.buy is not a setting; did you mean estimator.by?"
+    assert torch_is_there == "False"
+
+
+def test_another_process_gets_a_run_with_parts_of_a_users(mine, tmp_path):
+    mine(estimator__shrink__py=SHRINK + BUILD, estimator__shrink__yaml=YAML)
+    config = configured("estimator=shrink", *TINY, f"output_root={tmp_path / 'runs'}")
+    (tmp_path / "config").write_bytes(pickle.dumps(config))
+    code = f"""
+import pickle, os
+del os.environ["FOGZO_PARTS"]  # the configuration knows the folder
+from fogzo_repro.run import execute
+config = pickle.loads(open({str(tmp_path / "config")!r}, "rb").read())
+print(execute(config, quiet=True)["status"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "finished", done.stderr
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert "by: 0.5" in to_yaml(config)
+
+
+OWN = """
+import torch
+from fogzo_repro.estimators import SmoothingLaw
+from fogzo_repro.quantization.functional import with_surrogate_gradient
+
+class Own(torch.nn.Module):
+    SMOOTHING
+    perturbation_scale = lambda self, weight: torch.tensor(0.1)
+    units = lambda self, weight: weight / 0.1
+    levels = lambda self, units: units.round()
+    def forward(self, weight):
+        return with_surrogate_gradient(weight.div(0.1).round() * 0.1, torch.sinh(weight))
+
+def build(weight):
+    return Own()
+"""
+OWN_YAML = "name: own\nfamily: own\nweight_bits: 4\nactivation_bits: 16\nfirst_last: float\n"
+
+
+def test_a_quantizer_without_a_law_trains_by_the_ste_alone(mine, tmp_path):
+    mine(quantizer__own__py=OWN.replace("SMOOTHING", ""), quantizer__own__yaml=OWN_YAML)
+    words = ["quantizer=own", *TINY, f"output_root={tmp_path}"]
+    record = execute(configured(*words, "estimator=ste"), quiet=True)
+    assert (record["status"], record["perturbed_weights"]) == ("finished", 7940)
+    said = "estimator=fogzo perturbs the weights, and their quantizer has no smoothing law"
+    with pytest.raises(UserError, match=said):
+        execute(configured(*words, "estimator=fogzo"), quiet=True)
+
+
+def test_a_quantizer_with_a_law_in_its_file_trains_by_fogzo(mine, tmp_path):
+    law = "smoothing = SmoothingLaw(0.3, 3**0.5, lambda t: t)"
+    mine(quantizer__own__py=OWN.replace("SMOOTHING", law), quantizer__own__yaml=OWN_YAML)
+    words = ["quantizer=own", *TINY, f"output_root={tmp_path}", "estimator=fogzo"]
+    assert execute(configured(*words), quiet=True)["status"] == "finished"
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["learned", "not said"])
+def test_a_quantizer_says_itself_that_it_has_learned_scales(mine, said):
+    more = "learned_scales: true\n" if said else ""
+    mine(quantizer__own__py=OWN.replace("SMOOTHING", ""), quantizer__own__yaml=OWN_YAML + more)
+    words = ["quantizer=own", "recipe.decay_scales=true", "estimator=ste"]
+    if said:
+        assert configured(*words).quantizer.learned_scales
+    else:
+        with pytest.raises(ConfigError, match="quantizer=own has none"):
+            configured(*words)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("quantizer.weight_bits=9", "weight_bits=9 is outside 1..8"),
+        ("quantizer.first_last=both", "options: float, 8bit, quantized"),
+    ],
+    ids=str,
+)
+def test_what_all_quantizers_have_has_the_same_rules(mine, setting, said):
+    mine(quantizer__own__py=OWN.replace("SMOOTHING", ""), quantizer__own__yaml=OWN_YAML)
+    with pytest.raises(ConfigError, match=said):
+        configured("quantizer=own", setting)
+
+
+BIGRAM = """
+import torch.nn.functional as F
+from torch import nn
+
+class Bigram(nn.Module):
+    def __init__(self, vocabulary, width):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(vocabulary, width), nn.Linear(width, vocabulary)
+    def forward(self, tokens, targets=None):
+        logits = self.head(self.embed(tokens.long()))
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten().long())
+
+def build(vocabulary, width):
+    return Bigram(vocabulary, width)
+"""
+BIGRAM_YAML = """
+defaults:
+  - /dataset@_global_.dataset: c4
+  - /recipe@_global_.recipe: c4_llama
+  - _self_
+
+name: bigram
+family: bigram
+first_last: []
+inputs: tokens
+context: 16
+vocabulary: 24
+width: 8
+quest_lr: 1.0e-3
+tokens: 3.0e+3
+"""
+
+
+def test_a_language_model_of_a_users_trains_on_tokens(mine, tmp_path):
+    mine(model__bigram__py=BIGRAM, model__bigram__yaml=BIGRAM_YAML)
+    text = torch.randint(24, (4400,), generator=torch.Generator().manual_seed(0)).tolist()
+    write_corpus(tmp_path / "data", {"train": [text[:3000]], "heldout": [text[3000:]]}, 24)
+    record = execute(
+        configured(
+            "model=bigram", "recipe.global_batch_size=8", "recipe.max_steps=3", "hardware=cpu",
+            f"data_dir={tmp_path / 'data'}", f"output_root={tmp_path / 'runs'}",
+        ),
+        quiet=True,
+    )  # fmt: skip
+    assert record["status"] == "finished" and record["tokens_seen"] == 3 * 8 * 16
+    assert record["metrics"]["last"]["val"]["perplexity"] > 1
+
+
+def test_a_model_goes_with_data_of_its_kind_alone(mine):
+    mine(model__bigram__py=BIGRAM, model__bigram__yaml=BIGRAM_YAML)
+    said = "model=bigram does not go with dataset=digits: the model takes tokens and the data are"
+    with pytest.raises(ConfigError, match=said):
+        configured("model=bigram", "dataset=digits")
+    with pytest.raises(ConfigError, match="model=mlp does not go with dataset=c4"):
+        configured("model=mlp", "dataset=c4")
+    text = BIGRAM_YAML.replace("context: 16\n", "")
+    mine(model__bigram__yaml=text)
+    with pytest.raises(ConfigError, match=r"model\.context is missing"):
+        configured("model=bigram", "recipe=digits_mlp")
+
+
+def built_in():
+    for section in SHARED:
+        for path in sorted((CONFIGS / section).glob("*.yaml")):
+            yield section, path.stem
+
+
+@pytest.mark.parametrize(("section", "name"), built_in(), ids=lambda value: value)
+def test_every_built_in_part_has_the_file_that_its_family_names(section, name):
+    needed = {"dataset": ["model=llama_9m"] if name == "c4" else [], "quantizer": ["estimator=ste"]}
+    settings = configured(f"{section}={name}", *needed.get(section, []))
+    part = getattr(settings, section)
+    if part.family != "none":
+        assert python_file(section, part.family, None).is_file()
+    assert part.family in FAMILIES[section] or len(asdict(part)) == 2  # only name and family
