@@ -62,6 +62,7 @@ def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
                 again = "skipped (force=true runs it again)"
                 print(f"{plan.run_id}: {record['status']} before, {again}")
             return record
+    plan.task.load(plan.machine.device)  # data that cannot be read leave no run folder behind
     check_batch_fits(
         config, plan.task, plan.network.model, plan.machine, ranks.world_size, plan.total_steps,
         needs_of(config, plan.network).first_step,
@@ -112,7 +113,6 @@ def _check_stored_config(plan: Plan) -> None:
 def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
     config, machine, folder = plan.config, plan.machine, plan.folder
     task = plan.task
-    task.load(machine.device)
     step = plan.build_step()
     batch = config.recipe.global_batch_size
     ranks = current_ranks()

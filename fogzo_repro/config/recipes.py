@@ -68,8 +68,8 @@ class RecipeConfig:
 class VisionRecipe(RecipeConfig):
     """A recipe for image classification: schedules by epoch, augmentation, mixing (RECIPES A, B).
 
-    What changes photographs (`augmentation` and the keys after it) is for ImageNet; small images
-    that are held in memory are trained on as they are.
+    `augmentation` is torchvision's or timm's for photographs, with the keys after `crop_padding`;
+    for small images that are held in memory it is `crop_flip`, with `crop_padding`, or `none`.
     """
 
     SCHEDULES: ClassVar[tuple[str, ...]] = (*RecipeConfig.SCHEDULES, "step", "epoch_cosine")
@@ -87,6 +87,7 @@ class VisionRecipe(RecipeConfig):
     cutmix_share: float
     label_smoothing: float
     augmentation: str
+    crop_padding: int
     interpolation: str
     test_resize: int
     rand_augment: str | None
@@ -99,13 +100,15 @@ class VisionRecipe(RecipeConfig):
         super().__post_init__()
         for key in ("step_epochs", "repeats", "repeat_ranks", "test_resize"):
             finite(f"recipe.{key}", getattr(self, key), 1)
-        for key in ("step_factor", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix"):
+        floors = ("step_factor", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix")
+        for key in (*floors, "crop_padding"):
             finite(f"recipe.{key}", getattr(self, key), 0)
         shares = ("mix_probability", "cutmix_share", "label_smoothing", "erase_probability")
         for key in shares:
             value = getattr(self, key)
             require(0 <= value <= 1, f"recipe.{key}={value} is outside [0, 1]")
-        choice("recipe.augmentation", self.augmentation, ("torchvision", "timm"))
+        kinds = ("none", "crop_flip", "torchvision", "timm")
+        choice("recipe.augmentation", self.augmentation, kinds)
         choice("recipe.interpolation", self.interpolation, ("bilinear", "bicubic"))
         require(
             not self.mixes or self.global_batch_size % 2 == 0,

@@ -47,7 +47,7 @@ class Corpus:
         return self.manifest["corpus"]
 
 
-def read_corpus(data_dir: Path) -> Corpus:
+def build(data_dir: Path) -> Corpus:
     """Read data_dir/c4/manifest.json.
 
     Raises:

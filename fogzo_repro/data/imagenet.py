@@ -61,34 +61,35 @@ class ImageNetIndex:
     fingerprint: str
 
 
-def read_index(config: Any, data_dir: Path) -> ImageNetIndex:
+def build(data_dir: Path, classes: str | None, allow_partial: bool) -> ImageNetIndex:
     """Read which images there are.
 
     Args:
-        config: the `dataset` section: `classes`, `allow_partial`.
         data_dir: holds imagenet/.
+        classes: a file in configs/classes, or the path of another list of wnids; None for all.
+        allow_partial: take the classes of the list that are there.
 
     Raises:
         UserError: where the tree, the class list or a class is missing, with the remedy.
     """
     root = data_dir / "imagenet"
-    wanted = None if config.classes is None else read_class_list(config.classes)
+    wanted = None if classes is None else read_class_list(classes)
     listing = _manifest(root) or {
         split: list_split(root / split, None if wanted is None else set(wanted)) for split in SPLITS
     }
-    classes = _classes(config, root, listing, wanted)
-    digest = hashlib.sha256("\n".join(classes).encode())
+    wnids = _usable(root, listing, wanted, allow_partial)
+    digest = hashlib.sha256("\n".join(wnids).encode())
     splits = {}
     for split in SPLITS:
-        names = [f"{wnid}/{name}" for wnid in classes for name in sorted(listing[split][wnid])]
-        counts = [len(listing[split][wnid]) for wnid in classes]
+        names = [f"{wnid}/{name}" for wnid in wnids for name in sorted(listing[split][wnid])]
+        counts = [len(listing[split][wnid]) for wnid in wnids]
         digest.update(os.fsencode("\n".join([split, *names])))
-        labels = np.repeat(np.arange(len(classes)), counts)
+        labels = np.repeat(np.arange(len(wnids)), counts)
         encoded = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
         splits[split] = Files(root / split, encoded, labels)
-    kind = f"{len(classes)}-{hashlib.sha256(chr(10).join(classes).encode()).hexdigest()[:16]}"
+    kind = f"{len(wnids)}-{hashlib.sha256(chr(10).join(wnids).encode()).hexdigest()[:16]}"
     fingerprint = f"classes:{kind}/files:{digest.hexdigest()[:16]}"
-    return ImageNetIndex(splits["train"], splits["val"], classes, fingerprint)
+    return ImageNetIndex(splits["train"], splits["val"], wnids, fingerprint)
 
 
 def read_class_list(classes: str) -> list[str]:
@@ -173,14 +174,16 @@ def _manifest(root: Path) -> Listing | None:
         ) from None
 
 
-def _classes(config: Any, root: Path, listing: Listing, wanted: list[str] | None) -> list[str]:
+def _usable(
+    root: Path, listing: Listing, wanted: list[str] | None, allow_partial: bool
+) -> list[str]:
     """Return the classes that are there; refuse a subset that was not asked for."""
     there = {split: {w for w, names in listing[split].items() if names} for split in SPLITS}
     both = there["train"] & there["val"]
     expected = set(wanted) if wanted is not None else set().union(*there.values())
     missing = sorted(expected - both)
     kept = sorted(expected & both)
-    if not config.allow_partial:
+    if not allow_partial:
         if missing:
             split = next(s for s in SPLITS if missing[0] not in there[s])
             raise UserError(
@@ -203,5 +206,5 @@ def _classes(config: Any, root: Path, listing: Listing, wanted: list[str] | None
                     f"{root}: {odd}; complete the tree or give dataset.allow_partial=true"
                 )
     if not kept:
-        raise UserError(f"{root} has none of the classes of dataset.classes={config.classes}")
+        raise UserError(f"{root} has none of the {len(expected)} classes of dataset.classes")
     return kept

@@ -1,16 +1,24 @@
-"""Small images held in memory, and their batches.
+"""Small images held in memory: a dataset, its batches, random crops and mirror images.
 
-Shapes: B batch, C channels, H height, W width.
+A dataset is one Python file with `build(...)`, which returns an `ImageDataset`, and one YAML file.
+
+Shapes: N images, B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from fogzo_repro.config import UserError
+from fogzo_repro.data.order import EpochOrder
+
+HELD_OUT_SEED = 0
 
 
 class Batch(NamedTuple):
@@ -26,12 +34,15 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Images:
-    """A dataset in memory: uint8 pixels, and the mean and deviation that normalise pixel / 255."""
+    """A dataset in memory: uint8 pixels, and the mean and deviation that normalise pixel / 255.
+
+    Mean and deviation are numbers, or tensors (C, 1, 1).
+    """
 
     train: Batch
     test: Batch
-    mean: float
-    std: float
+    mean: float | Tensor
+    std: float | Tensor
     classes: int
 
     @property
@@ -43,7 +54,8 @@ class Images:
     def to(self, device: torch.device) -> Images:
         """Return the dataset on a device."""
         train, test = (Batch(*(t.to(device) for t in b)) for b in (self.train, self.test))
-        return replace(self, train=train, test=test)
+        mean, std = (v.to(device) if isinstance(v, Tensor) else v for v in (self.mean, self.std))
+        return replace(self, train=train, test=test, mean=mean, std=std)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return (pixel / 255 - mean) / std in float32; inputs that are float already stay."""
@@ -52,67 +64,120 @@ class Images:
         return (pixels.float() / 255 - self.mean) / self.std
 
 
-def rank_share(size: int, rank: int, world_size: int) -> Tensor:
-    """Return the positions in a global batch that a rank takes, in its order.
+@dataclass(frozen=True)
+class ImageDataset:
+    """What is known of a dataset in memory before it is read, and how it is read.
 
-    Each rank has size // world_size of them. Where that is even, position i and its mirror image
-    size-1-i are on the same rank, again as mirror images: reversing the rank's batch pairs the same
-    images as reversing the global batch.
-
-    >>> rank_share(8, 1, 2).tolist()
-    [1, 3, 4, 6]
+    Attributes:
+        fingerprint: identifies the data; part of a run's identity.
+        examples: training images.
+        shape: (C, H, W).
+        classes: labels are 0 .. classes-1.
+        read: reads the images; downloads them first where they are not there.
     """
-    share = size // world_size
-    if share % 2:
-        return torch.arange(rank, share * world_size, world_size)
-    first = torch.arange(rank, share // 2 * world_size, world_size)
-    return torch.cat([first, (share * world_size - 1 - first).flip(0)])
+
+    fingerprint: str
+    examples: int
+    shape: tuple[int, int, int]
+    classes: int
+    read: Callable[[], Images]
+
+    def checked(self) -> Images:
+        """Read the images.
+
+        Raises:
+            UserError: where they are missing or damaged, or not what the attributes say.
+        """
+        images = self.read()
+        found = len(images.train.labels), images.shape, images.classes
+        if found != (self.examples, self.shape, self.classes):
+            raise UserError(
+                f"the data {self.fingerprint}: training images, shape and classes are {found}, and "
+                f"the dataset's file says {self.examples, self.shape, self.classes}"
+            )
+        return images
+
+
+def hold_out(data: Batch, count: int) -> tuple[Batch, Batch]:
+    """Return the images that are left without `count` of them, and those.
+
+    They are drawn without regard to the class, by a fixed seed, so that all runs have the same.
+    """
+    order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(HELD_OUT_SEED))
+    held, kept = order[:count].sort().values, order[count:].sort().values
+    return Batch(data.pixels[kept], data.labels[kept]), Batch(data.pixels[held], data.labels[held])
 
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """The batches of an epoch: a permutation cut into global batches.
+    """One rank's share of the batches of an epoch.
 
     Attributes:
-        data: the training images.
-        batch_size: images per step over all ranks.
+        order: which images a batch holds.
         rank: this process.
-        world_size: number of processes.
-        drop_last: leave out the batch that is not full; else it is cut to a multiple of the ranks.
+        data: the training images on the device; None until they are read.
+        crop_padding: each image is shifted at random by up to so many pixels and mirrored in one
+            case of two; None leaves the images as they are.
     """
 
-    data: Batch
-    batch_size: int
-    rank: int = 0
-    world_size: int = 1
-    drop_last: bool = True
+    order: EpochOrder
+    rank: int
+    data: Batch | None
+    crop_padding: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch."""
-        return batches_in(len(self.data.labels), self.batch_size, self.world_size, self.drop_last)
+        return self.order.steps
 
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's share of each batch.
 
         Args:
-            generator: decides the order of the epoch, the same on all ranks; on the CPU.
+            generator: decides the order of the epoch and what is drawn for each image, the same on
+                all ranks; on the CPU.
             start: the batch to begin with.
         """
-        order = torch.randperm(len(self.data.labels), generator=generator)
-        order = order.to(self.data.labels.device)
-        for index in range(start, self.steps_per_epoch):
-            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-            share = rank_share(len(chosen), self.rank, self.world_size)
-            chosen = chosen[share.to(chosen.device)]
-            yield Batch(self.data.pixels[chosen], self.data.labels[chosen])
+        assert self.data is not None, "read the images first"
+        pixels, labels = self.data
+        images, _ = self.order.draw(generator)
+        view = pixels.__getitem__
+        if self.crop_padding is not None:
+            view = crop_and_flip(pixels, self.crop_padding, generator)
+        shares = self.order.batches(images, self.rank, start)
+        on_device = torch.cat(shares).to(labels.device)  # one copy an epoch: a step waits for none
+        for chosen in on_device.split([len(share) for share in shares]):
+            yield Batch(view(chosen), labels[chosen])
 
 
-def batches_in(images: int, batch_size: int, world_size: int, drop_last: bool) -> int:
-    """Return the batches of an epoch; a last one that is not full counts if every rank has a share.
+def crop_and_flip(
+    pixels: Tensor, padding: int, generator: torch.Generator
+) -> Callable[[Tensor], Tensor]:
+    """Draw a crop and a flip for each image; return what gives the images of a batch so changed.
 
-    >>> batches_in(1_281_167, 256, 1, drop_last=False)
-    5005
+    An image is padded with black on all sides, then a window of its old size is cut out at random,
+    then mirrored with probability 1/2. What is drawn for image i is a function of the generator's
+    state and i, whatever batch or process the image is in. A batch is one gather on the device.
+
+    Args:
+        pixels: (N, C, H, W).
+        padding: pixels on each side.
+        generator: on the CPU; all N draws are made here.
     """
-    full, rest = divmod(images, batch_size)
-    return full + (full > 0 and rest >= world_size and not drop_last)
+    count, channels, height, width = pixels.shape
+    device = pixels.device
+    shifts = torch.randint(2 * padding + 1, (2, count, 1), generator=generator).to(device)
+    mirrored = torch.randint(2, (count, 1), generator=generator).bool().to(device)
+    across = torch.arange(width, device=device)
+    rows = shifts[0] + torch.arange(height, device=device)  # (N, H)
+    columns = shifts[1] + torch.where(mirrored, across.flip(0), across)  # (N, W)
+    padded = F.pad(pixels, (padding,) * 4)
+    channel = torch.arange(channels, device=device).view(-1, 1, 1)
+
+    def view(chosen: Tensor) -> Tensor:
+        image = chosen.view(-1, 1, 1, 1)
+        return padded[
+            image, channel, rows[chosen][:, None, :, None], columns[chosen][:, None, None]
+        ]
+
+    return view

@@ -1,4 +1,4 @@
-"""MNIST from its four original files, verified by torchvision's published md5 sums.
+"""MNIST from its four original files, packed or unpacked, verified by their md5 sums.
 
 Looked for under `data_dir`/MNIST/raw, else downloaded there by torchvision.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,34 +14,46 @@ import torch
 from torch import Tensor
 
 from fogzo_repro.config import UserError
-from fogzo_repro.data.images import Batch, Images
+from fogzo_repro.data.download import download
+from fogzo_repro.data.images import Batch, ImageDataset, Images
 
-FILES = {  # name: md5
-    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+FILES = {  # name: md5 of NAME.gz, as torchvision publishes it, and of what is in it
+    "train-images-idx3-ubyte": (
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "6bbc9ace898e44ae57da46a324031adb",
+    ),
+    "train-labels-idx1-ubyte": (
+        "d53e105ee54ea40749a09fcbcd1e9432",
+        "a25bea736e30d166cdddb491f175f624",
+    ),
+    "t10k-images-idx3-ubyte": (
+        "9fb629c4189551a2d022fa330f9573f3",
+        "2646ac647ad5339dbf082846283269ea",
+    ),
+    "t10k-labels-idx1-ubyte": (
+        "ec29112dd5afa0611ce80d1b7f02629c",
+        "27ae3e4e09519cfbb04c329615203637",
+    ),
 }
 MEAN, STD = 0.1307, 0.3081  # choice, see README
 
 
-def fingerprint(data_dir: Path) -> str:
-    """Return a constant: the files are verified when they are read."""
-    return hashlib.md5("".join(FILES.values()).encode()).hexdigest()
+def build(data_dir: Path) -> ImageDataset:
+    """Return the dataset; its fingerprint is a constant, the files are verified when read."""
+    fingerprint = hashlib.md5("".join(packed for packed, _ in FILES.values()).encode()).hexdigest()
+    return ImageDataset(fingerprint, 60_000, (1, 28, 28), 10, lambda: read(data_dir))
 
 
 @lru_cache(maxsize=1)  # a worker runs many cells in one process; nothing writes to the pixels
-def load(data_dir: Path) -> Images:
+def read(data_dir: Path) -> Images:
     """Read MNIST; download it first where it is not there.
 
     Raises:
         UserError: where a file is missing offline, or corrupt.
     """
     raw = data_dir / "MNIST" / "raw"
-    missing = [name for name in FILES if not (raw / name).is_file()]
-    if missing:
-        _download(data_dir, missing[0])
-    pixels, labels, test_pixels, test_labels = (_read(raw / f, md5) for f, md5 in FILES.items())
+    download("MNIST", data_dir, lambda: all(_path(raw, name) for name in FILES), _fetch)
+    pixels, labels, test_pixels, test_labels = (_content(raw, name) for name in FILES)
     return Images(
         train=Batch(pixels.view(-1, 1, 28, 28), labels.long()),
         test=Batch(test_pixels.view(-1, 1, 28, 28), test_labels.long()),
@@ -52,28 +63,26 @@ def load(data_dir: Path) -> Images:
     )
 
 
-def _download(data_dir: Path, missing: str) -> None:
-    print(f"MNIST is not under data_dir={data_dir}: downloading it with torchvision", flush=True)
-    try:
-        from torchvision.datasets import MNIST
+def _fetch(folder: Path) -> None:
+    from torchvision.datasets import MNIST
 
-        MNIST(data_dir, download=True)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"MNIST/raw/{missing} is not under data_dir={data_dir} and cannot be downloaded "
-            f"({reason}); give data_dir=<folder with MNIST/raw> or use dataset=digits"
-        ) from None
+    MNIST(folder, download=True)
 
 
-def _read(path: Path, md5: str) -> Tensor:
+def _path(raw: Path, name: str) -> Path | None:
+    """Return the file, packed or not; None where it is missing."""
+    return next((p for p in (raw / f"{name}.gz", raw / name) if p.is_file()), None)
+
+
+def _content(raw: Path, name: str) -> Tensor:
     """Return the bytes behind an IDX header: 16 bytes for images, 8 for labels."""
+    path = _path(raw, name)
+    assert path is not None
     data = path.read_bytes()
-    found = hashlib.md5(data).hexdigest()
-    if found != md5:
-        raise UserError(f"{path} is corrupt: md5 {found}, expected {md5}; delete it and run again")
-    try:
-        content = bytearray(gzip.decompress(data))
-    except (OSError, EOFError, zlib.error) as error:  # pragma: no cover - the md5 excludes it
-        raise UserError(f"{path} cannot be unpacked ({error}); delete it and run again") from None
-    return torch.frombuffer(content, dtype=torch.uint8, offset=16 if "images" in path.name else 8)
+    found, expected = hashlib.md5(data).hexdigest(), FILES[name][path.suffix != ".gz"]
+    if found != expected:
+        raise UserError(
+            f"{path} is corrupt: md5 {found}, expected {expected}; delete it and run again"
+        )
+    content = bytearray(gzip.decompress(data) if path.suffix == ".gz" else data)
+    return torch.frombuffer(content, dtype=torch.uint8, offset=16 if "images" in name else 8)

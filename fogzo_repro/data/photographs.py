@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from fogzo_repro.config import UserError
 from fogzo_repro.data.augmentation import UnreadableImage, drawn_from, read_image
 from fogzo_repro.data.imagenet import Files
-from fogzo_repro.data.images import Batch, batches_in, rank_share
+from fogzo_repro.data.images import Batch
+from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.randomness import derive_seed
 
-ROUND = 256  # repeated augmentation keeps a multiple of this many images an epoch (RECIPES B.3)
 SUBSTITUTES = 10  # neighbours tried in place of an unreadable image
 
 
@@ -32,55 +32,6 @@ class Sample(NamedTuple):
 
     image: int
     seed: int
-
-
-@dataclass(frozen=True)
-class EpochOrder:
-    """The order of an epoch: images, and which copy of each, batch after batch.
-
-    Repeated augmentation as upstream's sampler gives it on `ranks` processes, whatever their
-    number here: shuffle, repeat each image, deal the list out to the sampler's ranks, keep as many
-    as there are images, rounded down; a batch is the ranks' parts one after another (RECIPES B.3).
-
-    Attributes:
-        images: in the split.
-        batch_size: images per step over all ranks.
-        repeats: copies of each image in the list; 1 is a plain permutation.
-        ranks: processes of the upstream command.
-        drop_last: leave out the batch that is not full.
-        world_size: our processes; a batch that is not full is cut to a multiple of it.
-    """
-
-    images: int
-    batch_size: int
-    repeats: int
-    ranks: int
-    drop_last: bool
-    world_size: int
-
-    @property
-    def steps(self) -> int:
-        """Batches in an epoch."""
-        if self.repeats == 1:
-            return batches_in(self.images, self.batch_size, self.world_size, self.drop_last)
-        return self._kept // (self.batch_size // self.ranks)
-
-    @property
-    def _kept(self) -> int:
-        """Images an epoch and rank of the sampler."""
-        if self.images < ROUND:
-            return -(-self.images // self.ranks)
-        return self.images // ROUND * ROUND // self.ranks
-
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return image and copy at each place of the epoch, both int64."""
-        order = torch.randperm(self.images, generator=generator)
-        if self.repeats == 1:
-            return order, torch.zeros_like(order)
-        part = self.batch_size // self.ranks
-        places = torch.arange(self.steps * part * self.ranks).view(self.steps, part, self.ranks)
-        places = places.transpose(1, 2).reshape(-1)  # within a batch: rank after rank
-        return order[places // self.repeats % self.images], places % self.repeats
 
 
 class Photographs(Dataset):
@@ -216,14 +167,14 @@ class PhotographBatches:
         """Return what each batch of the epoch holds, from `start` on."""
         seed = generator.initial_seed()
         images, copies = self.order.draw(generator)
-        size = self.order.batch_size
-        batches = []
-        for index in range(start, self.order.steps):
-            place = slice(index * size, (index + 1) * size)
-            own = rank_share(len(images[place]), self.rank, self.order.world_size)
-            chosen = zip(images[place][own].tolist(), copies[place][own].tolist(), strict=True)
-            batches.append([Sample(i, derive_seed(seed, i, c)) for i, c in chosen])
-        return batches
+        shares = (self.order.batches(places, self.rank, start) for places in (images, copies))
+        return [
+            [
+                Sample(i, derive_seed(seed, i, c))
+                for i, c in zip(*map(Tensor.tolist, own), strict=True)
+            ]
+            for own in zip(*shares, strict=True)
+        ]
 
 
 def all_batches(images: int, size: int, rank: int, world_size: int) -> list[list[Sample]]:

@@ -1,39 +1,36 @@
-"""Classification of small images that are held in memory: the task of MNIST and of the digits."""
+"""Classification of small images that are held in memory: MNIST, CIFAR-100, digits, a user's."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fogzo_repro.config import RunConfig, VisionRecipe
-from fogzo_repro.data import (
-    Batch,
-    ImageBatches,
-    Images,
-    MixedBatches,
-    Mixing,
-    data_fingerprint,
-    load_images,
-)
+from fogzo_repro.config import RunConfig, UserError, VisionRecipe
+from fogzo_repro.data import Batch, ImageBatches, ImageDataset, Images, MixedBatches, Mixing
+from fogzo_repro.data.images import hold_out
+from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.batched import BatchedProbes, supports_batched
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks
 
-EVALUATION_BATCH = 10_000  # images a pass
+EVALUATION_PIXELS = 10_000 * 28 * 28  # a pass takes as many images as have so many numbers
 
 
 class InMemoryImages:
     """Cross-entropy on images in memory; see `tasks.Task` for the parts.
 
     Args:
-        images: the dataset.
-        fingerprint: identifies it.
+        dataset: the images, not read yet.
         ranks: the processes that share each batch.
+        held_out: training images that are kept out of training and evaluated as `val` in place of
+            the test images: what settings are chosen by.
+        crop_padding: see `ImageBatches`.
         mixing: the recipe's mixup and label smoothing, or None.
         drop_last: whether a last batch that is not full is left out.
     """
@@ -41,35 +38,54 @@ class InMemoryImages:
     unit = "images"
     units_per_example = 1
     corpus: str | None = None
-    best_by = ("test", "top1", True)
 
     def __init__(
         self,
-        images: Images,
-        fingerprint: str,
+        dataset: ImageDataset,
         ranks: Ranks = ALONE,
+        *,
+        held_out: int = 0,
+        crop_padding: int | None = None,
         mixing: Mixing | None = None,
         drop_last: bool = True,
     ) -> None:
-        self.images = images
-        self.fingerprint = fingerprint
+        self.dataset = dataset
+        self.fingerprint = dataset.fingerprint
         self.ranks = ranks
+        self.held_out = held_out
+        self.crop_padding = crop_padding
         self.mixing = mixing
         self.drop_last = drop_last
-        self.examples = len(images.train.labels)
-        self.model_arguments = {"image_shape": images.shape, "classes": images.classes}
+        self.examples = dataset.examples - held_out
+        self.model_arguments = {"image_shape": dataset.shape, "classes": dataset.classes}
+        self.evaluated = "val" if held_out else "test"
+        self.best_by = (self.evaluated, "top1", True)
+        self._images: Images | None = None
+
+    @property
+    def images(self) -> Images:
+        """The images on the device, those that are evaluated as `test`; `load` comes first."""
+        assert self._images is not None, "the images have not been read"
+        return self._images
 
     def load(self, device: torch.device) -> None:
-        """Move all images to the device."""
-        self.images = self.images.to(device)
+        """Read the images and move them to the device."""
+        images = self.dataset.checked()
+        if self.held_out:
+            kept, held = hold_out(images.train, self.held_out)
+            images = replace(images, train=kept, test=held)
+        self._images = images.to(device)
 
     def batches(self, global_batch_size: int) -> ImageBatches | MixedBatches:
-        """Return this rank's share of shuffled batches."""
-        rank, world_size = self.ranks.rank, self.ranks.world_size
-        plain = ImageBatches(self.images.train, global_batch_size, rank, world_size, self.drop_last)
+        """Return this rank's share of shuffled batches; `load` comes before iterating."""
+        order = EpochOrder(self.examples, global_batch_size, self.drop_last, self.ranks.world_size)
+        train = self._images.train if self._images else None
+        plain = ImageBatches(order, self.ranks.rank, train, self.crop_padding)
         if self.mixing is None:
             return plain
-        return MixedBatches(plain, self.mixing, self.images.normalize, self.images.classes)
+        return MixedBatches(
+            plain, self.mixing, lambda p: self.images.normalize(p), self.dataset.classes
+        )
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy in float32, against labels or soft targets."""
@@ -77,9 +93,11 @@ class InMemoryImages:
         return F.cross_entropy(logits.float(), batch.labels)
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:
-        """Return the test split; after the last step the whole training split too."""
+        """Return what is not trained on; after the last step the whole training split too."""
         self.ranks.same_buffers(model)
-        splits = {"test": self.images.test, **({"train": self.images.train} if last else {})}
+        splits = {self.evaluated: self.images.test}
+        if last:
+            splits["train"] = self.images.train
         return {k: evaluate_classifier(model, self.images, data) for k, data in splits.items()}
 
     def skipped(self) -> list[str]:
@@ -88,19 +106,53 @@ class InMemoryImages:
 
     def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
         """Return the batched evaluator where the model supports it."""
-        if not supports_batched(model) or self.mixing is not None:
+        if not supports_batched(model) or self.mixing is not None or self.dataset.shape[0] > 1:
             return None
         mlp: Any = model
         return lambda batch: BatchedProbes(mlp, self.images, batch, budget)
 
 
-def in_memory_images(config: RunConfig, data_dir: Path) -> InMemoryImages:
-    """Build the task of `dataset=mnist` and `dataset=digits`."""
-    fingerprint = data_fingerprint(config.dataset, data_dir)
-    images = load_images(config.dataset, data_dir)
-    mixing = recipe_mixing(config.recipe)
-    drop_last = getattr(config.recipe, "drop_last", True)
-    return InMemoryImages(images, fingerprint, current_ranks(), mixing, drop_last)
+def in_memory_images(config: RunConfig, dataset: ImageDataset) -> InMemoryImages:
+    """Build the task of a dataset that is held in memory.
+
+    Raises:
+        UserError: where the recipe asks for what only photographs get, or nothing is left to train.
+    """
+    recipe, held_out = config.recipe, getattr(config.dataset, "held_out", 0)
+    if not 0 <= held_out < dataset.examples:
+        raise UserError(
+            f"dataset.held_out={held_out} is not one of 0 .. {dataset.examples - 1}: "
+            f"dataset={config.dataset.name} has {dataset.examples:,} training images"
+        )
+    crop_padding = None
+    if isinstance(recipe, VisionRecipe):
+        _check_no_photographs(config, recipe)
+        if recipe.augmentation == "crop_flip":
+            crop_padding = recipe.crop_padding
+    return InMemoryImages(
+        dataset,
+        current_ranks(),
+        held_out=held_out,
+        crop_padding=crop_padding,
+        mixing=recipe_mixing(recipe),
+        drop_last=getattr(recipe, "drop_last", True),
+    )
+
+
+def _check_no_photographs(config: RunConfig, recipe: VisionRecipe) -> None:
+    """Refuse what would be left undone without a word."""
+    asked = {
+        f"augmentation={recipe.augmentation}": recipe.augmentation in ("torchvision", "timm"),
+        f"rand_augment={recipe.rand_augment}": recipe.rand_augment is not None,
+        f"erase_probability={recipe.erase_probability}": recipe.erase_probability > 0,
+        f"repeats={recipe.repeats}": recipe.repeats > 1,
+    }
+    for setting in (name for name, is_asked in asked.items() if is_asked):
+        raise UserError(
+            f"recipe.{setting} is for photographs, and dataset={config.dataset.name} is held in "
+            "memory; use recipe=cifar_resnet or recipe=cifar_deit, whose recipe.augmentation is "
+            "crop_flip"
+        )
 
 
 def recipe_mixing(recipe: Any) -> Mixing | None:
@@ -130,8 +182,9 @@ def evaluate_classifier(model: nn.Module, images: Images, data: Batch) -> dict[s
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=data.labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=data.labels.device)
-    for start in range(0, len(data.labels), EVALUATION_BATCH):
-        pixels, labels = (t[start : start + EVALUATION_BATCH] for t in data)
+    at_once = max(1, EVALUATION_PIXELS // math.prod(images.shape))
+    for start in range(0, len(data.labels), at_once):
+        pixels, labels = (t[start : start + at_once] for t in data)
         logits = model(images.normalize(pixels)).float()
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()

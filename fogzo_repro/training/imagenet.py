@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe
 from fogzo_repro.data import MixedBatches
 from fogzo_repro.data.augmentation import evaluation_view, normalize, training_view
-from fogzo_repro.data.imagenet import ImageNetIndex, read_index
+from fogzo_repro.data.imagenet import ImageNetIndex
 from fogzo_repro.data.images import Batch
+from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.data.photographs import (
-    EpochOrder,
     PhotographBatches,
     PhotographLoader,
     Photographs,
@@ -73,8 +73,8 @@ class ImageNet:
         recipe, ranks = self.config.recipe, self.ranks
         assert isinstance(recipe, VisionRecipe)
         order = EpochOrder(
-            self.examples, global_batch_size, recipe.repeats, recipe.repeat_ranks,
-            recipe.drop_last, ranks.world_size,
+            self.examples, global_batch_size, recipe.drop_last, ranks.world_size, recipe.repeats,
+            recipe.repeat_ranks,
         )  # fmt: skip
         loader: Any = self.loaders.get("train")
         plain = PhotographBatches(loader, order, ranks.rank)
@@ -119,12 +119,16 @@ def photograph_loss(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(model(normalize(batch.pixels)).float(), batch.labels)
 
 
-def imagenet(config: RunConfig, data_dir: Path) -> ImageNet:
-    """Build the task of `dataset=imagenet100` and `dataset=imagenet1k`."""
+def imagenet(config: RunConfig, index: ImageNetIndex) -> ImageNet:
+    """Build the task of a dataset of photographs.
+
+    Raises:
+        UserError: where the recipe has nothing for them.
+    """
     recipe = config.recipe
-    if not isinstance(recipe, VisionRecipe):
+    if not isinstance(recipe, VisionRecipe) or recipe.augmentation not in ("torchvision", "timm"):
         raise UserError(
-            f"recipe={recipe.name} has no image augmentation, which dataset={config.dataset.name} "
-            "needs; use recipe=imagenet_resnet or recipe=imagenet_deit"
+            f"recipe={recipe.name} has no augmentation of photographs, which dataset="
+            f"{config.dataset.name} needs; use recipe=imagenet_resnet or recipe=imagenet_deit"
         )
-    return ImageNet(config, read_index(config.dataset, data_dir), current_ranks())
+    return ImageNet(config, index, current_ranks())

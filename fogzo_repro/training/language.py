@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.data.c4 import (
     LEAST_WINDOWS,
+    Corpus,
     TokenBatch,
     TokenStream,
     WindowBatches,
     check_tokenizer,
     enough_documents,
     open_split,
-    read_corpus,
 )
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks
@@ -130,14 +129,13 @@ def window_count(stream: TokenStream, context: int) -> int:
     return max(0, len(stream) - 1) // context
 
 
-def c4_language(config: RunConfig, data_dir: Path) -> Language:
-    """Build the task of `dataset=c4`.
+def c4_language(config: RunConfig, corpus: Corpus) -> Language:
+    """Build the task of a tokenised corpus.
 
     Raises:
-        UserError: where the corpus is missing, damaged, of another tokenizer or too small.
+        UserError: where the corpus is damaged, of another tokenizer or too small.
     """
     dataset, model = config.dataset, config.model
-    corpus = read_corpus(data_dir)
     check_tokenizer(corpus, model.vocabulary)
     train, validation = (
         open_split(corpus, split, model.vocabulary) for split in ("train", dataset.validation)

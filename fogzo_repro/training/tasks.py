@@ -12,7 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.config import RunConfig
+from fogzo_repro.config import RunConfig, UserError, build_part
+from fogzo_repro.data import ImageDataset
+from fogzo_repro.data.c4 import Corpus
+from fogzo_repro.data.imagenet import ImageNetIndex
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.classification import in_memory_images
 from fogzo_repro.training.imagenet import imagenet
@@ -42,7 +45,10 @@ class Task(Protocol):
     best_by: tuple[str, str, bool]  # (split, metric, more is better)
 
     def load(self, device: torch.device) -> None:
-        """Get ready to train: move to the device what lives there, start workers."""
+        """Get ready to train: read the data, move to the device what lives there.
+
+        All ranks must ask; what is missing and can be downloaded is.
+        """
         ...
 
     def batches(self, global_batch_size: int) -> Data:
@@ -66,19 +72,26 @@ class Task(Protocol):
         ...
 
 
-TASKS: dict[str, Callable[[RunConfig, Path], Task]] = {
-    "digits": in_memory_images,
-    "mnist": in_memory_images,
-    "imagenet100": imagenet,
-    "imagenet1k": imagenet,
-    "c4": c4_language,
+# What a dataset's `build` returns decides what is done with it.
+TASKS: dict[type, Callable[[RunConfig, Any], Task]] = {
+    ImageDataset: in_memory_images,
+    ImageNetIndex: imagenet,
+    Corpus: c4_language,
 }
 
 
 def build_task(config: RunConfig) -> Task:
-    """Build the task of a run's dataset.
+    """Build the task of a run's dataset; no data are read, nothing is downloaded.
 
     Raises:
-        UserError: where the data are missing or corrupt, with the remedy.
+        UserError: where the data are missing, or do not go with the recipe or the model.
     """
-    return TASKS[config.dataset.name](config, Path(config.data_dir))
+    data_dir = Path(config.data_dir)
+    data = build_part("dataset", config.dataset, config.parts_dir, data_dir=data_dir)
+    if type(data) not in TASKS:
+        known = ", ".join(kind.__name__ for kind in TASKS)
+        raise UserError(
+            f"dataset={config.dataset.name}: build() returned a {type(data).__name__}, not one of "
+            f"{known}"
+        )
+    return TASKS[type(data)](config, data)

@@ -10,7 +10,7 @@ from fogzo_repro.data.c4 import (
     WindowBatches,
     check_tokenizer,
     open_split,
-    read_corpus,
+    build,
 )
 from tests.c4_corpus import write_corpus
 
@@ -19,7 +19,7 @@ SHARDS = [list(range(100)), list(range(100, 107)), list(range(107, 250))]
 
 @pytest.fixture
 def stream(tmp_path):
-    return open_split(read_corpus(write_corpus(tmp_path, {"train": SHARDS}, 250)), "train", 250)
+    return open_split(build(write_corpus(tmp_path, {"train": SHARDS}, 250)), "train", 250)
 
 
 def batches(stream, **more):
@@ -69,20 +69,20 @@ def test_ranks_share_the_global_batch(stream):
 
 
 def test_a_token_over_the_vocabulary_is_named_with_shard_and_position(tmp_path):
-    corpus = read_corpus(write_corpus(tmp_path, {"train": [[1, 2], [3, 99, 4]]}, 10))
+    corpus = build(write_corpus(tmp_path, {"train": [[1, 2], [3, 99, 4]]}, 10))
     stream = open_split(corpus, "train", 10)
     with pytest.raises(UserError, match=r"train-00001.bin token 1: id 99 .*model.vocabulary=10"):
         stream.window(0, 5)
 
 
 def test_a_tokenizer_with_more_entries_than_the_model_is_refused(tmp_path):
-    corpus = read_corpus(write_corpus(tmp_path, {"train": SHARDS}, 32000))
+    corpus = build(write_corpus(tmp_path, {"train": SHARDS}, 32000))
     with pytest.raises(UserError, match=r"manifest.json.* 32000 entries.*model.vocabulary=32000"):
         check_tokenizer(corpus, 31999)
 
 
 def test_a_shard_of_another_size_is_named_with_both_sizes(tmp_path):
-    corpus = read_corpus(write_corpus(tmp_path, {"train": SHARDS}, 250))
+    corpus = build(write_corpus(tmp_path, {"train": SHARDS}, 250))
     np.arange(5, dtype="<u2").tofile(tmp_path / "c4" / "train-00001.bin")
     with pytest.raises(UserError, match=r"train-00001.bin has 10 bytes, the manifest says 14"):
         open_split(corpus, "train", 250)
@@ -90,11 +90,11 @@ def test_a_shard_of_another_size_is_named_with_both_sizes(tmp_path):
 
 def test_a_missing_corpus_names_the_command_that_writes_it(tmp_path):
     with pytest.raises(UserError, match=r"scripts/prepare_c4.py --source hub"):
-        read_corpus(tmp_path)
+        build(tmp_path)
 
 
 def test_a_missing_validation_split_names_those_that_are_there(tmp_path):
-    corpus = read_corpus(write_corpus(tmp_path, {"train": SHARDS, "heldout": SHARDS}, 250))
+    corpus = build(write_corpus(tmp_path, {"train": SHARDS, "heldout": SHARDS}, 250))
     with pytest.raises(UserError, match=r"validation=c4 is not in .* options: heldout; "):
         open_split(corpus, "c4", 250)
 

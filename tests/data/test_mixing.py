@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from fogzo_repro.data.augmentation import drawn_from
-from fogzo_repro.data.images import Batch, ImageBatches, rank_share
+from fogzo_repro.data.images import Batch, ImageBatches
 from fogzo_repro.data.mixing import MixedBatches, Mixing
+from fogzo_repro.data.order import EpochOrder, rank_share
 from fogzo_repro.randomness import derive_seed
 
 DEIT = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, smoothing=0.1)
@@ -100,7 +101,7 @@ def test_ranks_together_mix_the_global_batch(world_size: int) -> None:
     data = Batch(torch.randint(0, 256, (40, 1, 6, 6), dtype=torch.uint8), torch.arange(40) % 5)
 
     def batches(rank: int, world: int) -> list[Batch]:
-        plain = ImageBatches(data, 16, rank, world)
+        plain = ImageBatches(EpochOrder(40, 16, world_size=world), rank, data)
         mixed = MixedBatches(plain, DEIT, lambda p: p.float(), 5)
         return list(mixed.epoch(torch.Generator().manual_seed(1)))
 
@@ -114,7 +115,8 @@ def test_ranks_together_mix_the_global_batch(world_size: int) -> None:
 
 def test_a_later_start_draws_what_the_whole_epoch_would() -> None:
     data = Batch(torch.randint(0, 256, (40, 1, 6, 6), dtype=torch.uint8), torch.arange(40) % 5)
-    mixed = MixedBatches(ImageBatches(data, 8), DEIT, lambda p: p.float(), 5)
+    plain = ImageBatches(EpochOrder(40, 8), 0, data)
+    mixed = MixedBatches(plain, DEIT, lambda p: p.float(), 5)
     whole = list(mixed.epoch(torch.Generator().manual_seed(4)))
     rest = list(mixed.epoch(torch.Generator().manual_seed(4), start=3))
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(whole[3:], rest, strict=True))

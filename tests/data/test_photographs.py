@@ -23,9 +23,9 @@ from fogzo_repro.data.augmentation import (
     read_image,
     training_view,
 )
-from fogzo_repro.data.imagenet import CLASS_LISTS, Files, read_class_list, read_index
+from fogzo_repro.data.imagenet import CLASS_LISTS, Files, build, read_class_list
+from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.data.photographs import (
-    EpochOrder,
     PhotographBatches,
     PhotographLoader,
     Photographs,
@@ -41,14 +41,9 @@ DEIT: Any = SimpleNamespace(
 RESNET: Any = SimpleNamespace(augmentation="torchvision", interpolation="bilinear", test_resize=256)
 
 
-def dataset(**more: Any) -> Any:
-    values = {"classes": None, "allow_partial": True, "image_size": 32, "on_bad_image": "error"}
-    return SimpleNamespace(**{**values, **more})
-
-
 def order(**more: Any) -> EpochOrder:
     values: dict[str, Any] = {
-        "images": IMAGENET, "batch_size": 1024, "repeats": 3, "ranks": 4, "drop_last": True,
+        "images": IMAGENET, "batch_size": 1024, "repeats": 3, "sampler_ranks": 4, "drop_last": True,
         "world_size": 1,
     }  # fmt: skip
     return EpochOrder(**{**values, **more})
@@ -218,10 +213,10 @@ def tree(folder: Path, classes: int = 3, images: int = 4) -> Path:
 
 
 def batches_of(folder: Path, workers: int, skip: bool = False) -> PhotographBatches:
-    index = read_index(dataset(), folder)
+    index = build(folder, None, True)
     photographs = Photographs(index.train, training_view(DEIT, 32), skip)
     loader = PhotographLoader(photographs, workers, torch.device("cpu"))
-    return PhotographBatches(loader, order(images=12, batch_size=4, ranks=2), 0)
+    return PhotographBatches(loader, order(images=12, batch_size=4, sampler_ranks=2), 0)
 
 
 def test_workers_do_not_change_a_batch(tmp_path: Path) -> None:
@@ -293,7 +288,7 @@ def test_an_image_of_too_many_pixels_is_skipped_where_asked(tmp_path: Path, monk
 def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
     folder = tree(tmp_path) / "imagenet/train/n00000001"
     (folder / "train_2.JPEG").rename(folder / name)
-    index = read_index(dataset(), tmp_path)
+    index = build(tmp_path, None, True)
     at = [index.train.path(i) for i in range(len(index.train.names))].index(folder / name)
     loader = batches_of(tmp_path, 0).loader
     (batch,) = loader.load([[Sample(at, 0)]])
@@ -306,12 +301,12 @@ def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 def test_hidden_files_are_no_images_and_links_to_folders_are_classes(tmp_path: Path) -> None:
     train = tree(tmp_path) / "imagenet/train"
-    before = read_index(dataset(), tmp_path)
+    before = build(tmp_path, None, True)
     (train / "n00000001/._train_2.JPEG").write_bytes(b"left by a desktop")
     (train / ".n00000007").mkdir()
     (train / "n00000002").rename(tmp_path / "elsewhere")
     (train / "n00000002").symlink_to(tmp_path / "elsewhere")
-    after = read_index(dataset(), tmp_path)
+    after = build(tmp_path, None, True)
     assert after.train.names.tolist() == before.train.names.tolist()
 
 
@@ -336,47 +331,47 @@ def test_cmcs_list_names_a_hundred_classes() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dataset(allow_partial=False), "has 3 classes, ImageNet-1K has 1000"),
-        (dataset(classes="imagenet100", allow_partial=False), "100 of 100 classes have no images"),
-        (dataset(classes="imagenet100"), "has none of the classes"),
-        (dataset(classes="nothing"), "neither a file nor one of: imagenet100"),
+        ((None, False), "has 3 classes, ImageNet-1K has 1000"),
+        (("imagenet100", False), "100 of 100 classes have no images"),
+        (("imagenet100", True), "has none of the 100 classes of dataset.classes"),
+        (("nothing", True), "neither a file nor one of: imagenet100"),
     ],
     ids=["partial", "list-incomplete", "list-empty", "no-list"],
 )
 def test_a_wrong_tree_or_list_is_one_clear_line(tmp_path: Path, config: Any, message: str) -> None:
     tree(tmp_path, images=1)
     with pytest.raises(UserError, match=message):
-        read_index(config, tmp_path)
+        build(tmp_path, *config)
 
 
 def test_a_class_that_is_not_whole_is_refused_unless_a_part_is_asked_for(tmp_path: Path) -> None:
     tree(tmp_path, images=50)
     (tmp_path / "list.txt").write_text("n00000000\nn00000002\n")
-    chosen = dataset(classes=str(tmp_path / "list.txt"), allow_partial=False)
+    chosen = str(tmp_path / "list.txt"), False
     with pytest.raises(
         UserError, match=r"2 of 2 classes of train .* 732 to 1,300 .*with 50; .*part"
     ):
-        read_index(chosen, tmp_path)
+        build(tmp_path, *chosen)
     for wnid in ("n00000000", "n00000002"):
         folder = tmp_path / "imagenet" / "train" / wnid
         for i in range(732):
             (folder / f"{i}.jpeg").touch()
-    assert len(read_index(chosen, tmp_path).train.names) == 2 * 782
+    assert len(build(tmp_path, *chosen).train.names) == 2 * 782
     (tmp_path / "imagenet" / "val" / "n00000002" / "val_3.JPEG").unlink()
     with pytest.raises(UserError, match=r"1 of 2 classes of val .* the 50 .* n00000002 with 49"):
-        read_index(chosen, tmp_path)
+        build(tmp_path, *chosen)
 
 
 def test_a_missing_tree_names_the_command_that_checks_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"prepare_imagenet\.py"):
-        read_index(dataset(), tmp_path)
+        build(tmp_path, None, True)
 
 
 def test_a_class_list_takes_a_subset_and_changes_the_fingerprint(tmp_path: Path) -> None:
     tree(tmp_path)
     (tmp_path / "two.txt").write_text("n00000002\nn00000000\n")
-    whole = read_index(dataset(), tmp_path)
-    part = read_index(dataset(classes=str(tmp_path / "two.txt")), tmp_path)
+    whole = build(tmp_path, None, True)
+    part = build(tmp_path, str(tmp_path / "two.txt"), True)
     assert part.classes == ["n00000000", "n00000002"]
     assert part.train.labels.tolist() == [0] * 4 + [1] * 4
     assert part.fingerprint != whole.fingerprint

@@ -8,16 +8,14 @@ import re
 import shutil
 from pathlib import Path
 from subprocess import CompletedProcess
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from fogzo_repro.data.imagenet import read_index
+from fogzo_repro.data.imagenet import build
 from tests.forked import python
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prepare_imagenet.py"
-CONFIG = SimpleNamespace(classes=None, allow_partial=True)
 
 
 def prepare(root: Path, *more: str) -> CompletedProcess[str]:
@@ -36,12 +34,12 @@ def tree(folder: Path) -> Path:
 
 def test_a_whole_tree_gets_a_manifest_that_equals_a_listing(tmp_path: Path) -> None:
     root = tree(tmp_path)
-    listed = read_index(CONFIG, tmp_path)
+    listed = build(tmp_path, None, True)
     done = prepare(root)
     assert done.returncode == 0, done.stderr
     assert "train: 4 images in 2 classes" in done.stdout
     shutil.rmtree(root / "train")  # a manifest is trusted: nothing is listed
-    assert read_index(CONFIG, tmp_path).fingerprint == listed.fingerprint
+    assert build(tmp_path, None, True).fingerprint == listed.fingerprint
 
 
 def test_names_beyond_ascii_and_hidden_files_do_no_harm(tmp_path: Path) -> None:
@@ -50,10 +48,10 @@ def test_names_beyond_ascii_and_hidden_files_do_no_harm(tmp_path: Path) -> None:
     (root / "train/n00000000/._train_01.JPEG").write_bytes(b"left by a desktop")
     (root / "train/.Trashes").mkdir()
     (root / "val/.DS_Store.png").write_bytes(b"left by a desktop")
-    listed = read_index(CONFIG, tmp_path)
+    listed = build(tmp_path, None, True)
     done = prepare(root)
     assert done.returncode == 0, done.stderr
-    index = read_index(CONFIG, tmp_path)
+    index = build(tmp_path, None, True)
     assert index.fingerprint == listed.fingerprint
     paths = [index.train.path(i).name for i in range(len(index.train.names))]
     assert paths == ["größe_1.JPEG", "train_01.JPEG", "train_10.JPEG", "train_11.JPEG"]
@@ -131,7 +129,7 @@ def test_bad_files_can_be_left_out(tmp_path: Path) -> None:
     assert prepare(root, "--leave-out-bad", "--full").returncode == 0
     manifest = json.loads((root / "manifest.json").read_text())
     assert manifest["left_out"] == ["train/n00000001/train_10.JPEG"]
-    assert len(read_index(CONFIG, tmp_path).train.names) == 3
+    assert len(build(tmp_path, None, True).train.names) == 3
 
 
 def test_classes_with_other_counts_than_imagenets_are_named(tmp_path: Path) -> None:
@@ -181,4 +179,4 @@ def test_a_flat_val_is_sorted_by_its_labels(tmp_path: Path) -> None:
     lines = [f"val_{c}{i}.JPEG n{c:08d}" for c in range(2) for i in range(2)]
     (tmp_path / "labels").write_text("\n".join(lines))
     assert prepare(root, "--val-labels", str(tmp_path / "labels")).returncode == 0
-    assert read_index(CONFIG, tmp_path).val.labels.tolist() == [0, 0, 1, 1]
+    assert build(tmp_path, None, True).val.labels.tolist() == [0, 0, 1, 1]

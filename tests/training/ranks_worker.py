@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fogzo_repro.data import Batch, ImageBatches, MixedBatches, Mixing
+from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.data.c4 import TokenBatch, TokenStream, WindowBatches
 from fogzo_repro.estimators.fogzo import Fogzo
 from fogzo_repro.estimators.protocol import Estimator
@@ -119,7 +120,8 @@ def train(
     weights = [_perturbed_weight(layer) for layer in layers.values()]
     function: Any = token_loss if model_name == "llama" else loss
     step = TrainStep(model.train(), function, optimizer, estimator, weights, seed=3, ranks=ranks)
-    plain = ImageBatches(images(device), BATCH, ranks.rank, ranks.world_size)
+    order = EpochOrder(64, BATCH, world_size=ranks.world_size)
+    plain = ImageBatches(order, ranks.rank, images(device), crop_padding=2)
     batches: Any = MixedBatches(plain, MIXING, lambda pixels: pixels.double() / 255, CLASSES)
     if model_name == "llama":
         batches = windows(ranks, device)

@@ -24,6 +24,7 @@ from fogzo_repro.training.batched import BatchedProbes, supports_batched
 from fogzo_repro.training.classification import InMemoryImages
 
 MIB = 2**20
+DATASET = mnist.build(Path("not read"))
 QUANTIZERS = ["round2", "round2_half", "round3", "round8", "hardtanh", "tanh", "approxsign"]
 
 
@@ -89,7 +90,7 @@ def test_losses_and_flips_equal_the_sequential_ones(quantizer: str) -> None:
 
 
 def test_losses_and_flips_equal_the_sequential_ones_on_mnist(data_dir: Path) -> None:
-    batch = Batch(*(t[:512] for t in mnist.load(data_dir).train))
+    batch = Batch(*(t[:512] for t in mnist.read(data_dir).train))
     problem = Problem("round2", batch=batch)
     here, along = Point(problem.weights), problem.directions(6)
     sequential = SequentialProbes(problem.loss)(here, along)
@@ -191,7 +192,7 @@ def test_supported_models_are_the_mlp_with_round_or_sign() -> None:
 
 @pytest.mark.parametrize("model", [Mlp(784, 10, 10), nn.Linear(784, 10)], ids=["float", "linear"])
 def test_unsupported_model_is_refused_with_the_list(model: nn.Module) -> None:
-    task = InMemoryImages(Problem("round2").images, "none")
+    task = InMemoryImages(DATASET)
     config: Any = SimpleNamespace(
         estimator=SimpleNamespace(evaluator="batched", n=7),
         hardware=SimpleNamespace(probe_memory_mb=1),
@@ -210,7 +211,7 @@ def test_autocast_is_left_to_the_sequential_evaluator() -> None:
         estimator=SimpleNamespace(evaluator="auto", n=7),
         hardware=SimpleNamespace(probe_memory_mb=1),
     )
-    task, network = InMemoryImages(problem.images, "none"), SimpleNamespace(model=problem.model)
+    task, network = InMemoryImages(DATASET), SimpleNamespace(model=problem.model)
     for dtype, batched in ((None, True), (torch.bfloat16, False)):
         machine: Any = SimpleNamespace(autocast=dtype)
         found = choose_batched_probes(config, machine, task, network)  # type: ignore[arg-type]

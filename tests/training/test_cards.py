@@ -72,7 +72,8 @@ def test_captured_step_of_two_cards_equals_the_eager_one_bit_for_bit(
 @pytest.mark.parametrize("shared", ["false", "true"], ids=["own batchnorm", "shared batchnorm"])
 def test_compiled_network_trains_on_two_cards(tmp_path: Path, data_dir: Path, shared: str) -> None:
     folder = train(
-        tmp_path, "model=resnet18", "model.width=16", "dataset=mnist", "recipe.max_steps=20",
+        tmp_path, "model=resnet18", "model.width=16", "scale=mini", "dataset=mnist",
+        "recipe.max_steps=20",
         "recipe.global_batch_size=512", "recipe.lr=0.2", "estimator=fogzo", f"data_dir={data_dir}",
         f"hardware.sync_batchnorm={shared}",
     )  # fmt: skip

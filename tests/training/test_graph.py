@@ -50,8 +50,8 @@ def test_captured_batched_evaluator_matches_the_sequential_one(tmp_path):
 
 
 DEEP = {
-    "resnet": ["model=resnet18", "dataset=mnist"],
-    "deit": ["model=deit_tiny", "dataset=mnist", "recipe.warmup_lr=5e-5"],  # with drop-path
+    "resnet": ["model=resnet18", "scale=mini", "dataset=mnist"],
+    "deit": ["model=deit_tiny", "scale=mini", "dataset=mnist"],  # with drop-path
 }
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from fogzo_repro import run
 from fogzo_repro.config import UserError, build_part, parse_config
-from fogzo_repro.data.c4 import TokenBatch, open_split, read_corpus
+from fogzo_repro.data.c4 import TokenBatch, build, open_split
 from fogzo_repro.models.head_loss import linear_cross_entropy
 from fogzo_repro.training.language import Language, c4_language
 from fogzo_repro.training.network import build_network
@@ -59,7 +59,7 @@ def data_dir(tmp_path_factory):
 
 def build_step(data_dir, *overrides, dtype=torch.float32, micro_batch=None):
     settings = config(data_dir, *overrides)
-    task = c4_language(settings, data_dir)
+    task = c4_language(settings, build(data_dir))
     network = build_network(settings, {}, torch.device("cpu"))
     network.model.to(dtype)
     network.model.train()
@@ -93,7 +93,7 @@ def test_perplexity_of_a_known_distribution_is_the_exponential_of_its_entropy(tm
     probabilities = [0.5, 0.25, 0.125, 0.125]
     block = [0, 0, 0, 0, 1, 1, 2, 3]  # 8 targets with exactly these frequencies
     write_corpus(tmp_path, {"train": [block * 3], "heldout": [block * 70 + [0]]}, 4)
-    corpus = read_corpus(tmp_path)
+    corpus = build(tmp_path)
     train, heldout = (open_split(corpus, s, 4) for s in ("train", "heldout"))
     task = Language(
         train, heldout, context=8, interim_windows=10, train_windows=1, fingerprint="", corpus=""
@@ -105,7 +105,7 @@ def test_perplexity_of_a_known_distribution_is_the_exponential_of_its_entropy(tm
 
 
 def test_the_last_evaluation_takes_all_windows_and_an_interim_one_its_share(data_dir):
-    task = c4_language(config(data_dir), data_dir)
+    task = c4_language(config(data_dir), build(data_dir))
     seen = []
 
     class Counter(nn.Module):
@@ -130,7 +130,7 @@ def test_less_than_64_windows_are_refused_with_the_documents_that_suffice(tmp_pa
     write_corpus(tmp_path, shards, VOCABULARY)
     said = f"{split} has 22 windows .* in 1 documents, at least 64 .* 3 documents; .* {option}$"
     with pytest.raises(UserError, match=said):  # 64 windows of 16 and one token: 1,025
-        c4_language(config(tmp_path, f"dataset.validation={split}"), tmp_path)
+        c4_language(config(tmp_path, f"dataset.validation={split}"), build(tmp_path))
 
 
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from fogzo_repro.__main__ import CONFIGS
 from fogzo_repro.config import ConfigError, RunConfig, build_part, parse_config
-from fogzo_repro.data.images import Batch, Images
+from fogzo_repro.data.images import Batch, ImageDataset, Images
 from fogzo_repro.training.classification import InMemoryImages, recipe_mixing
 from fogzo_repro.training.optimizers import build_optimizer
 
@@ -26,9 +26,11 @@ def configure(*overrides: str) -> RunConfig:
         (["model=resnet18"], "imagenet100", "imagenet_resnet", 256),
         (["model=deit_small"], "imagenet100", "imagenet_deit", 1024),
         (["model=resnet50", "dataset=imagenet1k"], "imagenet1k", "imagenet_resnet", 256),
-        (["model=deit_tiny", "dataset=mnist"], "mnist", "imagenet_deit", 1024),
+        (["model=deit_tiny", "scale=mini"], "cifar100", "cifar_deit", 512),
+        (["model=resnet50", "scale=mini", "dataset=mnist"], "mnist", "cifar_resnet", 512),
+        (["model=llama_20m", "scale=mini"], "c4", "c4_llama_mini", 64),
         (["model=deit_tiny", "scale=smoke"], "digits", "imagenet_deit", 16),
-        (["model=resnet18", "scale=smoke", "dataset=mnist"], "mnist", "imagenet_resnet", 16),
+        (["model=resnet18", "scale=smoke", "dataset=mnist"], "mnist", "cifar_resnet", 16),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else None,
 )
@@ -97,8 +99,10 @@ def test_the_imagenet_recipe_of_deit_mixes_and_the_resnets_does_not() -> None:
 def test_images_in_memory_are_mixed_by_the_recipe() -> None:
     data = Batch(torch.zeros(8, 1, 6, 6, dtype=torch.uint8), torch.arange(8))
     images = Images(data, data, 0.1, 0.3, 10)
-    mixing = recipe_mixing(configure("model=deit_tiny", "dataset=mnist").recipe)
-    task = InMemoryImages(images, "x", mixing=mixing)
+    dataset = ImageDataset("x", 8, (1, 6, 6), 10, lambda: images)
+    mixing = recipe_mixing(configure("model=deit_tiny").recipe)
+    task = InMemoryImages(dataset, mixing=mixing, crop_padding=1)
+    task.load(torch.device("cpu"))
     batch = next(iter(task.batches(4).epoch(torch.Generator().manual_seed(0))))
     assert batch.pixels.dtype == torch.float32 and batch.labels.shape == (4, 10)
     loss = task.loss(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 10)), batch)

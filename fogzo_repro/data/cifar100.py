@@ -1,0 +1,159 @@
+"""CIFAR-100 (A. Krizhevsky, 2009), the same from every source: 60,000 images of 32 x 32 x 3.
+
+Under `data_dir`, torchvision's folder cifar-100-python/ or the hub's files cifar100/*.parquet, else
+downloaded by torchvision. Not every source has the official order of the images, so they are put
+into one of our own, by label and then by the digest of label and pixels. That also verifies them:
+the md5 over the sorted digests does not depend on the order that a source has.
+
+Shapes: N images, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fogzo_repro.config import UserError
+from fogzo_repro.data.download import download
+from fogzo_repro.data.images import Batch, ImageDataset, Images
+
+IMAGES = {"train": 50_000, "test": 10_000}
+DIGESTS = {  # md5 over the sorted md5(label byte + HWC bytes)
+    "train": "61d9968eeae6c8a198154d67c13a1968",
+    "test": "60c2b61f707dbe0de1a910ae21882778",
+}
+SIZE, CLASSES = 32, 100
+MEAN = (0.50707516, 0.48654887, 0.44091784)  # of the training images
+STD = (0.26733429, 0.25643846, 0.27615047)
+OFFICIAL, HUB = "cifar-100-python", "cifar100"
+AGAIN = "delete it and fetch it again"
+
+
+def build(data_dir: Path) -> ImageDataset:
+    """Return the dataset; its fingerprint is a constant, the images are verified when read."""
+    fingerprint, shape = f"cifar-100 {DIGESTS['train']}", (3, SIZE, SIZE)
+    return ImageDataset(fingerprint, IMAGES["train"], shape, CLASSES, lambda: read(data_dir))
+
+
+@lru_cache(maxsize=1)  # a worker runs many cells in one process; nothing writes to the pixels
+def read(data_dir: Path) -> Images:
+    """Read CIFAR-100; download it first where it is not there.
+
+    Raises:
+        UserError: where it is missing offline, incomplete or damaged.
+    """
+    official, hub = data_dir / OFFICIAL, data_dir / HUB
+
+    def has_official() -> bool:
+        return all((official / name).is_file() for name in (*IMAGES, "meta"))
+
+    def is_there() -> bool:
+        return has_official() or any(_parquet_files(hub, split) for split in IMAGES)
+
+    download("CIFAR-100", data_dir, is_there, _fetch)
+    source, read_split = (official, read_official) if has_official() else (hub, read_parquet)
+    train, test = (in_one_order(*read_split(source, s), s, source) for s in IMAGES)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    return Images(train, test, mean, std, CLASSES)
+
+
+def in_one_order(pixels: np.ndarray, labels: np.ndarray, split: str, source: Path) -> Batch:
+    """Verify a split and sort it by label, then by the digest of label and pixels.
+
+    Args:
+        pixels: (N, H, W, C) uint8.
+        labels: (N,) from 0 to 99.
+        split: `train` or `test`.
+        source: for messages.
+
+    Raises:
+        UserError: where it is not the split that it should be.
+    """
+    if len(labels) != IMAGES[split]:
+        raise UserError(
+            f"{source} has {len(labels):,} images in {split}, CIFAR-100 has {IMAGES[split]:,}; "
+            f"{AGAIN}"
+        )
+    pairs = zip(labels.tolist(), pixels, strict=True)
+    digests = [hashlib.md5(bytes([label]) + image.tobytes()).digest() for label, image in pairs]
+    if hashlib.md5(b"".join(sorted(digests))).hexdigest() != DIGESTS[split]:
+        raise UserError(f"{source}: pixels or labels of {split} are not CIFAR-100's; {AGAIN}")
+    order = sorted(range(len(labels)), key=lambda i: (labels[i], digests[i]))
+    in_order = torch.from_numpy(pixels[order]).permute(0, 3, 1, 2).contiguous()
+    return Batch(in_order, torch.from_numpy(labels[order]).long())
+
+
+def _fetch(folder: Path) -> None:
+    from torchvision.datasets import CIFAR100
+
+    CIFAR100(folder, download=True)
+    (folder / CIFAR100.filename).unlink()  # the archive
+
+
+def read_official(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels and labels of torchvision's folder, which torchvision verifies."""
+    from torchvision.datasets import CIFAR100
+
+    try:
+        data = CIFAR100(folder.parent, train=split == "train")
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{folder} cannot be read ({reason}); {AGAIN}") from None
+    return data.data, np.array(data.targets)
+
+
+def _parquet_files(folder: Path, split: str) -> list[Path]:
+    return sorted(folder.glob(f"{split}*.parquet"))  # hidden files have another beginning
+
+
+def read_parquet(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels and labels of the hub's files: columns `img` with `bytes`, and `fine_label`.
+
+    The images are PNG, or WebP without loss.
+    """
+    import pyarrow.parquet
+
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    for path in _parquet_files(folder, split):
+        try:
+            table = pyarrow.parquet.read_table(path, columns=["img", "fine_label"])
+            encoded = [image["bytes"] for image in table["img"].to_pylist()]
+            found = table["fine_label"].to_pylist()
+        except Exception as error:  # a file that is cut off, another layout, a missing value
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise UserError(f"{path} cannot be read ({reason}); {AGAIN}") from None
+        for row, label in enumerate(found):
+            if not (isinstance(label, int) and 0 <= label < CLASSES):
+                raise UserError(
+                    f"{path} row {row}: fine_label is {label}, not one of 0 .. {CLASSES - 1}"
+                )
+        with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
+            rows = range(len(encoded))
+            images += pool.map(lambda row, p=path, e=encoded: _decode(e[row], p, row), rows)
+        labels += found
+    pixels = np.stack(images) if images else np.empty((0, SIZE, SIZE, 3), np.uint8)
+    return pixels, np.array(labels, dtype=np.int64)
+
+
+def _decode(encoded: bytes, path: Path, row: int) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(encoded), formats=("PNG", "WEBP")) as image:
+            size, mode, pixels = image.size, image.mode, np.asarray(image)
+    except Exception as error:  # every decoder has exceptions of its own
+        raise UserError(f"{path} row {row}: not an image ({error}); {AGAIN}") from None
+    if size != (SIZE, SIZE) or mode != "RGB":
+        width, height = size
+        raise UserError(
+            f"{path} row {row}: an image of {width} x {height} in mode {mode}, CIFAR-100 has "
+            f"{SIZE} x {SIZE} in RGB"
+        )
+    return pixels

@@ -1,0 +1,99 @@
+"""The order of an epoch: which images each batch holds, and which of them a process takes.
+
+Both are functions of the epoch's generator and the sizes alone: workers, the number of processes
+and an interruption do not change which images a step trains on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROUND = 256  # repeated augmentation keeps a multiple of this many images an epoch (RECIPES B.3)
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The order of an epoch: images, and which copy of each, batch after batch.
+
+    Repeated augmentation as upstream's sampler gives it on `sampler_ranks` processes, whatever
+    their number here: shuffle, repeat each image, deal the list out to the sampler's ranks, keep as
+    many as there are images, rounded down; a batch is the ranks' parts one after another (RECIPES
+    B.3).
+
+    Attributes:
+        images: in the split.
+        batch_size: images per step over all ranks.
+        drop_last: leave out the batch that is not full.
+        world_size: our processes; a batch that is not full is cut to a multiple of it.
+        repeats: copies of each image in the list; 1 is a plain permutation.
+        sampler_ranks: processes of the upstream command.
+    """
+
+    images: int
+    batch_size: int
+    drop_last: bool = True
+    world_size: int = 1
+    repeats: int = 1
+    sampler_ranks: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch; a last one that is not full counts if every rank has a share.
+
+        >>> EpochOrder(1_281_167, 256, drop_last=False).steps
+        5005
+        """
+        if self.repeats > 1:
+            return self._kept // (self.batch_size // self.sampler_ranks)
+        full, rest = divmod(self.images, self.batch_size)
+        return full + (full > 0 and rest >= self.world_size and not self.drop_last)
+
+    @property
+    def _kept(self) -> int:
+        """Images an epoch and rank of the sampler."""
+        if self.images < ROUND:
+            return -(-self.images // self.sampler_ranks)
+        return self.images // ROUND * ROUND // self.sampler_ranks
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return image and copy at each place of the epoch, both int64."""
+        order = torch.randperm(self.images, generator=generator)
+        if self.repeats == 1:
+            return order, torch.zeros_like(order)
+        part = self.batch_size // self.sampler_ranks
+        places = torch.arange(self.steps * part * self.sampler_ranks)
+        places = places.view(self.steps, part, self.sampler_ranks)
+        places = places.transpose(1, 2).reshape(-1)  # within a batch: rank after rank
+        return order[places // self.repeats % self.images], places % self.repeats
+
+    def batches(self, places: Tensor, rank: int, start: int = 0) -> list[Tensor]:
+        """Return a rank's share of each batch, from batch `start` on.
+
+        Args:
+            places: what stands at each place of the epoch, in order.
+            rank: the process.
+            start: the batch to begin with.
+        """
+        size = self.batch_size
+        whole = [places[i * size : (i + 1) * size] for i in range(start, self.steps)]
+        return [batch[rank_share(len(batch), rank, self.world_size)] for batch in whole]
+
+
+def rank_share(size: int, rank: int, world_size: int) -> Tensor:
+    """Return the positions in a global batch that a rank takes, in its order.
+
+    Each rank has size // world_size of them. Where that is even, position i and its mirror image
+    size-1-i are on the same rank, again as mirror images: reversing the rank's batch pairs the same
+    images as reversing the global batch.
+
+    >>> rank_share(8, 1, 2).tolist()
+    [1, 3, 4, 6]
+    """
+    share = size // world_size
+    if share % 2:
+        return torch.arange(rank, share * world_size, world_size)
+    first = torch.arange(rank, share // 2 * world_size, world_size)
+    return torch.cat([first, (share * world_size - 1 - first).flip(0)])
