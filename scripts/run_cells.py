@@ -13,6 +13,10 @@ Cells stand in configs/table/*.yaml. A run that is finished, under output_root o
 record, is skipped; interrupted anywhere, the same command goes on. In the end the records
 of all runs that are over are copied to results/records/<table>/.
 
+Runs of the shallow network with at most 100 probe pairs a step do not go through the queue: those
+that differ in numbers alone train side by side as one batched network, on the first card, and leave
+one record a cell. A group of them that is interrupted begins anew.
+
 With --claims the tuning seeds are run first; they choose, and of a sweep only the chosen value is
 then run on the evaluation seeds.
 
@@ -33,6 +37,7 @@ if not __package__:  # started as a file
 
 from fogzo_repro.config import ConfigError, RunConfig, UserError
 from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_jobs
+from fogzo_repro.sweeps.lanes import group_key, plan_lanes, train_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.tables import evaluation_seeds
@@ -135,30 +140,48 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     from fogzo_repro.tracking.environment import git_state
 
     gpus = visible_gpus(arguments.gpus)
-    jobs, said = distinct(plan_jobs(cells))
+    side_by_side = [cell for cell in cells if group_key(cell.config) is not None]
+    lanes = plan_lanes(side_by_side, arguments.records)
+    jobs, said = distinct(plan_jobs(cell for cell in cells if group_key(cell.config) is None))
     missing = missing_jobs(jobs, arguments.records)
-    workers = arguments.workers or default_workers(cells[0].config, gpus)
-    over = len(jobs) - len(missing)
-    overview = Overview(arguments.table, len(jobs), over)
+    workers = min(arguments.workers or default_workers(cells[0].config, gpus), len(missing))
+    together = sum(len(cell.seeds) for cell in lanes)
+    runs = len(jobs) + sum(len(cell.seeds) for cell in side_by_side)
+    wanted = together + len(missing)
+    overview = Overview(arguments.table, runs, runs - wanted)
     overview.say(
-        f"{arguments.table}: {len(cells)} cells, {len(jobs)} runs, {over} over, "
-        f"{len(missing)} to run with {min(workers, len(missing))} workers"
+        f"{arguments.table}: {len(cells)} cells, {runs} runs, {runs - wanted} over, {wanted} to run"
+        + (f", {together} of them side by side" if together else "")
+        + (f", with {workers} workers" if workers else "")
     )
     for line in said:
         overview.say(line)
-    if missing and git_state()["dirty"] is not False:
+    if wanted and git_state()["dirty"] is not False:
         overview.say("the working tree is not a clean commit: tables will refuse these records")
     outcome = Outcome()
-    if missing:
+    if together:
+        if gpus:
+            use_first_card(arguments.gpus)
+        outcome = train_lanes(lanes, arguments.records, overview.say, arguments.deadline)
+        overview.over += together
+    if missing and not outcome.interrupted:
         logs = Path(cells[0].config.output_root) / "workers"
-        outcome = run_queue(
-            missing, workers=min(workers, len(missing)), gpus=gpus, logs=logs,
+        queued = run_queue(
+            missing, workers=workers, gpus=gpus, logs=logs,
             overview=overview, deadline=arguments.deadline,
         )  # fmt: skip
+        outcome = outcome.with_those_of(queued)
     if cells[0].config.scale != "smoke":  # two steps are no result
         for line in collect(jobs, arguments.records):
             overview.say(f"not filed: {line}")
-    return conclude(outcome, len(missing), overview)
+    return conclude(outcome, wanted, overview)
+
+
+def use_first_card(text: str) -> None:
+    """Have this process compute on the first card of a comma list of indices."""
+    import torch
+
+    torch.cuda.set_device(int(text.split(",")[0]))
 
 
 def default_workers(config: RunConfig, gpus: list[str]) -> int:

@@ -30,10 +30,6 @@ def run_cli(monkeypatch, capsys, *arguments):
 
 
 BAD = {
-    "no mini yet": (
-        ["model=resnet18", "scale=mini"],
-        "scale=mini is not an option",
-    ),
     "misspelt key": (["estimator.betamin=0.9"], "did you mean estimator.beta_min?"),
     "misspelt group": (["estimatr=ste"], "did you mean estimator?"),
     "another dataset's": (["dataset.allow_partial=true"], "not a setting of dataset=mnist"),

@@ -173,3 +173,14 @@ def test_readme_results_are_those_of_the_records(tmp_path):
 @pytest.mark.parametrize("path", re.findall(r"\]\(([^)#]+)\)", TEXT), ids=str)
 def test_readme_links_lead_somewhere(path):
     assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("held_out", [0, 100])
+def test_a_dataset_in_memory_is_one_file_and_one_yaml(mine, tmp_path, held_out):
+    words = ("dataset=stripes", f"dataset.held_out={held_out}", "recipe=digits_mlp")
+    record, folder = train(mine, tmp_path, *words)
+    assert record["resolved"]["data"] == "stripes 1"
+    assert record["resolved"]["parts"] == {"dataset": sha256(mine / "dataset" / "stripes.py")}
+    assert set(record["metrics"]["last"]) == {"train", "val" if held_out else "test"}
+    assert record["metrics"]["last"]["train"]["top1"] > 90
+    assert load_run(folder)(torch.zeros(2, 1, 28, 28)).shape == (2, 2)

@@ -43,7 +43,7 @@ FOLDERS = {  # section: where in the package its Python files are
 # Keys that the run itself reads, so that a `build` need not name them.
 READ_BY_THE_RUN = {
     "name", "family",
-    "first_last", "inputs", "context", "vocabulary", "quest_lr", "tokens",
+    "first_last", "inputs", "context", "vocabulary", "quest_lr", "tokens", "held_out",
     "weight_bits", "activation_bits", "operator", "learned_scales",
     "n", "noise", "start_fraction", "probe_fraction", "evaluator", "random_sign",
 }  # fmt: skip

@@ -47,7 +47,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, f"seed={self.seed} is outside [0, 2^31)")
-        choice("scale", self.scale, ("full", "smoke"))
+        choice("scale", self.scale, ("full", "mini", "smoke"))
         finite("snapshots", self.snapshots, 0)
         finite("checkpoint_minutes", self.checkpoint_minutes, 0)
         finite("eval_every_steps", self.eval_every_steps, 1)

@@ -37,8 +37,14 @@ AGAIN = "delete it and fetch it again"
 
 def build(data_dir: Path) -> ImageDataset:
     """Return the dataset; its fingerprint is a constant, the images are verified when read."""
-    fingerprint, shape = f"cifar-100 {DIGESTS['train']}", (3, SIZE, SIZE)
-    return ImageDataset(fingerprint, IMAGES["train"], shape, CLASSES, lambda: read(data_dir))
+    return ImageDataset(
+        fingerprint=f"cifar-100 {DIGESTS['train']}",
+        examples=IMAGES["train"],
+        shape=(3, SIZE, SIZE),
+        classes=CLASSES,
+        read=lambda: read(data_dir),
+        is_there=lambda: _source(data_dir) is not None,
+    )
 
 
 @lru_cache(maxsize=1)  # a worker runs many cells in one process; nothing writes to the pixels
@@ -48,19 +54,21 @@ def read(data_dir: Path) -> Images:
     Raises:
         UserError: where it is missing offline, incomplete or damaged.
     """
-    official, hub = data_dir / OFFICIAL, data_dir / HUB
-
-    def has_official() -> bool:
-        return all((official / name).is_file() for name in (*IMAGES, "meta"))
-
-    def is_there() -> bool:
-        return has_official() or any(_parquet_files(hub, split) for split in IMAGES)
-
-    download("CIFAR-100", data_dir, is_there, _fetch)
-    source, read_split = (official, read_official) if has_official() else (hub, read_parquet)
-    train, test = (in_one_order(*read_split(source, s), s, source) for s in IMAGES)
+    download("CIFAR-100", data_dir, lambda: _source(data_dir) is not None, _fetch)
+    folder = _source(data_dir)
+    assert folder is not None
+    read_split = read_official if folder.name == OFFICIAL else read_parquet
+    train, test = (in_one_order(*read_split(folder, s), s, folder) for s in IMAGES)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     return Images(train, test, mean, std, CLASSES)
+
+
+def _source(data_dir: Path) -> Path | None:
+    """Return the folder that the images are read from; None where there is none."""
+    official, hub = data_dir / OFFICIAL, data_dir / HUB
+    if all((official / name).is_file() for name in (*IMAGES, "meta")):
+        return official
+    return hub if any(_parquet_files(hub, split) for split in IMAGES) else None
 
 
 def in_one_order(pixels: np.ndarray, labels: np.ndarray, split: str, source: Path) -> Batch:

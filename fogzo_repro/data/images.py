@@ -74,6 +74,7 @@ class ImageDataset:
         shape: (C, H, W).
         classes: labels are 0 .. classes-1.
         read: reads the images; downloads them first where they are not there.
+        is_there: whether nothing has to be downloaded.
     """
 
     fingerprint: str
@@ -81,6 +82,7 @@ class ImageDataset:
     shape: tuple[int, int, int]
     classes: int
     read: Callable[[], Images]
+    is_there: Callable[[], bool] = lambda: True
 
     def checked(self) -> Images:
         """Read the images.
@@ -141,7 +143,7 @@ class ImageBatches:
         assert self.data is not None, "read the images first"
         pixels, labels = self.data
         images, _ = self.order.draw(generator)
-        view = pixels.__getitem__
+        view: Callable[[Tensor], Tensor] = lambda chosen: pixels[chosen]  # noqa: E731
         if self.crop_padding is not None:
             view = crop_and_flip(pixels, self.crop_padding, generator)
         shares = self.order.batches(images, self.rank, start)

@@ -40,8 +40,15 @@ MEAN, STD = 0.1307, 0.3081  # choice, see README
 
 def build(data_dir: Path) -> ImageDataset:
     """Return the dataset; its fingerprint is a constant, the files are verified when read."""
-    fingerprint = hashlib.md5("".join(packed for packed, _ in FILES.values()).encode()).hexdigest()
-    return ImageDataset(fingerprint, 60_000, (1, 28, 28), 10, lambda: read(data_dir))
+    digests = "".join(packed for packed, _ in FILES.values())
+    return ImageDataset(
+        fingerprint=hashlib.md5(digests.encode()).hexdigest(),
+        examples=60_000,
+        shape=(1, 28, 28),
+        classes=10,
+        read=lambda: read(data_dir),
+        is_there=lambda: is_there(data_dir),
+    )
 
 
 @lru_cache(maxsize=1)  # a worker runs many cells in one process; nothing writes to the pixels
@@ -51,9 +58,8 @@ def read(data_dir: Path) -> Images:
     Raises:
         UserError: where a file is missing offline, or corrupt.
     """
-    raw = data_dir / "MNIST" / "raw"
-    download("MNIST", data_dir, lambda: all(_path(raw, name) for name in FILES), _fetch)
-    pixels, labels, test_pixels, test_labels = (_content(raw, name) for name in FILES)
+    download("MNIST", data_dir, lambda: is_there(data_dir), _fetch)
+    pixels, labels, test_pixels, test_labels = (_content(data_dir, name) for name in FILES)
     return Images(
         train=Batch(pixels.view(-1, 1, 28, 28), labels.long()),
         test=Batch(test_pixels.view(-1, 1, 28, 28), test_labels.long()),
@@ -63,20 +69,26 @@ def read(data_dir: Path) -> Images:
     )
 
 
+def is_there(data_dir: Path) -> bool:
+    """Return whether all files are under `data_dir`."""
+    return all(_path(data_dir, name) for name in FILES)
+
+
 def _fetch(folder: Path) -> None:
     from torchvision.datasets import MNIST
 
     MNIST(folder, download=True)
 
 
-def _path(raw: Path, name: str) -> Path | None:
+def _path(data_dir: Path, name: str) -> Path | None:
     """Return the file, packed or not; None where it is missing."""
+    raw = data_dir / "MNIST" / "raw"
     return next((p for p in (raw / f"{name}.gz", raw / name) if p.is_file()), None)
 
 
-def _content(raw: Path, name: str) -> Tensor:
+def _content(data_dir: Path, name: str) -> Tensor:
     """Return the bytes behind an IDX header: 16 bytes for images, 8 for labels."""
-    path = _path(raw, name)
+    path = _path(data_dir, name)
     assert path is not None
     data = path.read_bytes()
     found, expected = hashlib.md5(data).hexdigest(), FILES[name][path.suffix != ".gz"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +21,12 @@ from fogzo_repro.config import RunConfig, UserError, VisionRecipe, quantizer_lab
 if TYPE_CHECKING:
     from fogzo_repro.training.network import Network
 
-IMAGES = {  # training images, shape, classes
-    "digits": (1437, (1, 28, 28), 10),
-    "mnist": (60_000, (1, 28, 28), 10),
+PHOTOGRAPHS = {  # training images, shape, classes
     "imagenet100": (128_117, (3, 224, 224), 100),  # a tenth of ImageNet-1K; the tree decides
     "imagenet1k": (1_281_167, (3, 224, 224), 1000),
 }
 ROUGH = ("imagenet100",)  # images are an estimate
-DATA_GB = {
-    "digits": 0.0,
-    "mnist": 0.012,
-    "imagenet100": 15.0,
-    "imagenet1k": 150.0,
-}  # ImageNet: about
+DATA_GB = {"imagenet100": 15.0, "imagenet1k": 150.0}  # about
 SPARE = 1.02  # tokens to prepare, over those that are seen: a split holds whole documents
 MNIST_STEPS = 1170  # of the MLP bench's runs
 
@@ -84,21 +77,35 @@ def forecast(config: RunConfig) -> Forecast:
         "tokens" if language else "images",
         needs.memory,
         needs.disk,
-        2.0 * units if language else 1e9 * DATA_GB[config.dataset.name],
+        2.0 * units if language else _bytes_of_images(config),
     )
 
 
-def _steps_per_epoch(config: RunConfig) -> int:
-    images, batch = IMAGES[config.dataset.name][0], config.recipe.global_batch_size
-    recipe = config.recipe
-    if isinstance(recipe, VisionRecipe) and config.dataset.name.startswith("imagenet"):
-        from fogzo_repro.data.photographs import EpochOrder
+def _bytes_of_images(config: RunConfig) -> float:
+    if config.dataset.name in DATA_GB:
+        return 1e9 * DATA_GB[config.dataset.name]
+    images, shape, _ = _images(config)
+    return float(images * math.prod(shape))
 
-        return EpochOrder(
-            images, batch, recipe.repeats, recipe.repeat_ranks, recipe.drop_last, 1
-        ).steps
-    drop_last = getattr(recipe, "drop_last", True)
-    return images // batch if drop_last else -(-images // batch)
+
+def _images(config: RunConfig) -> tuple[int, tuple[int, int, int], int]:
+    """Return training images, shape and classes; those of ImageNet without looking at its tree."""
+    if config.dataset.name in PHOTOGRAPHS:
+        return PHOTOGRAPHS[config.dataset.name]
+    from fogzo_repro.training.tasks import build_task
+
+    task = build_task(config)
+    return task.examples, task.model_arguments["image_shape"], task.model_arguments["classes"]
+
+
+def _steps_per_epoch(config: RunConfig) -> int:
+    from fogzo_repro.data.order import EpochOrder
+
+    images, recipe = _images(config)[0], config.recipe
+    order = EpochOrder(images, recipe.global_batch_size, getattr(recipe, "drop_last", True))
+    if isinstance(recipe, VisionRecipe):
+        order = replace(order, repeats=recipe.repeats, sampler_ranks=recipe.repeat_ranks)
+    return order.steps
 
 
 def _network_without_memory(config: RunConfig) -> Network:
@@ -109,7 +116,7 @@ def _network_without_memory(config: RunConfig) -> Network:
 
     arguments: dict[str, Any] = {}
     if config.dataset.name != "c4":
-        _, shape, classes = IMAGES[config.dataset.name]
+        _, shape, classes = _images(config)
         arguments = {"image_shape": shape, "classes": classes}
     meta = torch.device("meta")
     with meta:
@@ -141,11 +148,6 @@ def missing_disk(root: Path, needed: int) -> list[str]:
 
 def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
     name, data_dir = config.dataset.name, Path(config.data_dir)
-    if name == "mnist":
-        from fogzo_repro.data.mnist import FILES
-
-        gone = [f for f in FILES if not (data_dir / "MNIST" / "raw" / f).is_file()]
-        return [f"MNIST is not under {data_dir}; the first run downloads it"] if gone else []
     if name.startswith("imagenet"):
         tree = data_dir / "imagenet"
         check = f"python scripts/prepare_imagenet.py --root {tree}"
@@ -154,7 +156,7 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
         ready = (tree / "manifest.json").is_file()
         return [] if ready else [f"{tree} was not checked; run {check}"]
     if name == "c4":
-        from fogzo_repro.data.c4 import MANIFEST, read_corpus
+        from fogzo_repro.data.c4 import MANIFEST, build
 
         manifest = data_dir / "c4" / MANIFEST
         if not manifest.is_file():
@@ -163,7 +165,7 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
                 f"--tokenizer NAME --out {manifest.parent} --tokens {SPARE * needed.units:.3g}"
             ]
         try:
-            splits = read_corpus(data_dir).manifest["splits"]
+            splits = build(data_dir).manifest["splits"]
         except UserError as error:
             return [str(error)]
         tokens = sum(shard["tokens"] for shard in splits.get("train", {}).get("shards", []))
@@ -172,6 +174,13 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
                 f"{data_dir}/c4 has {tokens / 1e9:.3g}B training tokens, {needed.units / 1e9:.3g}B "
                 "are seen: documents would repeat; run scripts/prepare_c4.py with more --tokens"
             ]
+        return []
+    from fogzo_repro.training.classification import InMemoryImages
+    from fogzo_repro.training.tasks import build_task
+
+    task = build_task(config)
+    if isinstance(task, InMemoryImages) and not task.dataset.is_there():
+        return [f"dataset={name} is not under {data_dir}; the first run downloads it"]
     return []
 
 

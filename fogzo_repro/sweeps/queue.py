@@ -186,6 +186,15 @@ class Outcome:
     failed: list[tuple[Job, str]] = field(default_factory=list)
     interrupted: bool = False
 
+    def with_those_of(self, other: Outcome) -> Outcome:
+        """Return how the jobs of both ended."""
+        return Outcome(
+            self.finished + other.finished,
+            self.diverged + other.diverged,
+            self.failed + other.failed,
+            self.interrupted or other.interrupted,
+        )
+
 
 @dataclass
 class _Worker:

@@ -167,6 +167,7 @@ def _columns(
     """
     hardware, model = configs[0].hardware, configs[0].model
     compiles = machine.device.type == "cuda" and hardware.compile is not False
+    torch.cuda.empty_cache()  # what earlier parts have left in pieces
     lanes = Lanes(configs, seeds, images, compile=compiles)
     lanes.run(lambda done: tick(before + done))
     activations = lanes.failed.numel() * (2 * model.hidden + 3 * images.classes)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from fogzo_repro.__main__ import compose_run
-from fogzo_repro.config import UserError
+from fogzo_repro.config import UserError, build_part
 
 
 def main() -> None:
@@ -47,12 +47,12 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from fogzo_repro.data.augmentation import training_view
-    from fogzo_repro.data.imagenet import read_index
     from fogzo_repro.data.photographs import PhotographLoader, Photographs, Sample
 
     overrides = [f"model={model}", "dataset=imagenet1k", "dataset.allow_partial=true"]
     config = compose_run(*overrides)
-    files = read_index(config.dataset, Path(arguments.data_dir)).train
+    data_dir = Path(arguments.data_dir)
+    files = build_part("dataset", config.dataset, config.parts_dir, data_dir=data_dir).train
     view = training_view(config.recipe, config.dataset.image_size)
     loader = PhotographLoader(
         Photographs(files, view, skip_bad=False), arguments.workers, torch.device("cpu")

@@ -8,9 +8,9 @@ from fogzo_repro.config import UserError
 from fogzo_repro.data.c4 import (
     TokenStream,
     WindowBatches,
+    build,
     check_tokenizer,
     open_split,
-    build,
 )
 from tests.c4_corpus import write_corpus
 

@@ -173,5 +173,5 @@ def test_a_damaged_folder_of_torchvision_is_named(tmp_path: Path) -> None:
     (tmp_path / "cifar-100-python").mkdir()
     for name in ("train", "test", "meta"):
         (tmp_path / "cifar-100-python" / name).write_bytes(b"half")
-    with pytest.raises(UserError, match="cifar-100-python cannot be read .*corrupted.*delete it"):
+    with pytest.raises(UserError, match=r"cifar-100-python cannot be read .*corrupted.*delete it"):
         cifar100.read(tmp_path)

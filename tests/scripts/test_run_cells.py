@@ -132,6 +132,7 @@ def test_an_interrupted_queue_saves_and_the_same_command_goes_on(tmp_path: Path)
         SCRIPT, f"{TABLE}/full-precision", "--seeds", "0,1", "--workers", "1",
         "--records", tmp_path / "records", "dataset=digits", "recipe=digits_mlp",
         "recipe.max_steps=1500", "hardware=cpu", f"output_root={tmp_path / 'runs'}",
+        "recipe.clip_norm=1e9",  # lanes have no clipping: these runs go through the queue
     ]  # fmt: skip
     err = tmp_path / "err"
     pid = launch(command, ROOT, tmp_path / "out", err)
@@ -155,3 +156,23 @@ def test_an_interrupted_queue_saves_and_the_same_command_goes_on(tmp_path: Path)
     records = [json.loads(p.read_text()) for p in (tmp_path / "records" / TABLE).glob("*.json")]
     assert sorted(r["seed"] for r in records) == [0, 1]
     assert {(r["row"], r["steps"]) for r in records} == {("Full precision", 1500)}
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_go_on_with_the_cells_that_are_missing(tmp_path: Path) -> None:
+    command = [
+        SCRIPT, f"{TABLE}/random-sign", "--seeds", "0..2", "--records", tmp_path / "records",
+        "dataset=digits", "recipe=digits_mlp", "recipe.max_steps=3", "hardware=cpu",
+        f"output_root={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    first = python(*command, "estimator.noise=1e-4")
+    assert first.returncode == 0, first.stderr
+    assert "1 cells, 3 runs, 0 over, 3 to run, 3 of them side by side" in first.stderr
+    whole = python(*command)
+    assert whole.returncode == 0, whole.stderr
+    assert "6 cells, 18 runs, 3 over, 15 to run" in whole.stderr
+    assert "15 finished, 0 diverged, 0 failed, 0 not run" in whole.stderr
+    again = python(*command)
+    assert "6 cells, 18 runs, 18 over, 0 to run\n" in again.stderr
+    assert len(list((tmp_path / "records" / TABLE).glob("*-3seeds-*.json"))) == 6
+    assert not (tmp_path / "runs").exists()

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fogzo_repro.data import Batch, ImageBatches, MixedBatches, Mixing
-from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.data.c4 import TokenBatch, TokenStream, WindowBatches
+from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.estimators.fogzo import Fogzo
 from fogzo_repro.estimators.protocol import Estimator
 from fogzo_repro.estimators.spsa import Nspsa

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from fogzo_repro import training
 from fogzo_repro.__main__ import CONFIGS
 from fogzo_repro.config import RunConfig, parse_config
-from fogzo_repro.data import Batch, ImageBatches, Images, load_images
+from fogzo_repro.data import Batch, ImageBatches, Images, mnist
+from fogzo_repro.data import digits as digits_dataset
+from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.plan import build_step
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.training.batched import losses_of_levels
@@ -57,7 +59,7 @@ def configured(*overrides: str, base: list[str] = DIGITS) -> RunConfig:
 
 
 def digits(device: str = "cpu") -> Images:
-    return load_images(configured().dataset, Path()).to(torch.device(device))
+    return digits_dataset.read().to(torch.device(device))
 
 
 def alone(
@@ -75,7 +77,8 @@ def alone(
 
     machine = replace(resolve_machine(config), device=device)
     step = build_step(config, machine, network, loss)
-    batches = ImageBatches(images.train, config.recipe.global_batch_size)
+    order = EpochOrder(len(images.train.labels), config.recipe.global_batch_size)
+    batches = ImageBatches(order, 0, images.train)
     per_epoch = batches.steps_per_epoch
     total = config.recipe.max_steps or config.recipe.epochs * per_epoch
     model: Any = network.model
@@ -117,7 +120,7 @@ def test_a_lane_is_its_run_in_float64(cells: list[list[str]]) -> None:
 
 def test_a_lane_on_mnist_is_its_run_in_float64(data_dir: Path) -> None:
     config = configured(*FOGZO, "recipe.max_steps=30", base=[])
-    images = load_images(config.dataset, data_dir)
+    images = mnist.read(data_dir)
     part = Batch(*(t[:10_240] for t in images.train))  # 20 steps an epoch
     images = replace(images, train=part)
     lanes = Lanes([config], SEEDS, images, torch.float64)

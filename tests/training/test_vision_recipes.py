@@ -29,7 +29,7 @@ def configure(*overrides: str) -> RunConfig:
         (["model=deit_tiny", "scale=mini"], "cifar100", "cifar_deit", 512),
         (["model=resnet50", "scale=mini", "dataset=mnist"], "mnist", "cifar_resnet", 512),
         (["model=llama_20m", "scale=mini"], "c4", "c4_llama_mini", 64),
-        (["model=deit_tiny", "scale=smoke"], "digits", "imagenet_deit", 16),
+        (["model=deit_tiny", "scale=smoke"], "digits", "cifar_deit", 16),
         (["model=resnet18", "scale=smoke", "dataset=mnist"], "mnist", "cifar_resnet", 16),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else None,
