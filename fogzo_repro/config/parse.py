@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from functools import cache
@@ -23,7 +25,7 @@ from fogzo_repro.config.yaml_files import CONFIGS, read_yaml
 CompositionError = OmegaConfBaseException  # what Hydra lets through while it composes
 
 
-def _schema(section: str, settings: Any, parts_dir: str | None) -> type:
+def _schema(section: str, settings: Any, parts_dir: str | None, typed: Mapping[str, str]) -> type:
     """Return the dataclass of a section."""
     require(isinstance(settings, dict), f"{section} is missing; give {section}=<option>")
     if section == "recipe":
@@ -36,8 +38,9 @@ def _schema(section: str, settings: Any, parts_dir: str | None) -> type:
         return TRACKERS[name]
     if section in FAMILIES:
         for key in ("name", "family"):
-            given = isinstance(settings.get(key), str)
+            given = settings.get(key) is not None
             require(given, f"{section}.{key} is missing; the YAML file of {section} gives it")
+            _convert(f"{section}.{key}", str, settings[key], typed)
         name, family = settings["name"], settings["family"]
         known = FAMILIES[section]
         return known[family] if family in known else schema(section, name, family, parts_dir)
@@ -54,7 +57,7 @@ def _check_keys(where: str, given: Iterable[str], wanted: Iterable[str]) -> None
 def _parse_section(
     section: str, settings: Any, parts_dir: str | None, typed: Mapping[str, str]
 ) -> Any:
-    kind = _schema(section, settings, parts_dir)
+    kind = _schema(section, settings, parts_dir, typed)
     hints = _hints(kind)
     _check_keys(f"{section}.", settings, hints)
     settings = _choose_one(section, getattr(kind, "ONE_OF", ()), settings, typed)
@@ -122,7 +125,10 @@ def quoted(key: str, text: str) -> str:
     >>> print(quoted("output_root", "2024_1_12"))
     'output_root="2024_1_12"'
     """
-    return f"""'{key}="{text}"'"""
+    # Hydra takes a backslash for itself where a quotation mark follows.
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    escaped += "\\" * (len(text) - len(text.rstrip("\\")))
+    return shlex.quote(f'{key}="{escaped}"')
 
 
 # Arithmetic that a recipe needs, since YAML has none: batch, lr and steps go together.
@@ -215,7 +221,7 @@ def parse_stored(stored: Mapping[str, Any]) -> RunConfig:
     for dotted, value in {**NEUTRAL, **EARLIER}.items():
         section, _, key = dotted.rpartition(".")
         node: Any = settings.get(section) if section else settings
-        kind = _schema(section, node, settings["parts_dir"]) if section else RunConfig
+        kind = _schema(section, node, settings["parts_dir"], {}) if section else RunConfig
         if key in _hints(kind):
             node.setdefault(key, value)
     return _parse(settings, {})

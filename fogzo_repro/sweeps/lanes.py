@@ -105,7 +105,8 @@ def plan_lanes(cells: Iterable[Cell], records: Path) -> list[LaneCell]:
         missing = tuple(seed for seed in cell.seeds if seed not in known)
         over = len(cell.seeds) - len(missing)
         steps, perturbed = plan.total_steps, plan.network.perturbed
-        planned.append(LaneCell(cell.config, missing, over, result, steps, perturbed))
+        config = replace(plan.config, seed=cell.config.seed)  # with rho turned into noise
+        planned.append(LaneCell(config, missing, over, result, steps, perturbed))
     return planned
 
 

@@ -1,0 +1,173 @@
+"""From a composed configuration to a checked one: what is refused, and with which words."""
+
+import copy
+import shlex
+from dataclasses import fields
+from functools import cache
+from typing import get_args, get_origin, get_type_hints
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import CONFIGS, ConfigError, did_you_mean, parse_config, quoted
+from fogzo_repro.config.run import SECTIONS
+
+
+@cache
+def composed(*overrides):
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return compose("config", list(overrides))
+
+
+RUNS = {  # between them they have every section's text settings
+    "mlp": ["model=mlp", "quantizer=round", "estimator=fogzo"],
+    "resnet": ["model=resnet18", "quantizer=sign", "estimator=nspsa", "tracker=wandb"],
+    "llama": ["model=llama_9m", "quantizer=lsq"],
+}
+
+
+CHOICES = {"scale", "recipe.kind", "tracker.name"}  # refused with their options
+
+
+def texts():
+    """Every text setting of these runs, by its name on the command line."""
+    for name, words in RUNS.items():
+        config = parse_config(composed(*words))
+        for field in fields(config):
+            value = getattr(config, field.name)
+            owner, prefix = (value, f"{field.name}.") if field.name in SECTIONS else (config, "")
+            for key, hint in get_type_hints(type(owner)).items():
+                text = hint is str or (str in get_args(hint) and get_origin(hint) is not list)
+                if text and prefix + key not in CHOICES and key in {f.name for f in fields(owner)}:
+                    yield name, prefix + key
+
+
+@pytest.mark.parametrize(("run", "key"), sorted(set(texts())), ids=str)
+@pytest.mark.parametrize("typed", ["2024_1_12", "1e3", "true"], ids=str)
+def test_a_text_that_looks_like_a_number_is_refused_with_the_quotes_that_keep_it(run, key, typed):
+    word = f"{key}={typed}"
+    config = copy.deepcopy(composed(*RUNS[run]))
+    OmegaConf.update(config, key, OverridesParser.create().parse_override(word).value())
+    with pytest.raises(ConfigError) as caught:
+        parse_config(config, [word])
+    said = str(caught.value)
+    assert f"{key} is a text" in said and said.endswith(f" kept by {quoted(key, typed)}")
+
+
+@pytest.mark.parametrize("typed", ["true", "null", "nan", "2024_11_2"], ids=str)
+def test_the_quotes_that_are_proposed_keep_the_spelling(typed):
+    with pytest.raises(ConfigError) as caught:
+        compose_run(f"output_root={typed}")
+    (word,) = shlex.split(str(caught.value).split(" kept by ")[1])
+    assert compose_run(word).output_root == typed
+
+
+def test_two_folders_that_look_like_one_number_stay_two():
+    first, second = (compose_run(f'output_root="{name}"') for name in ("2024_1_12", "2024_11_2"))
+    assert (first.output_root, second.output_root) == ("2024_1_12", "2024_11_2")
+
+
+def test_a_text_without_a_meaning_as_a_number_needs_no_quotes():
+    for typed in ("2024-11-02", "12:30", "0x10", "runs/2024_1_12", "v1.0"):
+        assert compose_run(f"output_root={typed}").output_root == typed
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text(st.characters(exclude_categories=["C"], exclude_characters="$"), min_size=1))
+def test_quoted_is_read_back_by_shell_and_hydra(text):
+    (word,) = shlex.split(quoted("cell.row", text))
+    assert OverridesParser.create().parse_override(word).value() == text
+
+
+def test_a_word_that_hydra_cannot_read_is_refused_with_its_quotes():
+    with pytest.raises(ConfigError) as caught:
+        compose_run("cell.column=delta=0.2")
+    (word,) = shlex.split(str(caught.value).split(" given as ")[1])
+    assert compose_run(word).cell.column == "delta=0.2"
+
+
+def test_what_is_in_a_file_has_to_be_a_text_too():
+    config = copy.deepcopy(composed())
+    OmegaConf.update(config, "cell.row", 0.5)
+    with pytest.raises(
+        ConfigError, match=r"cell.row is a text, and 0.5 without quotes is a number"
+    ):
+        parse_config(config)
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        ("estimator.betamin", "estimator.beta_min"),
+        ("estimatr.beta_min", "estimator.beta_min"),
+        ("beta_min", "estimator.beta_min"),
+        ("sed", "seed"),
+        ("estimator.temperature", None),
+        ("foo", None),
+        ("x.y", None),
+    ],
+    ids=str,
+)
+def test_a_name_is_proposed_only_where_one_is_near(typed, near):
+    known = ["seed", "estimator", "estimator.n", "estimator.beta_min", "model", "model.width"]
+    assert did_you_mean(typed, known) == (f"; did you mean {near}?" if near else "")
+    with pytest.raises(ConfigError) as caught:
+        compose_run(f"{typed}=1")
+    assert ("did you mean" in str(caught.value)) == bool(near)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["estimator.rho=8"], (None, None, 8.0)),
+        (["estimator.noise=0.25"], (0.75, 0.25, None)),
+        (["estimator.beta_min=0.75"], (0.75, 0.25, None)),
+        ([], (0.999, 0.001, None)),
+    ],
+    ids=["rho", "noise", "beta_min", "none"],
+)
+def test_noise_is_given_in_one_of_three_ways(words, expected):
+    estimator = compose_run(*words).estimator
+    assert (estimator.beta_min, estimator.noise, estimator.rho) == expected
+
+
+def test_the_way_that_was_typed_stands_against_the_one_of_a_cell():
+    assert compose_run("experiment=table1/deit-tiny-identity-fogzo").estimator.noise == 1e-9
+    changed = compose_run("experiment=table1/deit-tiny-identity-fogzo", "estimator.beta_min=0.75")
+    assert (changed.estimator.noise, changed.estimator.rho) == (0.25, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["estimator.rho=8", "estimator.noise=0.1"], "estimator.noise and estimator.rho say the"),
+        (["estimator.beta_min=0.9", "estimator.rho=8"], "estimator.beta_min and estimator.rho say"),
+        (["estimator.rho=-1"], "estimator.rho=-1.0 must be at least 0"),
+        (["estimator.rho=nan"], "estimator.rho=nan must be at least 0"),
+        (["estimator.beta_min=null"], "give one of estimator.beta_min, estimator.noise"),
+    ],
+    ids=str,
+)
+def test_noise_given_twice_or_wrongly_is_refused(words, said):
+    with pytest.raises(ConfigError, match=said):
+        compose_run(*words)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("false", False), ("true", True), ("half_step", "half_step")],
+    ids=str,
+)
+def test_clip_gradient_has_three_values(word, value):
+    assert compose_run(f"quantizer.clip_gradient={word}").quantizer.clip_gradient == value
+
+
+@pytest.mark.parametrize("word", ["1", "yes", "step"], ids=str)
+def test_clip_gradient_has_no_other_values(word):
+    with pytest.raises(ConfigError, match=r"quantizer\.clip_gradient"):
+        compose_run(f"quantizer.clip_gradient={word}")
