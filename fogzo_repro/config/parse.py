@@ -105,7 +105,7 @@ def _convert(key: str, hint: Any, value: Any, typed: Mapping[str, str]) -> Any:
     if get_origin(hint) is dict and isinstance(value, dict):
         return value
     shown = typed.get(key, spelled(value))
-    if str in kinds and not isinstance(value, (list, dict)):
+    if {*kinds} - {NoneType} == {str} and not isinstance(value, (list, dict)):
         kind = KINDS.get(type(value), "nothing")
         raise ConfigError(
             f"{key} is a text, and {shown} without quotes is {kind}; its spelling is kept by "
