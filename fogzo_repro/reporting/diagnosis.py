@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro import files
 from fogzo_repro.reporting.jackknife import Interval
 
 
@@ -74,15 +76,16 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     names = ["step", "progress", "estimator", "n", "beta", "noise"]
     for key in MEASURED:
         names += [key, f"{key}_low", f"{key}_high"]
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        for row in rows:
-            beta = "" if row.noise is None else 1 - row.noise
-            values: list[Any] = [row.step, row.progress, row.estimator, row.n, beta, row.noise]
-            for key in MEASURED:
-                values += getattr(row, key)
-            writer.writerow(values)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(names)
+    for row in rows:
+        beta = "" if row.noise is None else 1 - row.noise
+        values: list[Any] = [row.step, row.progress, row.estimator, row.n, beta, row.noise]
+        for key in MEASURED:
+            values += getattr(row, key)
+        writer.writerow(values)
+    files.write(path, text.getvalue())
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -181,7 +184,8 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     figure.suptitle(title, fontsize=10)
     figure.tight_layout(rect=(0, 0, 1 - 1.6 / (4 * len(sizes) + 1.6), 1))
     figure.legend(handles, labels, loc="center right", frameon=False, fontsize=9)
-    figure.savefig(path, dpi=120)
+    with files.whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)
     pyplot.close(figure)
 
 

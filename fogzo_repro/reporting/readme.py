@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.benches import speed
 from fogzo_repro.reporting.claims import VERDICTS, Judged, judge, read_claims
@@ -27,7 +28,7 @@ def update_readme(readme: Path, results: Path) -> None:
         raise UserError(f"{readme} lacks the marks {BEGIN} and {END}")
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
-    readme.write_text(f"{head}{BEGIN}\n{block(results)}\n{END}{tail}")
+    files.write(readme, f"{head}{BEGIN}\n{block(results)}\n{END}{tail}")
 
 
 def block(results: Path) -> str:
@@ -55,7 +56,7 @@ def write_overview(results: Path, tables: Sequence[TableResults], figures: Seque
         f"The last {len(VERDICTS)} columns count claims, written down before the runs, by verdict.",
         f"Figures, each with the CSV behind it: {', '.join(links) or 'none'}.",
     ]
-    (results / "README.md").write_text("\n\n".join(parts) + "\n")
+    files.write(results / "README.md", "\n\n".join(parts) + "\n")
 
 
 def judged_claims(results: Path, table: TableResults) -> list[Judged]:

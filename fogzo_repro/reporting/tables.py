@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import Claim, Judged, chosen, judge, on_edge, read_claims
 from fogzo_repro.reporting.latex import tabular
@@ -405,11 +406,11 @@ def write_table(results: Path, table: str) -> TableResults:
     judged = judge(found, read_claims(results / "paper" / "claims.csv", table))
     folder = results / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{table}.md").write_text(_page(form, found, main, lines, judged))
-    (folder / f"{table}.csv").write_text(_csv(form.exact, lines))
+    files.write(folder / f"{table}.md", _page(form, found, main, lines, judged))
+    files.write(folder / f"{table}.csv", _csv(form.exact, lines))
     if form.of_the_paper:
         text = tabular(titles(form.shown), body(form.shown, main))
-        (folder / f"{table}.tex").write_text(text)
+        files.write(folder / f"{table}.tex", text)
     return found
 
 

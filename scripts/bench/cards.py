@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks, leave
@@ -59,7 +60,7 @@ def main() -> None:
         content["cards"][name] = found
         if ranks.first:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+            files.write(arguments.out, json.dumps(content, indent=1) + "\n")
             print(line(name, found, ranks.world_size), flush=True)
     ranks.meet()
     leave()

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from fogzo_repro import files
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError, build_part
 
@@ -39,7 +40,7 @@ def main() -> None:
         "recipes": results,
     }  # fmt: skip
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    files.write(arguments.out, json.dumps(content, indent=1) + "\n")
 
 
 def measure(model: str, arguments: argparse.Namespace) -> dict[str, float]:

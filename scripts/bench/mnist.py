@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from fogzo_repro import run
+from fogzo_repro import files, run
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.tracking.environment import command_line, git_state, versions
@@ -174,7 +174,7 @@ def main() -> None:
         "jobs": jobs,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    files.write(arguments.out, json.dumps(record, indent=1) + "\n")
     for name, job in jobs.items():
         print(name, {k: v for k, v in job.items() if not str(k).startswith("all")})
 

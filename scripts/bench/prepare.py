@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro import files
 from fogzo_repro.data.c4 import MANIFEST
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.machine import processor_name
@@ -37,9 +38,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         source.mkdir()
-        files = sorted(arguments.source.rglob("*.json.gz"))
+        sources = sorted(arguments.source.rglob("*.json.gz"))
         for index in range(arguments.repeat):
-            for file in files:
+            for file in sources:
                 (source / f"{index:05d}-{file.name}").symlink_to(file.resolve())
         counts = [int(count) for count in arguments.workers.split(",")]
         results = {str(n): measure(n, source, arguments.tokenizer, Path(folder)) for n in counts}
@@ -48,7 +49,7 @@ def main() -> None:
         "hardware": processor_name(), "prepare": results,
     }  # fmt: skip
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    files.write(arguments.out, json.dumps(content, indent=1) + "\n")
 
 
 def measure(workers: int, source: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:

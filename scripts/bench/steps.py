@@ -33,6 +33,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro import files
 from scripts.bench.networks import NETWORKS, cases, configure, measure
 
 PAPER_RATIO = 1.58  # a FOGZO step in STE steps, PAPER 2, "Table 4"
@@ -52,7 +53,7 @@ def main() -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a measuring process
     arguments = parser.parse_args()
     if arguments.one:
-        Path(arguments.out).write_text(json.dumps(measure(arguments.groups[0], arguments)))
+        files.write(Path(arguments.out), json.dumps(measure(arguments.groups[0], arguments)))
         return 0
     waiting = [(group, case) for group in arguments.groups for case in cases(group)]
     if arguments.cases:
@@ -84,7 +85,7 @@ def main() -> int:
             content["seconds"] = round(time.monotonic() - started)
             path = Path(arguments.out.replace("{group}", measuring.group))
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=1) + "\n")
+            files.write(path, json.dumps(content, indent=1) + "\n")
             networks = content["networks"][measuring.network]
             print(line(measuring.network, measuring.quantizer, networks), flush=True)
     return 1 if failed else 0

@@ -15,6 +15,7 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from fogzo_repro import files
 from fogzo_repro.reporting.statistics import Summary
 
 # Okabe and Ito's colours: told apart by readers with any colour vision.
@@ -134,15 +135,16 @@ def canvas(
     from matplotlib import pyplot as plt
 
     stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_name(f"{stem.name}.csv").write_text(points_csv(points))
+    files.write(stem.with_name(f"{stem.name}.csv"), points_csv(points))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(*grid, figsize=size, layout="constrained", squeeze=False)
         yield figure, axes
-        name = stem.with_name(f"{stem.name}.png")
-        figure.savefig(name, dpi=DPI, metadata={"Software": None})
+        with files.whole(stem.with_name(f"{stem.name}.png")) as file:
+            figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
         if pdf:
-            name = stem.with_name(f"{stem.name}.pdf")
-            figure.savefig(name, metadata={"CreationDate": None, "Producer": None})
+            metadata = {"CreationDate": None, "Producer": None}
+            with files.whole(stem.with_name(f"{stem.name}.pdf")) as file:
+                figure.savefig(file, format="pdf", metadata=metadata)
         plt.close(figure)
 
 
