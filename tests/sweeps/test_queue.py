@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from fogzo_repro.training.preemption import StopRequest
 
 CRASHING_SEED = 1
 HANGING_SEED = 5
+FULL_SEED = 1
 
 
 def pretend(config: RunConfig) -> Ending:
@@ -101,6 +103,35 @@ def test_a_job_that_crashes_dies_or_diverges_does_not_stop_the_rest(
     assert reasons[2].startswith("RuntimeError: no such kernel")
     assert reasons[4] == "no data"
     assert not outcome.interrupted
+
+
+def run_on_a_full_disk(config: RunConfig) -> Ending:
+    """Fail where the disk takes no more; the seed after it has room again."""
+    room = 0 if config.seed == FULL_SEED else resource.RLIM_INFINITY
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    print("said into a log that may be full")
+    return run_job(config)
+
+
+def test_a_full_disk_fails_the_run_in_one_line_and_the_others_go_on(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    jobs = plan_jobs([Cell(make_config(), (0, FULL_SEED, 2))])
+    outcome = start(jobs, tmp_path, run=run_on_a_full_disk, workers=1)
+    assert seeds(outcome.finished) == [0, 2]
+    ((job, why),) = outcome.failed
+    assert job.config.seed == FULL_SEED
+    assert why.startswith("cannot write ") and why.endswith("resolved.json: File too large")
+    assert read_record(jobs[2].folder / "record.json")["status"] == "finished"
+
+
+def test_the_queue_works_without_a_place_for_its_logs(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "logs").write_text("a file where the folder of logs should be")
+    outcome = start(jobs_of(make_config(), 1), tmp_path, run=pretend)
+    assert seeds(outcome.finished) == [0]
 
 
 def test_the_cards_are_dealt_to_the_workers_in_turn(
