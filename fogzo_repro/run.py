@@ -24,11 +24,11 @@ from fogzo_repro.config import PLACES, RunConfig, UserError, to_yaml
 from fogzo_repro.plan import Plan, evaluations_per_step, make_plan, needs_of
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.tracking.history import binned_history
-from fogzo_repro.tracking.metrics import stream_metrics
+from fogzo_repro.tracking.metrics import Journal
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.tracking.records import SCHEMA_VERSION, read_record, write_record
 from fogzo_repro.training.graph import CapturedStep
-from fogzo_repro.training.loop import Diverged, Mirror, Timetable, Training
+from fogzo_repro.training.loop import Diverged, Timetable, Training
 from fogzo_repro.training.memory import check_batch_fits
 from fogzo_repro.training.preemption import Preempted, StopRequest
 from fogzo_repro.training.ranks import current_ranks
@@ -119,17 +119,17 @@ def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
     take = CapturedStep(step, batch // ranks.world_size) if machine.cuda_graph else step
     batches = task.batches(batch)
     timetable = _timetable(plan, batches.steps_per_epoch)
-    mirrors: list[Mirror] = []
+    journal = Journal(folder, writes=ranks.first)
     evaluate = partial(task.evaluate, plan.network.model)
-    training = Training(timetable, step, take, batches, evaluate, mirrors)
+    training = Training(timetable, step, take, batches, evaluate, journal)
     said += training.resume()
     resumed_at = training.done
     if config.tracker.name == "wandb" and ranks.first:
         from fogzo_repro.tracking.wandb import WandbMirror
 
-        mirrors.append(WandbMirror(config.tracker, plan.run_id, folder, asdict(config)))
-        if training.metrics.path.exists():
-            mirrors[0].append(stream_metrics(training.metrics.path))  # what a kill kept from it
+        mirror = WandbMirror(config.tracker, plan.run_id, folder, asdict(config))
+        mirror.append(journal.lines())  # what a kill kept from it
+        journal.mirrors.append(mirror)
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = datetime.now(UTC)
@@ -146,8 +146,7 @@ def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
     except Diverged as error:
         status, notes = "diverged", str(error)
     except BaseException as error:
-        for mirror in mirrors:
-            mirror.finish(None)
+        journal.finish(None)
         if isinstance(error, Preempted):
             log.say(f"{plan.run_id}: {error}; run the same command again to go on")
         raise
@@ -162,8 +161,7 @@ def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
     if ranks.first:
         record = _record(plan, training, status, notes, started)
         write_record(folder / "record.json", record)
-        for mirror in mirrors:
-            mirror.finish(record)
+        journal.finish(record)
     ranks.meet()
     return read_record(folder / "record.json")
 
@@ -204,12 +202,13 @@ class _Log:
 def _record(
     plan: Plan, training: Training, status: str, notes: str, started: datetime
 ) -> dict[str, Any]:
-    wall = training.seconds()
-    config, machine = plan.config, plan.machine
-    path = training.metrics.path
-    evaluations = [line for line in stream_metrics(path) if "split" in line]
+    config, machine, journal = plan.config, plan.machine, training.journal
+    wall = journal.seconds()
+    evaluations = [line for line in journal.lines() if "split" in line]
     last = {e["split"]: {k: v for k, v in e.items() if k != "split"} for e in evaluations}
-    last.setdefault("train", training.last_epoch_loss())
+    if "train" not in last:  # the losses that were trained on in the last epoch
+        loss = journal.mean_loss(after=training.done - training.data.steps_per_epoch)
+        last["train"] = {} if loss is None else {"step": training.done, "loss": loss}
     split, metric, more = plan.task.best_by
     candidates = [e for e in evaluations if e["split"] == split]
     best = (max if more else min)(candidates, key=lambda e: e[metric], default=None)
@@ -229,7 +228,7 @@ def _record(
         "hardware": machine.card,
         "seed": config.seed,
         "metrics": {"last": last, "best": {split: best} if best else {}},
-        "history": binned_history(stream_metrics(path), training.done, course),
+        "history": binned_history(journal.lines(), training.done, course),
         "perturbed_weights": plan.network.perturbed,
         "evaluations_per_step": evaluations_per_step(config.estimator),
         "steps": training.done,

@@ -1,50 +1,118 @@
 """metrics.jsonl and timing.jsonl: one JSON object a line, always written.
 
 metrics.jsonl holds only functions of the training state, so that a resumed run ends with the same
-bytes; seconds, throughput and memory go to timing.jsonl.
+bytes; seconds go to timing.jsonl.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fogzo_repro import files
 
 
-class MetricsFile:
-    """An append-only file of JSON lines, each with a `step`; steps never fall."""
+class Mirror(Protocol):
+    """Whatever else wants the metrics."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Take lines of metrics.jsonl."""
+        ...
 
-    def reach(self, step: int) -> tuple[int, int]:
-        """Return the bytes of the lines up to a step, and the step of the last of them.
+    def finish(self, record: dict[str, Any] | None) -> None:
+        """Take the record of a run that is over; None where the run was stopped."""
+        ...
 
-        The file ends for us at the first line that is none: a power cut may leave zeros, or half a
-        line.
+
+class Journal:
+    """What a run writes as it goes: its metrics and its times, step by step.
+
+    Every line has a `step`, and steps never fall.
+
+    Args:
+        folder: the run folder.
+        writes: whether this process is the one that writes; the others read along.
+    """
+
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.metrics, self.timing = folder / "metrics.jsonl", folder / "timing.jsonl"
+        self.writes = writes
+        self.mirrors: list[Mirror] = []
+        self.seconds_before = 0.0  # wall time of earlier processes of this run
+        self.started = time.monotonic()
+
+    def lacks(self, step: int, metrics_bytes: int | None) -> str | None:
+        """Return what is missing of the lines up to a checkpoint, if anything.
+
+        They are on the disk before the checkpoint is, but not every disk keeps its promise.
+
+        Args:
+            step: of the checkpoint.
+            metrics_bytes: see `sync`; None for a checkpoint that does not know.
         """
-        size = last = 0
-        for line in files.whole_lines(self.path) if self.path.exists() else ():
-            try:
-                found = json.loads(line)["step"]
-            except (ValueError, KeyError, TypeError):
-                break
-            if found > step:
-                break
-            size, last = size + len(line), found
-        return size, last
+        for path in (self.metrics, self.timing):
+            size, last = _reach(path, step)
+            if last < step:
+                return f"{path.name} ends after step {last}"
+            if path is self.metrics and metrics_bytes not in (None, size):
+                return f"{path.name} has lost lines up to step {step}"
+        return None
 
     def rewind(self, step: int) -> None:
         """Cut the lines of later steps, and what is no line."""
-        if self.path.exists():
-            files.cut(self.path, self.reach(step)[0])
+        for path in (self.metrics, self.timing):
+            if self.writes and path.exists():
+                files.cut(path, _reach(path, step)[0])
 
-    def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add lines."""
-        files.append(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+    def start_clock(self) -> None:
+        """Go on from the wall time of the last line."""
+        times = stream_metrics(self.timing) if self.timing.exists() else ()
+        self.seconds_before = max((line["seconds"] for line in times), default=0.0)
+        self.started = time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the wall time of the run so far, over all its processes."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def append(self, lines: list[dict[str, Any]]) -> None:
+        """Add lines to metrics.jsonl."""
+        if self.writes:
+            _append(self.metrics, lines)
+            for mirror in self.mirrors:
+                mirror.append(lines)
+
+    def time(self, step: int, **more: str) -> None:
+        """Add a line to timing.jsonl.
+
+        Args:
+            step: the steps that are done.
+            more: `pause`, where no steps are taken for a while, so that it is not a hang.
+        """
+        if self.writes:
+            _append(self.timing, [{"step": step, "seconds": round(self.seconds(), 4), **more}])
+
+    def sync(self) -> int:
+        """Bring both files onto the disk; return the size of metrics.jsonl in bytes."""
+        files.sync(self.metrics)
+        files.sync(self.timing)
+        return self.metrics.stat().st_size
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of metrics.jsonl, of steps and of evaluations, one by one."""
+        return stream_metrics(self.metrics) if self.metrics.exists() else iter(())
+
+    def mean_loss(self, after: int) -> float | None:
+        """Return the mean of the losses that were trained on in the steps after one."""
+        losses = [x["loss"] for x in self.lines() if "split" not in x and x["step"] > after]
+        return sum(losses) / len(losses) if losses else None
+
+    def finish(self, record: dict[str, Any] | None) -> None:
+        """Let the mirrors go; see `Mirror.finish`."""
+        for mirror in self.mirrors:
+            mirror.finish(record)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -55,3 +123,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def stream_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the whole lines of a metrics file one by one: a long run has a million."""
     return (json.loads(line) for line in files.whole_lines(path))
+
+
+def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    files.append(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _reach(path: Path, step: int) -> tuple[int, int]:
+    """Return the bytes of the lines up to a step, and the step of the last of them.
+
+    The file ends for us at the first line that is none: a power cut may leave zeros, or half a
+    line.
+    """
+    size = last = 0
+    for line in files.whole_lines(path) if path.exists() else ():
+        try:
+            found = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            break
+        if found > step:
+            break
+        size, last = size + len(line), found
+    return size, last

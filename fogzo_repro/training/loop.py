@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.randomness import generator_for
-from fogzo_repro.tracking.metrics import MetricsFile, read_metrics, stream_metrics
+from fogzo_repro.tracking.metrics import Journal
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint
 from fogzo_repro.training.optimizers import load_optimizer_tensors, optimizer_tensors
@@ -50,18 +50,6 @@ class Data(Protocol):
 
     def epoch(self, generator: torch.Generator, start: int = 0) -> Any:
         """Iterate over the batches from `start` on."""
-        ...
-
-
-class Mirror(Protocol):
-    """Whatever else wants the metrics."""
-
-    def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Take lines of metrics.jsonl."""
-        ...
-
-    def finish(self, record: dict[str, Any] | None) -> None:
-        """Take the record of a run that is over; None where the run was stopped."""
         ...
 
 
@@ -101,7 +89,7 @@ class Training:
         take: takes a step: `step` itself or its captured form.
         data: training batches.
         evaluate: from (is last step) to metrics by split.
-        mirrors: take every line of metrics.jsonl too.
+        journal: metrics.jsonl and timing.jsonl.
     """
 
     def __init__(
@@ -111,20 +99,17 @@ class Training:
         take: Callable[[Any, bool], Tensor],
         data: Data,
         evaluate: Callable[[bool], Mapping[str, dict[str, float]]],
-        mirrors: list[Mirror],
+        journal: Journal,
     ) -> None:
         self.timetable = timetable
         self.step = step
         self.take = take
         self.data = data
         self.evaluate = evaluate
-        self.mirrors = mirrors
+        self.journal = journal
         self.model: nn.Module = step.model
         self.ranks = step.ranks
-        self.metrics = MetricsFile(timetable.folder / "metrics.jsonl")
-        self.timing = MetricsFile(timetable.folder / "timing.jsonl")
         self.done = 0
-        self.seconds_before = 0.0  # wall time of earlier processes of this run
         steps = range(timetable.total_steps)
         prepare = step.estimator.prepare
         self.first_probed = next((t for t in steps if prepare(t, timetable.total_steps)), None)
@@ -135,7 +120,11 @@ class Training:
 
     def resume(self) -> list[str]:
         """Load the newest whole checkpoint; return what there is to say about it."""
-        found = load_checkpoint(self.timetable.folder, self._lacks)
+        journal = self.journal
+        found = load_checkpoint(
+            self.timetable.folder,
+            lambda step, state: journal.lacks(step, state.get("metrics_bytes")),
+        )
         said: list[str] = []
         if found is not None:
             self.done, tensors, state, said = found
@@ -146,28 +135,11 @@ class Training:
             self.step.scaler.load_state_dict(state["scaler"])
             said.append(f"resumed after step {self.done} of {self.timetable.total_steps}")
         self.ranks.meet()  # all have read before the first rank writes
-        if self.ranks.first:
-            self.metrics.rewind(self.done)
-            self.timing.rewind(self.done)
+        journal.rewind(self.done)
         self.ranks.meet()  # the files are as the checkpoint is
-        for line in stream_metrics(self.metrics.path) if self.metrics.path.exists() else ():
+        for line in journal.lines():
             self._count_dead(line)
-        times = read_metrics(self.timing.path) if self.timing.path.exists() else []
-        self.seconds_before = times[-1]["seconds"] if times else 0.0
         return said
-
-    def _lacks(self, step: int, state: dict[str, Any]) -> str | None:
-        """Return what metrics.jsonl or timing.jsonl lack of a checkpoint's steps, if anything.
-
-        Both are on the disk before the checkpoint is, but not every disk keeps its promise.
-        """
-        for file in (self.metrics, self.timing):
-            size, last = file.reach(step)
-            if last < step:
-                return f"{file.path.name} ends after step {last}"
-            if file is self.metrics and size != state.get("metrics_bytes", size):
-                return f"{file.path.name} has lost lines up to step {step}"
-        return None
 
     def run(self, progress: RunProgress, stop: StopRequest) -> None:
         """Train to the end.
@@ -176,8 +148,8 @@ class Training:
             Diverged: before the optimizer step that would have used the bad numbers.
             Preempted: after a signal, with the checkpoint written.
         """
-        timetable, self.started = self.timetable, time.monotonic()
-        last_checkpoint = self.started
+        timetable, last_checkpoint = self.timetable, time.monotonic()
+        self.journal.start_clock()
         self.model.train()
         if self.done == 0 and 0 in timetable.snapshot_steps:
             self._snapshot()
@@ -247,7 +219,7 @@ class Training:
         for line, row in zip(self.pending, rows, strict=True):
             values, reason = read_row(row)
             if reason is not None:
-                self._write(lines)
+                self.journal.append(lines)
                 raise Diverged(f"step {line['step']}: {reason}; stopped before the update")
             self._count_dead({**line, **values})
             if line["step"] == 1 and self.dead_steps:
@@ -256,11 +228,10 @@ class Training:
                 k: v if math.isfinite(v) else None for k, v in values.items()
             }  # JSON has no NaN
             lines.append({**line, **shown})
-        self._write(lines)
+        self.journal.append(lines)
         self.pending = []
         self.last["loss"] = values["loss"]
-        if self.ranks.first:
-            self.timing.append([{"step": self.done, "seconds": round(self.seconds(), 4)}])
+        self.journal.time(self.done)
         progress.update(self.done, self.last)
 
     def _count_dead(self, line: dict[str, Any]) -> None:
@@ -268,18 +239,8 @@ class Training:
         if "split" not in line and self.step.weights:
             self.dead_steps = self.dead_steps + 1 if has_no_gradient(line) else 0
 
-    def seconds(self) -> float:
-        """Return the wall time of the run so far, over all its processes."""
-        return self.seconds_before + time.monotonic() - self.started
-
-    def _announce(self, pause: str) -> None:
-        """Say in timing.jsonl that no steps are taken for a while, so that it is not a hang."""
-        if self.ranks.first:
-            seconds = round(self.seconds(), 4)
-            self.timing.append([{"step": self.done, "seconds": seconds, "pause": pause}])
-
     def _evaluate(self, finished: bool) -> None:
-        self._announce("evaluation")
+        self.journal.time(self.done, pause="evaluation")
         if not self.ranks.agree(self.model.parameters()):
             raise UserError(
                 f"step {self.done}: the processes hold different weights and train no longer as "
@@ -293,36 +254,20 @@ class Training:
         for split, values in found.items():
             lines.append({"step": self.done, "split": split, **values})
             self.last.update({f"{split} {k}": v for k, v in values.items()})
-        self._write(lines)
-
-    def _write(self, lines: list[dict[str, Any]]) -> None:
-        if not self.ranks.first:
-            return
-        self.metrics.append(lines)
-        for mirror in self.mirrors:
-            mirror.append(lines)
-
-    def last_epoch_loss(self) -> dict[str, float]:
-        """Return the mean of the steps' losses in the last epoch, as they were trained on."""
-        first = self.done - self.data.steps_per_epoch
-        lines = read_metrics(self.metrics.path) if self.metrics.path.exists() else []
-        losses = [x["loss"] for x in lines if "split" not in x and x["step"] > first]
-        return {"step": self.done, "loss": sum(losses) / len(losses)} if losses else {}
+        self.journal.append(lines)
 
     def save(self) -> None:
         """Write a checkpoint of the whole state; the first rank's stands for all."""
         if not self.ranks.first:
             return
-        self._announce("checkpoint")
-        for file in (self.metrics, self.timing):
-            files.sync(file.path)
+        self.journal.time(self.done, pause="checkpoint")
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= optimizer_tensors(self.step.optimizer, self.model)
         scaler = self.step.scaler.state_dict()
         state = {
             "bad_streak": self.step.bad_streak.item(),
             "scaler": scaler,
-            "metrics_bytes": self.metrics.path.stat().st_size,
+            "metrics_bytes": self.journal.sync(),
         }
         save_checkpoint(self.timetable.folder, self.done, tensors, state)
 
