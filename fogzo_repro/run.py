@@ -84,11 +84,19 @@ def _run_folder(plan: Plan) -> Iterator[list[str]]:
     with files.locked(folder / "lock", str(folder)) as has_locks:
         files.remove_unfinished(folder)
         if plan.config.force:
-            for path in folder.iterdir():
-                if path.name != "lock":
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _empty(folder)
         _check_stored_config(plan)
         yield [] if has_locks else [NO_LOCKS]
+
+
+def _empty(folder: Path) -> None:
+    """Remove what an earlier run has left, but the lock."""
+    try:
+        for path in folder.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise files.cannot(f"empty {folder}", error) from None
 
 
 def _check_stored_config(plan: Plan) -> None:

@@ -105,7 +105,7 @@ def progress_of(entry: Running) -> tuple[int, str]:
         with open(entry.job.folder / "timing.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
             last = json.loads(file.read().splitlines()[-1])
-    except (OSError, ValueError, IndexError):  # not there yet, or a line half written
+    except (OSError, ValueError, IndexError, TypeError):  # not there yet, or a line half written
         return 0, "starting"
     left = (entry.job.total_steps - last["step"]) * last["seconds"] / last["step"]
     return last["step"], clock(left)

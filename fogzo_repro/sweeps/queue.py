@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import json
 import multiprocessing
 import os
 import signal
@@ -37,6 +36,7 @@ from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.sweeps.overview import Overview, Running
 from fogzo_repro.terminal import outlive_terminal
+from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.training.preemption import StopRequest
 
 POLL_SECONDS = 1.0
@@ -148,10 +148,9 @@ class HangWatch:
 
     def _lines(self) -> list[dict[str, Any]]:
         try:
-            text = self.path.read_text()
-        except OSError:
+            return read_metrics(self.path)
+        except (OSError, ValueError):  # not there, or damaged until the run cuts it
             return []
-        return [json.loads(x) for x in text.splitlines(keepends=True) if x.endswith("\n")]
 
 
 def allowed_silence(lines: list[dict[str, Any]]) -> float:

@@ -7,6 +7,7 @@ when it is whole. The last two are kept.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -41,8 +42,9 @@ def save_checkpoint(
     files.write(stem.with_suffix(".safetensors"), content)
     files.write(stem.with_suffix(".json"), json.dumps(head, indent=1).encode())
     for old in _checkpoints(folder)[:-KEEP]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one too many does no harm
+            old.unlink()
+            old.with_suffix(".safetensors").unlink()
 
 
 def load_checkpoint(

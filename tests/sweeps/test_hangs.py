@@ -81,3 +81,15 @@ def test_the_loop_announces_its_pauses(tmp_path: Path) -> None:
     folder = train(tmp_path, "estimator=ste")
     lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     assert [line.get("pause") for line in lines] == [None, "evaluation", "checkpoint"]
+
+
+@pytest.mark.parametrize("tail", [bytes(50), bytes(50) + b"\n", b'{"step": 3'], ids=repr)
+def test_a_damaged_file_does_not_stop_the_watch(tmp_path: Path, tail: bytes) -> None:
+    """The queue looks at it before the run that is resumed has cut it."""
+    watch = HangWatch(tmp_path, 0.0)
+    write(tmp_path, (100, 100.0), (200, 200.0))
+    with open(tmp_path / "timing.jsonl", "ab") as file:
+        file.write(tail)
+    assert watch.look(1.0) is None
+    assert watch.look(100.0) is None
+    assert (watch.look(10_000.0) or "").startswith("hangs")
