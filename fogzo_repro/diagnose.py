@@ -124,9 +124,7 @@ class Diagnosis:
         self.passes = Passes(network.model, task.loss, [w.parameter for w in network.weights])
         self.effort = effort(MANY if self.batched else FEW)
         data = task.batches(run.config.recipe.global_batch_size)
-        self.total_steps = (
-            run.config.recipe.max_steps or run.config.recipe.epochs * data.steps_per_epoch
-        )
+        self.total_steps = run.config.recipe.total_steps(data.steps_per_epoch)
         order = generator_for(self.seed, 0, "diagnose/batches")
         self.batches: list[Any] = list(islice(data.epoch(order), self.effort.batches))
         if len(self.batches) < self.effort.batches:

@@ -190,7 +190,7 @@ def make_plan(config: RunConfig) -> Plan:
     }
     if added := added_files(config):
         resolved["parts"] = added
-    total = config.recipe.max_steps or config.recipe.epochs * steps_per_epoch
+    total = config.recipe.total_steps(steps_per_epoch)
     result = json.loads(json.dumps(result_fields(config, resolved)))
     return Plan(config, machine, task, network, total, batched_probes, result)
 

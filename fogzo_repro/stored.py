@@ -75,15 +75,19 @@ def open_run(path: str | Path) -> StoredRun:
         UserError: where the path is not a run folder.
     """
     folder = Path(path)
-    try:
-        config = load_stored(folder / "config.yaml")
-        resolved = json.loads((folder / "resolved.json").read_text())["resolved"]
-    except (OSError, ValueError, KeyError):
+    settings, resolved = folder / "config.yaml", folder / "resolved.json"
+    if not (settings.is_file() and resolved.is_file()):
         raise UserError(
             f"{folder} is not a run folder (config.yaml and resolved.json are not both there); "
             "give the folder that a run has written, <output_root>/<run_id>"
+        )
+    try:
+        model_arguments = json.loads(resolved.read_bytes())["resolved"]["model_arguments"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{resolved} is damaged ({error!r}); run the run's command again, it writes it anew"
         ) from None
-    return StoredRun(folder, config, resolved["model_arguments"])
+    return StoredRun(folder, load_stored(settings), model_arguments)
 
 
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:

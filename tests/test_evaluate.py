@@ -93,6 +93,17 @@ def test_what_is_missing_is_one_line_and_status_2(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "resolved.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"seed: 0", b"{", b"a:\n\tb: 1", bytes(40), b"[1, 2]", b"null"], ids=repr
+)
+def test_half_written_settings_are_an_error_that_can_be_mended(folder, tmp_path, name, content):
+    for one in ("config.yaml", "resolved.json"):
+        (tmp_path / one).write_bytes(content if one == name else (folder / one).read_bytes())
+    with pytest.raises(UserError):
+        open_run(tmp_path)
+
+
 def test_the_command_itself_leaves_with_status_2(tmp_path):
     done = python("-m", "fogzo_repro.evaluate", tmp_path / "nothing")
     assert done.returncode == 2

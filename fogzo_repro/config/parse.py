@@ -229,10 +229,7 @@ def parse_stored(stored: Mapping[str, Any]) -> RunConfig:
 
 def load_stored(path: Path) -> RunConfig:
     """Read a run's config.yaml, see `parse_stored`."""
-    stored = OmegaConf.to_container(OmegaConf.load(path))
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path} is not a mapping of keys to values")
-    return parse_stored({str(key): value for key, value in stored.items()})
+    return parse_stored(read_yaml(path))
 
 
 @cache

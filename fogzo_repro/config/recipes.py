@@ -63,6 +63,10 @@ class RecipeConfig:
                 f"recipe.global_batch_size={self.global_batch_size}",
             )
 
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the optimizer steps of a run; `max_steps` overrules the epochs."""
+        return self.max_steps or self.epochs * steps_per_epoch
+
 
 @dataclass(frozen=True)
 class VisionRecipe(RecipeConfig):

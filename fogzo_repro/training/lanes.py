@@ -97,7 +97,7 @@ class Lanes:
         self.recipe = configs[0].recipe
         self.batch = self.recipe.global_batch_size
         self.steps_per_epoch = len(images.train.labels) // self.batch
-        self.total_steps = self.recipe.max_steps or self.recipe.epochs * self.steps_per_epoch
+        self.total_steps = self.recipe.total_steps(self.steps_per_epoch)
         self.n = getattr(configs[0].estimator, "n", 0)
         start = getattr(configs[0].estimator, "start_fraction", 1.0)
         self.first_probed = start_step(start, self.total_steps)
