@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from fogzo_repro import plan, run
-from fogzo_repro.__main__ import CONFIGS
-from fogzo_repro.config import RunConfig, parse_config
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import RunConfig
 from fogzo_repro.estimators import QuantizedWeight, directions, fogzo, nspsa, smoothing_law
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.sweeps.forecast import forecast
@@ -26,8 +25,7 @@ CPU = torch.device("cpu")
 
 def digits(*overrides: str) -> RunConfig:
     settings = ["dataset=digits", "recipe=digits_mlp", "hardware=cpu", *overrides]
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return parse_config(compose("config", settings))
+    return compose_run(*settings)
 
 
 CELLS = {

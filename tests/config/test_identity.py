@@ -5,18 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from fogzo_repro.config import CONFIGS, parse_config, parse_stored, result_fields, run_id
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import parse_stored, result_fields, run_id
 from fogzo_repro.config.identity import FREE, NEUTRAL
 from tests.conftest import ROOT
 
 RECORDS = sorted((ROOT / "results" / "records" / "figure-shallow").glob("*.json"))
-
-
-def configured(*overrides):
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return parse_config(compose("config", list(overrides)))
 
 
 def named(config):
@@ -44,26 +39,26 @@ def test_every_setting_that_came_later_is_tried():
 @pytest.mark.parametrize("key", LATER)
 def test_a_setting_that_came_later_counts_where_it_is_not_as_before(key):
     words, other = LATER[key]
-    before = configured(*words)
+    before = compose_run(*words)
     section, name = key.split(".")
     assert name not in result_fields(before, {})[section]
-    assert named(configured(*words, f"{key}={NEUTRAL[key]}")) == named(before)
-    assert named(configured(*words, f"{key}={other}")) != named(before)
+    assert named(compose_run(*words, f"{key}={NEUTRAL[key]}")) == named(before)
+    assert named(compose_run(*words, f"{key}={other}")) != named(before)
 
 
 def test_rho_is_in_the_identity_as_the_noise_that_it_amounts_to():
-    by_rho = configured("estimator.rho=7.948")
+    by_rho = compose_run("estimator.rho=7.948")
     assert by_rho.estimator.noise is None
     resolved = replace(by_rho, estimator=by_rho.estimator.with_noise(7940))
     assert resolved.estimator.noise == pytest.approx(7.948 / (7.948 + 7940), rel=1e-15)
-    by_noise = configured(f"estimator.noise={resolved.estimator.noise!r}")
+    by_noise = compose_run(f"estimator.noise={resolved.estimator.noise!r}")
     assert named(by_noise) == named(resolved)
 
 
 @pytest.mark.parametrize("key", sorted(FREE - {"cell", "hardware", "tracker"}))
 def test_what_changes_no_number_is_not_part_of_the_identity(key):
     other = {"parts_dir": str(Path.cwd()), "eval_every_steps": 7, "snapshots": 3}.get(key)
-    config = configured()
+    config = compose_run()
     if other is None:
         value = getattr(config, key)
         other = "elsewhere" if isinstance(value, str) else value + 1

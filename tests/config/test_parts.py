@@ -7,15 +7,14 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
+from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import (
     CONFIGS,
     ConfigError,
     UserError,
     added_files,
     build_part,
-    parse_config,
     to_yaml,
 )
 from fogzo_repro.config.parts import PACKAGE, SHARED, python_file
@@ -45,11 +44,6 @@ def mine(tmp_path, monkeypatch):
     return write
 
 
-def configured(*overrides):
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return parse_config(compose("config", list(overrides)), overrides)
-
-
 SHRINK = "class Shrink:\n    prepare = lambda self, step, total: True\n"
 SHRINK += "    def __init__(self, by): self.by = by\n"
 SHRINK += "    def __call__(self, weights, *rest):\n"
@@ -61,11 +55,11 @@ YAML = "name: shrink\nfamily: shrink\nby: 0.5\n"
 def test_another_size_of_a_built_in_network_is_one_yaml(mine):
     text = (CONFIGS / "model" / "llama_9m.yaml").read_text()
     folder = mine(model__llama_5m__yaml=text.replace("llama_9m", "llama_5m"))
-    config = configured("model=llama_5m", "model.layers=3")
+    config = compose_run("model=llama_5m", "model.layers=3")
     assert (config.model.name, config.model.layers) == ("llama_5m", 3)
     assert config.parts_dir == str(folder)
     assert added_files(config) == {}
-    assert replace(config.model, name="llama_9m", layers=5) == configured("model=llama_9m").model
+    assert replace(config.model, name="llama_9m", layers=5) == compose_run("model=llama_9m").model
 
 
 def test_settings_have_the_types_of_the_yaml_file(mine):
@@ -75,7 +69,7 @@ def test_settings_have_the_types_of_the_yaml_file(mine):
     )
 
     def settings(*words):
-        return configured("estimator=shrink", *words).estimator
+        return compose_run("estimator=shrink", *words).estimator
 
     assert settings("estimator.by=2").by == 2.0 and type(settings("estimator.by=2").by) is float
     assert settings("estimator.any=[1,x]").any == [1, "x"]
@@ -97,9 +91,9 @@ def test_a_yaml_file_may_be_based_on_another_of_the_same_part(mine):
         estimator__shrink__yaml=YAML,
         estimator__shrink_more__yaml="defaults:\n  - shrink\n  - _self_\n\nname: shrink_more\n",
     )
-    settings = configured("estimator=shrink_more", "estimator.by=0.25").estimator
+    settings = compose_run("estimator=shrink_more", "estimator.by=0.25").estimator
     assert asdict(settings) == {"name": "shrink_more", "family": "shrink", "by": 0.25}
-    assert build_part("estimator", settings, configured().parts_dir).by == 0.25
+    assert build_part("estimator", settings, compose_run().parts_dir).by == 0.25
 
 
 @pytest.mark.parametrize(
@@ -148,7 +142,7 @@ def test_a_yaml_file_may_be_based_on_another_of_the_same_part(mine):
 def test_a_part_that_is_registered_halfway_ends_in_one_line(mine, tmp_path, files, said):
     mine(**files)
     with pytest.raises(ConfigError, match=said) as caught:
-        execute(configured("estimator=shrink", *TINY, f"output_root={tmp_path}"), quiet=True)
+        execute(compose_run("estimator=shrink", *TINY, f"output_root={tmp_path}"), quiet=True)
     assert "\n" not in str(caught.value)
 
 
@@ -160,15 +154,14 @@ def test_a_file_of_the_package_comes_before_one_of_the_same_name(mine):
 
 def test_a_misspelt_option_is_refused_before_torch_is_imported(mine):
     mine(estimator__shrink__py="raise ImportError\n", estimator__shrink__yaml=YAML)
-    code = f"""
+    code = """
 import sys
-from hydra import compose, initialize_config_dir
-from fogzo_repro.config import ConfigError, parse_config
-with initialize_config_dir({str(CONFIGS)!r}, version_base=None):
-    try:
-        parse_config(compose("config", ["estimator=shrink", "+estimator.buy=1"]))
-    except ConfigError as error:
-        print(error)
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import ConfigError
+try:
+    compose_run("estimator=shrink", "+estimator.buy=1")
+except ConfigError as error:
+    print(error)
 print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -179,7 +172,7 @@ print("torch" in sys.modules)
 
 def test_another_process_gets_a_run_with_parts_of_a_users(mine, tmp_path):
     mine(estimator__shrink__py=SHRINK + BUILD, estimator__shrink__yaml=YAML)
-    config = configured("estimator=shrink", *TINY, f"output_root={tmp_path / 'runs'}")
+    config = compose_run("estimator=shrink", *TINY, f"output_root={tmp_path / 'runs'}")
     (tmp_path / "config").write_bytes(pickle.dumps(config))
     code = f"""
 import pickle, os
@@ -216,18 +209,18 @@ OWN_YAML = "name: own\nfamily: own\nweight_bits: 4\nactivation_bits: 16\nfirst_l
 def test_a_quantizer_without_a_law_trains_by_the_ste_alone(mine, tmp_path):
     mine(quantizer__own__py=OWN.replace("SMOOTHING", ""), quantizer__own__yaml=OWN_YAML)
     words = ["quantizer=own", *TINY, f"output_root={tmp_path}"]
-    record = execute(configured(*words, "estimator=ste"), quiet=True)
+    record = execute(compose_run(*words, "estimator=ste"), quiet=True)
     assert (record["status"], record["perturbed_weights"]) == ("finished", 7940)
     said = "estimator=fogzo perturbs the weights, and their quantizer has no smoothing law"
     with pytest.raises(UserError, match=said):
-        execute(configured(*words, "estimator=fogzo"), quiet=True)
+        execute(compose_run(*words, "estimator=fogzo"), quiet=True)
 
 
 def test_a_quantizer_with_a_law_in_its_file_trains_by_fogzo(mine, tmp_path):
     law = "smoothing = SmoothingLaw(0.3, 3**0.5, lambda t: t)"
     mine(quantizer__own__py=OWN.replace("SMOOTHING", law), quantizer__own__yaml=OWN_YAML)
     words = ["quantizer=own", *TINY, f"output_root={tmp_path}", "estimator=fogzo"]
-    assert execute(configured(*words), quiet=True)["status"] == "finished"
+    assert execute(compose_run(*words), quiet=True)["status"] == "finished"
 
 
 @pytest.mark.parametrize("said", [True, False], ids=["learned", "not said"])
@@ -236,10 +229,10 @@ def test_a_quantizer_says_itself_that_it_has_learned_scales(mine, said):
     mine(quantizer__own__py=OWN.replace("SMOOTHING", ""), quantizer__own__yaml=OWN_YAML + more)
     words = ["quantizer=own", "recipe.decay_scales=true", "estimator=ste"]
     if said:
-        assert configured(*words).quantizer.learned_scales
+        assert compose_run(*words).quantizer.learned_scales
     else:
         with pytest.raises(ConfigError, match="quantizer=own has none"):
-            configured(*words)
+            compose_run(*words)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +246,7 @@ def test_a_quantizer_says_itself_that_it_has_learned_scales(mine, said):
 def test_what_all_quantizers_have_has_the_same_rules(mine, setting, said):
     mine(quantizer__own__py=OWN.replace("SMOOTHING", ""), quantizer__own__yaml=OWN_YAML)
     with pytest.raises(ConfigError, match=said):
-        configured("quantizer=own", setting)
+        compose_run("quantizer=own", setting)
 
 
 BIGRAM = """
@@ -296,7 +289,7 @@ def test_a_language_model_of_a_users_trains_on_tokens(mine, tmp_path):
     text = torch.randint(24, (4400,), generator=torch.Generator().manual_seed(0)).tolist()
     write_corpus(tmp_path / "data", {"train": [text[:3000]], "heldout": [text[3000:]]}, 24)
     record = execute(
-        configured(
+        compose_run(
             "model=bigram", "recipe.global_batch_size=8", "recipe.max_steps=3", "hardware=cpu",
             f"data_dir={tmp_path / 'data'}", f"output_root={tmp_path / 'runs'}",
         ),
@@ -310,13 +303,13 @@ def test_a_model_goes_with_data_of_its_kind_alone(mine):
     mine(model__bigram__py=BIGRAM, model__bigram__yaml=BIGRAM_YAML)
     said = "model=bigram does not go with dataset=digits: the model takes tokens and the data are"
     with pytest.raises(ConfigError, match=said):
-        configured("model=bigram", "dataset=digits")
+        compose_run("model=bigram", "dataset=digits")
     with pytest.raises(ConfigError, match="model=mlp does not go with dataset=c4"):
-        configured("model=mlp", "dataset=c4")
+        compose_run("model=mlp", "dataset=c4")
     text = BIGRAM_YAML.replace("context: 16\n", "")
     mine(model__bigram__yaml=text)
     with pytest.raises(ConfigError, match=r"model\.context is missing"):
-        configured("model=bigram", "recipe=digits_mlp")
+        compose_run("model=bigram", "recipe=digits_mlp")
 
 
 def built_in():
@@ -328,7 +321,7 @@ def built_in():
 @pytest.mark.parametrize(("section", "name"), built_in(), ids=lambda value: value)
 def test_every_built_in_part_has_the_file_that_its_family_names(section, name):
     needed = {"dataset": ["model=llama_9m"] if name == "c4" else [], "quantizer": ["estimator=ste"]}
-    settings = configured(f"{section}={name}", *needed.get(section, []))
+    settings = compose_run(f"{section}={name}", *needed.get(section, []))
     part = getattr(settings, section)
     if part.family != "none":
         assert python_file(section, part.family, None).is_file()

@@ -2,15 +2,13 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from fogzo_repro.config import build_part, parse_config
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import build_part
 
-CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
 COUNTS = {  # PAPER 3 and RECIPES C.1, C.9: non-embedding, total
     "llama_9m": (8_851_584, 8_851_584 + 2 * 50304 * 384),
     "llama_20m": (20_453_888, 20_453_888 + 2 * 50304 * 512),
@@ -21,34 +19,32 @@ COUNTS = {  # PAPER 3 and RECIPES C.1, C.9: non-embedding, total
 }
 
 
-def _config(*overrides):
-    with initialize_config_dir(CONFIGS, version_base=None):
-        return parse_config(compose("config", list(overrides)))
-
-
 def _build(section):
     return build_part("model", section, None)
 
 
 def _tiny():
-    model = _config("model=llama_9m").model
+    model = compose_run("model=llama_9m").model
     return replace(model, width=32, heads=2, hidden=64, vocabulary=96, layers=2, context=16)
 
 
 @pytest.mark.parametrize("name", COUNTS, ids=COUNTS)
 def test_counts_by_shape_are_those_of_the_paper(name):
     with torch.device("meta"):
-        model = _build(_config(f"model={name}").model)
+        model = _build(compose_run(f"model={name}").model)
     total = sum(p.numel() for p in model.parameters())
     assert (total - model.embedding_parameters, total) == COUNTS[name]
 
 
 def test_llama_95m_is_the_same_run_as_llama_30m():
-    assert _config("model=llama_95m").model == _config("model=llama_30m").model
+    assert compose_run("model=llama_95m").model == compose_run("model=llama_30m").model
 
 
 def test_smoke_divides_the_widths_by_eight():
-    full, smoke = _config("model=llama_30m").model, _config("model=llama_30m", "scale=smoke").model
+    full, smoke = (
+        compose_run("model=llama_30m").model,
+        compose_run("model=llama_30m", "scale=smoke").model,
+    )
     assert (smoke.width, smoke.hidden) == (full.width // 8, full.hidden // 8)
 
 

@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from fogzo_repro import run
-from fogzo_repro.__main__ import CONFIGS
-from fogzo_repro.config import parse_config
+from fogzo_repro.__main__ import compose_run
 from fogzo_repro.tracking.metrics import read_metrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -21,12 +19,11 @@ ESTIMATORS = {
 
 
 def execute(folder, *overrides):
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        base = [
-            f"output_root={folder}", "dataset=digits", "recipe=digits_mlp", "recipe.max_steps=30",
-            "hardware.compile=false",
-        ]  # fmt: skip
-        return run.execute(parse_config(compose("config", [*base, *overrides])))
+    base = [
+        f"output_root={folder}", "dataset=digits", "recipe=digits_mlp", "recipe.max_steps=30",
+        "hardware.compile=false",
+    ]  # fmt: skip
+    return run.execute(compose_run(*base, *overrides))
 
 
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS.keys())
@@ -67,8 +64,7 @@ def test_captured_step_of_a_deep_network_follows_the_eager_one(tmp_path, data_di
     for graph in ("false", "true"):
         folder = tmp_path / graph
         given = [*common, f"output_root={folder}", f"hardware.cuda_graph={graph}"]
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            config = parse_config(compose("config", given))
+        config = compose_run(*given)
         metrics = read_metrics(folder / run.execute(config)["run_id"] / "metrics.jsonl")
         sides.append([line for line in metrics if "split" not in line])
     eager, captured = ([line["coefficient"] for line in side] for side in sides)

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from fogzo_repro import plan as plan_module
 from fogzo_repro import run
-from fogzo_repro.__main__ import CONFIGS
-from fogzo_repro.config import RunConfig, UserError, parse_config
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.training.imagenet import ImageNet
 from fogzo_repro.training.loop import Training
@@ -38,8 +37,7 @@ def configure(data_dir: Path, model: str, estimator: str, *more: str) -> RunConf
         "dataset=imagenet1k", "dataset.allow_partial=true", "dataset.image_size=64",
         "recipe.global_batch_size=8", "hardware.workers=0", f"data_dir={data_dir}", *more,
     ]  # fmt: skip
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return parse_config(compose("config", overrides))
+    return compose_run(*overrides)
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +177,7 @@ def test_replaced_images_are_counted_in_the_record_and_named_in_the_log(tmp_path
     bad.write_bytes(bad.read_bytes()[:300])
     more = ["dataset.on_bad_image=skip", "recipe.repeats=1", f"output_root={tmp_path / 'runs'}"]
     arguments = [*ENTRY, *more, "recipe.max_steps=6", "hardware.workers=0", f"data_dir={tmp_path}"]
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        record = run.execute(parse_config(compose("config", arguments)), quiet=True)
+    record = run.execute(compose_run(*arguments), quiet=True)
     assert record["notes"] == "1 unreadable images were replaced"
     assert f"replaced {bad}: " in next(tmp_path.glob("runs/*/log.txt")).read_text()
 

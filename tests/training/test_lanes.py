@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from fogzo_repro import training
-from fogzo_repro.__main__ import CONFIGS
-from fogzo_repro.config import RunConfig, parse_config
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import RunConfig
 from fogzo_repro.data import Batch, ImageBatches, Images, mnist
 from fogzo_repro.data import digits as digits_dataset
 from fogzo_repro.data.order import EpochOrder
@@ -54,8 +53,7 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 
 
 def configured(*overrides: str, base: list[str] = DIGITS) -> RunConfig:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return parse_config(compose("config", ["hardware=cpu", *base, *overrides]))
+    return compose_run("hardware=cpu", *base, *overrides)
 
 
 def digits(device: str = "cpu") -> Images:

@@ -4,15 +4,14 @@ import json
 import math
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 from fogzo_repro import run
-from fogzo_repro.config import UserError, build_part, parse_config
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import UserError, build_part
 from fogzo_repro.data.c4 import TokenBatch, build, open_split
 from fogzo_repro.models.head_loss import linear_cross_entropy
 from fogzo_repro.training.language import Language, c4_language
@@ -22,7 +21,6 @@ from fogzo_repro.training.row import ROW
 from fogzo_repro.training.step import TrainStep
 from tests.c4_corpus import write_corpus
 
-CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
 VOCABULARY = 48
 TINY = [
     "model=llama_9m", "hardware=cpu", "model.layers=2", "model.width=32", "model.heads=2",
@@ -43,8 +41,7 @@ ESTIMATORS = {
 
 
 def config(data_dir, *overrides):
-    with initialize_config_dir(CONFIGS, version_base=None):
-        return parse_config(compose("config", [*TINY, f"data_dir={data_dir}", *overrides]))
+    return compose_run(*TINY, f"data_dir={data_dir}", *overrides)
 
 
 @pytest.fixture(scope="module")

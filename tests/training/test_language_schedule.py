@@ -1,17 +1,15 @@
 """The LLaMA recipes: learning rates, lengths, weight decay."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from fogzo_repro.config import ConfigError, build_part, parse_config, result_fields
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import ConfigError, build_part, result_fields
 from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.schedules import learning_rate
 
-CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
 TABLE = {0: 1.2e-5, 286: 1.863e-4, 572: 6.068e-4, 1143: 1.2e-3, 5722: 7.536e-4, 11443: 1.2e-4}
 RUNS = {  # RECIPES C.1 and C.3: overrides -> sequences, peak lr, steps
     "30m": (["model=llama_30m"], 64, 1.5e-4, 91_552),
@@ -41,11 +39,6 @@ def onecycle(step, total):
     return learning_rate(recipe, step, total, steps_per_epoch=1)
 
 
-def config(*overrides):
-    with initialize_config_dir(CONFIGS, version_base=None):
-        return parse_config(compose("config", list(overrides)))
-
-
 @pytest.mark.parametrize(("step", "lr"), TABLE.items(), ids=map(str, TABLE))
 def test_onecycle_has_the_tabulated_rates(step, lr):
     assert 1.2e-3 * onecycle(step, 11_444) == pytest.approx(lr, rel=5e-4)
@@ -66,11 +59,11 @@ def test_onecycle_equals_torch_at_every_step():
 
 @pytest.mark.parametrize(("overrides", "steps"), EVALUATIONS.values(), ids=EVALUATIONS)
 def test_evaluations_come_at_quests_interval_in_tokens(overrides, steps):
-    assert config(*overrides).eval_every_steps == steps
+    assert compose_run(*overrides).eval_every_steps == steps
 
 
 def test_the_interval_of_evaluations_is_not_part_of_the_identity():
-    often, seldom = (config("model=llama_9m", f"eval_every_steps={n}") for n in (1, 1000))
+    often, seldom = (compose_run("model=llama_9m", f"eval_every_steps={n}") for n in (1, 1000))
     assert result_fields(often, {}) == result_fields(seldom, {})
 
 
@@ -82,7 +75,7 @@ def test_onecycle_without_room_for_a_warmup_begins_at_the_peak(total):
 
 @pytest.mark.parametrize(("overrides", "batch", "lr", "steps"), RUNS.values(), ids=RUNS)
 def test_batch_rate_and_length_go_together(overrides, batch, lr, steps):
-    recipe = config(*overrides).recipe
+    recipe = compose_run(*overrides).recipe
     assert recipe.global_batch_size == batch
     assert recipe.lr == pytest.approx(lr, rel=1e-12)
     assert recipe.max_steps == steps
@@ -90,11 +83,11 @@ def test_batch_rate_and_length_go_together(overrides, batch, lr, steps):
 
 def test_a_rate_of_ones_own_is_not_scaled():
     overrides = ["model=llama_30m", "recipe.global_batch_size=32", "recipe.lr=0.1"]
-    assert config(*overrides).recipe.lr == 0.1
+    assert compose_run(*overrides).recipe.lr == 0.1
 
 
 def test_weight_decay_is_on_the_linears_of_the_blocks_alone():
-    section = config("model=llama_9m", "scale=smoke")
+    section = compose_run("model=llama_9m", "scale=smoke")
     model = build_part("model", section.model, None)
     optimizer = build_optimizer(section.recipe, model, capturable=False)
     decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -117,4 +110,4 @@ def test_weight_decay_is_on_the_linears_of_the_blocks_alone():
 )
 def test_settings_that_do_not_go_together_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        config(*overrides)
+        compose_run(*overrides)

@@ -10,12 +10,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fogzo_repro.__main__ import CONFIGS
-from fogzo_repro.config import build_part, parse_config
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import build_part
 from fogzo_repro.plan import needs_of
 from fogzo_repro.training.memory import SMALL_TOKEN_BATCHES, measure_need
 from fogzo_repro.training.network import build_network
@@ -42,8 +41,7 @@ def fake_pass(model: nn.Module) -> Callable[[int], float]:
 
 def predicted(model: str) -> float:
     """Return the bytes that the check asks for; a fixed scale adds nothing to a pass."""
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = parse_config(compose("config", [f"model={model}", "estimator=fogzo"]))
+    config = compose_run(f"model={model}", "estimator=fogzo")
     with torch.device("meta"):
         later = needs_of(config, build_network(config, {}, torch.device("meta"))).first_step
     with FakeTensorMode():

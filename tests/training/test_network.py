@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from fogzo_repro.__main__ import CONFIGS
-from fogzo_repro.config import RoundConfig, RunConfig, UserError, parse_config
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import RoundConfig, UserError
 from fogzo_repro.estimators import nspsa
 from fogzo_repro.training import network
 from fogzo_repro.training.network import Network, build_network
@@ -126,7 +125,7 @@ def test_all_of_a_vision_network_but_its_first_and_last_layer_is_quantized(
     for choice in ("float", "8bit", "quantized"):
         settings = [f"model={model}", "scale=smoke", f"quantizer.first_last={choice}"]
         built = build_network(
-            configured(*settings), {"image_shape": (1, 28, 28), "classes": 10}, torch.device("cpu")
+            compose_run(*settings), {"image_shape": (1, 28, 28), "classes": 10}, torch.device("cpu")
         )
         layers: Any = [m for m in built.model.modules() if hasattr(m, "weight_quantizer")]
         counts[choice] = [layer.weight_quantizer.bits for layer in layers]
@@ -134,11 +133,6 @@ def test_all_of_a_vision_network_but_its_first_and_last_layer_is_quantized(
     assert counts["float"] == [2] * quantized
     assert counts["8bit"] == [8, *[2] * quantized, 8]
     assert counts["quantized"] == [2] * (quantized + 2)
-
-
-def configured(*overrides: str) -> RunConfig:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return parse_config(compose("config", list(overrides)))
 
 
 def test_nothing_is_quantized_or_perturbed_in_full_precision(

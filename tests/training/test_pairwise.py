@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from fogzo_repro import run
-from fogzo_repro.__main__ import CONFIGS
-from fogzo_repro.config import RunConfig, parse_config
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import RunConfig
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.training.row import ROW
 from fogzo_repro.training.step import TrainStep
@@ -71,8 +70,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @cache
 def configured(*overrides: str) -> RunConfig:
     settings = ["scale=smoke", "recipe.global_batch_size=8", "hardware.workers=0", *overrides]
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return parse_config(compose("config", settings))
+    return compose_run(*settings)
 
 
 def build_step(quantizer: str, model: str, estimator: str, data_dir: Path) -> tuple[TrainStep, Any]:

@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
 from fogzo_repro import run
-from fogzo_repro.__main__ import CONFIGS
-from fogzo_repro.config import parse_config
+from fogzo_repro.__main__ import compose_run
 from fogzo_repro.models.drop_path import DropPath
 from fogzo_repro.models.prefix import EndOfPrefix
 from fogzo_repro.randomness import generator_for
@@ -31,8 +29,7 @@ def build(model: str, *overrides: str) -> tuple[TrainStep, Any]:
         f"model={model}", "scale=smoke", "quantizer=round", "estimator=fogzo",
         "estimator.noise=0.1", "estimator.beta_schedule=constant", *overrides,
     ]  # fmt: skip
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        prepared = run.make_plan(parse_config(compose("config", given)))
+    prepared = run.make_plan(compose_run(*given))
     prepared.task.load(prepared.machine.device)
     step = prepared.build_step()
     step.model.train()

@@ -1,15 +1,13 @@
 """Quantizers in the network that a configuration describes, and under the estimators."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from scipy.linalg import hadamard
 from torch import nn
 
-from fogzo_repro.config import RunConfig, UserError, build_part, parse_config, result_fields
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import RunConfig, UserError, build_part, result_fields
 from fogzo_repro.estimators import SequentialProbes
 from fogzo_repro.quantization import quantize_layers
 from fogzo_repro.quantization.lsq import LsqInput, LsqWeight
@@ -18,13 +16,11 @@ from fogzo_repro.training.batched import supports_batched
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.optimizers import build_optimizer
 
-CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
 IMAGE = (1, 4, 4)
 
 
 def configured(*overrides: str) -> RunConfig:
-    with initialize_config_dir(CONFIGS, version_base=None):
-        return parse_config(compose("config", ["dataset=digits", *overrides]))
+    return compose_run("dataset=digits", *overrides)
 
 
 def built(*overrides: str) -> Network:

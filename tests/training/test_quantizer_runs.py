@@ -6,17 +6,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from fogzo_repro.config import UserError, parse_config
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import UserError
 from fogzo_repro.quantization.uniform import Round
 from fogzo_repro.run import execute
 from fogzo_repro.tracking.records import read_record
 from fogzo_repro.training.preemption import Preempted
 from tests.short_runs import train
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
     "lsq": ["quantizer=lsq", "quantizer.activation_bits=2", "quantizer.unsigned_inputs=[fc2]"],
     "quest": ["quantizer=quest", "quantizer.activation_bits=2"],
@@ -27,9 +26,7 @@ def run(output: Path, *overrides: str) -> Path:
     """Run 6 steps of the digits with a checkpoint at each; return the run folder."""
     settings = ["dataset=digits", "recipe=digits_mlp", "recipe.max_steps=6", "hardware=cpu"]
     settings += ["estimator.noise=0.01", "checkpoint_minutes=0", f"output_root={output}"]
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        composed = compose("config", [*settings, *overrides])
-    record = execute(parse_config(composed), quiet=True)
+    record = execute(compose_run(*settings, *overrides), quiet=True)
     assert record["status"] == "finished"
     return output / record["run_id"]
 

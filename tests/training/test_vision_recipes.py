@@ -6,18 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from fogzo_repro.__main__ import CONFIGS
-from fogzo_repro.config import ConfigError, RunConfig, build_part, parse_config
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import ConfigError, RunConfig, build_part
 from fogzo_repro.data.images import Batch, ImageDataset, Images
 from fogzo_repro.training.classification import InMemoryImages, recipe_mixing
 from fogzo_repro.training.optimizers import build_optimizer
-
-
-def configure(*overrides: str) -> RunConfig:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return parse_config(compose("config", list(overrides)))
 
 
 @pytest.mark.parametrize(
@@ -37,14 +31,14 @@ def configure(*overrides: str) -> RunConfig:
 def test_a_model_and_a_scale_bring_dataset_and_recipe(
     overrides: list[str], dataset: str, recipe: str, batch: int
 ) -> None:
-    config = configure(*overrides, "estimator=fogzo")
+    config = compose_run(*overrides, "estimator=fogzo")
     assert (config.dataset.name, config.recipe.name) == (dataset, recipe)
     assert config.recipe.global_batch_size == batch
 
 
 def test_smoke_divides_the_widths_by_eight() -> None:
     models: list[Any] = [
-        configure(f"model={m}", "scale=smoke").model for m in ("resnet18", "deit_small")
+        compose_run(f"model={m}", "scale=smoke").model for m in ("resnet18", "deit_small")
     ]
     assert models[0].width == 8
     assert models[1].heads * models[1].head_dim == 48
@@ -64,7 +58,7 @@ def test_smoke_divides_the_widths_by_eight() -> None:
 )
 def test_a_wrong_recipe_is_one_line(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        configure("model=deit_tiny", override)
+        compose_run("model=deit_tiny", override)
 
 
 def undecayed(config: RunConfig) -> list[str]:
@@ -77,11 +71,13 @@ def undecayed(config: RunConfig) -> list[str]:
 
 
 def test_resnet_decays_everything() -> None:
-    assert undecayed(configure("model=resnet18", "model.width=8")) == []
+    assert undecayed(compose_run("model=resnet18", "model.width=8")) == []
 
 
 def test_deit_decays_all_matrices_but_positions_and_class_token() -> None:
-    config = configure("model=deit_tiny", "model.head_dim=8", "model.depth=2", "model.patch_size=4")
+    config = compose_run(
+        "model=deit_tiny", "model.head_dim=8", "model.depth=2", "model.patch_size=4"
+    )
     free = undecayed(config)
     model = build_part("model", config.model, None, image_shape=(1, 28, 28), classes=10)
     expected = [n for n, p in model.named_parameters() if p.dim() == 1]
@@ -90,17 +86,17 @@ def test_deit_decays_all_matrices_but_positions_and_class_token() -> None:
 
 
 def test_the_imagenet_recipe_of_deit_mixes_and_the_resnets_does_not() -> None:
-    mixing = recipe_mixing(configure("model=deit_tiny").recipe)
+    mixing = recipe_mixing(compose_run("model=deit_tiny").recipe)
     assert mixing is not None and (mixing.mixup, mixing.cutmix, mixing.smoothing) == (0.8, 1, 0.1)
-    assert recipe_mixing(configure("model=resnet18").recipe) is None
-    assert recipe_mixing(configure().recipe) is None
+    assert recipe_mixing(compose_run("model=resnet18").recipe) is None
+    assert recipe_mixing(compose_run().recipe) is None
 
 
 def test_images_in_memory_are_mixed_by_the_recipe() -> None:
     data = Batch(torch.zeros(8, 1, 6, 6, dtype=torch.uint8), torch.arange(8))
     images = Images(data, data, 0.1, 0.3, 10)
     dataset = ImageDataset("x", 8, (1, 6, 6), 10, lambda: images)
-    mixing = recipe_mixing(configure("model=deit_tiny").recipe)
+    mixing = recipe_mixing(compose_run("model=deit_tiny").recipe)
     task = InMemoryImages(dataset, mixing=mixing, crop_padding=1)
     task.load(torch.device("cpu"))
     batch = next(iter(task.batches(4).epoch(torch.Generator().manual_seed(0))))
