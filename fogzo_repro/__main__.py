@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from fogzo_repro.terminal import outlive_terminal
 
 DIVERGED_STATUS = 3
 SUBMITIT = "SUBMITIT_EXECUTOR"  # set in the jobs of hydra/launcher=submitit_*
+TABLE_NAMES = re.compile(r"([\w.-]+)/")  # in a value of `experiment`
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own: set to 1, it raises errors instead of printing them
 
 
@@ -183,25 +185,37 @@ def parse_composed(composed: Any, hydra_section: Any) -> RunConfig:
 
 
 def offer_tables(words: Sequence[str]) -> None:
-    """Offer the cells of all tables to Hydra, if one is asked for.
+    """Offer cells to Hydra, if one is asked for: those of the table, or of all where it is unclear.
 
     Raises:
         ConfigError: for a mistake in a table's file.
     """
-    if not any(word.startswith("experiment=") for word in words):
-        return
+    files = table_files()
+    for value in _given("experiment", words):
+        named = [table for table in TABLE_NAMES.findall(value) if table in files]
+        for table in named or files:
+            _offer(files[table], files[table].stat().st_mtime_ns)
+
+
+@cache
+def _offer(file: Path, changed: int) -> None:
+    """Put the cells of a table into Hydra's store; once, as long as the file is not changed."""
     store = ConfigStore.instance()
-    for file in table_files().values():
-        for entry in read_table(file):
-            table, place = f"experiment/{file.stem}", {"package": "_global_", "provider": str(file)}
-            store.store(group=table, name=entry.name, node=entry.node(), **place)
-            # Only this makes the cells options of `experiment`, as glob(table1/*) looks for them.
-            store.store(group="experiment", name=entry.path, node={}, **place)
+    for entry in read_table(file):
+        group, place = f"experiment/{file.stem}", {"package": "_global_", "provider": str(file)}
+        store.store(group=group, name=entry.name, node=entry.node(), **place)
+        # Only this makes the cells options of `experiment`, as glob(table1/*) looks for them.
+        store.store(group="experiment", name=entry.path, node={}, **place)
+
+
+def _given(key: str, words: Sequence[str]) -> list[str]:
+    """Return the values that the command line gives a setting."""
+    return [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
 
 
 def plain_commands(words: Sequence[str]) -> list[str]:
     """Return the commands that the cells on the command line stand for, other words at the end."""
-    cells = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    cells = [cell for value in _given("experiment", words) for cell in value.split(",")]
     more = [word for word in words if not word.startswith("experiment=")]
     if not cells:
         raise ConfigError("--plain prints what a cell stands for; give experiment=TABLE/CELL")

@@ -1,6 +1,6 @@
 """Say per table how many runs are done, running, interrupted, failed, stale and missing.
 
-    python scripts/status.py                     all tables at the paper's scale
+    python scripts/status.py                     all tables
     python scripts/status.py --seeds 0,1 table1
 
 From results/records and the run folders alone; imports no torch.
@@ -16,7 +16,6 @@ if not __package__:  # started as a file
     import root  # noqa: F401
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.results import SCALE
 from fogzo_repro.sweeps.status import STATES, count_states, known_runs, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds, find_entries, table_files
 
@@ -38,7 +37,7 @@ def main() -> int:
         for name in arguments.tables or files:
             entries = [entry.with_seeds(seeds) for entry in find_entries(name, files)]
             cells = [cell for entry in entries for cell in entry.cells()]
-            runs = [run for cell in cells for run in runs_of(cell, SCALE, cell.seeds)]
+            runs = [run for cell in cells for run in runs_of(cell, cell.scale, cell.seeds)]
             states = count_states(runs, known)
             counts = [len(cells), states.total(), *(states[s] for s in STATES)]
             lines.append([name, *map(str, counts)])

@@ -40,5 +40,6 @@ def _compose(entry: Entry, overrides: Sequence[str]) -> list[Cell]:
         one = copy.deepcopy(whole)
         for key, value in values.items():
             OmegaConf.update(one, key, value)
+            one.hydra.overrides.task.append(f"{key}={value}")  # as if it had been typed
         cells.append(Cell(parse_composed(one, one.hydra), entry.seeds))
     return cells

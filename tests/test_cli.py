@@ -168,7 +168,7 @@ def test_what_a_table_does_not_have_is_named(monkeypatch, capsys, tmp_path, tiny
 
 def test_a_table_with_a_mistake_is_named(monkeypatch, capsys, tiny_table):
     tiny_table.write_text(TABLE.replace("columns:", "colums:"))
-    status, _, err = run_cli(monkeypatch, capsys, "experiment=table1/deit-tiny-tanh-ste")
+    status, _, err = run_cli(monkeypatch, capsys, "experiment=tiny/ste")
     assert status == 2 and err.count("\n") == 1
     assert f"{tiny_table}: colums is not a part of this table; did you mean columns?" in err
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import CONFIGS, ConfigError, RunConfig, did_you_mean, read_yaml
+from fogzo_repro.config.parts import own_parts
 from fogzo_repro.reporting.results import TUNING_SEEDS
 
 # Settings that choose among files. So does `scale`, which comes after the cell: see `Entry.node`.
@@ -55,11 +55,12 @@ PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z][\w./-]*", re.I)  # need
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell by its labels, and the seeds that it is run with."""
+    """A cell by its labels, and the scale and the seeds that it is run with."""
 
     table: str
     row: str
     column: str
+    scale: str
     seeds: tuple[int, ...]
 
 
@@ -107,7 +108,8 @@ class Entry:
         for values in self.combinations():
             known = {**self.settings, **values}
             row, column = (self._fill(str(known[f"cell.{k}"]), known) for k in ("row", "column"))
-            found.append(Planned(self.file.stem, row, column, self.seeds))
+            scale = self.settings.get("scale", "full")
+            found.append(Planned(self.file.stem, row, column, scale, self.seeds))
         return found
 
     def _fill(self, label: str, known: Mapping[str, Any]) -> str:
@@ -149,7 +151,7 @@ class Entry:
 
 def table_files() -> dict[str, Path]:
     """Return the files of all tables by their names: ours, and those of the user's folder."""
-    own = os.environ.get("FOGZO_PARTS")
+    own = own_parts()
     folders = [CONFIGS, *([Path(own)] if own else [])]
     found = [path for folder in folders for path in sorted((folder / "table").glob("*.yaml"))]
     return {path.stem: path for path in found}
