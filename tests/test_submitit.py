@@ -26,7 +26,8 @@ pytestmark = [
 def submit(folder: Path, *overrides: str) -> int:
     command = [
         "-m", "fogzo_repro", "-m", "hydra/launcher=submitit_local",
-        "dataset=digits", "recipe=digits_mlp", "hardware=cpu", "estimator=ste", "seed=0",
+        "experiment=figure-shallow/ste-equal-cost", "dataset=digits", "recipe=digits_mlp",
+        "hardware=cpu", "seed=0",
         f"output_root={folder / 'runs'}", *overrides,
     ]  # fmt: skip
     return launch(command, ROOT, folder / "out", folder / "err")

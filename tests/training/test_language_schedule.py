@@ -104,7 +104,7 @@ def test_weight_decay_is_on_the_linears_of_the_blocks_alone():
         (["model=llama_9m", "model.heads=5"], "model.width=384 is not a multiple"),
         (["model=llama_9m", "recipe.accumulate=true"], "needs recipe.micro_batch_size"),
         (["model=llama_9m", "recipe=llama_quest", "recipe.micro_batch_size=7"], "does not divide"),
-        (["model=llama_9m", "dataset.validation=test"], "options: heldout, c4"),
+        (["model=llama_9m", "dataset.validation=test"], "options: heldout, tuning, c4"),
     ],
     ids=["recipe-alone", "mnist", "mlp", "heads", "no-micro-batch", "odd-micro-batch", "split"],
 )
