@@ -306,6 +306,8 @@ def _unknown_setting(words: Sequence[str]) -> ConfigError | None:
         return None  # one of these is to blame, and Hydra's own message says it
     known = {*groups, *setting_names(config)}
     for key in keys:
+        if key == "table":  # Hydra's help takes the folder for a setting's options
+            return ConfigError("table is not a setting; a cell is run by experiment=TABLE/CELL")
         if key not in known and not key.startswith(("hydra", "+", "~")):
             section = key.split(".")[0]
             of = f" of {section}={config[section].name}" if f"{section}.name" in known else ""

@@ -62,6 +62,12 @@ def test_bad_setting_is_one_line_and_status_2(monkeypatch, capsys, arguments, sa
     assert not out
 
 
+def test_help_says_how_a_cell_of_a_table_is_run(monkeypatch, capsys):
+    status, out, err = run_cli(monkeypatch, capsys, "--help")
+    assert (status, err) == (0, "")
+    assert "experiment=TABLE/CELL stands for a cell of configs/table/TABLE.yaml" in out
+
+
 def test_flags_of_hydra_are_not_overrides(monkeypatch, capsys):
     status, out, err = run_cli(monkeypatch, capsys, "seed=7", "--cfg", "job", "-p", "recipe")
     assert (status, err) == (0, "")
@@ -154,6 +160,7 @@ UNKNOWN = {
     "whole table": ("experiment=tiny", "experiment=tiny stands for 4 cells; give one, as "),
     "setting": ("experiment=tiny/wrong", "tiny.yaml, wrong: estimator.noice is not a setting"),
     "option": ("experiment=tiny/unknown", "estimator=fogso is not an option; did you mean fogzo?"),
+    "no setting": ("table=tiny", "a cell is run by experiment=TABLE/CELL"),
     "added setting": ("estimator.noice=1", "did you mean estimator.noise?"),
 }
 
