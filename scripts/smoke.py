@@ -1,10 +1,11 @@
-"""Run every cell of every table for two steps on the CPU, in one process, without any download.
+"""Run the cells of every table for two steps on the CPU, in one process, without any download.
 
     python scripts/smoke.py                       all tables, a line a cell
     python scripts/smoke.py table1 table4/lsq-ste
 
-Networks have an eighth of their widths (scale=smoke); images are scikit-learn's digits, language is
-an invented corpus. Everything goes to a temporary folder.
+Of cells that differ in several swept values so many are run that each value is there once. Networks
+have an eighth of their widths (scale=smoke); images are scikit-learn's digits, language is an
+invented corpus. Everything goes to a temporary folder.
 
 Exit status: 0; 1 some cells failed; 2 an error that the user can mend; 75 interrupted.
 """
@@ -53,11 +54,10 @@ def smoke_table(name: str, folder: Path) -> tuple[int, list[str]]:
     """Run the cells of a table, a line each; return their number and what failed."""
     import torch
 
-    from fogzo_repro.sweeps.smoke import SHALLOW, try_cells
+    from fogzo_repro.sweeps.smoke import try_cells
 
     torch.set_num_threads(1)  # for networks so small, threads mostly wait for each other
-    shallow = SHALLOW if name.split("/")[0] == "figure-shallow" else []
-    cells = table_cells(name, [*shallow, "scale=smoke"])
+    cells = table_cells(name, ["scale=smoke"], each_value_once=True)
     failed = []
     for tried in try_cells(cells, folder):
         label = tried.cell.config.cell

@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from fogzo_repro.__main__ import compose_config, parse_composed
+from fogzo_repro.config import CONFIGS, read_yaml
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
 
 
 def table_cells(
-    table: str, overrides: Sequence[str], seeds: tuple[int, ...] | None = None
+    table: str,
+    overrides: Sequence[str],
+    seeds: tuple[int, ...] | None = None,
+    each_value_once: bool = False,
 ) -> list[Cell]:
     """Compose the cells of a table.
 
@@ -22,21 +26,27 @@ def table_cells(
         overrides: Hydra overrides for every cell.
         seeds: in place of the evaluation seeds of the cells; one that has none, of a sweep on the
             tuning seeds, gets none.
+        each_value_once: of cells that differ in several values, no more than show each value.
 
     Raises:
         ConfigError: in one line.
     """
-    entries = find_entries(table, table_files())
-    return [cell for e in entries for cell in _compose(e.with_seeds(seeds), overrides)]
+    entries = [entry.with_seeds(seeds) for entry in find_entries(table, table_files())]
+    return [cell for entry in entries for cell in _compose(entry, overrides, each_value_once)]
 
 
-def _compose(entry: Entry, overrides: Sequence[str]) -> list[Cell]:
+def _compose(entry: Entry, overrides: Sequence[str], each_value_once: bool) -> list[Cell]:
     """Compose an entry once, then put in the values of each of its cells: composing takes long."""
     scale = [f"scale={entry.settings['scale']}"] if "scale" in entry.settings else []
     whole = compose_config([f"experiment={entry.path}", *scale, *overrides])
+    if whole.scale == "smoke":  # images are the digits, which have no settings of other datasets
+        known = read_yaml(CONFIGS / "dataset" / f"{whole.dataset.name}.yaml")
+        with open_dict(whole.dataset):
+            for key in set(whole.dataset) - set(known):
+                del whole.dataset[key]
     given = {word.partition("=")[0] for word in overrides}  # replaces the cells' own values
     cells = []
-    for values in entry.without(given).combinations():
+    for values in entry.without(given).combinations(each_value_once):
         one = copy.deepcopy(whole)
         for key, value in values.items():
             OmegaConf.update(one, key, value)

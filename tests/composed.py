@@ -10,5 +10,5 @@ TABLES = ("table1", "table2", "table3", "table4")
 
 @cache
 def composed(table: str) -> list[Cell]:
-    """Return the cells of a table at the paper's scale."""
-    return table_cells(table, [])
+    """Return the cells of a table, of those that differ in several values a part."""
+    return table_cells(table, [], each_value_once=True)

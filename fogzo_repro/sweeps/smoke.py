@@ -1,4 +1,4 @@
-"""Every cell for two steps on the CPU, in this process: does it run?
+"""Cells for two steps on the CPU, in this process: does it run?
 
 Nothing is downloaded. Images are scikit-learn's digits. Language is an invented corpus, written
 here in the format of scripts/prepare_c4.py: each token is one of two successors of the one before.
@@ -29,8 +29,6 @@ VOCABULARY = 256
 CONTEXT = 32
 HELD_OUT = (LEAST_WINDOWS + 1) * CONTEXT
 TOKENS = {"train": 40 * CONTEXT, "tuning": HELD_OUT, "heldout": HELD_OUT}
-# Small images, a batch of 64; a table of deep networks brings its own settings for scale=smoke.
-SHALLOW = ["dataset=digits", "recipe=digits_mlp"]
 
 
 @dataclass(frozen=True)

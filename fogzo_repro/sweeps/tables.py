@@ -97,10 +97,13 @@ class Entry:
         """Return the entry without its values for settings that are given otherwise."""
         return replace(self, over={k: v for k, v in self.over.items() if k not in given})
 
-    def combinations(self) -> Iterator[dict[str, Any]]:
-        """Yield the values of `over` for each cell."""
+    def combinations(self, each_value_once: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield the values of `over` for each cell, or no more than show each value."""
+        first = {key: values[0] for key, values in self.over.items()}
         for values in itertools.product(*self.over.values()):
-            yield dict(zip(self.over, values, strict=True))
+            chosen = dict(zip(self.over, values, strict=True))
+            if not each_value_once or sum(chosen[key] != first[key] for key in first) < 2:
+                yield chosen
 
     def cells(self) -> list[Planned]:
         """Return the cells, with the values that the labels refer to in their places."""

@@ -61,6 +61,21 @@ def test_a_sweep_has_the_settings_of_its_cell_and_the_tuning_seeds(tmp_path: Pat
     ]
 
 
+GRID = """
+seeds: 0
+settings: {cell.row: "n=${estimator.n}"}
+columns:
+  grid: {label: "lr=${recipe.lr}", over: {estimator.n: [1, 2, 3], recipe.lr: [0.1, 0.2]}}
+"""
+
+
+def test_each_value_once_is_no_product(tmp_path: Path) -> None:
+    grid = read(tmp_path, GRID)["grid"]
+    assert len(list(grid.combinations())) == 6
+    found = [tuple(values.values()) for values in grid.combinations(each_value_once=True)]
+    assert found == [(1, 0.1), (1, 0.2), (2, 0.1), (3, 0.1)]
+
+
 def test_other_evaluation_seeds_leave_the_tuning_seeds(tmp_path: Path) -> None:
     entries = read(tmp_path, TABLE)
     seeds = {name: entry.with_seeds((7, 8)).seeds for name, entry in entries.items()}
