@@ -86,18 +86,20 @@ def plan_lanes(cells: Iterable[Cell], records: Path) -> list[LaneCell]:
     from fogzo_repro.plan import make_plan
 
     planned = []
+    tables: dict[Path, dict[str, tuple[int, ...]]] = {}
     for cell in cells:
         plan = make_plan(replace(cell.config, seed=cell.seeds[0]))
         alone = plan.result
         result = {k: v for k, v in alone.items() if k != "seed"}
         result["resolved"] = {**alone["resolved"], "evaluator": "lanes"}
         folder = records / cell.config.cell.table
+        if folder not in tables:
+            tables[folder] = _seeds_by_name(folder)
         known: set[int] = set()
         if not cell.config.force:
-            for path in folder.glob("*seeds-*.json"):
-                there = tuple(run["seed"] for run in read_runs(path))
-                if cell_id(cell.config, result, there) == path.stem:
-                    known.update(there)
+            for seeds in set(tables[folder].values()):
+                if cell_id(cell.config, result, seeds) in tables[folder]:
+                    known.update(seeds)
             for seed in cell.seeds:
                 single = run_id(replace(cell.config, seed=seed), {**alone, "seed": seed})
                 if (folder / f"{single}.json").is_file():
@@ -108,6 +110,12 @@ def plan_lanes(cells: Iterable[Cell], records: Path) -> list[LaneCell]:
         config = replace(plan.config, seed=cell.config.seed)  # with rho turned into noise
         planned.append(LaneCell(config, missing, over, result, steps, perturbed))
     return planned
+
+
+def _seeds_by_name(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the seeds of the records of several seeds in a folder, by the records' names."""
+    paths = folder.glob("*seeds-*.json")
+    return {path.stem: tuple(run["seed"] for run in read_runs(path)) for path in paths}
 
 
 def groups(cells: Iterable[LaneCell]) -> list[list[LaneCell]]:

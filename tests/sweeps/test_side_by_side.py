@@ -15,7 +15,7 @@ from torch.autograd.profiler import profile
 
 from fogzo_repro import run
 from fogzo_repro.config import RunConfig
-from fogzo_repro.data import load_images
+from fogzo_repro.data import digits
 from fogzo_repro.sweeps import side_by_side
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.lanes import LaneCell, group_key, groups, plan_lanes, train_lanes
@@ -33,7 +33,8 @@ FOGZO = ("estimator=fogzo", "estimator.noise=1e-4")
     [
         (*FOGZO, "recipe.lr=0.008"), ("estimator=fogzo", "estimator.noise=0.1"),
         (*FOGZO, "estimator.random_sign=true"), ("estimator=nspsa",), (*FOGZO, "seed=9"),
-        (*FOGZO, "cell.column=other"),
+        (*FOGZO, "cell.column=other"), (*FOGZO, "quantizer.scale_factor=2.0"),
+        ("estimator=fogzo", "estimator.rho=0.1"),
     ],
     ids=lambda settings: settings[-1],
 )  # fmt: skip
@@ -110,7 +111,7 @@ def test_lanes_take_the_memory_that_is_said(
     make_config: Make, settings: tuple[str, ...], cells: int, seeds: int
 ) -> None:
     config = make_config(*settings, "recipe.global_batch_size=512", "recipe.max_steps=2")
-    images = load_images(config.dataset, Path())
+    images = digits.read()
     table = 2 * 4 * images.train.pixels.numel()  # inputs and pixels, beside the budget
     seed, lane = memory_of(config, 784, 10, 2, on_gpu=False)
     said = seeds * (seed + cells * lane)
@@ -132,7 +133,9 @@ def losses(records: Path) -> dict[tuple[str, int], float]:
 
 
 def test_a_group_leaves_a_record_a_cell_and_is_then_over(make_config: Make, tmp_path: Path) -> None:
-    configs = [make_config(*FOGZO, f"recipe.lr={lr}", f"cell.column={lr}") for lr in (0.004, 0.02)]
+    configs = [
+        make_config(*FOGZO, f"recipe.lr={lr}", f"cell.column=at-{lr}") for lr in (0.004, 0.02)
+    ]
     cells = [Cell(config, (0, 5)) for config in configs]
     outcome, _ = train(cells, tmp_path)
     assert len(outcome.finished) == 4 and not outcome.interrupted
@@ -143,12 +146,12 @@ def test_a_group_leaves_a_record_a_cell_and_is_then_over(make_config: Make, tmp_
     assert (record["lanes"], record["steps"], record["perturbed_weights"]) == (4, 5, 7940)
     assert record["run_id"] == paths[0].stem and "-2seeds-" in paths[0].stem
 
-    lanes = Lanes(configs, (0, 5), load_images(configs[0].dataset, Path()))
+    lanes = Lanes(configs, (0, 5), digits.read())
     lanes.run()
     expected = lanes.evaluate(2000)["train"]["loss"]
     found = losses(tmp_path)
     for s, seed in enumerate((0, 5)):
-        for c, column in enumerate(("0.004", "0.02")):
+        for c, column in enumerate(("at-0.004", "at-0.02")):
             assert found[column, seed] == pytest.approx(expected[s, c].item(), abs=2e-6)
 
     assert groups(plan_lanes(cells, tmp_path)) == []
@@ -174,7 +177,7 @@ def test_a_seed_with_a_record_of_its_own_is_not_trained_again(
 def test_parts_change_nothing(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = [Cell(make_config(*FOGZO, f"recipe.lr={lr}", f"cell.column={lr}"), (0, 5, 6))
+    cells = [Cell(make_config(*FOGZO, f"recipe.lr={lr}", f"cell.column=at-{lr}"), (0, 5, 6))
              for lr in (0.004, 0.02)]  # fmt: skip
     train(cells, tmp_path / "whole")
     monkeypatch.setattr(side_by_side, "memory_of", lambda *_: (0, 2**40))
@@ -215,7 +218,7 @@ def test_lanes_on_a_card_take_the_memory_that_is_said(make_config: Make, n: int)
     settings = ["estimator=ste"] if n == 0 else [*FOGZO, f"estimator.n={n}"]
     common = ["hardware=auto", "recipe.global_batch_size=512", "recipe.max_steps=2"]
     config = make_config(*settings, *common)
-    images = load_images(config.dataset, Path()).to(torch.device("cuda"))
+    images = digits.read().to(torch.device("cuda"))
     seed, lane = memory_of(config, 784, 10, 2, on_gpu=True)
     cells, seeds = (6, 40) if n < 10 else (6, 4)
     Lanes([config], range(2), images, compile=True).run()  # libraries, compilation

@@ -44,6 +44,10 @@ CELLS = {  # name: settings of each cell of a group
     "n100": [[*FOGZO, "estimator.n=100", "recipe.max_steps=4"]],
     "half-integer": [[*FOGZO, "quantizer.grid=half_integer"]],
     "clipped": [[*FOGZO, "quantizer.clip_gradient=true"]],
+    "spacings": [
+        [*FOGZO, "quantizer.clip_gradient=half_step", f"quantizer.scale_factor={factor}"]
+        for factor in (0.5, 3.0)
+    ],
     "hardtanh": [[*FOGZO, "quantizer=sign", "quantizer.surrogate=hardtanh"]],
     "tanh": [[*FOGZO, "quantizer=sign", "quantizer.surrogate=tanh"]],
     "approxsign": [[*FOGZO, "quantizer=sign", "quantizer.surrogate=approxsign"]],
