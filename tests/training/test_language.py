@@ -136,7 +136,7 @@ def test_probes_move_the_loss_and_leave_the_weights(data_dir, quantizer, overrid
     step, batch = build_step(data_dir, *quantizer, *overrides)
     step.optimizer.step = lambda: None  # the weights change by the probes or not at all
     before = [w.parameter.detach().clone() for w in step.weights]
-    step.loss(step.model, batch).backward()
+    step.passes.loss(step.model, batch).backward()
     straight = [w.parameter.grad.clone() for w in step.weights]
     probing = step.prepare(5, 10, 1e-3)
     row = dict(zip(ROW, step(batch, probing).tolist(), strict=True))
@@ -233,12 +233,13 @@ def test_a_run_learns_resumes_to_the_same_bytes_and_says_what_it_evaluated(
 def test_the_compiled_step_has_the_eager_gradients_and_its_probes_move_with_the_weights(data_dir):
     step, batch = build_step(data_dir, "estimator=fogzo", "estimator.noise=0.01")
     step.prepare(5, 10, 1e-3)
-    eager = step._mean_loss(batch, backward=True)
+    eager = step.passes.straight_through(batch, torch.Tensor.backward)
     wanted = [p.grad.clone() for p in step.parameters]
     step.optimizer.zero_grad(set_to_none=True)
 
     step.model.compile(dynamic=False, fullgraph=True)
-    torch.testing.assert_close(step._mean_loss(batch, backward=True), eager, rtol=1e-5, atol=0)
+    compiled = step.passes.straight_through(batch, torch.Tensor.backward)
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=0)
     for p, gradient in zip(step.parameters, wanted, strict=True):
         torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
 

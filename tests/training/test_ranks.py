@@ -60,7 +60,7 @@ def test_adamw_in_float32_is_handed_the_same_gradients(
     # A probe's loss, about 2.3, is rounded to 3e-7 in float32, and an estimate is c v / epsilon:
     # its relative error is that of c, the half difference of two such losses.
     c = alone["coefficient"][0].abs().item()
-    tolerance = 1e-5 + (1e-6 / c if c else 0)
+    tolerance = 3e-5 + (1e-6 / c if c else 0)
     assert tolerance < 1e-3
     norm = torch.stack([g.norm() for g in gradients.values()]).norm()
     for rank in two_ranks:
