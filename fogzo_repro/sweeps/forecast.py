@@ -66,7 +66,7 @@ def forecast(config: RunConfig) -> Forecast:
     needs = needs_of(config, network)
     recipe, model = config.recipe, config.model
     language = config.dataset.name == "c4"
-    steps = recipe.total_steps(_steps_per_epoch(config))
+    steps = recipe.max_steps or recipe.total_steps(_steps_per_epoch(config))
     units = steps * recipe.global_batch_size * (model.context if language else 1)
     return Forecast(
         network.parameters,
