@@ -1,4 +1,4 @@
-"""Write results/, and the results in README.md, from the committed records alone.
+"""Write results/, and the tables in README.md and docs/, from the committed records alone.
 
     python scripts/make_tables.py
 
@@ -20,7 +20,7 @@ from fogzo_repro.reporting.figures.curves import write_curves
 from fogzo_repro.reporting.figures.shallow import write_accuracy, write_shallow
 from fogzo_repro.reporting.figures.sweeps import write_sweeps
 from fogzo_repro.reporting.figures.time import write_time
-from fogzo_repro.reporting.readme import update_readme, write_overview
+from fogzo_repro.reporting.readme import update_pages, write_overview
 from fogzo_repro.reporting.results import TableResults, ran
 from fogzo_repro.reporting.tables import FORMS, PAPER_TITLES, write_table
 
@@ -59,7 +59,7 @@ def main() -> int:
     try:
         write_all(results)
         if results == ROOT / "results":
-            update_readme(ROOT / "README.md", results)
+            update_pages(ROOT, results)
     except UserError as error:
         error.tell()
         return 2

@@ -1,30 +1,62 @@
-"""What README.md says is run from there."""
+"""What README.md and docs/ say is run from there."""
 
+import argparse
+import csv
 import hashlib
+import importlib
 import json
 import re
+import shlex
 import shutil
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
-import torch.nn.functional as F
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import load_file
-from torch import nn
 
 from fogzo_repro import load_run
+from fogzo_repro.__main__ import compose_run
 from fogzo_repro.reporting import readme
 from tests.conftest import ROOT
 from tests.forked import python
 
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```\w+\n(.*?)```", TEXT, re.S)
-(LIBRARY,) = (code for code in BLOCKS if not code.startswith("# mine/"))
-FILES = {code.split("\n")[0].removeprefix("# mine/"): code for code in BLOCKS if code != LIBRARY}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md")))
+}
+README = PAGES["README.md"]
+BLOCKS = [  # page, language, code
+    (page, *block)
+    for page, text in PAGES.items()
+    for block in re.findall(r"```(\w*)\n(.*?)```", text, re.S)
+]
+FILES = {  # of the folder `mine`
+    code.split("\n")[0].removeprefix("# mine/"): code
+    for _, _, code in BLOCKS
+    if code.startswith("# mine/")
+}
+PYTHON = [
+    (page, code)
+    for page, language, code in BLOCKS
+    if language == "python" and code not in FILES.values()
+]
+COMMANDS = list(
+    dict.fromkeys(
+        line.split("  #")[0].strip()
+        for _, language, code in BLOCKS
+        if language == "sh"
+        for line in code.replace("\\\n", " ").splitlines()
+    )
+)
 
 
 @pytest.fixture
 def mine(tmp_path):
-    """A folder of a user's with the files that README.md writes there."""
+    """A folder of a user's with the files that docs/parts.md writes there."""
     for name, code in FILES.items():
         path = tmp_path / "mine" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,40 +64,19 @@ def mine(tmp_path):
     return tmp_path / "mine"
 
 
-def test_three_lines_train_a_network_of_the_users():
-    from fogzo_repro.estimators import QuantizedWeight, fogzo, smoothing_law
+def test_the_librarys_page_has_a_loop_that_trains():
+    ((_, code),) = (each for each in PYTHON if each[0] == "docs/library.md")
+    names = {}
+    exec(compile(code, "docs/library.md", "exec"), names)
+    assert names["losses"][-1] < names["losses"][0] - 0.1
 
-    torch.manual_seed(0)
-    x, y = torch.randn(256, 20), torch.randint(4, (256,))
-    layers = [nn.Linear(20, 16), nn.Linear(16, 4)]
-    for layer in layers:
-        layer.alpha = layer.weight.detach().std()
 
-    def quantized(layer):
-        value = (layer.weight / layer.alpha).round().clamp(-2, 1) * layer.alpha
-        return layer.weight + (value - layer.weight).detach()
-
-    def loss_fn():
-        hidden = F.relu(F.linear(x, quantized(layers[0]), layers[0].bias))
-        return F.cross_entropy(F.linear(hidden, quantized(layers[1]), layers[1].bias), y)
-
-    optimizer = torch.optim.AdamW([p for layer in layers for p in layer.parameters()], lr=0.02)
-    code = compile(LIBRARY, "README.md", "exec")
-    names = {
-        "QuantizedWeight": QuantizedWeight, "fogzo": fogzo,
-        "law": smoothing_law("round", "identity"),
-        "layers": layers, "loss_fn": loss_fn, "optimizer": optimizer,
-        "generator": torch.Generator().manual_seed(0),
-    }  # fmt: skip
-    first = loss_fn().item()
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss_fn().backward()
-        ste = layers[0].weight.grad.clone()
-        exec(code, names)
-        assert not torch.equal(layers[0].weight.grad, ste)
-    assert len(LIBRARY.strip().splitlines()) == 3
-    assert loss_fn().item() < first - 0.1
+def test_three_lines_of_the_readme_are_those_of_the_loop():
+    ((_, lines),) = (each for each in PYTHON if each[0] == "README.md")
+    code = dict(PYTHON)["docs/library.md"]
+    start = code.index("    weights = ")
+    loop = code[start : code.index("    losses.append")]
+    assert textwrap.dedent(re.sub(r"  # .*", "", loop)) == lines
 
 
 def train(mine, tmp_path, *words):
@@ -163,16 +174,135 @@ def test_a_model_is_one_file_and_one_yaml_that_brings_data_and_recipe(mine, tmp_
     assert load_run(folder)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
-def test_readme_results_are_those_of_the_records(tmp_path):
-    copy = tmp_path / "README.md"
-    copy.write_text(TEXT)
-    readme.update_readme(copy, ROOT / "results")
-    assert copy.read_text() == TEXT, "run `make tables`"
+def test_tables_in_the_pages_are_those_of_the_records(tmp_path):
+    for page in readme.PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).write_text(PAGES[page])
+    readme.update_pages(tmp_path, ROOT / "results")
+    for page in readme.PAGES:
+        assert (tmp_path / page).read_text() == PAGES[page], "run `make tables`"
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\(([^)#]+)\)", TEXT), ids=str)
-def test_readme_links_lead_somewhere(path):
-    assert (ROOT / path).exists()
+def anchors(page):
+    """Return what a heading of a page is called in a link."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", PAGES[page], flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        path, _, anchor = link.partition("#")
+        target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        if anchor:
+            assert anchor in anchors(target.relative_to(ROOT).as_posix()), link
+
+
+def test_every_page_is_short_and_linked_from_the_readme():
+    assert len(README.splitlines()) <= 200
+    for page in PAGES:
+        assert len(PAGES[page].splitlines()) <= 220, page
+        assert page == "README.md" or f"]({page})" in README
+
+
+def test_the_readme_goes_from_what_was_found_to_the_citation():
+    order = [
+        "What was found", "Two commands", "A first run of your own, with an STE beside it",
+        "In your own training loop", "Reproducing a table", "Adding a part", "Documentation",
+        "Citation",
+    ]  # fmt: skip
+    assert re.findall(r"^## (.*)$", README, re.M) == order
+
+
+def test_tags_are_explained_before_a_number_carries_one():
+    explained, rest = README.split("## What was found")
+    assert set(re.findall(r"\*\*(\[\w+\])\*\*", explained)) >= set(re.findall(r"\[\w{3}\]", rest))
+    assert "public" in explained and "not read from the PDF" in explained
+
+
+def quality(step, estimator):
+    """Return the rows of the recorded measurement along a run."""
+    with open(ROOT / "results" / "figures" / "diagnosis-mnist-ste.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["estimator"] == estimator]
+    return sorted(rows, key=lambda row: float(row["progress"]))[step]
+
+
+def test_numbers_in_the_prose_are_those_of_the_records():
+    text = " ".join(PAGES["docs/results.md"].split())
+    start, quarter, half, three = (quality(step, "ste") for step in range(4))
+    cosines = f"{float(start['cosine']):.2f} at the start to {float(quarter['cosine']):.2f} after"
+    assert f"The STE's cosine falls from {cosines} a quarter of the training" in text
+    for row in (half, three):
+        assert float(row["cosine_low"]) < 0 < float(row["cosine_high"])
+    weights = 784 * 10 + 10 * 10
+    assert f"{weights:,}" in PAGES["docs/method.md"]
+    assert f"ρ = {0.001 * weights / 0.999:.0f} for the MLP" in PAGES["docs/method.md"]
+
+
+def test_the_factor_between_estimators_is_that_of_their_passes():
+    probes, all_passes = 2 * 7960 / (2 * 10), (2 * 7960 + 3) / (2 * 10 + 3)
+    assert f"{probes:.0f} times fewer" in PAGES["docs/results.md"]
+    assert f"({all_passes:.0f} times" in PAGES["docs/results.md"]
+
+
+class ParsedError(Exception):
+    """The words of a command are what its parser knows."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_understood(command, mine, monkeypatch):
+    """Each command of the pages is given to the program that it names, which stops before work."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        done = subprocess.run(
+            ["make", "-n", "-o", "install", *words[1:]], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert re.search(rf"^{words[1]}:.*## ", (ROOT / "Makefile").read_text(), re.M)
+    elif words[0] == "torchrun":
+        understood_by_hydra(words[words.index("fogzo_repro") + 1 :])
+    elif words[:3] == ["python", "-m", "fogzo_repro"]:
+        if words[3:4] == ["--config-dir"]:
+            monkeypatch.setenv("FOGZO_PARTS", str(mine))
+            del words[3:5]
+        understood_by_hydra(words[3:])
+    elif words[0] == "python":
+        module = words[2] if words[1] == "-m" else words[1].removesuffix(".py").replace("/", ".")
+        understood_by_argparse(module, words[3 if words[1] == "-m" else 2 :], monkeypatch)
+    else:
+        assert command in ("source .venv/bin/activate", "pip install '.[suite,slurm]'")
+
+
+def understood_by_hydra(words):
+    overrides = [word for word in words if not word.startswith("-") and "launcher" not in word]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    jobs = BasicSweeper.split_arguments(parsed, None)[0]
+    for job in (jobs[0], jobs[-1]):
+        compose_run(*job)
+
+
+def understood_by_argparse(module, words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def parse_only(self, *arguments, **named):
+        _, rest = parse(self, *arguments, **named)
+        assert all(re.match(r"[\w.]+=", word) for word in rest)
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_only)
+    with pytest.raises(ParsedError):
+        importlib.import_module(module).main()
+
+
+def test_the_first_run_has_an_ste_beside_it(tmp_path):
+    (command,) = (line for line in COMMANDS if "estimator=ste,fogzo" in line)
+    done = python(*shlex.split(command)[1:], "recipe.max_steps=3", f"output_root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("*/record.json")]
+    assert sorted(r["config"]["estimator"]["name"] for r in records) == ["fogzo"] * 3 + ["ste"] * 3
 
 
 @pytest.mark.parametrize("held_out", [0, 100])

@@ -35,7 +35,7 @@ FILES = {  # name: md5 of NAME.gz, as torchvision publishes it, and of what is i
         "27ae3e4e09519cfbb04c329615203637",
     ),
 }
-MEAN, STD = 0.1307, 0.3081  # choice, see README
+MEAN, STD = 0.1307, 0.3081  # choice, see docs/choices.md
 
 
 def build(data_dir: Path) -> ImageDataset:

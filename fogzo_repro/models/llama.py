@@ -1,8 +1,8 @@
 """LLaMA by transformers: pre-norm blocks, rotary embeddings, SwiGLU, untied embedding and head.
 
-Differences from QuEST's network (RECIPES C.2), stated in the README: q, k and v are three linear
-layers where QuEST has one fused projection, and rotary pairs are half a head apart (a permutation
-of the head's columns) where QuEST's are neighbours.
+Differences from QuEST's network (RECIPES C.2), stated in docs/choices.md: q, k and v are three
+linear layers where QuEST has one fused projection, and rotary pairs are half a head apart (a
+permutation of the head's columns) where QuEST's are neighbours.
 
 Shapes: B sequences, T tokens, D width, V vocabulary.
 """

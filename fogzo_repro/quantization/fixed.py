@@ -1,7 +1,7 @@
 """What the quantizers with a fixed scale share.
 
 alpha is the standard deviation of the initial weights, times a constant factor; choice, see
-README. The scale is a buffer, so it is part of every checkpoint.
+docs/choices.md. The scale is a buffer, so it is part of every checkpoint.
 """
 
 from __future__ import annotations

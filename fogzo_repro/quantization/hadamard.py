@@ -19,7 +19,7 @@ MAX_BLOCK = 128  # QuEST's block [RECIPES D.3]
 
 
 def block_size(row: int) -> int:
-    """Return the largest power of two up to 128 that divides a row; choice, see README.
+    """Return the largest power of two up to 128 that divides a row; choice, see docs/choices.md.
 
     >>> [block_size(row) for row in (640, 192, 784, 147)]
     [128, 64, 16, 1]

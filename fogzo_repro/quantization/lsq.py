@@ -13,11 +13,11 @@ Signed grids have 2^b levels, -2^(b-1) .. 2^(b-1)-1 (`integer`) or those plus 1/
 QuEST's code, with the same Q_P in g and in the start). Unsigned: 0 .. 2^b-1. One signed bit has
 Q_P = 0, which divides by zero. It is v_hat = s/2 sign(v) here, on both grids: d v_hat / d s =
 sign(v)/2 - v/s for |v| <= s/2 and sign(v)/2 outside, Q_P = 1 in g and in the start, so that s/2
-begins at mean|v|, the best scale for a sign. Choice, see README.
+begins at mean|v|, the best scale for a sign. Choice, see docs/choices.md.
 
 A step never falls below a thousandth of its start: the forward pass clips it there, and its
 gradient passes the clip, so that it can come back. AdamW moves a step by lr whatever the size of
-its gradient, so that without a bound it crosses zero. Choice, see README.
+its gradient, so that without a bound it crosses zero. Choice, see docs/choices.md.
 """
 
 from __future__ import annotations

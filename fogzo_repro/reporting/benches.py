@@ -1,4 +1,4 @@
-"""The speed tables of README.md, from results/records/bench.
+"""The speed tables of docs/hardware.md, from results/records/bench.
 
 One line a network and quantizer (training steps on one card), one a network (several cards), one a
 job (all else that was timed).
@@ -106,7 +106,7 @@ def _ratio(key: str) -> Any:
 
 
 def _link(path: Path) -> str:
-    return f"[{path.stem}](results/records/bench/{path.name})"
+    return f"[{path.stem}](../results/records/bench/{path.name})"
 
 
 def _rate(way: str, kind: str) -> Any:

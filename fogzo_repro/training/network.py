@@ -56,7 +56,7 @@ class Network:
         if any(w.law is NO_LAW for w in self.weights):
             raise UserError(
                 f"{what} perturbs the weights, and their quantizer has no smoothing law that says "
-                'by how much; give it one (README, "Adding a part") or use estimator=ste'
+                "by how much; give it one (docs/parts.md) or use estimator=ste"
             )
 
 
