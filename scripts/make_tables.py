@@ -17,9 +17,11 @@ if not __package__:  # started as a file
 
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.figures.curves import write_curves
+from fogzo_repro.reporting.figures.readings import write_figure
 from fogzo_repro.reporting.figures.shallow import write_accuracy, write_shallow
 from fogzo_repro.reporting.figures.sweeps import write_sweeps
 from fogzo_repro.reporting.figures.time import write_time
+from fogzo_repro.reporting.readings import write_readings
 from fogzo_repro.reporting.readme import update_pages, write_overview
 from fogzo_repro.reporting.results import TableResults, ran
 from fogzo_repro.reporting.tables import FORMS, PAPER_TITLES, write_table
@@ -47,7 +49,12 @@ def write_all(results: Path) -> list[TableResults]:
         figures += drawn
         said = f"figures {', '.join(drawn)}" if drawn else "no figure: there is nothing to draw"
         print(f"{name}: {ran(table)} of {len(table.cells)} cells, {said}")
-    write_overview(results, found, figures)
+    readings, tried = write_readings(results)
+    for line in readings.refused:
+        print(f"readings: refused {line}", file=sys.stderr)
+    drawn = ["readings"] if write_figure(results / "figures", "readings", tried) else []
+    print(f"readings: {len(tried)} readings, {len(drawn)} figure")
+    write_overview(results, found, figures + drawn)
     return found
 
 

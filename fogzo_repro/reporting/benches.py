@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.reporting.tables import Column, markdown
+from fogzo_repro.reporting.columns import Column, markdown
 
 PEAK = "790 TFLOP/s"  # the bf16 matrix rate measured on an H200, scripts/bench/steps.py
 

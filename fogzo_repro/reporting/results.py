@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,23 +138,46 @@ def read_results(results: Path, table: str) -> TableResults:
             of one cell that differ in more than the seed.
     """
     places = [(e["row"], e["column"]) for e in read_paper(results / "paper" / f"{table}.csv")]
-    cells = {place: CellResult(*place, {}) for place in places}
-    refused = []
-    for path in sorted((results / "records" / table).glob("*.json")):
-        runs = read_runs(path)
-        reason = _refusal(runs[0])
-        if reason:
-            refused.append(f"{path.name}: {reason}")
-            continue
+    found = TableResults(table, {place: CellResult(*place, {}) for place in places}, [])
+    for path, runs in _accepted(results, found):
         place = (runs[0]["row"], runs[0]["column"])
-        if place not in cells:
+        if place not in found.cells:
             raise UserError(
                 f"{path} is of the unknown cell {place[0]} | {place[1]}; delete it or add the cell "
                 f"to paper/{table}.csv"
             )
         for record in runs:
-            _add(cells[place], record, path)
-    return TableResults(table, cells, refused)
+            _add(found.cells[place], record, path)
+    return found
+
+
+def read_recorded(results: Path, table: str) -> TableResults:
+    """Read the records of a table whose cells are listed nowhere but in its records.
+
+    Args:
+        results: the folder with records/<table>/.
+        table: its name.
+
+    Raises:
+        UserError: as `read_results`, but that no cell is unknown.
+    """
+    found = TableResults(table, {}, [])
+    for path, runs in _accepted(results, found):
+        place = (runs[0]["row"], runs[0]["column"])
+        for record in runs:
+            _add(found.cells.setdefault(place, CellResult(*place, {})), record, path)
+    return found
+
+
+def _accepted(results: Path, found: TableResults) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    """Yield the runs of each record that may stand in a table; note the others in `refused`."""
+    for path in sorted((results / "records" / found.table).glob("*.json")):
+        runs = read_runs(path)
+        reason = _refusal(runs[0])
+        if reason:
+            found.refused.append(f"{path.name}: {reason}")
+        else:
+            yield path, runs
 
 
 def _refusal(record: dict[str, Any]) -> str | None:

@@ -8,8 +8,6 @@ committed records, so that the same records give the same bytes.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +17,16 @@ from typing import Any
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import Claim, Judged, chosen, judge, on_edge, read_claims
+from fogzo_repro.reporting.columns import (
+    Column,
+    Columns,
+    body,
+    csv_of,
+    markdown,
+    titles,
+)
 from fogzo_repro.reporting.latex import tabular
-from fogzo_repro.reporting.markdown import NOT_RUN, grid, interval, mean_sd, named
+from fogzo_repro.reporting.markdown import NOT_RUN, interval, mean_sd, named
 from fogzo_repro.reporting.results import (
     SCALE,
     TUNING_SEEDS,
@@ -36,38 +42,6 @@ from fogzo_repro.reporting.statistics import GainTest, Summary, summarize
 
 DIGITS = {"loss": 4, "top1": 2, "perplexity": 2}
 METRIC_NAMES = {"loss": "loss", "top1": "top-1 (%)", "perplexity": "perplexity"}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its title, what it takes from a line, and how that is written."""
-
-    title: str
-    value: Callable[[Any], Any]
-    format: Callable[[Any], str] = lambda value: plain(value)
-
-
-Columns = tuple[Column, ...]
-
-
-def plain(value: Any) -> str:
-    """Return a value in full; nothing for None and nan."""
-    return "" if value is None or value != value else str(value)
-
-
-def titles(columns: Sequence[Column]) -> list[str]:
-    """Return the first line of a table."""
-    return [column.title for column in columns]
-
-
-def body(columns: Sequence[Column], lines: Sequence[Any]) -> list[list[str]]:
-    """Return the other lines of a table."""
-    return [[column.format(column.value(line)) for column in columns] for line in lines]
-
-
-def markdown(columns: Sequence[Column], lines: Sequence[Any]) -> str:
-    """Return a table in Markdown."""
-    return grid(titles(columns), body(columns, lines))
 
 
 @dataclass(frozen=True)
@@ -407,7 +381,7 @@ def write_table(results: Path, table: str) -> TableResults:
     folder = results / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / f"{table}.md", _page(form, found, main, lines, judged))
-    files.write(folder / f"{table}.csv", _csv(form.exact, lines))
+    files.write(folder / f"{table}.csv", csv_of(form.exact, lines))
     if form.of_the_paper:
         text = tabular(titles(form.shown), body(form.shown, main))
         files.write(folder / f"{table}.tex", text)
@@ -475,11 +449,3 @@ def _page(
     if found.refused:
         parts += ["## Refused records", "\n".join(f"- {line}" for line in found.refused)]
     return "\n\n".join(parts) + "\n"
-
-
-def _csv(columns: Sequence[Column], lines: Sequence[Line]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(titles(columns))
-    writer.writerows(body(columns, lines))
-    return text.getvalue()

@@ -32,7 +32,7 @@ def make_record(
     if row.startswith("n-SPSA"):
         estimator = {"name": "nspsa", "n": n}
     elif row.startswith("FOGZO"):
-        noise = float(column.removeprefix("1-beta="))
+        noise = float(match[1] if (match := re.search(r"1-beta=([^,]+)", column)) else "nan")
         estimator = {"name": "fogzo", "n": n, "noise": noise, "beta_min": 1 - noise}
     slug = re.sub(r"\W+", "-", f"{row}-{column}")
     record = {

@@ -160,10 +160,11 @@ def legend_height(names: Sequence[str]) -> float:
     return LEGEND_LINE * math.ceil(len(names) / legend_columns(names))
 
 
-def legend_below(figure: Any, handles: dict[str, Any]) -> None:
-    """Put a legend for all panels below them."""
+def legend_below(figure: Any, handles: dict[str, Any], columns: int | None = None) -> None:
+    """Put a legend for all panels below them; by default in what fits COLUMN inches."""
+    columns = columns or legend_columns([*handles])
     figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=legend_columns([*handles]),
+        handles.values(), handles, loc="outside lower center", ncols=columns,
         frameon=False, handlelength=2.6, labelspacing=0.25, columnspacing=1.0,
     )  # fmt: skip
 
