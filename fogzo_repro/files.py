@@ -22,6 +22,7 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
+    errno.EFBIG: "allow larger files (ulimit -f)",
     errno.EACCES: "choose a place where you may write",
     errno.EPERM: "choose a place where you may write",
     errno.EROFS: "choose a place where you may write",

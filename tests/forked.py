@@ -2,14 +2,16 @@
 
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import sklearn.datasets  # noqa: F401  children inherit what is imported here
 import torch._dynamo  # noqa: F401
@@ -21,13 +23,32 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("fogzo_repro", "scripts", "tests")  # imported anew by `launch`
 
 
-def start(arguments: list[str], stderr: Path, before: Callable[[], None] | None = None) -> int:
-    """Fork a child that runs `python -m fogzo_repro` with these arguments; return its pid."""
+def fork(do: Callable[[], int | None]) -> int:
+    """Fork a child that calls `do` and ends with the status it returns; return its pid.
+
+    Whatever is raised in the child ends it, so that it never goes on with the parent's tests.
+    """
     pid = os.fork()
     if pid:
         return pid
     status = 70  # anything that escapes below
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+        status = do() or 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def start(arguments: list[str], stderr: Path, before: Callable[[], None] | None = None) -> int:
+    """Fork a child that runs `python -m fogzo_repro` with these arguments; return its pid."""
+
+    def run() -> int:
         with open(stderr, "a") as file:
             os.dup2(file.fileno(), 2)
         sys.stderr = os.fdopen(2, "w", buffering=1)
@@ -35,12 +56,9 @@ def start(arguments: list[str], stderr: Path, before: Callable[[], None] | None 
         sys.argv = ["fogzo_repro/__main__.py", *arguments]
         if before:
             before()
-        status = cli.main()
-    except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else 1
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+        return cli.main()
+
+    return fork(run)
 
 
 def free_port() -> int:
@@ -56,9 +74,21 @@ def torchrun(*words: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *two, *words]
 
 
-def finish(pid: int) -> int:
-    """Wait for a child; return its exit status, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def finish(pid: int, seconds: float = 120) -> int:
+    """Wait for a child; return its exit status, or minus the signal that ended it.
+
+    A child that takes longer than `seconds` is killed and fails the test.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError(f"a child process had not ended after {seconds:.0f} s")
+        time.sleep(0.002)
 
 
 def python(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -69,40 +99,32 @@ def python(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProc
         return subprocess.CompletedProcess(arguments, status, out.read_text(), err.read_text())
 
 
+def new_python(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Do what `python` says without forking: for compilers, whose threads a fork does not bring."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
 def launch(arguments: Sequence[str | Path], cwd: Path, out: Path, err: Path) -> int:
     """Fork a child that does what `python ARGUMENTS` does; return its pid.
 
     The project is imported anew, and only from where a new interpreter would find it.
     """
-    pid = os.fork()
-    if not pid:
-        _become([str(a) for a in arguments], cwd, out, err)
-    return pid
+    return fork(partial(_become, [str(a) for a in arguments], cwd, out, err))
 
 
-def _become(arguments: list[str], cwd: Path, out: Path, err: Path) -> NoReturn:
-    status = 1
-    try:
-        for path, descriptor in ((out, 1), (err, 2)):
-            with open(path, "w") as file:
-                os.dup2(file.fileno(), descriptor)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-        os.chdir(cwd)
-        for name in [n for n in sys.modules if n.split(".")[0] in OURS]:
-            del sys.modules[name]
-        found = [p for p in sys.path if "site-packages" in p or not Path(p).is_relative_to(ROOT)]
-        if arguments[0] == "-m":
-            sys.path, sys.argv = [str(cwd), *found], arguments[1:]
-            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.path, sys.argv = [str(Path(arguments[0]).parent), *found], arguments
-            runpy.run_path(arguments[0], run_name="__main__")
-        status = 0
-    except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+def _become(arguments: list[str], cwd: Path, out: Path, err: Path) -> None:
+    for path, descriptor in ((out, 1), (err, 2)):
+        with open(path, "w") as file:
+            os.dup2(file.fileno(), descriptor)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    os.chdir(cwd)
+    for name in [n for n in sys.modules if n.split(".")[0] in OURS]:
+        del sys.modules[name]
+    found = [p for p in sys.path if "site-packages" in p or not Path(p).is_relative_to(ROOT)]
+    if arguments[0] == "-m":
+        sys.path, sys.argv = [str(cwd), *found], arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path, sys.argv = [str(Path(arguments[0]).parent), *found], arguments
+        runpy.run_path(arguments[0], run_name="__main__")

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError, run_id
 from fogzo_repro.plan import make_plan
 from fogzo_repro.sweeps.jobs import Cell
@@ -37,9 +38,9 @@ from fogzo_repro.training.lanes import Lanes
 from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.streams import SeedStreams
 from fogzo_repro.training.tasks import build_task
-from scripts.bench.mnist import ROOT, compose_run, synchronize
+from scripts.bench.mnist import synchronize
 
-RECORDS = ROOT / "results" / "records" / "figure-shallow"
+RECORDS = Path(__file__).resolve().parents[2] / "results" / "records" / "figure-shallow"
 NOISES = "0.334", "0.1", "0.001", "1e-4", "1e-5", "1e-6"
 GROUPS = {  # name: cells, seeds of Section 4.1
     "ste": ([["estimator=ste"]] * 6, 500),

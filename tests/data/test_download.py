@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fogzo_repro.config import UserError
 from fogzo_repro.data.download import PREFIX, download
-from tests.forked import finish
+from tests.forked import finish, fork
 
 
 def is_there(data_dir: Path) -> bool:
@@ -30,11 +31,7 @@ def fetch(folder: Path) -> None:
 def test_of_several_processes_one_downloads_and_all_find_the_files(tmp_path: Path) -> None:
     data_dir, pids = tmp_path / "data", []
     for _ in range(4):
-        pid = os.fork()
-        if not pid:
-            download("SET", data_dir, lambda: is_there(data_dir), fetch)
-            os._exit(0 if is_there(data_dir) else 1)
-        pids.append(pid)
+        pids.append(fork(lambda: download("SET", data_dir, lambda: is_there(data_dir), fetch)))
     assert [finish(pid) for pid in pids] == [0] * 4
     assert len((data_dir / "calls").read_text().splitlines()) == 1
     assert not list(data_dir.glob(f"{PREFIX}*"))
@@ -51,9 +48,10 @@ def test_what_is_there_is_not_downloaded_and_nothing_is_written(tmp_path: Path) 
 def test_a_killed_download_leaves_nothing_that_counts_and_the_next_one_clears_it(
     tmp_path: Path,
 ) -> None:
-    pid = os.fork()
-    if not pid:
-        download("SET", tmp_path, lambda: is_there(tmp_path), lambda f: (fetch(f), time.sleep(60)))
+    slow = partial(
+        download, "SET", tmp_path, lambda: is_there(tmp_path), lambda f: (fetch(f), time.sleep(60))
+    )
+    pid = fork(slow)
     while not list(tmp_path.glob(f"{PREFIX}*/set/b")):
         time.sleep(0.01)
     os.kill(pid, 9)

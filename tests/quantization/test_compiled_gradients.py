@@ -3,11 +3,7 @@
 torch 2.11 compiled a `Function` whose forward ended in a cast to a gradient of zero, in silence.
 """
 
-import subprocess
-import sys
-
-from tests.conftest import ROOT
-from tests.forked import python
+from tests.forked import ROOT, new_python
 
 SCRIPT = """
 import sys
@@ -74,10 +70,9 @@ for name, of_inputs, narrow, kind in CASES:
 
 
 def test_compiled_gradients_equal_the_eager_ones(tmp_path):
-    """In a process of its own: autograd's threads, once started, rule out forking."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    done = python(script, ROOT, cwd=tmp_path)
+    done = new_python(script, ROOT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 7
 
@@ -117,11 +112,7 @@ print([t.shape for t in kept if t.dtype == torch.float32 and t.numel() == x.nume
 
 
 def test_no_copy_of_an_input_is_kept_in_float32_for_the_backward_pass(tmp_path):
-    """Where layers share an input, the compiler kept v/s of all but the first.
-
-    In a new process: torch's thread pool is not always to be had in a forked one.
-    """
-    command = [sys.executable, "-c", SHARED, str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    """Where layers share an input, the compiler kept v/s of all but the first."""
+    done = new_python("-c", SHARED, ROOT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n"

@@ -14,7 +14,7 @@ import pytest
 
 from fogzo_repro.data import c4_shards
 from scripts import prepare_c4
-from tests.forked import finish
+from tests.forked import finish, fork
 
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards vex bold judges"
 WORDS = TEXT.split()
@@ -115,10 +115,7 @@ def test_the_wanted_tokens_are_the_first_ones(source, prepared, tmp_path):
 
 def test_killed_preparation_goes_on_to_identical_shards(source, prepared, tmp_path):
     out = tmp_path / "c4"
-    pid = os.fork()
-    if not pid:
-        prepare_c4.main(line(source, out, "--workers", "1"))
-        os._exit(0)
+    pid = fork(lambda: prepare_c4.main(line(source, out, "--workers", "1")))
     deadline = time.monotonic() + 60
     while not list(out.glob("part-*-00001.json")) and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -139,9 +136,7 @@ def test_a_signal_ends_a_preparation_and_its_workers_at_once(source, tmp_path, m
 
     out = tmp_path / "c4"
     monkeypatch.setattr(c4_shards, "tokenize_file", long)
-    pid = os.fork()
-    if not pid:
-        os._exit(prepare_c4.main(line(source, out)))
+    pid = fork(lambda: prepare_c4.main(line(source, out)))
     deadline = time.monotonic() + 60
     while not (out / "begun").exists():
         assert time.monotonic() < deadline

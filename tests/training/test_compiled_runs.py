@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.forked import python
+from tests.forked import ROOT, new_python
 
 SCRIPT = """
 import sys
@@ -27,12 +26,9 @@ with torch._dynamo.config.patch(recompile_limit=1):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_each_run_compiles_its_training_pass_and_no_evaluation(tmp_path):
-    """Also when there are more runs in a process than recompilations are allowed.
-
-    In a process of its own: autograd's threads, once started, rule out forking, which others do.
-    """
+    """Also when there are more runs in a process than recompilations are allowed."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    done = python(script, ROOT, cwd=tmp_path)
+    done = new_python(script, ROOT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "1", "1"]
