@@ -219,3 +219,28 @@ assert all(name.startswith(allowed) for name in parts), parts
 print("written")
 """
     assert python(code, "-I", "-S").strip() == "written"
+
+
+LOADED = """
+import runpy, sys
+sys.argv = ["fogzo_repro", {word!r}]
+try:
+    runpy.run_module("fogzo_repro", run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+print("loaded:", *{{name.split(".")[0] for name in sys.modules}}, *sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "heavy"),
+    [
+        ("--help", {"torch", "numpy", *LAZY}),  # 0.6 s of a core
+        ("dry_run=true", {"sympy", "torch._dynamo", "triton", *LAZY}),  # 3 s, of which torch 2.4
+    ],
+    ids=["help", "dry-run"],
+)
+def test_help_and_the_mlps_dry_run_import_little(word: str, heavy: set[str]) -> None:
+    loaded = python(LOADED.format(word=word)).rpartition("loaded:")[2].split()
+    assert "hydra" in loaded
+    assert not heavy & set(loaded)
