@@ -37,7 +37,7 @@ if not __package__:  # started as a file
 
 from fogzo_repro.config import ConfigError, RunConfig, UserError
 from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_jobs
-from fogzo_repro.sweeps.lanes import group_key, plan_lanes, train_lanes
+from fogzo_repro.sweeps.lanes import group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.tables import evaluation_seeds
@@ -160,6 +160,8 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
         overview.say("the working tree is not a clean commit: tables will refuse these records")
     outcome = Outcome()
     if together:
+        from fogzo_repro.sweeps.side_by_side import train_lanes  # torch, once the card is chosen
+
         if gpus:
             use_first_card(arguments.gpus)
         outcome = train_lanes(lanes, arguments.records, overview.say, arguments.deadline)

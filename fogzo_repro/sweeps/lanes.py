@@ -1,7 +1,6 @@
-"""Cells of a table that train side by side instead of run by run, see `training.lanes`.
+"""Which cells of a table train side by side instead of run by run, see `side_by_side`.
 
-Cells whose runs differ in numbers alone form a group. A group that is over leaves one record a
-cell; one that is interrupted leaves nothing and is trained anew, which takes minutes.
+Cells whose runs differ in numbers alone form a group.
 
 torch is imported inside the functions, as in `sweeps.jobs`.
 """
@@ -9,17 +8,14 @@ torch is imported inside the functions, as in `sweeps.jobs`.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import RunConfig, cell_id, result_fields, run_id
-from fogzo_repro.sweeps.jobs import Cell, Job
-from fogzo_repro.sweeps.queue import Outcome
-from fogzo_repro.tracking.records import file_record, read_runs
-from fogzo_repro.training.preemption import Preempted, StopRequest
+from fogzo_repro.sweeps.jobs import Cell
+from fogzo_repro.tracking.records import read_runs
 
 MOST_PAIRS = 100  # probe pairs a step; with more, one run fills a card by itself
 DIFFERING = ("seed", "recipe.lr", "quantizer.scale_factor")  # among the lanes of one group
@@ -125,46 +121,3 @@ def groups(cells: Iterable[LaneCell]) -> list[list[LaneCell]]:
         if cell.seeds:
             found.setdefault((group_key(cell.config), cell.seeds), []).append(cell)
     return list(found.values())
-
-
-def train_lanes(
-    cells: Iterable[LaneCell], records: Path, say: Callable[[str], None], deadline: float | None
-) -> Outcome:
-    """Train cells side by side and file their records, group after group.
-
-    Args:
-        cells: from `plan_lanes`.
-        records: the folder of committed records.
-        say: takes lines for the user.
-        deadline: on the monotonic clock; what is not over by then is not filed.
-
-    Raises:
-        UserError: where a group does not fit the card.
-    """
-    from fogzo_repro.sweeps.side_by_side import train_group
-
-    outcome = Outcome()
-    with StopRequest() as stop:
-
-        def check() -> None:
-            late = deadline is not None and time.monotonic() > deadline
-            if stop.received or late:
-                raise Preempted(stop.received or "out of time")
-
-        for group in groups(cells):
-            try:
-                found = train_group(group, check)
-            except Preempted:
-                outcome.interrupted = True
-                return outcome
-            for cell, record in zip(group, found, strict=True):
-                line = file_record(record, records)
-                if line:
-                    say(f"not filed: {line}")
-                for seed, status in zip(record["seeds"], record["status"], strict=True):
-                    job = Job(replace(cell.config, seed=seed), cell.run_id, cell.total_steps, 0)
-                    if status == "finished":
-                        outcome.finished.append(job)
-                    else:
-                        outcome.diverged.append((job, record["notes"][str(seed)]))
-    return outcome

@@ -1,6 +1,8 @@
-"""One group of lanes from its cells to its records, as `run` is for one run.
+"""Groups of lanes from their cells to their records, as `run` is for one run.
 
-The group trains in parts that keep to hardware.probe_memory_mb, beside the images themselves.
+A group that is over leaves one record a cell; one that is interrupted leaves nothing and is trained
+anew, which takes minutes. It trains in parts that keep to hardware.probe_memory_mb, beside the
+images themselves.
 
 Shapes: S seeds, C cells.
 """
@@ -9,9 +11,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,17 +23,61 @@ from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.data import Images
 from fogzo_repro.plan import evaluations_per_step
-from fogzo_repro.sweeps.lanes import LaneCell
+from fogzo_repro.sweeps.jobs import Job
+from fogzo_repro.sweeps.lanes import LaneCell, groups
+from fogzo_repro.sweeps.queue import Outcome
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.tracking.progress import RunProgress
-from fogzo_repro.tracking.records import SCHEMA_VERSION
+from fogzo_repro.tracking.records import SCHEMA_VERSION, file_record
 from fogzo_repro.training.lanes import Lanes
 from fogzo_repro.training.machine import Machine, resolve_machine
+from fogzo_repro.training.preemption import Preempted, StopRequest
 from fogzo_repro.training.tasks import build_task
 
 MOST_IMAGES = 10_000  # of a pass of the evaluation
 DEAD = "in a whole epoch no quantized weight had a gradient"
 NOT_FINITE = "loss, gradient or ten probes in a row not finite; stopped before the update"
+
+
+def train_lanes(
+    cells: Iterable[LaneCell], records: Path, say: Callable[[str], None], deadline: float | None
+) -> Outcome:
+    """Train cells side by side and file their records, group after group.
+
+    Args:
+        cells: from `plan_lanes`.
+        records: the folder of committed records.
+        say: takes lines for the user.
+        deadline: on the monotonic clock; what is not over by then is not filed.
+
+    Raises:
+        UserError: where a group does not fit the card.
+    """
+    outcome = Outcome()
+    with StopRequest() as stop:
+
+        def check() -> None:
+            late = deadline is not None and time.monotonic() > deadline
+            if stop.received or late:
+                raise Preempted(stop.received or "out of time")
+
+        for group in groups(cells):
+            try:
+                found = train_group(group, check)
+            except Preempted:
+                outcome.interrupted = True
+                return outcome
+            for cell, record in zip(group, found, strict=True):
+                line = file_record(record, records)
+                if line:
+                    say(f"not filed: {line}")
+                for seed, status in zip(record["seeds"], record["status"], strict=True):
+                    job = Job(replace(cell.config, seed=seed), cell.run_id, cell.total_steps, 0)
+                    if status == "finished":
+                        outcome.finished.append(job)
+                    else:
+                        outcome.diverged.append((job, record["notes"][str(seed)]))
+    return outcome
 
 
 def train_group(

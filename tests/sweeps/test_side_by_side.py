@@ -18,9 +18,9 @@ from fogzo_repro.config import RunConfig
 from fogzo_repro.data import digits
 from fogzo_repro.sweeps import side_by_side
 from fogzo_repro.sweeps.jobs import Cell
-from fogzo_repro.sweeps.lanes import LaneCell, group_key, groups, plan_lanes, train_lanes
+from fogzo_repro.sweeps.lanes import LaneCell, group_key, groups, plan_lanes
 from fogzo_repro.sweeps.queue import Outcome
-from fogzo_repro.sweeps.side_by_side import memory_of, parts
+from fogzo_repro.sweeps.side_by_side import memory_of, parts, train_lanes
 from fogzo_repro.tracking.records import read_runs
 from fogzo_repro.training.lanes import Lanes
 
@@ -202,7 +202,7 @@ def test_what_is_interrupted_leaves_nothing_and_what_is_over_stays(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([*[0.0] * 400, *[math.inf] * 10_000])
-    monkeypatch.setattr("fogzo_repro.sweeps.lanes.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("fogzo_repro.sweeps.side_by_side.time.monotonic", lambda: next(clock))
     cells = [
         Cell(make_config("estimator=ste"), (0,)),
         Cell(make_config("estimator=ste", "recipe.max_steps=3000", "cell.column=long"), (0,)),
