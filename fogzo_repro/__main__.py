@@ -38,6 +38,7 @@ from fogzo_repro.config import (
     quoted,
     setting_names,
 )
+from fogzo_repro.project import script
 from fogzo_repro.sweeps.tables import (
     GROUPS,
     find_entries,
@@ -290,7 +291,7 @@ def _unknown_cell(name: str) -> ConfigError:
         return error
     return ConfigError(
         f"experiment={name} stands for {len(cells)} cells; give one, as experiment="
-        f"{cells[0].path}, or run all by `python scripts/run_cells.py {name}`"
+        f"{cells[0].path}, or run all by `python {script('run_cells')} {name}`"
     )
 
 

@@ -25,6 +25,7 @@ REMEDIES = {
     errno.EFBIG: "allow larger files (ulimit -f)",
     errno.EACCES: "choose a place where you may write",
     errno.EPERM: "choose a place where you may write",
+    errno.EFBIG: "allow larger files (ulimit -f, or the file system's own limit)",
     errno.EROFS: "choose a place where you may write",
 }
 LOCK_POLL_SECONDS = 0.1

@@ -22,11 +22,11 @@ import torch
 from fogzo_repro import METHOD_VERSION, files
 from fogzo_repro.config import PLACES, RunConfig, UserError, to_yaml
 from fogzo_repro.plan import Plan, evaluations_per_step, make_plan, needs_of
-from fogzo_repro.tracking.environment import command_line, git_state, versions
+from fogzo_repro.tracking.environment import command_line, git_state, versions, why_refused
 from fogzo_repro.tracking.history import binned_history
 from fogzo_repro.tracking.metrics import Journal
 from fogzo_repro.tracking.progress import RunProgress
-from fogzo_repro.tracking.records import SCHEMA_VERSION, read_record, write_record
+from fogzo_repro.tracking.records import SCHEMA_VERSION, make_good, read_record, write_record
 from fogzo_repro.training.graph import CapturedStep
 from fogzo_repro.training.loop import Diverged, Timetable, Training
 from fogzo_repro.training.memory import check_batch_fits
@@ -58,9 +58,11 @@ def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
     if not config.force:
         record = finished_record(plan)
         if record is not None:
-            if ranks.first and not quiet:
-                again = "skipped (force=true runs it again)"
-                print(f"{plan.run_id}: {record['status']} before, {again}")
+            ranks.meet()  # all have read before the first rank writes
+            if ranks.first:
+                record = make_good(plan.folder / "record.json")
+                if not quiet:
+                    print(f"{plan.run_id}: {record['status']} before, {_skipped(record)}")
             return record
     plan.task.load(plan.machine.device)  # data that cannot be read leave no run folder behind
     check_batch_fits(
@@ -71,6 +73,16 @@ def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
     with _run_folder(plan) as said:
         ranks.meet()
         return _train(plan, said)
+
+
+def _skipped(record: dict[str, Any]) -> str:
+    """Return what becomes of a run that is over."""
+    if record["dirty"] is False or record["table"] == "none":
+        return "skipped (force=true runs it again)"
+    return (
+        "skipped; tables refuse its record, since no commit is known of the files it was made "
+        "from; commit those very files, or give force=true to run it again"
+    )
 
 
 @contextlib.contextmanager
@@ -145,6 +157,9 @@ def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
     log = _Log(folder / "log.txt" if ranks.first else Path(os.devnull), progress)
     log.say(f"{plan.run_id}: {timetable.total_steps} steps on {machine.card}")
     log.say(f"{plan.run_id}: {plan.network.described_parameters} parameters")
+    code = git_state() if ranks.first else {}
+    if ranks.first and config.cell.table != "none" and (why := why_refused(code)):
+        said.append(f"warning: {why}")
     for line in said:
         log.say(f"{plan.run_id}: {line}")
     status, notes = "finished", ""
@@ -167,7 +182,7 @@ def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
             log.say(f"{plan.run_id}: replaced {line}")
     log.say(f"{plan.run_id}: {status} {notes}".rstrip())
     if ranks.first:
-        record = _record(plan, training, status, notes, started)
+        record = _record(plan, training, status, notes, started, code)
         write_record(folder / "record.json", record)
         journal.finish(record)
     ranks.meet()
@@ -208,7 +223,7 @@ class _Log:
 
 
 def _record(
-    plan: Plan, training: Training, status: str, notes: str, started: datetime
+    plan: Plan, training: Training, status: str, notes: str, started: datetime, code: dict[str, Any]
 ) -> dict[str, Any]:
     config, machine, journal = plan.config, plan.machine, training.journal
     wall = journal.seconds()
@@ -231,7 +246,7 @@ def _record(
         "config": {k: v for k, v in asdict(config).items() if k not in PLACES},
         "resolved": plan.result["resolved"],
         "command": command_line(),
-        **git_state(),
+        **code,
         "versions": versions(),
         "hardware": machine.card,
         "seed": config.seed,

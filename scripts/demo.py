@@ -18,10 +18,9 @@ if not __package__:  # started as a file
     import root  # noqa: F401
 
 from fogzo_repro.config import UserError
+from fogzo_repro.project import working_folder
 
-ROOT = Path(__file__).resolve().parents[1]
-
-FOLDER = ROOT / "demo"
+FOLDER = working_folder() / "demo"
 SEEDS = (0, 1, 2)
 CELLS = {
     "STE": ["estimator=ste"],
@@ -156,7 +155,7 @@ def main() -> int:
     path = FOLDER / "loss.png"
     draw(records, path)
     print(f"\n{table(records)}\n\nmean ± standard deviation (seeds), losses in nats, last step")
-    print(f"\n{differences(records)}\n\nloss curves: {path.relative_to(ROOT)}")
+    print(f"\n{differences(records)}\n\nloss curves: {path.relative_to(working_folder())}")
     print("beta is 0.999 where none is given; what it does: results/tables/figure-shallow.md")
     print("The paper's own experiment is on MNIST: python -m fogzo_repro; README.md goes on.")
     return 0

@@ -16,6 +16,7 @@ if not __package__:  # started as a file
     import root  # noqa: F401
 
 from fogzo_repro.config import UserError
+from fogzo_repro.project import INSTALLED, TOP, working_folder
 from fogzo_repro.reporting.figures.curves import write_curves
 from fogzo_repro.reporting.figures.readings import write_figure
 from fogzo_repro.reporting.figures.shallow import write_accuracy, write_shallow
@@ -25,8 +26,6 @@ from fogzo_repro.reporting.readings import write_readings
 from fogzo_repro.reporting.readme import update_pages, write_overview
 from fogzo_repro.reporting.results import TableResults, ran
 from fogzo_repro.reporting.tables import FORMS, PAPER_TITLES, write_table
-
-ROOT = Path(__file__).resolve().parents[1]
 
 OF_THE_PAPER = {"-curves": write_curves, "-sweeps": write_sweeps, "-time": write_time}
 FIGURES = {  # of each table: how a figure's name ends, and what draws it where there is enough
@@ -61,12 +60,12 @@ def write_all(results: Path) -> list[TableResults]:
 def main() -> int:
     """Write everything; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--results", type=Path, default=working_folder() / "results")
     results = parser.parse_args().results
     try:
         write_all(results)
-        if results == ROOT / "results":
-            update_pages(ROOT, results)
+        if results == TOP / "results" and not INSTALLED:
+            update_pages(TOP, results)
     except UserError as error:
         error.tell()
         return 2

@@ -35,15 +35,16 @@ from pathlib import Path
 if not __package__:  # started as a file
     import root  # noqa: F401
 
+    __package__ = "scripts"
+
 from fogzo_repro.config import ConfigError, RunConfig, UserError
+from fogzo_repro.project import working_folder
 from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_jobs
 from fogzo_repro.sweeps.lanes import group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.tables import evaluation_seeds
 from fogzo_repro.terminal import outlive_terminal
-
-ROOT = Path(__file__).resolve().parents[1]
 
 INTERRUPTED_STATUS = 75
 
@@ -61,7 +62,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="stop after so many, with checkpoints")
     parser.add_argument("--claims", action="store_true", help="only the runs that claims need")
     parser.add_argument("--dry-run", action="store_true", help="say what it takes, start nothing")
-    parser.add_argument("--records", type=Path, default=ROOT / "results" / "records")
+    parser.add_argument("--records", type=Path, default=working_folder() / "results" / "records")
     arguments, overrides = parser.parse_known_args()
     arguments.deadline = None if arguments.minutes is None else started + 60 * arguments.minutes
     try:
@@ -93,7 +94,7 @@ def table_cells(
 ) -> list[Cell]:
     """Compose each cell of a table, see `scripts.table_cells`."""
     # Not above: the workers import this file again and have no use for Hydra.
-    from scripts.table_cells import table_cells as compose_cells
+    from .table_cells import table_cells as compose_cells
 
     return compose_cells(table, overrides, seeds)
 
@@ -137,10 +138,14 @@ def run_claims(arguments: argparse.Namespace, cells: list[Cell]) -> int:
 
 def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     """Run the missing runs, collect the records, say what happened; return the exit status."""
-    from fogzo_repro.tracking.environment import git_state
+    from fogzo_repro.tracking.environment import git_state, why_refused
+    from fogzo_repro.tracking.records import make_good
 
     gpus = visible_gpus(arguments.gpus)
     side_by_side = [cell for cell in cells if group_key(cell.config) is not None]
+    for table in {cell.config.cell.table for cell in cells}:  # committed since they were made
+        for path in (arguments.records / table).glob("*.json"):
+            make_good(path)
     lanes = plan_lanes(side_by_side, arguments.records)
     jobs, said = distinct(plan_jobs(cell for cell in cells if group_key(cell.config) is None))
     missing = missing_jobs(jobs, arguments.records)
@@ -156,8 +161,8 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     )
     for line in said:
         overview.say(line)
-    if wanted and git_state()["dirty"] is not False:
-        overview.say("the working tree is not a clean commit: tables will refuse these records")
+    if wanted and (why := why_refused(git_state())):
+        overview.say(f"warning: {why}")
     outcome = Outcome()
     if together:
         from fogzo_repro.sweeps.side_by_side import train_lanes  # torch, once the card is chosen

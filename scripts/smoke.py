@@ -21,10 +21,13 @@ from pathlib import Path
 if not __package__:  # started as a file
     import root  # noqa: F401
 
+    __package__ = "scripts"
+
 from fogzo_repro.config import UserError
 from fogzo_repro.sweeps.tables import table_files
 from fogzo_repro.training.preemption import Preempted
-from scripts.table_cells import table_cells
+
+from .table_cells import table_cells
 
 
 def main() -> int:

@@ -16,10 +16,9 @@ if not __package__:  # started as a file
     import root  # noqa: F401
 
 from fogzo_repro.config import UserError
+from fogzo_repro.project import working_folder
 from fogzo_repro.sweeps.status import STATES, count_states, known_runs, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds, find_entries, table_files
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
@@ -27,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tables", nargs="*", help="names of tables")
     parser.add_argument("--seeds", help="evaluation seeds in place of the files'")
-    parser.add_argument("--records", type=Path, default=ROOT / "results" / "records")
+    parser.add_argument("--records", type=Path, default=working_folder() / "results" / "records")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="output_root of the runs")
     arguments = parser.parse_args()
     try:

@@ -20,7 +20,8 @@ from fogzo_repro.config.identity import EARLIER, GONE, NEUTRAL
 from fogzo_repro.config.parts import own_parts, schema
 from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, require, spelled
 from fogzo_repro.config.run import FAMILIES, RECIPE_KINDS, SECTIONS, TRACKERS, RunConfig
-from fogzo_repro.config.yaml_files import CONFIGS, read_yaml
+from fogzo_repro.config.yaml_files import read_yaml
+from fogzo_repro.project import CONFIGS
 
 CompositionError = OmegaConfBaseException  # what Hydra lets through while it composes
 

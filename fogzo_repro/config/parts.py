@@ -30,9 +30,9 @@ from types import ModuleType
 from typing import Any
 
 from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, require
-from fogzo_repro.config.yaml_files import CONFIGS, read_yaml
+from fogzo_repro.config.yaml_files import read_yaml
+from fogzo_repro.project import CONFIGS, PACKAGE
 
-PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = {  # section: where in the package its Python files are
     "model": "models",
     "dataset": "data",

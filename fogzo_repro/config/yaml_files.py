@@ -9,8 +9,6 @@ from omegaconf import OmegaConf
 
 from fogzo_repro.config.rules import ConfigError, require
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a file of keys and values; what it refers to, as in ${recipe.lr}, is left as it stands.

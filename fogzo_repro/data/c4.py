@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from fogzo_repro.config import UserError
+from fogzo_repro.project import script
 
 MANIFEST = "manifest.json"
 LEAST_WINDOWS = 64  # a validation split with fewer says nothing, PAPER 4
-AGAIN = "run scripts/prepare_c4.py again"
+PREPARE = f"python {script('prepare_c4')}"
+AGAIN = f"run {PREPARE} again"
 
 
 class TokenBatch(NamedTuple):
@@ -60,7 +62,7 @@ def build(data_dir: Path) -> Corpus:
         _ = manifest["tokenizer"]["sha256"], manifest["splits"], manifest["corpus"]
     except FileNotFoundError:
         raise UserError(
-            f"{path} is not there; write it with python scripts/prepare_c4.py --source hub "
+            f"{path} is not there; write it with {PREPARE} --source hub "
             f"--tokenizer NAME --out {path.parent} --tokens 3.1e9, or give data_dir="
         ) from None
     except Exception as error:  # whatever may be wrong with a file

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from fogzo_repro.config import UserError
+from fogzo_repro.project import CONFIGS, script
 
-CLASS_LISTS = Path(__file__).resolve().parents[2] / "configs" / "classes"
+CLASS_LISTS = CONFIGS / "classes"
+CHECK = f"python {script('prepare_imagenet')} --root"
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 SPLITS = ("train", "val")
@@ -120,13 +122,13 @@ def list_split(folder: Path, wanted: set[str] | None = None) -> dict[str, list[s
     if not folder.is_dir():
         raise UserError(
             f"{folder} is not there: data_dir must hold imagenet/train/<wnid>/ and "
-            "imagenet/val/<wnid>/; check a tree with python scripts/prepare_imagenet.py --root"
+            f"imagenet/val/<wnid>/; check a tree with {CHECK} {folder.parent}"
         )
     wnids = [e.name for e in os.scandir(folder) if e.is_dir() and WNID.fullmatch(e.name)]
     if not wnids:
         raise UserError(
-            f"{folder} has no class folders such as n01440764; run python "
-            f"scripts/prepare_imagenet.py --root {folder.parent} to see what is wrong"
+            f"{folder} has no class folders such as n01440764; run "
+            f"{CHECK} {folder.parent} to see what is wrong"
         )
     return {
         wnid: sorted(e.name for e in os.scandir(folder / wnid) if is_image_name(e.name))
@@ -168,8 +170,7 @@ def _manifest(root: Path) -> Listing | None:
         return {split: content[split] for split in SPLITS}
     except Exception as error:  # whatever may be wrong with a file
         raise UserError(
-            f"{path} is not a manifest ({error}); delete it and run python "
-            f"scripts/prepare_imagenet.py --root {root}"
+            f"{path} is not a manifest ({error}); delete it and run {CHECK} {root}"
         ) from None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import UserError
+from fogzo_repro.project import shipped
 from fogzo_repro.tracking.records import read_runs
 
 TUNING_SEEDS = (100, 101, 102)  # PAPER 4, "Verdicts": they choose, the other seeds report
@@ -114,11 +115,12 @@ def ran(results: TableResults) -> int:
 
 
 def read_paper(path: Path) -> list[dict[str, str]]:
-    """Return the lines of a file in results/paper.
+    """Return the lines of a file in results/paper, the suite's own where there is no such folder.
 
     Raises:
         UserError: where it is not there.
     """
+    path = shipped(path.parents[1], "paper") / path.name
     try:
         with open(path, newline="") as file:
             return list(csv.DictReader(file))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fogzo_repro.config import RunConfig
+from fogzo_repro.project import shipped
 from fogzo_repro.sweeps.forecast import (
     Forecast,
     Hours,
@@ -28,7 +29,7 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
         records: the folder of committed records, with those of the benches in it.
     """
     known = known_runs(records, {Path(cell.config.output_root) for cell in cells})
-    benches = read_benches(records / "bench")
+    benches = read_benches(shipped(records.parent, "records/bench"))
     lines = [f"{table}, scale={cells[0].config.scale}: nothing is started", ""]
     totals = {card: 0.0 for card in benches}
     unknown = dict.fromkeys(benches, 0)

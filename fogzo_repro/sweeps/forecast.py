@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe, quantizer_label
+from fogzo_repro.project import script
 
 if TYPE_CHECKING:
     from fogzo_repro.training.network import Network
@@ -150,7 +151,7 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
     name, data_dir = config.dataset.name, Path(config.data_dir)
     if name.startswith("imagenet"):
         tree = data_dir / "imagenet"
-        check = f"python scripts/prepare_imagenet.py --root {tree}"
+        check = f"python {script('prepare_imagenet')} --root {tree}"
         if not (tree / "train").is_dir():
             return [f"{tree}/train is not there: get ImageNet from image-net.org, then {check}"]
         ready = (tree / "manifest.json").is_file()
@@ -161,8 +162,8 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
         manifest = data_dir / "c4" / MANIFEST
         if not manifest.is_file():
             return [
-                f"{manifest} is not there; write it with python scripts/prepare_c4.py --source hub "
-                f"--tokenizer NAME --out {manifest.parent} --tokens {SPARE * needed.units:.3g}"
+                f"{manifest} is not there; write it with python {script('prepare_c4')} --source "
+                f"hub --tokenizer NAME --out {manifest.parent} --tokens {SPARE * needed.units:.3g}"
             ]
         try:
             splits = build(data_dir).manifest["splits"]
@@ -172,7 +173,8 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
         if tokens < needed.units and config.scale == "full":
             return [
                 f"{data_dir}/c4 has {tokens / 1e9:.3g}B training tokens, {needed.units / 1e9:.3g}B "
-                "are seen: documents would repeat; run scripts/prepare_c4.py with more --tokens"
+                f"are seen: documents would repeat; run python {script('prepare_c4')} with more "
+                "--tokens"
             ]
         return []
     from fogzo_repro.training.classification import InMemoryImages

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fogzo_repro import files
 from fogzo_repro.config import RunConfig, UserError
-from fogzo_repro.tracking.records import file_record, read_record
+from fogzo_repro.tracking.records import file_record, make_good
 
 FAILURE = "failed.json"
 
@@ -135,6 +135,6 @@ def collect(jobs: Iterable[Job], records: Path) -> list[str]:
                 "row": job.config.cell.row,
                 "column": job.config.cell.column,
             }
-            line = file_record({**read_record(path), **labels}, records)
+            line = file_record({**make_good(path), **labels}, records)
             said += [line] if line else []
     return said

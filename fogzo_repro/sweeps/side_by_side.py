@@ -105,7 +105,7 @@ def train_group(
     progress = RunProgress(label, total * len(pieces), 0)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(machine.device)
-    started, begun = datetime.now(UTC), time.monotonic()
+    started, begun, code = datetime.now(UTC), time.monotonic(), git_state()
     columns: dict[str, torch.Tensor] = {}
 
     def tick(done: int) -> None:
@@ -129,7 +129,7 @@ def train_group(
     seconds = time.monotonic() - begun
     shared = {
         "command": command_line(),
-        **git_state(),
+        **code,
         "versions": versions(),
         "hardware": machine.card,
         "lanes": len(group) * len(seeds),

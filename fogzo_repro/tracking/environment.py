@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro.project import INSTALLED, TOP
+
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "datasets", "hydra-core", "omegaconf")
-ROOT = Path(__file__).resolve().parents[2]
+GIVEN = "FOGZO_COMMIT"  # names the commit of a copy that has no history of its own
+COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+ELSEWHERE = {  # variables by which git takes another place for the repository
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE", "GIT_PREFIX",
+}  # fmt: skip
+COUNTED = (".", ":!results")  # no run reads results/, and new records must not make runs dirty
 
 
 def command_line() -> str:
-    """Return the command as a user would type it from the project's root."""
+    """Return the command as a user would type it from the project's folder."""
     path = Path(sys.argv[0]).resolve()
-    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(path.name)
+    shown = path.relative_to(TOP) if path.is_relative_to(TOP) else Path(path.name)
     what = [str(shown)]
     if shown.name == "__main__.py":
         what = ["-m", "fogzo_repro"]
     elif shown.parent == Path("scripts/bench"):  # modules, which Python finds from the root alone
         what = ["-m", f"scripts.bench.{shown.stem}"]
+    elif INSTALLED and shown.parent == Path("scripts"):
+        what = ["-m", f"fogzo_repro.scripts.{shown.stem}"]
     return shlex.join([*_launcher(), *what, *sys.argv[1:]])
 
 
@@ -38,26 +50,98 @@ def _launcher() -> list[str]:
     ]  # fmt: skip
 
 
-def git_state() -> dict[str, Any]:
-    """Return the commit and whether the working tree differs from it.
+class NoCommit(Exception):
+    """It is not known which commit this code is of; why, in a few words."""
 
-    What stands under results/ does not count: no run reads it, and a table's own new records must
-    not make the next runs dirty. FOGZO_COMMIT names the commit where the code was copied without
-    its history.
+
+def git_state() -> dict[str, Any]:
+    """Return what a record says of the code.
+
+    Returns:
+        `commit`, `dirty`: whether the working tree differs from it, and where it does `tree`, by
+        which a later commit of the very same files is recognised; `commit_given` where the commit
+        was given by FOGZO_COMMIT for a copy without a history. None where nothing is known.
     """
-    if "FOGZO_COMMIT" in os.environ:
-        return {"commit": os.environ["FOGZO_COMMIT"], "dirty": False}
-    git = ["git", "-C", str(ROOT)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "--", ".", ":!results"], capture_output=True, text=True
+        commit = _git("rev-parse", "HEAD").strip()
+        if _git("status", "--porcelain", "--", *COUNTED).strip():
+            return {"commit": commit, "dirty": True, "tree": tree_digest()}
+        return {"commit": commit, "dirty": False}
+    except NoCommit:
+        if COMMIT.fullmatch(os.environ.get(GIVEN, "")):
+            return {"commit": os.environ[GIVEN], "dirty": False, "commit_given": True}
+        return {"commit": None, "dirty": None}
+
+
+def why_refused(state: dict[str, Any]) -> str | None:
+    """Return why tables will refuse a record of this state of the code, with the remedy, or None.
+
+    Args:
+        state: by `git_state`, just now.
+    """
+    if state["dirty"] is False:
+        return None
+    if state["dirty"]:
+        return (
+            "the working tree is not a clean commit, so that tables will refuse this record; "
+            "commit these very files and give the same command again, which makes it good"
         )
-    except OSError:
-        return {"commit": None, "dirty": None}
-    if commit.returncode:
-        return {"commit": None, "dirty": None}
-    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+    try:
+        _git("rev-parse", "HEAD")
+        why = "git has answered just now"
+    except NoCommit as error:
+        why = str(error)
+    given = os.environ.get(GIVEN)
+    bad = f"; {GIVEN}={given} is no commit of 40 hexadecimal digits" if given is not None else ""
+    return (
+        f"the commit of this code is not known ({why}{bad}), so that tables will refuse this "
+        f"record; mend that, or for a copy give its commit as {GIVEN}"
+    )
+
+
+def tree_digest() -> str | None:
+    """Return a digest of the project's files, committed or not; None where git does not list them.
+
+    Ignored files and those under results/ do not count.
+    """
+    try:
+        listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", *COUNTED)
+    except NoCommit:
+        return None
+    digest = hashlib.sha256()
+    for name in sorted({*listed.split("\0")} - {""}):
+        path = TOP / name
+        try:
+            content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
+        except OSError:  # deleted, or a repository of its own
+            continue
+        runs = os.access(path, os.X_OK) and not path.is_symlink()
+        digest.update(f"{name}\0{runs}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _git(*words: str) -> str:
+    """Ask git about this project's own repository, and no other.
+
+    Raises:
+        NoCommit: where there is none, or git does not answer; with git's reason.
+    """
+    if not (TOP / ".git").exists():
+        raise NoCommit(f"{TOP} is no git repository")
+    # A hook or a job may have pointed git at another repository; above TOP there is none of ours.
+    environment = {k: v for k, v in os.environ.items() if k not in ELSEWHERE}
+    environment |= {"GIT_CEILING_DIRECTORIES": str(TOP.parent), "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(TOP), *words], capture_output=True, text=True,
+            errors="surrogateescape", env=environment,
+        )  # fmt: skip
+    except OSError as error:
+        raise NoCommit(f"git: {error.strerror}") from None
+    if done.returncode:
+        said = next(iter(done.stderr.strip().splitlines()), f"status {done.returncode}")
+        raise NoCommit(f"git: {said.removeprefix('fatal: ')}")
+    return done.stdout
 
 
 def versions() -> dict[str, str]:

@@ -30,6 +30,7 @@ from typing import Any
 
 from fogzo_repro import files
 from fogzo_repro.config import UserError
+from fogzo_repro.tracking.environment import git_state, tree_digest
 
 SCHEMA_VERSION = 2  # 2 adds the records of several seeds; those of one run are as in 1
 FIELDS = (
@@ -90,6 +91,25 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
         _check(record, path)
         text = re.sub(r"\[[^][{}]*\]", lambda column: " ".join(column[0].split()), text)
     files.write(path, text + "\n")
+
+
+def make_good(path: Path) -> dict[str, Any]:
+    """Read a record of either kind; name the commit of the very files that it was made from.
+
+    One that was made from files that were not committed is written anew, if they are now.
+
+    Raises:
+        UserError: where it cannot be read, see `read_record`.
+    """
+    record = _read(path)
+    if not record["dirty"] or "tree" not in record:
+        return record
+    now = git_state()
+    if now["dirty"] is not False or tree_digest() != record["tree"]:
+        return record
+    good = {**{k: v for k, v in record.items() if k != "tree"}, **now}
+    write_record(path, good)
+    return good
 
 
 def file_record(record: dict[str, Any], records: Path) -> str | None:

@@ -26,6 +26,7 @@ from fogzo_repro.data.c4 import (
     open_split,
 )
 from fogzo_repro.estimators.protocol import Probes
+from fogzo_repro.project import script
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks
 
 EVALUATION_BATCH = 64  # windows a pass
@@ -150,7 +151,7 @@ def c4_language(config: RunConfig, corpus: Corpus) -> Language:
             f"dataset.validation={dataset.validation} has {windows} windows of {model.context} "
             f"tokens in {documents} documents, at least {LEAST_WINDOWS} are needed, which take "
             f"about {enough_documents(*length, model.context)} documents; run "
-            f"scripts/prepare_c4.py with another --out and a larger {option}"
+            f"python {script('prepare_c4')} with another --out and a larger {option}"
         )
     return Language(
         train,

@@ -29,6 +29,7 @@ import torch
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError, run_id
 from fogzo_repro.plan import make_plan
+from fogzo_repro.project import TOP
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.lanes import groups, plan_lanes
 from fogzo_repro.sweeps.side_by_side import memory_of, parts, train_group
@@ -40,7 +41,7 @@ from fogzo_repro.training.streams import SeedStreams
 from fogzo_repro.training.tasks import build_task
 from scripts.bench.mnist import synchronize
 
-RECORDS = Path(__file__).resolve().parents[2] / "results" / "records" / "figure-shallow"
+RECORDS = TOP / "results" / "records" / "figure-shallow"
 NOISES = "0.334", "0.1", "0.001", "1e-4", "1e-5", "1e-6"
 GROUPS = {  # name: cells, seeds of Section 4.1
     "ste": ([["estimator=ste"]] * 6, 500),

@@ -1,8 +1,9 @@
 """The command in a record is one that can be typed."""
 
 import pytest
+from conftest import ROOT
 
-from fogzo_repro.tracking.environment import ROOT, command_line
+from fogzo_repro.tracking.environment import command_line
 
 LAUNCHERS = {
     "python": {},

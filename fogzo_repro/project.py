@@ -1,0 +1,41 @@
+"""Where the suite's own files are: at the top of a clone, or inside the package that was installed.
+
+A build (setup.py) maps `configs/`, the paper's values and the benches under `results/`, and the
+commands of `scripts/` into the package, so that `pip install` brings all that a run reads. What is
+written goes elsewhere: runs to `output_root`, results to `results/` of the clone, or of the working
+directory where the suite is installed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+INSTALLED = (PACKAGE / "configs").is_dir()
+TOP = PACKAGE if INSTALLED else PACKAGE.parent  # holds configs/, results/paper/ and scripts/
+CONFIGS = TOP / "configs"
+
+
+def working_folder() -> Path:
+    """Return where results and the demo go: the clone, or the working directory if installed."""
+    return Path() if INSTALLED else TOP
+
+
+def shipped(results: Path, name: str) -> Path:
+    """Return a folder of results that the suite brings along where `results` has none of its own.
+
+    Args:
+        results: a folder of results.
+        name: `paper` or `records/bench`.
+    """
+    own = results / name
+    return own if own.is_dir() else TOP / "results" / name
+
+
+def script(name: str) -> str:
+    """Return how a command of scripts/ is started.
+
+    >>> script("prepare_c4") in ("scripts/prepare_c4.py", "-m fogzo_repro.scripts.prepare_c4")
+    True
+    """
+    return f"-m fogzo_repro.scripts.{name}" if INSTALLED else f"scripts/{name}.py"
