@@ -239,8 +239,8 @@ def test_a_probe_that_is_not_finite_leaves_the_ste_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config, images = configured(*FOGZO, "recipe.max_steps=1"), digits()
-    ste = Lanes([configured("estimator=ste", "recipe.max_steps=1")], [0], images)
-    ste.run()
+    ste = Lanes([configured("estimator=ste", "recipe.max_steps=1")] * 2, [0], images)
+    ste.run()  # as many lanes: with another number a product may round otherwise
 
     def losses(*arguments: Any) -> Tensor:
         return losses_of_levels(*arguments) * torch.tensor([[1.0], [math.inf]])
@@ -249,5 +249,5 @@ def test_a_probe_that_is_not_finite_leaves_the_ste_gradient(
     lanes = Lanes([config, config], [0], images)
     lanes.run()
     assert lanes.counts["bad_probes"].tolist() == [[0, 1]]
-    assert all(map(torch.equal, of_lane(lanes, 0, 1), of_lane(ste, 0, 0)))
+    assert all(map(torch.equal, of_lane(lanes, 0, 1), of_lane(ste, 0, 1)))
     assert not torch.equal(of_lane(lanes, 0, 0)[0], of_lane(ste, 0, 0)[0])
