@@ -38,6 +38,7 @@ from fogzo_repro.config import (
     quoted,
     setting_names,
 )
+from fogzo_repro.config.identity import FREE
 from fogzo_repro.project import script
 from fogzo_repro.sweeps.tables import (
     GROUPS,
@@ -71,7 +72,7 @@ def main() -> int:
         try:
             config = parse_composed(composed, HydraConfig.get())
             launched.append(True)
-            statuses.append(run_one(config))
+            statuses.append(run_one(config, label_of(HydraConfig.get().overrides.task, words)))
         except UserError as error:
             if str(error) not in told:  # all seeds of a sweep lack the same data
                 tell(error)
@@ -109,7 +110,22 @@ def tell(error: UserError) -> None:
         error.tell()
 
 
-def run_one(config: RunConfig) -> int:
+def label_of(overrides: Sequence[str], words: Sequence[str]) -> str:
+    """Return what tells a run of a sweep from the others: what differs, but the seed.
+
+    Args:
+        overrides: of this run.
+        words: of the command line; those of a sweep have several values.
+
+    >>> label_of(["estimator=ste", "seed=1", "recipe.lr=0.1"], ["estimator=ste", "recipe.lr=0.1,1"])
+    'recipe.lr=0.1'
+    """
+    silent = {*FREE, "seed"}  # the seed stands in the run id
+    varied = [word for word in overrides if word not in words]
+    return " ".join(word for word in varied if re.split(r"[.=]", word)[0] not in silent)
+
+
+def run_one(config: RunConfig, label: str = "") -> int:
     """Run, or describe, what is configured; return the exit status."""
     from fogzo_repro.plan import describe
     from fogzo_repro.run import execute
@@ -121,19 +137,19 @@ def run_one(config: RunConfig) -> int:
         return 0
     outlive_terminal("stdout")
     try:
-        record = execute(config)
+        record = execute(config, label=label)
     except Preempted:
         if SUBMITIT in os.environ:
             signal.raise_signal(signal.SIGUSR2)  # its handler is back: it requeues the job
         sys.exit(REQUEUE_STATUS)
     if current_ranks().first:
-        print(summary(record))
+        print(summary(record, label))
     return DIVERGED_STATUS if record["status"] != "finished" else 0
 
 
-def summary(record: dict) -> str:
+def summary(record: dict, label: str = "") -> str:
     """Return the last line of a run."""
-    parts = [f"{record['run_id']}: {record['status']}"]
+    parts = [f"{record['run_id']}: {record['status']}", *([label] if label else [])]
     for split, values in record["metrics"]["last"].items():
         parts += [f"{split} {k} {v:.4f}" for k, v in values.items() if k != "step"]
     for split, values in record["metrics"]["best"].items():

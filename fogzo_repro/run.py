@@ -47,14 +47,21 @@ def finished_record(plan: Plan) -> dict[str, Any] | None:
     return read_record(path) if path.is_file() else None
 
 
-def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
+def execute(config: RunConfig, *, quiet: bool = False, label: str = "") -> dict[str, Any]:
     """Run, or go on with, or skip one run; return its record.
+
+    Args:
+        config: the run.
+        quiet: do not say that a run is over.
+        label: what tells the run from others beside it, for people: in progress lines, in log.txt
+            and in wandb's name it stands behind the run id. By default where it stands in a table.
 
     Raises:
         UserError: for what the user can mend.
         Preempted: after a signal, with the checkpoint written.
     """
     plan, ranks = make_plan(config), current_ranks()
+    name = named(plan.run_id, config, label)
     if not config.force:
         record = finished_record(plan)
         if record is not None:
@@ -62,7 +69,7 @@ def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
             if ranks.first:
                 record = make_good(plan.folder / "record.json")
                 if not quiet:
-                    print(f"{plan.run_id}: {record['status']} before, {_skipped(record)}")
+                    print(f"{name}: {record['status']} before, {_skipped(record)}")
             return record
     plan.task.load(plan.machine.device)  # data that cannot be read leave no run folder behind
     check_batch_fits(
@@ -72,7 +79,14 @@ def execute(config: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
     ranks.meet()  # all have looked before the first rank writes
     with _run_folder(plan) as said:
         ranks.meet()
-        return _train(plan, said)
+        return _train(plan, name, said)
+
+
+def named(run_id: str, config: RunConfig, label: str = "") -> str:
+    """Return how a run is called in what people read, see `execute`."""
+    cell = config.cell
+    label = label or (f"{cell.row} | {cell.column}" if cell.row != "none" else "")
+    return f"{run_id} ({label})" if label else run_id
 
 
 def _skipped(record: dict[str, Any]) -> str:
@@ -130,7 +144,7 @@ def _check_stored_config(plan: Plan) -> None:
     files.write(plan.folder / "config.yaml", to_yaml(plan.config))
 
 
-def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
+def _train(plan: Plan, name: str, said: list[str]) -> dict[str, Any]:
     config, machine, folder = plan.config, plan.machine, plan.folder
     task = plan.task
     step = plan.build_step()
@@ -138,7 +152,7 @@ def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
     ranks = current_ranks()
     take = CapturedStep(step, batch // ranks.world_size) if machine.cuda_graph else step
     batches = task.batches(batch)
-    timetable = _timetable(plan, batches.steps_per_epoch)
+    timetable = _timetable(plan, name, batches.steps_per_epoch)
     journal = Journal(folder, writes=ranks.first)
     evaluate = partial(task.evaluate, plan.network.model)
     training = Training(timetable, step, take, batches, evaluate, journal)
@@ -147,21 +161,21 @@ def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
     if config.tracker.name == "wandb" and ranks.first:
         from fogzo_repro.tracking.wandb import WandbMirror
 
-        mirror = WandbMirror(config.tracker, plan.run_id, folder, asdict(config))
+        mirror = WandbMirror(config.tracker, plan.run_id, folder, asdict(config), name)
         mirror.append(journal.lines())  # what a kill kept from it
         journal.mirrors.append(mirror)
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = datetime.now(UTC)
-    progress = RunProgress(plan.run_id, timetable.total_steps, training.done, quiet=not ranks.first)
+    progress = RunProgress(name, timetable.total_steps, training.done, quiet=not ranks.first)
     log = _Log(folder / "log.txt" if ranks.first else Path(os.devnull), progress)
-    log.say(f"{plan.run_id}: {timetable.total_steps} steps on {machine.card}")
-    log.say(f"{plan.run_id}: {plan.network.described_parameters} parameters")
+    log.say(f"{name}: {timetable.total_steps} steps on {machine.card}")
+    log.say(f"{name}: {plan.network.described_parameters} parameters")
     code = git_state() if ranks.first else {}
     if ranks.first and config.cell.table != "none" and (why := why_refused(code)):
         said.append(f"warning: {why}")
     for line in said:
-        log.say(f"{plan.run_id}: {line}")
+        log.say(f"{name}: {line}")
     status, notes = "finished", ""
     try:
         with StopRequest() as stop:
@@ -171,7 +185,7 @@ def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
     except BaseException as error:
         journal.finish(None)
         if isinstance(error, Preempted):
-            log.say(f"{plan.run_id}: {error}; run the same command again to go on")
+            log.say(f"{name}: {error}; run the same command again to go on")
         raise
     finally:
         progress.close()
@@ -179,8 +193,8 @@ def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
         since = f" since step {resumed_at}" if resumed_at else ""
         notes = f"{notes} {len(skipped)} unreadable images were replaced{since}".lstrip()
         for line in skipped:
-            log.say(f"{plan.run_id}: replaced {line}")
-    log.say(f"{plan.run_id}: {status} {notes}".rstrip())
+            log.say(f"{name}: replaced {line}")
+    log.say(f"{name}: {status} {notes}".rstrip())
     if ranks.first:
         record = _record(plan, training, status, notes, started, code)
         write_record(folder / "record.json", record)
@@ -189,7 +203,7 @@ def _train(plan: Plan, said: list[str]) -> dict[str, Any]:
     return read_record(folder / "record.json")
 
 
-def _timetable(plan: Plan, steps_per_epoch: int) -> Timetable:
+def _timetable(plan: Plan, name: str, steps_per_epoch: int) -> Timetable:
     config, total = plan.config, plan.total_steps
     kept = config.snapshots
     return Timetable(
@@ -203,7 +217,7 @@ def _timetable(plan: Plan, steps_per_epoch: int) -> Timetable:
             round(total * k / (kept - 1)) if kept > 1 else total for k in range(kept)
         ),
         folder=plan.folder,
-        label=plan.run_id,
+        label=name,
     )
 
 

@@ -18,7 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import load_file
 
-from fogzo_repro import load_run
+from fogzo_repro import load_run, summary
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.reporting import readme
 from tests.conftest import ROOT
@@ -303,6 +303,9 @@ def test_the_first_run_has_an_ste_beside_it(tmp_path):
     assert done.returncode == 0, done.stderr
     records = [json.loads(path.read_text()) for path in tmp_path.glob("*/record.json")]
     assert sorted(r["config"]["estimator"]["name"] for r in records) == ["fogzo"] * 3 + ["ste"] * 3
+    assert "python -m fogzo_repro.summary runs" in COMMANDS
+    text = summary.table(summary.group(summary.find_runs([tmp_path])))
+    assert [line.split()[0] for line in text.splitlines()[2:5]] == ["estimator", "fogzo", "ste"]
 
 
 @pytest.mark.parametrize("held_out", [0, 100])

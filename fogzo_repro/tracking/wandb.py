@@ -31,19 +31,23 @@ class WandbMirror:
 
     Args:
         config: the `tracker` section.
-        run_id: the name of the run.
+        run_id: of the run.
         folder: the run folder; wandb keeps its files there too.
         settings: the resolved configuration.
+        name: how the run is called there; the run id by default.
     """
 
-    def __init__(self, config: Any, run_id: str, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, config: Any, run_id: str, folder: Path, settings: dict[str, Any], name: str = ""
+    ) -> None:
         self.state = folder / "wandb.json"
         self.id, self.after = self._stored(run_id)
         table = settings["cell"]["table"]
         self.arguments: dict[str, Any] = {
             "project": config.project,
             "group": config.group or (None if table == "none" else table),
-            "id": self.id, "name": run_id, "resume": "allow", "config": settings, "dir": folder,
+            "id": self.id, "name": name or run_id, "resume": "allow",
+            "config": settings, "dir": folder,
             "mode": "online" if os.environ.get("WANDB_API_KEY") else "offline",
         }  # fmt: skip
         self.run: Any = None

@@ -1,0 +1,145 @@
+"""`python -m fogzo_repro.summary`: what differs between runs, means over seeds, plots."""
+
+import csv
+import json
+import shutil
+import statistics
+import sys
+
+import pytest
+
+from fogzo_repro import summary
+from fogzo_repro.config import UserError
+from tests.forked import python
+from tests.reporting.conftest import make_record
+from tests.short_runs import train
+
+NOISES = ("1e-3", "1e-9")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two seeds of FOGZO at two noises, one of the STE, and one that was stopped."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        for noise in NOISES:
+            train(folder, "estimator=fogzo", f"estimator.noise={noise}", f"seed={seed}")
+    stopped = train(folder, "estimator=ste", "seed=7")
+    (stopped / "record.json").unlink()
+    train(folder, "estimator=ste", "seed=0")
+    return folder
+
+
+def rows(folder, by=None):
+    return summary.table(summary.group(summary.find_runs([folder])), by)
+
+
+def test_a_row_is_mean_and_sd_over_the_seeds_of_equal_settings(runs):
+    records = [json.loads(path.read_text()) for path in runs.glob("*fogzo*/record.json")]
+    losses = [
+        r["metrics"]["last"]["train"]["loss"]
+        for r in records
+        if r["config"]["estimator"]["noise"] == 1e-3
+    ]
+    expected = f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f} (2)"
+    (line,) = (line for line in rows(runs).splitlines() if " 0.001 " in line)
+    assert expected in line and "fogzo" in line
+
+
+def test_only_what_differs_is_a_column_and_the_rest_is_said_once(runs):
+    text = rows(runs)
+    head = next(line for line in text.splitlines() if line.startswith("estimator"))
+    settings = [word for word in head.split("  ") if word.strip()]
+    assert [w.strip() for w in settings[:2]] == ["estimator", "estimator.noise"]
+    assert settings[2].strip() == "train loss"  # not estimator.n, which only one of them has
+    assert "all with model=mlp dataset=digits quantizer=round" in text.splitlines()[0]
+    assert "change together with a column: " in text and "estimator.beta_min" in text
+
+
+def test_rows_are_sorted_by_the_size_of_the_setting(runs):
+    table = rows(runs, "estimator.noise").splitlines()
+    assert table[2].startswith("estimator.noise")
+    assert [line.split()[0] for line in table[3:6]] == ["1e-09", "0.001", "-"]
+
+
+def test_a_run_that_is_not_over_is_named_and_in_no_mean(runs):
+    text = rows(runs)
+    (line,) = (line for line in text.splitlines() if "in no mean" in line)
+    assert "-ste-s7-" in line and line.endswith("at step 10")
+    (ste,) = (line for line in text.splitlines() if line.startswith("ste"))
+    assert "(1)" in ste
+
+
+def test_a_plot_has_a_point_for_each_value_and_a_level_for_those_without(runs, tmp_path):
+    done = python(
+        "-m", "fogzo_repro.summary", runs, "--by", "estimator.noise", "--plot", tmp_path / "s.pdf"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "s.pdf").read_bytes()[:4] == b"%PDF"
+    assert (tmp_path / "s.png").read_bytes()[1:4] == b"PNG"
+    points = list(csv.DictReader((tmp_path / "s.csv").open()))
+    loss = [p for p in points if p["panel"] == "train loss"]
+    assert {(p["line"], p["x"]) for p in loss} == {
+        ("fogzo", "1e-09"), ("fogzo", "0.001"), ("ste", ""),
+    }  # fmt: skip
+
+
+def test_without_a_setting_the_logged_loss_is_drawn_of_unfinished_runs_too(runs, tmp_path):
+    (stopped,) = runs.glob("*-ste-s7-*")
+    shutil.copytree(stopped, tmp_path / "runs" / stopped.name)
+    found = summary.group(summary.find_runs([tmp_path / "runs"]))
+    points = summary.along_steps(found)
+    logged = [json.loads(x) for x in (stopped / "metrics.jsonl").read_text().splitlines()]
+    assert [p.mean for p in points] == pytest.approx(
+        [x["loss"] for x in logged if "split" not in x], rel=1e-4
+    )
+
+
+def test_committed_records_are_read_and_other_json_is_not(tmp_path):
+    record = make_record("STE", "lr=0.032", 0, 0.7)
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    (tmp_path / "bench.json").write_text('{"networks": {}}')
+    assert [run.seed for run in summary.find_runs([tmp_path])] == [0]
+
+
+def test_a_damaged_record_is_named_and_left_out(runs, tmp_path, capsys):
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    path = next(copy.glob("*ste-s0*")) / "record.json"
+    path.write_text(path.read_text()[:100])
+    rows(copy)
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "nowhere is not there"),
+        (["."], "no run is below ."),
+        (["RUNS", "--by", "estimator.nois"], "did you mean estimator.noise"),
+        (["RUNS", "--plot", "a.jpg"], "neither .png nor .pdf"),
+        (["RUNS", "--by", "estimator", "--plot", "a.png"], "two values of estimator, as numbers"),
+    ],
+    ids=["missing", "empty", "misspelt", "ending", "text"],
+)
+def test_what_the_user_can_mend_is_one_line(runs, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["summary", *(str(runs) if w == "RUNS" else w for w in words)])
+    with pytest.raises(UserError) as error:
+        summary.main()
+    assert said in str(error.value)
+
+
+def test_a_sweep_is_told_apart_in_progress_lines(tmp_path):
+    done = python(
+        "-m", "fogzo_repro", "-m", "dataset=digits", "recipe=digits_mlp", "recipe.max_steps=2",
+        "estimator.noise=1e-3,1e-4", "hardware=cpu", f"output_root={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for noise in ("0.001", "0.0001"):
+        assert f" (estimator.noise={noise}): 2 steps on" in done.stderr
+        assert f": finished  estimator.noise={noise}  test" in done.stdout
+
+
+def test_a_run_of_a_table_is_called_by_its_cell(tmp_path):
+    folder = train(tmp_path, "estimator=ste", "cell.row=a row", "cell.column=a column")
+    assert f"{folder.name} (a row | a column): 10 steps" in (folder / "log.txt").read_text()
