@@ -4,7 +4,8 @@
 
 At every snapshot of the run (`snapshots=5` keeps five), on a few batches, the smoothed gradient R
 is estimated by n-SPSA with many directions, and STE, n-SPSA and FOGZO are compared with it: cosine
-and norm ratio of one estimate, bias and variance, for n = 1, 10, 100 and six values of beta.
+and norm ratio of one estimate, bias and variance, for n = 1, 10, 100 and six values of beta; and
+so is the run's own estimator, where it is of the user's, with its settings at the snapshot's step.
 
 R is what n-SPSA estimates, the q-smoothed gradient of PAPER 1: n-SPSA is unbiased for it by
 definition, and on a quantized loss it is not the gradient of the p-smoothed loss. All vectors are
@@ -34,15 +35,17 @@ from torch import Tensor
 
 from fogzo_repro.config import UserError
 from fogzo_repro.estimators import SequentialProbes, fogzo, nspsa
-from fogzo_repro.estimators.protocol import Probes
+from fogzo_repro.estimators.protocol import Estimator, Probes
 from fogzo_repro.estimators.quality import (
     Quality,
     estimator_quality,
+    repeated_quality,
     smoothed_gradient,
     ste_quality,
 )
+from fogzo_repro.estimators.schedule import start_step
 from fogzo_repro.evaluate import parse_settings, read_device
-from fogzo_repro.plan import probe_budget
+from fogzo_repro.plan import build_estimator, probe_budget, probe_pairs
 from fogzo_repro.randomness import derive_seed, generator_for
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
 from fogzo_repro.reporting.jackknife import jackknife
@@ -55,6 +58,7 @@ from fogzo_repro.training.passes import Passes
 from fogzo_repro.training.tasks import Task
 
 SIZES = (1, 10, 100)  # n
+BUILT_IN = ("ste", "spsa", "fogzo")  # families
 NOISES = (1 - 0.666, 1 - 0.9, 1e-3, 1e-4, 1e-5, 1e-6)  # 1 - beta, as in the paper's Section 4.1
 
 
@@ -79,11 +83,6 @@ class Effort:
             raise UserError(f"directions={self.directions} must be at least 2 for each batch")
         if self.draws < max(SIZES):
             raise UserError(f"draws={self.draws} must be at least {max(SIZES)}, the largest n")
-
-    @property
-    def pairs(self) -> int:
-        """All probe pairs of one snapshot."""
-        return self.batches * (self.directions // self.batches + (1 + len(NOISES)) * self.draws)
 
 
 MANY = Effort(directions=2**14, batches=8, draws=200)  # where the batched evaluator runs the model
@@ -123,8 +122,14 @@ class Diagnosis:
         self.batched = task.batched_probes(network.model, budget)
         self.passes = Passes(network.model, task.loss, [w.parameter for w in network.weights])
         self.effort = effort(MANY if self.batched else FEW)
+        settings = run.config.estimator
+        self.own, self.name, self.n = None, settings.name, probe_pairs(settings)
+        if settings.family not in BUILT_IN:
+            self.own = build_estimator(run.config, device)
+        self.calls = max(2, self.effort.draws // max(1, self.n))  # of the run's own estimator
         data = task.batches(run.config.recipe.global_batch_size)
         self.total_steps = run.config.recipe.total_steps(data.steps_per_epoch)
+        self.start = start_step(getattr(settings, "start_fraction", 0.0), self.total_steps)
         order = generator_for(self.seed, 0, "diagnose/batches")
         self.batches: list[Any] = list(islice(data.epoch(order), self.effort.batches))
         if len(self.batches) < self.effort.batches:
@@ -165,8 +170,26 @@ class Diagnosis:
         qualities["nspsa", None] = measure(lambda p: nspsa(weights, n=n, generator=g, probes=p))
         for noise in NOISES:
             qualities["fogzo", noise] = measure(self._fogzo(noise, stream(f"fogzo/{noise:g}")))
+        if self.own is not None and self._begins(self.own, step):
+            own, streams = self.own, (stream("own/directions"), stream("own/signs"))
+            qualities[self.name, None] = repeated_quality(
+                weights, reference, self.n, self.calls, lambda: own(weights, probes, *streams)
+            )
+            report(self.calls * self.n)
         self.passes.finish()
         return Measured(reference.square, qualities)
+
+    def _begins(self, own: Estimator, step: int) -> bool:
+        """Begin the estimator's own step after so many of the run; the nearest that there is."""
+        total = self.total_steps - self.start
+        return total > 0 and own.begin_step(min(max(0, step - self.start), total - 1), total)
+
+    @property
+    def pairs(self) -> int:
+        """All probe pairs of one snapshot."""
+        effort, own = self.effort, 0 if self.own is None else self.calls * self.n
+        known = effort.directions // effort.batches + (1 + len(NOISES)) * effort.draws
+        return effort.batches * (known + own)
 
     def _fogzo(self, noise: float, generator: torch.Generator) -> Callable[[Probes], object]:
         weights, n = self.network.weights, self.effort.draws
@@ -180,11 +203,14 @@ def _rows(step: int, progress: float, measured: Sequence[Measured]) -> Iterator[
         of_batches = [(m.smoothed_square, m.qualities[name, noise]) for m in measured]
         for n in of_batches[0][1].length:
             samples = [
-                [r, q.alignment[n], q.length[n], q.square - 2 * q.projection + r, q.variance / n]
+                [
+                    r, q.alignment[n], q.length[n], q.square - 2 * q.projection + r,
+                    q.variance / max(1, n),
+                ]
                 for r, q in of_batches
-            ]
+            ]  # fmt: skip
             yield Row(
-                step, progress, name, 0 if name == "ste" else n, noise,
+                step, progress, name, n, noise,
                 cosine=jackknife(samples, lambda x: x[1] / x[0].sqrt()),
                 norm_ratio=jackknife(samples, lambda x: x[2] / x[0].sqrt()),
                 bias_squared=jackknife(samples, lambda x: x[3] / x[0]),
@@ -216,7 +242,7 @@ def diagnose(
         raise UserError(f"{run.folder} has no quantized weights, so there is nothing to estimate")
     network.check_laws("diagnose")
     diagnosis = Diagnosis(run, network, run.task(data_dir, device), effort, device)
-    pairs = diagnosis.effort.pairs * len(snapshots)
+    pairs = diagnosis.pairs * len(snapshots)
     progress = RunProgress("diagnose, probe pairs", pairs, 0)
     done, rows = 0, []
 

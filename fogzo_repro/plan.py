@@ -30,7 +30,7 @@ from fogzo_repro.config import (
 from fogzo_repro.estimators import QuantizedWeight
 from fogzo_repro.estimators.directions import BLOCK_NUMBERS
 from fogzo_repro.estimators.fused import compile_fused
-from fogzo_repro.estimators.protocol import Probes
+from fogzo_repro.estimators.protocol import Estimator, Probes
 from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.checkpoint import KEEP
 from fogzo_repro.training.graph import can_capture
@@ -93,7 +93,7 @@ def needs_of(config: RunConfig, network: Network) -> Needs:
         optimizer = 2 * gradients + NUMBER * len(trainable)
     else:
         optimizer = gradients if recipe.momentum else 0
-    n, d = getattr(config.estimator, "n", 0), network.perturbed
+    n, d = probe_pairs(config.estimator), network.perturbed
     k = min(n, max(1, BLOCK_NUMBERS // max(1, d)))
     several = n > k
     rotated = any(w.rotate is not QuantizedWeight.rotate for w in network.weights)
@@ -167,7 +167,7 @@ def make_plan(config: RunConfig) -> Plan:
     network = build_network(config, task.model_arguments, machine.device)
     if isinstance(config.estimator, FogzoConfig):
         config = replace(config, estimator=config.estimator.with_noise(network.perturbed))
-    if evaluations_per_step(config.estimator)["probes"]:
+    if probe_pairs(config.estimator):
         network.check_laws(f"estimator={config.estimator.name}")
     if machine.cuda_graph and not can_capture(network.model):
         machine = replace(machine, cuda_graph=False)
@@ -219,10 +219,12 @@ def build_step(
         network.model,
         loss,
         build_optimizer(config.recipe, network.model, capturable=machine.cuda_graph),
-        build_part("estimator", config.estimator, config.parts_dir, device=machine.device),
+        build_estimator(config, machine.device),
         network.weights,
         seed=config.seed,
+        pairs=probe_pairs(config.estimator),
         batched_probes=batched_probes,
+        start_fraction=getattr(config.estimator, "start_fraction", 0.0),
         probe_fraction=getattr(config.estimator, "probe_fraction", 1.0),
         random_sign=getattr(config.estimator, "random_sign", False),
         autocast=machine.autocast,
@@ -230,6 +232,22 @@ def build_step(
         ranks=current_ranks(),
         micro_batch=config.recipe.micro_batch_size if config.recipe.accumulate else None,
     )
+
+
+def build_estimator(config: RunConfig, device: torch.device) -> Estimator:
+    """Build the estimator of a run from its Python file.
+
+    Raises:
+        UserError: where what is built there is no estimator.
+    """
+    found = build_part("estimator", config.estimator, config.parts_dir, device=device)
+    for method, how in {"begin_step": "(step, total_steps)", "__call__": "(weights, ...)"}.items():
+        if not callable(getattr(found, method, None)):
+            raise UserError(
+                f"estimator={config.estimator.name}: build() returned a {type(found).__name__}, "
+                f"which has no {method}{how}"
+            )
+    return found
 
 
 def probe_budget(hardware: HardwareConfig) -> int:
@@ -242,8 +260,8 @@ def choose_batched_probes(
 ) -> Callable[[Any], Probes] | None:
     """Resolve estimator.evaluator: batched where it can be and there is more than one direction."""
     estimator: Any = config.estimator
-    wanted = getattr(estimator, "evaluator", "sequential")
-    if wanted == "sequential" or (wanted == "auto" and estimator.n == 1):
+    wanted = getattr(estimator, "evaluator", "auto")
+    if wanted == "sequential" or (wanted == "auto" and probe_pairs(estimator) <= 1):
         return None
     found = None
     if machine.autocast is None:  # the batched evaluator computes in float32
@@ -256,12 +274,17 @@ def choose_batched_probes(
     return found
 
 
+def probe_pairs(estimator: Any) -> int:
+    """Return how many probe pairs an estimator measures at each of its steps: its key `n`."""
+    return getattr(estimator, "n", 0)
+
+
 def evaluations_per_step(estimator: Any) -> dict[str, int]:
     """Return network evaluations per probed step, under both countings of PAPER 2.
 
     `probes` counts the perturbed forward passes; `total` adds the STE pass as 3 forwards.
     """
-    probes = 2 * getattr(estimator, "n", 0)
+    probes = 2 * probe_pairs(estimator)
     return {"probes": probes, "total": probes + 3}
 
 

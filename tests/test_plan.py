@@ -47,7 +47,7 @@ def test_what_is_foretold_is_there_after_a_step(overrides: list[str]) -> None:
     planned.task.load(CPU)
     step = planned.build_step()
     batch = next(iter(planned.task.batches(32).epoch(generator_for(0, 0, "order"))))
-    step(batch, step.prepare(0, 10, 0.1))
+    step(batch, step.begin(0, 10, 0.1))
     needs, model = plan.needs_of(config, planned.network), planned.network.model
     assert needs.weights == total([*model.parameters(), *model.buffers()])
     assert needs.gradients == total(p.grad for p in model.parameters() if p.grad is not None)

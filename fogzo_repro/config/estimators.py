@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import ClassVar
 
-from fogzo_repro.config.parts import Part
+from fogzo_repro.config.parts import EstimatorPart
 from fogzo_repro.config.rules import ConfigError, choice, finite, require
 
 
 @dataclass(frozen=True)
-class SpsaConfig(Part):
+class SpsaConfig(EstimatorPart):
     """n-SPSA (PAPER 1)."""
 
     n: int
@@ -21,12 +21,8 @@ class SpsaConfig(Part):
     random_sign: bool
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.n >= 1, f"estimator.n={self.n} must be at least 1; use estimator=ste for none")
-        for key in ("start_fraction", "probe_fraction"):
-            value = getattr(self, key)
-            require(0 <= value <= 1, f"estimator.{key}={value} is outside [0, 1]")
-        require(self.probe_fraction > 0, "estimator.probe_fraction=0.0 must be above 0")
-        choice("estimator.evaluator", self.evaluator, ("auto", "sequential", "batched"))
 
 
 @dataclass(frozen=True)

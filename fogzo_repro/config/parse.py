@@ -44,7 +44,9 @@ def _schema(section: str, settings: Any, parts_dir: str | None, typed: Mapping[s
             _convert(f"{section}.{key}", str, settings[key], typed)
         name, family = settings["name"], settings["family"]
         known = FAMILIES[section]
-        return known[family] if family in known else schema(section, name, family, parts_dir)
+        if family in known:
+            return known[family]
+        return schema(section, name, family, parts_dir, known)
     return {"hardware": HardwareConfig, "cell": CellConfig}[section]
 
 

@@ -65,6 +65,25 @@ class ModelPart(Part):
 
 
 @dataclass(frozen=True)
+class EstimatorPart(Part):
+    """What an estimator may have; keys of these names mean the same for all of them.
+
+    `n` is the number of probe pairs that it measures at each of its steps, none without the key;
+    the run sees to `start_fraction`, `probe_fraction`, `evaluator` and `random_sign`.
+    """
+
+    def __post_init__(self) -> None:
+        n = getattr(self, "n", 0)
+        require(type(n) is int and n >= 0, f"estimator.n={n} is not a number of probe pairs")
+        for key in ("start_fraction", "probe_fraction"):
+            value = getattr(self, key, 1.0)
+            require(0 <= value <= 1, f"estimator.{key}={value} is outside [0, 1]")
+            require(value > 0 or key != "probe_fraction", f"estimator.{key}=0.0 must be above 0")
+        evaluator = getattr(self, "evaluator", "auto")
+        choice("estimator.evaluator", evaluator, ("auto", "sequential", "batched"))
+
+
+@dataclass(frozen=True)
 class QuantizerPart(Part):
     """What every quantizer of a user's has; 16 bits are full precision."""
 
@@ -79,7 +98,12 @@ class QuantizerPart(Part):
 
 
 FIRST_LAST = ("float", "8bit", "quantized")
-SHARED = {"model": ModelPart, "dataset": Part, "quantizer": QuantizerPart, "estimator": Part}
+SHARED = {
+    "model": ModelPart,
+    "dataset": Part,
+    "quantizer": QuantizerPart,
+    "estimator": EstimatorPart,
+}
 
 
 def check_bits(key: str, value: int) -> None:
@@ -135,8 +159,19 @@ def _how_to_name_a_folder(parts_dir: str | None) -> str:
     return "" if parts_dir else "; a folder of yours is named by --config-dir or FOGZO_PARTS"
 
 
-def schema(section: str, name: str, family: str, parts_dir: str | None) -> type:
-    """Return the settings of a part without a dataclass of its own, by its YAML file.
+def schema(
+    section: str, name: str, family: str, parts_dir: str | None, families: Mapping[str, type]
+) -> type:
+    """Return the settings of a part whose family has no dataclass of its own, by its YAML file.
+
+    A YAML file that is based on another one has that one's rules too.
+
+    Args:
+        section: the part's kind.
+        name: the part's name.
+        family: its Python file.
+        parts_dir: the user's folder of parts.
+        families: the dataclasses of the section's built-in families.
 
     Raises:
         ConfigError: where its YAML or Python file is missing or is not one.
@@ -145,7 +180,10 @@ def schema(section: str, name: str, family: str, parts_dir: str | None) -> type:
     roots = [CONFIGS, *([] if parts_dir is None else [Path(parts_dir)])]
     for path in (root / section / f"{name}.yaml" for root in roots):
         if path.is_file():
-            return _dataclass(section, tuple(_types(path).items()))
+            base = SHARED[section]
+            for content in _based_on(path):
+                base = families.get(content.get("family", ""), base)
+            return _dataclass(section, tuple(_types(path).items()), base)
     raise ConfigError(
         f"{section}.name={name}: there is no {section}/{name}.yaml, and a part's file has the "
         f"part's name{_how_to_name_a_folder(parts_dir)}"
@@ -155,12 +193,22 @@ def schema(section: str, name: str, family: str, parts_dir: str | None) -> type:
 @cache
 def _types(path: Path) -> dict[str, Any]:
     """Return the type of each key of a part's YAML file; those that it is based on come first."""
-    content = read_yaml(path)
     found: dict[str, Any] = {}
-    for other in content.pop("defaults", ()):
+    for content in _based_on(path):
+        found |= {key: _type(value) for key, value in content.items() if key != "defaults"}
+    return found
+
+
+@cache
+def _based_on(path: Path) -> list[dict[str, Any]]:
+    """Return the contents of the YAML files that a part's is based on, and then its own."""
+    content = read_yaml(path)
+    found: list[dict[str, Any]] = []
+    for other in content.get("defaults", ()):
         if isinstance(other, str) and other != "_self_":
-            found |= _types(path.with_name(f"{other}.yaml"))
-    return found | {key: _type(value) for key, value in content.items()}
+            built_in = CONFIGS / path.parent.name / f"{other}.yaml"
+            found += _based_on(built_in if built_in.is_file() else path.with_name(built_in.name))
+    return [*found, content]
 
 
 def _type(value: Any) -> Any:
@@ -178,25 +226,27 @@ _PLAIN = {bool, int, float, str}
 
 
 @cache
-def _dataclass(section: str, types: tuple[tuple[str, Any], ...]) -> type:
-    """Make the dataclass of a section with these keys; the same keys give the same class."""
-    shared = {field.name for field in fields(SHARED[section])}
+def _dataclass(section: str, types: tuple[tuple[str, Any], ...], base: type) -> type:
+    """Make a dataclass with these keys beside those of its base; the same ones give the same."""
+    shared = {field.name for field in fields(base)}
     made = make_dataclass(
         f"Added{section.capitalize()}",
         [(key, kind) for key, kind in types if key not in shared],
-        bases=(SHARED[section],),
+        bases=(base,),
         frozen=True,
     )
 
     def reduce(self: Any) -> Any:  # for another process, which makes the class itself
-        return _restore, (section, types, vars(self))
+        return _restore, (section, types, base, vars(self))
 
     made.__reduce__ = reduce  # type: ignore[assignment]
     return made
 
 
-def _restore(section: str, types: tuple[tuple[str, Any], ...], values: dict[str, Any]) -> Any:
-    return _dataclass(section, types)(**values)
+def _restore(
+    section: str, types: tuple[tuple[str, Any], ...], base: type, values: dict[str, Any]
+) -> Any:
+    return _dataclass(section, types, base)(**values)
 
 
 def build_part(
@@ -233,8 +283,9 @@ def build_part(
     if not path.is_relative_to(PACKAGE):
         others = ("build", "build_input")
         read = {n for f in others if hasattr(module, f) for n in _parameters(path, module, f)}
+        read |= {*READ_BY_THE_RUN, *getattr(settings, "ONE_OF", ())}
         for key in vars(settings):
-            if key not in read | READ_BY_THE_RUN:
+            if key not in read:
                 raise ConfigError(
                     f"{section}.{key}: build() in {path} has no parameter {key}"
                     f"{did_you_mean(key, read)}"

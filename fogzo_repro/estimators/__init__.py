@@ -9,20 +9,29 @@ After `loss.backward()` the latent weights hold the STE gradient. An estimator r
 `loss_fn()` returns the loss at the current parameters, on the same batch and with the same masks.
 """
 
+from fogzo_repro.estimators.directions import draw, mixed, random_signs, unmixed
 from fogzo_repro.estimators.fogzo import fogzo
-from fogzo_repro.estimators.probes import RandomSign, SequentialProbes
+from fogzo_repro.estimators.probes import CountedProbes, RandomSign, SequentialProbes
 from fogzo_repro.estimators.protocol import Estimate, Point, QuantizedWeight
+from fogzo_repro.estimators.schedule import noise_at
 from fogzo_repro.estimators.smoothing import SmoothingLaw, smoothing_law
-from fogzo_repro.estimators.spsa import nspsa
+from fogzo_repro.estimators.spsa import Total, nspsa
 
 __all__ = [
+    "CountedProbes",
     "Estimate",
     "Point",
     "QuantizedWeight",
     "RandomSign",
     "SequentialProbes",
     "SmoothingLaw",
+    "Total",
+    "draw",
     "fogzo",
+    "mixed",
+    "noise_at",
     "nspsa",
+    "random_signs",
     "smoothing_law",
+    "unmixed",
 ]

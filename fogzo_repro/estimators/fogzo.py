@@ -98,43 +98,31 @@ def square_roots(beta: float) -> tuple[float, float]:
 
 
 class Fogzo:
-    """FOGZO in the training loop: beta by its schedule, the plain STE before `start_fraction`.
+    """FOGZO in the training loop, with beta by its schedule.
 
     Args:
         n: probe pairs per step.
         noise: 1 - beta_min.
         schedule: `constant`, or `linear` from beta = 1 to beta_min over the probed steps [rep].
-        start_fraction: share of the steps that are left to the STE ("r% STE then FOGZO" [sum]).
         device: where the weights are.
+
+    Attributes:
+        noise: 1 - beta at the step that has begun.
     """
 
-    def __init__(
-        self, n: int, noise: float, schedule: str, start_fraction: float, device: torch.device
-    ) -> None:
+    def __init__(self, n: int, noise: float, schedule: str, device: torch.device) -> None:
         self.n = n
-        self.noise = noise
+        self.last_noise = noise
         self.schedule = schedule
-        self.start_fraction = start_fraction
+        self.noise = 0.0
         self.sqrt_beta = torch.zeros((), dtype=torch.float64, device=device)
         self.sqrt_noise = torch.zeros_like(self.sqrt_beta)
 
-    def noise_at(self, step: int, total_steps: int) -> float | None:
-        """Return 1 - beta at a step, or None before the start."""
-        return noise_at(
-            step,
-            total_steps,
-            noise=self.noise,
-            schedule=self.schedule,
-            start_fraction=self.start_fraction,
-        )
-
-    def prepare(self, step: int, total_steps: int) -> bool:
-        """Set beta for a step; return whether it is probed."""
-        noise = self.noise_at(step, total_steps)
-        if noise is None:
-            return False
-        self.sqrt_beta.fill_(math.sqrt(1 - noise))
-        self.sqrt_noise.fill_(math.sqrt(noise))
+    def begin_step(self, step: int, total_steps: int) -> bool:
+        """Set beta for a step; return True: each step is probed."""
+        self.noise = noise_at(step, total_steps, noise=self.last_noise, schedule=self.schedule)
+        self.sqrt_beta.fill_(math.sqrt(1 - self.noise))
+        self.sqrt_noise.fill_(math.sqrt(self.noise))
         return True
 
     def __call__(
@@ -150,8 +138,6 @@ class Fogzo:
         )
 
 
-def build(
-    n: int, noise: float, beta_schedule: str, start_fraction: float, device: torch.device
-) -> Fogzo:
+def build(n: int, noise: float, beta_schedule: str, device: torch.device) -> Fogzo:
     """Build the estimator of a run."""
-    return Fogzo(n, noise, beta_schedule, start_fraction, device)
+    return Fogzo(n, noise, beta_schedule, device)

@@ -51,6 +51,23 @@ class SequentialProbes:
         return loss.to(torch.promote_types(loss.dtype, torch.float32))
 
 
+class CountedProbes:
+    """Probes that count the pairs that they measure, as `pairs`.
+
+    Args:
+        probes: what measures them.
+    """
+
+    def __init__(self, probes: Probes) -> None:
+        self.probes = probes
+        self.pairs = 0
+
+    def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
+        """Measure k pairs, and count them."""
+        self.pairs += len(directions[0])
+        return self.probes(here, directions)
+
+
 class RandomSign:
     """A control: swaps L+ and L- with probability 1/2, so the sign of each difference is random.
 

@@ -162,11 +162,21 @@ class Estimator(Protocol):
     """An estimator in the training loop, one object for a whole run.
 
     It is called after the backward pass, when `.grad` holds the STE gradient of every parameter,
-    and replaces the `.grad` of the quantized weights.
+    and replaces the `.grad` of the quantized weights. Where it has an attribute `noise`, its share
+    of noise at the step that has begun, 1 - beta, this is logged.
+
+    It is not stored with a checkpoint: what it does at a step must follow from the step alone.
     """
 
-    def prepare(self, step: int, total_steps: int) -> bool:
-        """Set what depends on the step (beta); return whether probes are wanted at it."""
+    def begin_step(self, step: int, total_steps: int) -> bool:
+        """Set what depends on the step (beta); return whether the estimator is called at it.
+
+        It may be asked for any step, in any order.
+
+        Args:
+            step: from 0, of the steps that are the estimator's: those after `start_fraction`.
+            total_steps: how many these are.
+        """
         ...
 
     def __call__(

@@ -52,7 +52,7 @@ class Quality:
         square: ||E[G]||^2, unbiased.
         projection: <E[G], R>, unbiased.
         variance: E||G - E[G]||^2 at n = 1; at n it is this over n.
-        length: E||G|| at each n.
+        length: E||G|| at each n, 0 for what takes no probes.
         alignment: E[<G, R> / ||G||] at each n; over ||R|| it is the cosine. 0 where G is zero.
     """
 
@@ -183,14 +183,52 @@ def estimator_quality(
     )
 
 
+def repeated_quality(
+    weights: Sequence[QuantizedWeight],
+    reference: SmoothedGradient,
+    pairs: int,
+    calls: int,
+    estimate: Callable[[], object],
+) -> Quality:
+    """Measure an estimator of any form by what it writes into `.grad` in many calls.
+
+    Args:
+        weights: the quantized weights; `.grad` holds the STE gradient. All left unchanged.
+        reference: the smoothed gradient of that batch, from other draws.
+        pairs: the probe pairs of one call, 0 for what only looks at the STE gradient.
+        calls: how often it is called, at least 2.
+        estimate: calls the estimator.
+
+    Returns:
+        Moments as those of `estimator_quality`, at n = pairs alone.
+    """
+    epsilons = [w.epsilon() for w in weights]
+    total, squares, lengths, alignments = None, 0.0, [], []
+    for _ in range(calls):
+        with _gradients_kept(weights):
+            estimate()
+            # in the weights' coordinates, as the directions that probes are given
+            moves = [e * w.gradient() for e, w in zip(epsilons, weights, strict=True)]
+        g = torch.cat([move.flatten() for move in moves]).double()
+        total = g if total is None else total + g
+        norm, along = g.norm(), torch.dot(g, reference.mean.double())
+        squares += g.square().sum().item()
+        lengths.append(norm.view(1))
+        alignments.append(torch.where(norm > 0, along / norm, 0.0).view(1))
+    assert total is not None
+    square = (total.square().sum().item() - squares) / (calls * (calls - 1))
+    return Quality(
+        square=square,
+        projection=torch.dot(total / calls, reference.mean.double()).item(),
+        variance=(squares / calls - square) * max(1, pairs),
+        length={pairs: _mean(lengths)},
+        alignment={pairs: _mean(alignments)},
+    )
+
+
 def ste_quality(weights: Sequence[QuantizedWeight], reference: SmoothedGradient) -> Quality:
     """Measure the STE gradient in `.grad`, which is one vector: its variance is 0."""
-    # in the weights' coordinates, as the directions that probes are given
-    moves = [w.epsilon() * w.gradient() for w in weights]
-    g = torch.cat([move.flatten() for move in moves]).double()
-    norm, projection = g.norm().item(), torch.dot(g, reference.mean.double()).item()
-    alignment = projection / norm if norm else 0.0
-    return Quality(norm**2, projection, 0.0, {1: norm}, {1: alignment})
+    return repeated_quality(weights, reference, 0, 2, lambda: None)
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from fogzo_repro.estimators.directions import draw, unmixed
 from fogzo_repro.estimators.fused import replace_, weighted
 from fogzo_repro.estimators.probes import probes_of
 from fogzo_repro.estimators.protocol import Estimate, LossFunction, Point, Probes, QuantizedWeight
-from fogzo_repro.estimators.schedule import start_step
 
 
 @torch.no_grad()
@@ -107,16 +106,14 @@ class Nspsa:
 
     Args:
         n: probe pairs per step.
-        start_fraction: share of the steps that are left to the STE.
     """
 
-    def __init__(self, n: int, start_fraction: float) -> None:
+    def __init__(self, n: int) -> None:
         self.n = n
-        self.start_fraction = start_fraction
 
-    def prepare(self, step: int, total_steps: int) -> bool:
-        """Return whether a step is probed."""
-        return step >= start_step(self.start_fraction, total_steps)
+    def begin_step(self, step: int, total_steps: int) -> bool:
+        """Return True: each step is probed."""
+        return True
 
     def __call__(
         self,

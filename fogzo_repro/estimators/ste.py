@@ -16,8 +16,8 @@ from fogzo_repro.estimators.protocol import Probes, QuantizedWeight
 class Ste:
     """STE in the training loop: it asks for no probes."""
 
-    def prepare(self, step: int, total_steps: int) -> bool:
-        """Return False: no step is probed."""
+    def begin_step(self, step: int, total_steps: int) -> bool:
+        """Return False: there is nothing to do at any step."""
         return False
 
     def __call__(

@@ -22,8 +22,8 @@ class Row:
     Attributes:
         step: optimizer steps before the snapshot.
         progress: step over the steps of the run.
-        estimator: `ste`, `nspsa` or `fogzo`.
-        n: probe pairs of one estimate; 0 for the STE.
+        estimator: `ste`, `nspsa`, `fogzo`, or the name of a user's.
+        n: probe pairs of one estimate; 0 for what takes none.
         noise: 1 - beta of FOGZO.
         cosine: between one estimate and R.
         norm_ratio: norm of one estimate over that of R.
@@ -47,7 +47,7 @@ class Row:
     def label(self) -> str:
         """The estimator's name for people."""
         if self.noise is None:
-            return {"ste": "STE", "nspsa": "n-SPSA"}[self.estimator]
+            return {"ste": "STE", "nspsa": "n-SPSA"}.get(self.estimator, self.estimator)
         return f"FOGZO {beta_text(self.noise)}"
 
     @property
@@ -137,6 +137,9 @@ def _root(square: Interval) -> str:
     return f"<{math.sqrt(max(0.0, square.high)):.3g}"
 
 
+STYLES = {"ste": {"color": "black", "ls": "-"}, "nspsa": {"color": "tab:red", "ls": "--"}}
+
+
 def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     """Draw cosine and relative error over the progress of training, a column for each n."""
     import matplotlib
@@ -160,8 +163,7 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
             first = line[0]
             style: dict[str, Any] = {"color": colours.get(first.noise), "label": label}
             if first.noise is None:
-                ste = first.estimator == "ste"
-                style |= {"color": "black" if ste else "tab:red", "ls": "-" if ste else "--"}
+                style |= STYLES.get(first.estimator, {"color": "tab:orange", "ls": ":"})
             shift = 0.006 * (index - (len(lines) - 1) / 2)  # so that intervals do not overlap
             x = [row.progress + shift for row in line]
             y = [row.cosine.value for row in line]
@@ -190,5 +192,5 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
 
 
 def _line_order(row: Row) -> tuple[int, float, int]:
-    rank = {"ste": 0, "nspsa": 1, "fogzo": 2}[row.estimator]
+    rank = {"ste": 0, "nspsa": 1, "fogzo": 2}.get(row.estimator, 3)
     return rank, -(row.noise or 0.0), row.step

@@ -326,9 +326,11 @@ def _noise(config: RunConfig, t: int, total: int) -> float:
     estimator: Any = config.estimator
     if estimator.name != "fogzo":
         return 1.0
-    start, schedule = estimator.start_fraction, estimator.beta_schedule
-    noise = noise_at(t, total, noise=estimator.noise, schedule=schedule, start_fraction=start)
-    return noise or 0.0
+    start = start_step(estimator.start_fraction, total)
+    if t < start:
+        return 0.0
+    own = t - start, total - start
+    return noise_at(*own, noise=estimator.noise, schedule=estimator.beta_schedule)
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

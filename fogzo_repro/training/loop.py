@@ -24,7 +24,7 @@ from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint
 from fogzo_repro.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from fogzo_repro.training.preemption import Preempted, StopRequest
-from fogzo_repro.training.row import ROW, has_no_gradient, read_row
+from fogzo_repro.training.row import ROW, begin_line, has_no_gradient, read_row
 from fogzo_repro.training.step import TrainStep
 
 # torch 2.11 once compiled a quantizer's backward pass to zeros, without a word.
@@ -110,9 +110,9 @@ class Training:
         self.model: nn.Module = step.model
         self.ranks = step.ranks
         self.done = 0
-        steps = range(timetable.total_steps)
-        prepare = step.estimator.prepare
-        self.first_probed = next((t for t in steps if prepare(t, timetable.total_steps)), None)
+        total = timetable.total_steps
+        probed = (t for t in range(total) if step.pairs and step.is_the_estimators(t, total))
+        self.first_probed = next(probed, None)
         self.buffer = torch.zeros(FLUSH_STEPS, len(ROW), device=step.device)
         self.pending: list[dict[str, Any]] = []
         self.last: dict[str, float] = {}  # the newest metrics, by split and name
@@ -195,19 +195,12 @@ class Training:
     def _one_step(self, batch: Any) -> None:
         timetable, t = self.timetable, self.done
         lr = timetable.lr(t, timetable.total_steps)
-        probing = self.step.prepare(t, timetable.total_steps, lr)
-        line: dict[str, Any] = {"step": t + 1, "lr": lr}
-        if probing:
-            noise = getattr(self.step.estimator, "noise_at", lambda *_: None)(
-                t, timetable.total_steps
-            )
-            if noise is not None:
-                line["noise"] = noise
-            self.step.asks_null_level = t == self.first_probed
+        probing = self.step.begin(t, timetable.total_steps, lr)
+        noise = getattr(self.step.estimator, "noise", None) if probing else None
+        asks = self.step.asks_null_level = t == self.first_probed
         self.buffer[len(self.pending)].copy_(self.take(batch, probing))
-        if probing and self.step.asks_null_level:
-            line["null_level"] = self.step.null_level.item()
-        self.pending.append(line)
+        null_level = self.step.null_level.item() if asks else None
+        self.pending.append(begin_line(t + 1, lr, noise, null_level))
         self.done += 1
 
     def flush(self, progress: RunProgress) -> None:

@@ -46,6 +46,21 @@ def read_row(row: Sequence[float]) -> tuple[dict[str, float], str | None]:
     return values, f"loss {values['loss']:g} or a gradient is not finite"
 
 
+def begin_line(
+    step: int, lr: float, noise: float | None, null_level: float | None
+) -> dict[str, Any]:
+    """Return what a line has beside the numbers of its row; None is left out.
+
+    Args:
+        step: from 1.
+        lr: the learning rate.
+        noise: the estimator's share of noise, 1 - beta.
+        null_level: see `training.passes`; measured at the first step that is probed.
+    """
+    told = {"step": step, "lr": lr, "noise": noise, "null_level": null_level}
+    return {name: value for name, value in told.items() if value is not None}
+
+
 def has_no_gradient(line: Mapping[str, Any]) -> bool:
     """Return whether the optimizer was given a gradient of zero for all quantized weights.
 

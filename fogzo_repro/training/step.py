@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.estimators import QuantizedWeight, RandomSign, SequentialProbes
-from fogzo_repro.estimators.protocol import Estimator, Probes
+from fogzo_repro.config import UserError
+from fogzo_repro.estimators import CountedProbes, QuantizedWeight, RandomSign, SequentialProbes
+from fogzo_repro.estimators.protocol import Estimate, Estimator, Probes
+from fogzo_repro.estimators.schedule import start_step
 from fogzo_repro.randomness import derive_seed
 from fogzo_repro.training.optimizers import set_lr
 from fogzo_repro.training.passes import Passes, null_level
@@ -37,7 +39,9 @@ class TrainStep:
         estimator: replaces the gradients of `weights`.
         weights: the quantized weights.
         seed: of the run.
+        pairs: how many probe pairs the estimator measures at each of its steps.
         batched_probes: batch -> probes, in place of the sequential ones.
+        start_fraction: share of the steps, from the first on, that are left to the STE.
         probe_fraction: share of the batch that the probes see.
         random_sign: the control of PAPER 4.
         autocast: dtype of the forward passes, or None for float32.
@@ -55,7 +59,9 @@ class TrainStep:
         weights: Sequence[QuantizedWeight],
         *,
         seed: int,
+        pairs: int,
         batched_probes: Callable[[Any], Probes] | None = None,
+        start_fraction: float = 0.0,
         probe_fraction: float = 1.0,
         random_sign: bool = False,
         autocast: torch.dtype | None = None,
@@ -68,7 +74,9 @@ class TrainStep:
         self.estimator = estimator
         self.weights = weights
         self.seed = seed
+        self.pairs = pairs
         self.batched_probes = batched_probes
+        self.start_fraction = start_fraction
         self.probe_fraction = probe_fraction
         self.random_sign = random_sign
         self.clip_norm = clip_norm
@@ -88,24 +96,34 @@ class TrainStep:
         self.generators = {name: torch.Generator(self.device) for name in STREAMS}
         self.failed = torch.zeros((), device=self.device)  # 1 once the run must stop
         self.bad_streak = torch.zeros((), device=self.device)
-        self.asks_null_level = False  # at the next step that is probed
+        self.asks_null_level = False  # at the next step that is the estimator's
         self.null_level = self.bad_streak
 
-    def prepare(self, step: int, total_steps: int, lr: float) -> bool:
+    def is_the_estimators(self, step: int, total_steps: int) -> bool:
+        """Return whether the estimator is called at a step, which begins for it."""
+        start = start_step(self.start_fraction, total_steps)
+        return step >= start and self.estimator.begin_step(step - start, total_steps - start)
+
+    def begin(self, step: int, total_steps: int, lr: float) -> bool:
         """Set what depends on the step: streams, learning rate, beta.
 
         Returns:
-            Whether this step is probed.
+            Whether the estimator is called at this step; else it is the STE's.
         """
         for name, generator in self.generators.items():
             generator.manual_seed(derive_seed(self.seed, step, name))
         rank = f"/{self.ranks.rank}" if self.ranks.rank else ""
         self.passes.seed(derive_seed(self.seed, step, f"masks{rank}"))
         set_lr(self.optimizer, lr)
-        return self.estimator.prepare(step, total_steps)
+        return self.is_the_estimators(step, total_steps)
 
     def __call__(self, batch: Any, probing: bool) -> Tensor:
-        """Take one step; return its row, see `training.row`."""
+        """Take one step; return its row, see `training.row`.
+
+        Args:
+            batch: of the step.
+            probing: whether the estimator is called at it.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.passes.straight_through(batch, lambda part: self.scaler.scale(part).backward())
         loss = self.ranks.average(loss)
@@ -117,11 +135,7 @@ class TrainStep:
 
         estimate = None
         if probing:
-            probes = self.probes(batch)
-            if self.asks_null_level:
-                self.null_level = null_level(self.weights, probes)
-            streams = self.generators["directions"], self.generators["signs"]
-            estimate = self.estimator(self.weights, probes, *streams)
+            estimate = self._estimate(self.probes(batch))
             # Equal on all ranks but for rounding: each may tune compiled kernels for itself.
             self.ranks.average_gradients(w.parameter for w in self.weights)
             norm_quantized = self._norm(w.parameter for w in self.weights)  # of the estimate
@@ -136,6 +150,32 @@ class TrainStep:
             estimate, finite, loss=loss, grad_norm_quantized=norm_quantized,
             grad_norm_other=norm_other, skipped=skipped, failed=self.failed,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def _estimate(self, probes: Probes) -> Estimate | None:
+        """Let the estimator replace the gradients; autograd records nothing of it.
+
+        Raises:
+            UserError: where it measures more or fewer pairs than its settings say, or returns
+                something else than an estimate.
+        """
+        if self.asks_null_level:
+            self.null_level = null_level(self.weights, probes)
+        counted = CountedProbes(probes)
+        streams = self.generators["directions"], self.generators["signs"]
+        estimate = self.estimator(self.weights, counted, *streams)
+        if counted.pairs != self.pairs:
+            raise UserError(
+                f"the estimator measured {counted.pairs} probe pairs at a step and estimator.n is "
+                f"{self.pairs}: give n: {counted.pairs} in its YAML file, by which costs, memory "
+                "and records go"
+            )
+        if not isinstance(estimate, Estimate | None):
+            raise UserError(
+                f"the estimator returned a {type(estimate).__name__}; return an Estimate, as "
+                "Total.write() gives it, or None"
+            )
+        return estimate
 
     def _count_bad(self, finite: Tensor, bad_probes: Tensor) -> None:
         """Count steps in a row with a bad probe; a skipped step has no estimate and counts not."""

@@ -34,7 +34,7 @@ class Clock:
 
     def train(self, probing: bool) -> None:
         """Take one step."""
-        self.step.prepare(self.taken + 1, 10**4, LR)  # at the first step of all beta is 1
+        self.step.begin(self.taken + 1, 10**4, LR)  # at the first step of all beta is 1
         self.row = self.take(self.batches[self.taken % len(self.batches)], probing)
         self.taken += 1
 
@@ -48,7 +48,7 @@ class Clock:
         import torch
 
         for probing in (False, True)[: 1 + probed]:
-            self.step.prepare(1, 10**4, LR)
+            self.step.begin(1, 10**4, LR)
             self.step(self.batches[0], probing)
             self.step.optimizer.zero_grad(set_to_none=True)
             if self.on_gpu:

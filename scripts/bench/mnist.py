@@ -72,7 +72,7 @@ def median_step(step: TrainStep, batch: Any, repetitions: int) -> dict[str, Any]
     """Time single steps after one warm-up; the weights change with every step."""
     seconds = []
     for t in range(repetitions + 1):
-        probing = step.prepare(t, 1170, 0.032)
+        probing = step.begin(t, 1170, 0.032)
         synchronize()
         started = time.perf_counter()
         step(batch, probing)
@@ -125,7 +125,7 @@ def probe_memory(hardware: str) -> list[dict[str, Any]]:
             "hardware.cuda_graph=false", "hardware.probe_memory_mb=512",
         )  # fmt: skip
         step, batch = build_step(config)
-        probing = step.prepare(0, 1170, 0.032)
+        probing = step.begin(0, 1170, 0.032)
         step(batch, probing)
         synchronize()
         before = torch.cuda.memory_allocated()

@@ -44,7 +44,7 @@ def mine(tmp_path, monkeypatch):
     return write
 
 
-SHRINK = "class Shrink:\n    prepare = lambda self, step, total: True\n"
+SHRINK = "class Shrink:\n    begin_step = lambda self, step, total: True\n"
 SHRINK += "    def __init__(self, by): self.by = by\n"
 SHRINK += "    def __call__(self, weights, *rest):\n"
 SHRINK += "        for w in weights: w.parameter.grad.mul_(self.by)\n\n"

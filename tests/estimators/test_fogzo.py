@@ -93,8 +93,8 @@ def test_noise_of_one_billionth_survives_in_float32() -> None:
     assert square_roots(1 - 1e-9)[1] == pytest.approx(math.sqrt(1e-9), rel=1e-6)
     g = torch.tensor([1.0, -2.0, 3.0])
     [weight] = weights = single([0.1, 0.2, 0.3], g.tolist())
-    recorder, estimator = Recorder(), Fogzo(1, 1e-9, "constant", 0.0, torch.device("cpu"))
-    assert estimator.prepare(0, 10)
+    recorder, estimator = Recorder(), Fogzo(1, 1e-9, "constant", torch.device("cpu"))
+    assert estimator.begin_step(0, 10)
     estimator(weights, recorder, stream(5), stream(6))
     [[v]] = recorder.seen
     assert v.dtype == torch.float32

@@ -24,6 +24,7 @@ from fogzo_repro.estimators.quality import (
     Recorder,
     SmoothedGradient,
     estimator_quality,
+    repeated_quality,
     smoothed_gradient,
     ste_quality,
 )
@@ -118,9 +119,34 @@ def test_cosine_and_norm_ratio_of_a_known_ste_gradient_are_recovered(cosine):
     quality = ste_quality(case.weights, reference)
     norm = case.a.norm().item()
     assert math.sqrt(reference.square) == pytest.approx(norm, rel=0.02)  # 5 standard errors
-    assert quality.alignment[1] / norm == pytest.approx(cosine, abs=0.02)
-    assert quality.length[1] / norm == pytest.approx(3 / norm, rel=1e-6)
+    assert quality.alignment[0] / norm == pytest.approx(cosine, abs=0.02)
+    assert quality.length[0] / norm == pytest.approx(3 / norm, rel=1e-6)
     assert quality.variance == 0
+
+
+def test_repeated_calls_and_the_pairs_of_one_call_measure_the_same():
+    """Both are unbiased for the moments of n-SPSA with 3 pairs; they agree within their errors."""
+    case = Linear()
+    reference = case.exact()
+    g = stream(1)
+
+    def three(probes):
+        return nspsa(case.weights, n=3, generator=g, probes=probes)
+
+    pairs = estimator_quality(
+        case.weights, case.probes, reference, (3,),
+        lambda p: nspsa(case.weights, n=30_000, generator=stream(0), probes=p),
+    )  # fmt: skip
+    calls = repeated_quality(case.weights, reference, 3, 3000, lambda: three(case.probes))
+    for a, b in (
+        (pairs.square, calls.square),
+        (pairs.variance, calls.variance),
+        (pairs.length[3], calls.length[3]),
+        (pairs.alignment[3], calls.alignment[3]),
+        (pairs.projection, calls.projection),
+    ):
+        assert a == pytest.approx(b, rel=0.1)
+    assert torch.equal(case.weights[0].gradient(), Linear().weights[0].gradient())
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.666, 0.9, 0.999], ids=lambda b: f"beta={b}")

@@ -57,9 +57,9 @@ class Uneven(Nspsa):
 
 ESTIMATORS: dict[str, Any] = {
     "ste": lambda device: Ste(),
-    "nspsa": lambda device: Nspsa(2, 0.0),
+    "nspsa": lambda device: Nspsa(2),
     "uneven": lambda device: Uneven(2, 0.0),
-    "fogzo": lambda device: Fogzo(1, 0.01, "constant", 0.0, device),
+    "fogzo": lambda device: Fogzo(1, 0.01, "constant", device),
 }
 MIXING = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, smoothing=0.1)
 
@@ -119,7 +119,10 @@ def train(
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
     weights = [_perturbed_weight(layer) for layer in layers.values()]
     function: Any = token_loss if model_name == "llama" else loss
-    step = TrainStep(model.train(), function, optimizer, estimator, weights, seed=3, ranks=ranks)
+    step = TrainStep(
+        model.train(), function, optimizer, estimator, weights, seed=3,
+        pairs=getattr(estimator, "n", 0), ranks=ranks,
+    )  # fmt: skip
     order = EpochOrder(64, BATCH, world_size=ranks.world_size)
     plain = ImageBatches(order, ranks.rank, images(device), crop_padding=2)
     batches: Any = MixedBatches(plain, MIXING, lambda pixels: pixels.double() / 255, CLASSES)
@@ -128,7 +131,7 @@ def train(
     rows = []
     epoch = batches.epoch(generator_for(0, 0, "order"))
     for t, batch in zip(range(1 if adamw else STEPS), epoch, strict=False):
-        probing = step.prepare(t, STEPS, 0.05)
+        probing = step.begin(t, STEPS, 0.05)
         rows.append(step(batch, probing))
     found = {f"weight/{k}": v.detach().clone() for k, v in model.state_dict().items()}
     for name, parameter in model.named_parameters():

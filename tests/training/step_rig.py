@@ -44,12 +44,12 @@ def cross_entropy(model: nn.Module, batch: Pair) -> Tensor:
 
 
 def fogzo(noise: float = 0.1, n: int = 1) -> Fogzo:
-    return Fogzo(n, noise, "constant", 0.0, CPU)
+    return Fogzo(n, noise, "constant", CPU)
 
 
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "ste": Ste,
-    "nspsa": lambda: Nspsa(1, 0.0),
+    "nspsa": lambda: Nspsa(1),
     "fogzo": fogzo,
 }
 PROBED = pytest.mark.parametrize("name", ["nspsa", "fogzo"])
@@ -77,11 +77,12 @@ class Rig:
         kind: Any = torch.optim.SGD if sgd else torch.optim.AdamW
         optimizer = kind(self.model.parameters(), lr=0.1, fused=True)
         self.step = TrainStep(
-            self.model.train(), loss, optimizer, estimator, self.weights, seed=3, **options
-        )
+            self.model.train(), loss, optimizer, estimator, self.weights, seed=3,
+            pairs=getattr(estimator, "n", 0), **options,
+        )  # fmt: skip
 
     def take(self, t: int = 0, lr: float = 0.1) -> dict[str, float]:
-        row = self.step(self.batch, self.step.prepare(t, 100, lr))
+        row = self.step(self.batch, self.step.begin(t, 100, lr))
         return dict(zip(ROW, row.tolist(), strict=True))
 
     def state(self) -> dict[str, Tensor]:

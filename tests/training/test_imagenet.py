@@ -52,16 +52,16 @@ def images(data_dir: Path) -> Path:
 def test_probes_move_the_loss_and_leave_the_weights(
     images: Path, model: str, estimator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = run.make_plan(configure(images, model, estimator))
-    prepared.task.load(torch.device("cpu"))
-    step = prepared.build_step()
+    plan = run.make_plan(configure(images, model, estimator))
+    plan.task.load(torch.device("cpu"))
+    step = plan.build_step()
     step.model.train()
-    batches: Any = prepared.task.batches(8)
+    batches: Any = plan.task.batches(8)
     # the weights do not move within a step but by the probes
     monkeypatch.setattr(step.optimizer, "step", lambda: None)
     for t, batch in zip(range(2), batches.epoch(generator_for(0, 0, "order")), strict=False):
         before = {k: v.clone() for k, v in step.model.state_dict().items()}
-        step.prepare(t, 2, 0.1)
+        step.begin(t, 2, 0.1)
         step(batch, False)
         ste = [w.parameter.grad.clone() for w in step.weights if w.parameter.grad is not None]
         after_ste = {k: v.clone() for k, v in step.model.state_dict().items()}

@@ -88,7 +88,7 @@ def alone(
         if t % per_epoch == 0:
             epoch = batches.epoch(generator_for(config.seed, t // per_epoch, "order"))
         lr = learning_rate(config.recipe, t, total, per_epoch)
-        row = step(next(epoch), step.prepare(t, total, lr))
+        row = step(next(epoch), step.begin(t, total, lr))
         parameters = model.fc1.weight, model.fc2.weight, model.fc1.bias, model.fc2.bias
         yield [p.detach().clone() for p in parameters], dict(zip(ROW, row.tolist(), strict=True))
 

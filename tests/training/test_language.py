@@ -14,6 +14,7 @@ from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError, build_part
 from fogzo_repro.data.c4 import TokenBatch, build, open_split
 from fogzo_repro.models.head_loss import linear_cross_entropy
+from fogzo_repro.plan import probe_pairs
 from fogzo_repro.training.language import Language, c4_language
 from fogzo_repro.training.network import build_network
 from fogzo_repro.training.optimizers import build_optimizer
@@ -67,6 +68,7 @@ def build_step(data_dir, *overrides, dtype=torch.float32, micro_batch=None):
         build_part("estimator", settings.estimator, None, device=torch.device("cpu")),
         network.weights,
         seed=0,
+        pairs=probe_pairs(settings.estimator),
         clip_norm=1.0,
         micro_batch=micro_batch,
     )
@@ -138,7 +140,7 @@ def test_probes_move_the_loss_and_leave_the_weights(data_dir, quantizer, overrid
     before = [w.parameter.detach().clone() for w in step.weights]
     step.passes.loss(step.model, batch).backward()
     straight = [w.parameter.grad.clone() for w in step.weights]
-    probing = step.prepare(5, 10, 1e-3)
+    probing = step.begin(5, 10, 1e-3)
     row = dict(zip(ROW, step(batch, probing).tolist(), strict=True))
     assert probing == ("estimator=ste" not in overrides)
     assert math.isfinite(row["loss"])
@@ -174,7 +176,7 @@ def test_accumulated_gradients_and_probes_are_those_of_the_whole_batch(data_dir,
     parts.model.load_state_dict(whole.model.state_dict())
     rows = []
     for step in (whole, parts):
-        probing = step.prepare(5, 10, 1e-3)
+        probing = step.begin(5, 10, 1e-3)
         rows.append(step(batch, probing))
     torch.testing.assert_close(rows[0], rows[1], rtol=1e-6, atol=1e-12)
     for a, b in zip(whole.parameters, parts.parameters, strict=True):
@@ -232,7 +234,7 @@ def test_a_run_learns_resumes_to_the_same_bytes_and_says_what_it_evaluated(
 @pytest.mark.slow
 def test_the_compiled_step_has_the_eager_gradients_and_its_probes_move_with_the_weights(data_dir):
     step, batch = build_step(data_dir, "estimator=fogzo", "estimator.noise=0.01")
-    step.prepare(5, 10, 1e-3)
+    step.begin(5, 10, 1e-3)
     eager = step.passes.straight_through(batch, torch.Tensor.backward)
     wanted = [p.grad.clone() for p in step.parameters]
     step.optimizer.zero_grad(set_to_none=True)

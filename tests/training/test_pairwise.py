@@ -81,12 +81,12 @@ def build_step(quantizer: str, model: str, estimator: str, data_dir: Path) -> tu
         estimator=configured(*ESTIMATORS[estimator]).estimator,
         data_dir=str(data_dir),
     )
-    prepared = run.make_plan(config)
-    prepared.task.load(torch.device("cpu"))
-    step = prepared.build_step()
+    plan = run.make_plan(config)
+    plan.task.load(torch.device("cpu"))
+    step = plan.build_step()
     step.model.train()
     step.optimizer.step = lambda *_: None  # type: ignore[method-assign, assignment]
-    return step, next(iter(prepared.task.batches(8).epoch(generator_for(0, 0, "order"))))
+    return step, next(iter(plan.task.batches(8).epoch(generator_for(0, 0, "order"))))
 
 
 def gradients(step: TrainStep) -> list[Tensor]:
@@ -111,11 +111,11 @@ def test_probes_move_the_loss_and_leave_the_weights(
         return measure
 
     step.probes = recording  # type: ignore[method-assign]
-    probing = step.prepare(0, 10, 0.1)
+    probing = step.begin(0, 10, 0.1)
     step(batch, False)  # also starts LSQ's steps for activations
     straight = gradients(step)
     before = [p.detach().clone() for p in step.parameters]
-    step.prepare(0, 10, 0.1)
+    step.begin(0, 10, 0.1)
     row = dict(zip(ROW, step(batch, probing).tolist(), strict=True))
 
     assert torch.tensor(row["loss"]).isfinite() and not row["failed"]
@@ -136,7 +136,7 @@ def test_probes_move_the_loss_and_leave_the_weights(
 def test_two_identical_probes_have_the_same_loss(tokens: Path, model: str) -> None:
     """Drop-path included: its masks are those of the step, not of the pass."""
     step, batch = build_step("round-w2", model, "fogzo", tokens)
-    step.prepare(0, 10, 0.1)
+    step.begin(0, 10, 0.1)
     step.asks_null_level = True
     step.null_level = torch.tensor(torch.nan)
     step(batch, True)

@@ -29,16 +29,16 @@ def build(model: str, *overrides: str) -> tuple[TrainStep, Any]:
         f"model={model}", "scale=smoke", "quantizer=round", "estimator=fogzo",
         "estimator.noise=0.1", "estimator.beta_schedule=constant", *overrides,
     ]  # fmt: skip
-    prepared = run.make_plan(compose_run(*given))
-    prepared.task.load(prepared.machine.device)
-    step = prepared.build_step()
+    plan = run.make_plan(compose_run(*given))
+    plan.task.load(plan.machine.device)
+    step = plan.build_step()
     step.model.train()
-    batches = prepared.task.batches(prepared.config.recipe.global_batch_size)
+    batches = plan.task.batches(plan.config.recipe.global_batch_size)
     return step, next(iter(batches.epoch(generator_for(0, 0, "order"))))
 
 
 def take(step: TrainStep, batch: Any) -> list[float]:
-    step.prepare(3, 10, 0.1)
+    step.begin(3, 10, 0.1)
     return step(batch, True).tolist()
 
 
@@ -80,7 +80,7 @@ def test_nothing_is_shared_where_the_passes_differ_in_it(model: str, override: s
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_a_compiled_probe_leaves_the_prefix_out(model: str) -> None:
     step, batch = build(model, *(["model.depth=2"] if model == "deit_tiny" else []))
-    step.prepare(3, 10, 0.1)
+    step.begin(3, 10, 0.1)
     passes = step.passes
     passes.masks.draw(len(batch[0]), passes.generator)
     (end,) = passes.prefix.ends

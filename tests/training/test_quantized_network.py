@@ -86,7 +86,7 @@ def test_probes_move_the_loss_and_leave_the_weights(quantizer, estimator):
         return measured[-1]
 
     chosen = build_part("estimator", config.estimator, None, device=torch.device("cpu"))
-    assert chosen.prepare(0, 10)
+    assert chosen.begin_step(0, 10)
     signs = torch.Generator().manual_seed(1)
     estimate = chosen(network.weights, probes, generator, signs)
 

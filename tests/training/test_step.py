@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from step_rig import EACH, ESTIMATORS, PROBED, Pair, Rig, cross_entropy, fogzo, same
+from step_rig import CPU, EACH, ESTIMATORS, PROBED, Pair, Rig, cross_entropy, fogzo, same
 from torch import Tensor, nn
 
+from fogzo_repro.estimators.fogzo import Fogzo
+from fogzo_repro.estimators.schedule import start_step
 from fogzo_repro.estimators.spsa import Nspsa
 from fogzo_repro.estimators.ste import Ste
 from fogzo_repro.models.drop_path import DropPath
@@ -56,7 +58,7 @@ def test_buffers_are_put_back_when_a_probe_raises() -> None:
 
 def test_probes_use_batch_statistics() -> None:
     rig = Rig(fogzo())
-    rig.step.prepare(0, 100, 0.1)
+    rig.step.begin(0, 100, 0.1)
     plain = rig.step.passes.probe(rig.batch)()
     norm: Any = rig.model.norm
     norm.running_mean.fill_(-1e3)
@@ -185,10 +187,22 @@ def test_clipping_follows_the_estimate_and_covers_all_parameters(name: str) -> N
 
 
 def test_logged_norms_are_of_the_estimate_and_of_the_other_parameters() -> None:
-    rig = Rig(Nspsa(1, 0.0))
+    rig = Rig(Nspsa(1))
     row = rig.take()
     found = rig.gradients()
     quantized = total_norm({k: g for k, g in found.items() if k in QUANTIZED})
     other = total_norm({k: g for k, g in found.items() if k not in QUANTIZED})
     assert row["grad_norm_quantized"] == pytest.approx(quantized, rel=1e-5)
     assert row["grad_norm_other"] == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.07, 0.35, 1.0], ids=str)
+@EACH
+def test_the_steps_before_the_start_are_the_stes_and_the_schedule_counts_from_there(name, start):
+    estimator = Fogzo(1, 0.3, "linear", CPU) if name == "fogzo" else ESTIMATORS[name]()
+    rig = Rig(estimator, start_fraction=start)
+    first = start_step(start, 10)
+    for t in range(10):
+        assert rig.step.begin(t, 10, 0.1) == (t >= first and name != "ste")
+        if t >= first and name == "fogzo":
+            assert estimator.noise == pytest.approx(0.3 * (t - first) / max(1, 9 - first))

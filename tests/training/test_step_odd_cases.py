@@ -85,7 +85,9 @@ def test_ten_bad_probes_in_a_row_stop_the_run_and_a_good_one_starts_again() -> N
 class Overflow(Estimator):
     """An estimate that is not finite although every probe was."""
 
-    def prepare(self, step: int, total_steps: int) -> bool:
+    n = 1
+
+    def begin_step(self, step: int, total_steps: int) -> bool:
         return True
 
     def __call__(self, weights: Any, probes: Any, generator: Any, signs: Any) -> Any:
@@ -96,7 +98,7 @@ class Overflow(Estimator):
 
 def fogzo_once(weights: Any, probes: Any, generator: Any, signs: Any) -> Any:
     estimator = fogzo()
-    estimator.prepare(0, 10)
+    estimator.begin_step(0, 10)
     return estimator(weights, probes, generator, signs)
 
 
