@@ -22,7 +22,6 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
-    errno.EFBIG: "allow larger files (ulimit -f)",
     errno.EACCES: "choose a place where you may write",
     errno.EPERM: "choose a place where you may write",
     errno.EFBIG: "allow larger files (ulimit -f, or the file system's own limit)",
