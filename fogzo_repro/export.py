@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fogzo_repro import files
-from fogzo_repro.config import PLACES, UserError, parse_stored
+from fogzo_repro.config import UserError, parse_stored, published
 from fogzo_repro.stored import open_run
 from fogzo_repro.terminal import one_line_errors
 from fogzo_repro.training.checkpoint import read_tensors
@@ -73,14 +72,13 @@ def export_run(path: str | Path, out: str | Path) -> Path:
         del tensors[f"{name}.weight"]
         tensors[f"{name}.levels"], tensors[f"{name}.scale"] = levels, scale
         offsets[name] = offset
-    config = {k: v for k, v in asdict(run.config).items() if k not in PLACES}
     metadata = {
         "format": FORMAT,
         "run_id": run.folder.resolve().name,
         "step": step,
         "model_arguments": run.model_arguments,
         "offsets": offsets,
-        "config": config,
+        "config": published(run.config),
     }
     folder = Path(out)
     files.make_folder(folder, f"OUT={out}")

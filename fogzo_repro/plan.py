@@ -38,6 +38,7 @@ from fogzo_repro.training.machine import Machine, resolve_machine
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.ranks import current_ranks
+from fogzo_repro.training.start import read_start
 from fogzo_repro.training.step import TrainStep
 from fogzo_repro.training.tasks import Task, build_task
 
@@ -164,7 +165,8 @@ def make_plan(config: RunConfig) -> Plan:
             f"recipe.global_batch_size={batch} exceeds the {task.examples} training examples of "
             f"dataset={config.dataset.name}"
         )
-    network = build_network(config, task.model_arguments, machine.device)
+    start = read_start(config)
+    network = build_network(config, task.model_arguments, machine.device, start)
     if isinstance(config.estimator, FogzoConfig):
         config = replace(config, estimator=config.estimator.with_noise(network.perturbed))
     if probe_pairs(config.estimator):
@@ -188,6 +190,8 @@ def make_plan(config: RunConfig) -> Plan:
         "model_arguments": task.model_arguments,
         **({"corpus": task.corpus} if task.corpus else {}),
     }
+    if start is not None:
+        resolved["start_from"] = start.digest
     if added := added_files(config):
         resolved["parts"] = added
     total = config.recipe.total_steps(steps_per_epoch)

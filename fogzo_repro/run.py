@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from fogzo_repro import METHOD_VERSION, files
-from fogzo_repro.config import PLACES, RunConfig, UserError, to_yaml
+from fogzo_repro.config import RunConfig, UserError, published, to_yaml
 from fogzo_repro.plan import Plan, evaluations_per_step, make_plan, needs_of
 from fogzo_repro.tracking.environment import command_line, git_state, versions, why_refused
 from fogzo_repro.tracking.history import binned_history
@@ -257,7 +257,7 @@ def _record(
         **asdict(config.cell),
         "scale": config.scale,
         "status": status,
-        "config": {k: v for k, v in asdict(config).items() if k not in PLACES},
+        "config": published(config),
         "resolved": plan.result["resolved"],
         "command": command_line(),
         **code,

@@ -298,7 +298,7 @@ def understood_by_argparse(module, words, monkeypatch):
 
 
 def test_the_first_run_has_an_ste_beside_it(tmp_path):
-    (command,) = (line for line in COMMANDS if "estimator=ste,fogzo" in line)
+    (command,) = (line for line in COMMANDS if "digits_mlp estimator=ste,fogzo" in line)
     done = python(*shlex.split(command)[1:], "recipe.max_steps=3", f"output_root={tmp_path}")
     assert done.returncode == 0, done.stderr
     records = [json.loads(path.read_text()) for path in tmp_path.glob("*/record.json")]

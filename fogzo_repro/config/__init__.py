@@ -8,7 +8,14 @@ This module imports neither torch nor hydra, so that a configuration error is pr
 
 from fogzo_repro.config.estimators import FogzoConfig
 from fogzo_repro.config.hardware import HardwareConfig
-from fogzo_repro.config.identity import PLACES, cell_id, config_hash, result_fields, run_id
+from fogzo_repro.config.identity import (
+    PLACES,
+    cell_id,
+    config_hash,
+    published,
+    result_fields,
+    run_id,
+)
 from fogzo_repro.config.parse import (
     CompositionError,
     load_stored,
@@ -54,6 +61,7 @@ __all__ = [
     "load_stored",
     "parse_config",
     "parse_stored",
+    "published",
     "quantizer_label",
     "quoted",
     "read_yaml",

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from fogzo_repro import METHOD_VERSION
@@ -14,6 +15,8 @@ from fogzo_repro.config.run import FAMILIES, RunConfig
 
 # Where things lie on the machine of a run: in its folder, but in no record and no export.
 PLACES = ("data_dir", "output_root", "parts_dir")
+# Likewise; the run's identity has what is in there, as `resolved.start_from`.
+START = "start_from"  # of the recipe
 # What changes neither a weight nor the last metrics, and so is not part of a run's identity.
 FREE = {
     *PLACES, "tracker", "cell", "force", "dry_run", "snapshots",
@@ -26,6 +29,7 @@ NEUTRAL: dict[str, Any] = {
     "model.stem": "imagenet",  # every ResNet had torchvision's stem, whatever the images' size
     "quantizer.scale_factor": 1.0,  # the levels were one standard deviation apart
     "estimator.rho": None,  # the noise was given as such; the identity has what rho amounts to
+    "recipe.start_from": None,  # every run began with weights of its own
 }
 # What else a stored run may lack, and what it had instead.
 EARLIER: dict[str, Any] = {
@@ -42,13 +46,23 @@ GONE = (
 )
 
 
+def published(config: RunConfig) -> dict[str, Any]:
+    """Return a run's settings without where things lie: for its record and its export."""
+    kept = {key: value for key, value in asdict(config).items() if key not in PLACES}
+    start = kept["recipe"].pop(START)
+    if start is not None:
+        kept["recipe"][START] = Path(start).name
+    return kept
+
+
 def result_fields(config: RunConfig, resolved: dict[str, Any]) -> dict[str, Any]:
     """Return all that determines the result: settings, resolved hardware facts, method version.
 
     Args:
         config: the run.
         resolved: what only the machine or the data can say: precision, world size, evaluator,
-            the data's fingerprint, what the Python files of a user's parts contain.
+            the data's fingerprint, what the Python files of a user's parts and the weights that
+            it begins with contain.
     """
     kept = {k: v for k, v in asdict(config).items() if k not in FREE}
     for section in FAMILIES:  # two parts of one name differ in the fingerprint or that content
@@ -57,6 +71,7 @@ def result_fields(config: RunConfig, resolved: dict[str, Any]) -> dict[str, Any]
         section, key = dotted.split(".")
         if key in kept[section] and kept[section][key] == value:
             del kept[section][key]
+    kept["recipe"].pop(START, None)
     if not has_learned_scales(config.quantizer):  # it is false then and decides nothing
         del kept["recipe"]["decay_scales"]
     return {**kept, "resolved": resolved, "method_version": METHOD_VERSION}

@@ -10,7 +10,10 @@ from fogzo_repro.config.rules import choice, finite, require
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """Optimizer, schedule, batch and length."""
+    """Optimizer, schedule, batch and length.
+
+    `start_from` is a finished run's folder or a safetensors file, whose weights a run begins with.
+    """
 
     SCHEDULES: ClassVar[tuple[str, ...]] = ("cosine", "constant", "onecycle")
 
@@ -34,6 +37,7 @@ class RecipeConfig:
     micro_batch_size: int | None
     autocast: bool
     eval_every_epochs: int
+    start_from: str | None
 
     def __post_init__(self) -> None:
         choice("recipe.optimizer", self.optimizer, ("adamw", "sgd"))

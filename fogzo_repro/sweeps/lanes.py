@@ -63,6 +63,7 @@ def group_key(config: RunConfig) -> str | None:
         and getattr(estimator, "evaluator", "auto") == "auto"
         and (recipe.kind, recipe.optimizer, recipe.decay) == ("plain", "adamw", "weights")
         and not (recipe.no_decay or recipe.clip_norm or recipe.accumulate or recipe.autocast)
+        and recipe.start_from is None
     ):
         return None
     shared = result_fields(config, {})

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from fogzo_repro import METHOD_VERSION
-from fogzo_repro.config import RunConfig, UserError
+from fogzo_repro.config import RunConfig, UserError, published
 from fogzo_repro.data import Images
 from fogzo_repro.plan import evaluations_per_step
 from fogzo_repro.sweeps.jobs import Job
@@ -230,7 +230,6 @@ def _columns(
 def _of_cell(cell: LaneCell, columns: Mapping[str, list[Any]]) -> dict[str, Any]:
     """Return what the record of a cell says of it; each column has a value for each seed."""
     failed = columns["failed"]
-    hidden = ("data_dir", "output_root", "seed")
     metrics: dict[str, dict[str, list[float | None]]] = {"train": {}, "test": {}}
     for split in metrics:
         for metric in ("loss", "top1"):
@@ -251,7 +250,7 @@ def _of_cell(cell: LaneCell, columns: Mapping[str, list[Any]]) -> dict[str, Any]
         "scale": cell.config.scale,
         "seeds": list(cell.seeds),
         "status": ["diverged" if bad else "finished" for bad in failed],
-        "config": {k: v for k, v in asdict(cell.config).items() if k not in hidden},
+        "config": {k: v for k, v in published(cell.config).items() if k != "seed"},
         "resolved": cell.result["resolved"],
         "metrics": metrics,
         "counts": {k: sum(columns[k]) for k in ("flat_probes", "bad_probes", "dead_guides")},

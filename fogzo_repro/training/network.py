@@ -21,6 +21,7 @@ from fogzo_repro.config import (
 from fogzo_repro.estimators import QuantizedWeight, SmoothingLaw, smoothing_law
 from fogzo_repro.quantization import Surrogate, quantize_layers
 from fogzo_repro.randomness import derive_seed
+from fogzo_repro.training.start import Start
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,27 @@ class Network:
 
 
 def build_network(
-    config: RunConfig, model_arguments: dict[str, Any], device: torch.device
+    config: RunConfig,
+    model_arguments: dict[str, Any],
+    device: torch.device,
+    start: Start | None = None,
 ) -> Network:
-    """Initialise the model from (seed, "initialisation"), quantize it, move it to the device."""
+    """Initialise the model, quantize it, move it to the device.
+
+    Args:
+        config: of the run.
+        model_arguments: what the data give to the model.
+        device: where the network shall be.
+        start: the weights to begin with, in place of those from (seed, "initialisation").
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, 0, "initialisation"))
         try:
             model = build_part("model", config.model, config.parts_dir, **model_arguments)
         except ValueError as error:
             raise UserError(f"model={config.model.name}: {error}") from None
+    if start is not None:
+        start.load_into(model)
     _check_first_last(config, model)
     layers = quantize_layers(
         model,

@@ -1,0 +1,128 @@
+"""Where a run's weights begin: at those of another network, by `recipe.start_from`.
+
+That is a finished run, or a safetensors file whose tensors have the names of the network's own:
+parameters and buffers without those of quantizers. The scales of a quantized run are left behind:
+as at the start of any run, quantizers take theirs from the weights that they are given.
+
+Which weights these are is part of a run's identity by their content, `Start.digest`; where they lie
+is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogzo_repro.config import RunConfig, UserError, load_stored
+from fogzo_repro.tracking.records import read_record
+from fogzo_repro.training.checkpoint import load_checkpoint, read_tensors
+from fogzo_repro.training.optimizers import QUANTIZERS
+
+PREFIX = "model/"  # of the network's tensors in a checkpoint
+
+
+@dataclass(frozen=True)
+class Start:
+    """The weights that a run begins with.
+
+    Attributes:
+        source: what `recipe.start_from` names, for errors.
+        tensors: on the CPU, by their names in the network; no quantizer's among them.
+    """
+
+    source: str
+    tensors: Mapping[str, Tensor]
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of all names, shapes, types and values."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
+    def load_into(self, model: nn.Module) -> None:
+        """Give a network without quantizers these weights.
+
+        Raises:
+            UserError: where they are another network's, with the first tensor that tells.
+        """
+        wanted = model.state_dict()
+        for said, names in {
+            "it lacks": wanted.keys() - self.tensors.keys(),
+            "the network does not have its": self.tensors.keys() - wanted.keys(),
+        }.items():
+            if names:
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                raise UserError(f"{self.source} is of another network: {said} {min(names)}{more}")
+        for name, tensor in wanted.items():
+            given = self.tensors[name].shape
+            if given != tensor.shape:
+                raise UserError(
+                    f"{self.source} is of another network: its {name} has shape {tuple(given)}, "
+                    f"and this network's has {tuple(tensor.shape)}"
+                )
+        model.load_state_dict(dict(self.tensors))
+
+
+def read_start(config: RunConfig) -> Start | None:
+    """Read what `recipe.start_from` names; None where it is null.
+
+    Raises:
+        UserError: where it is not a finished run of such a model, nor a whole file of tensors.
+    """
+    given = config.recipe.start_from
+    if given is None:
+        return None
+    path, source = Path(given).expanduser(), f"recipe.start_from={given}"
+    if path.is_dir():
+        tensors = _of_run(path, source, config.model)
+    elif path.is_file():
+        tensors = read_tensors(path)
+    else:
+        raise UserError(
+            f"{source} is not there; give the folder of a finished run, <output_root>/<run_id>, "
+            "or a safetensors file"
+        )
+    if any(name.startswith(PREFIX) for name in tensors):  # a checkpoint has other state too
+        own = {k: v for k, v in tensors.items() if k.startswith(PREFIX)}
+        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in own.items()}
+    kept = {k: v for k, v in tensors.items() if not QUANTIZERS & set(k.split("."))}
+    return Start(source, kept)
+
+
+def _of_run(folder: Path, source: str, model: Any) -> dict[str, Tensor]:
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"{source} is not a run folder (it has no config.yaml); give the folder that a run has "
+            "written, <output_root>/<run_id>"
+        )
+    if not (folder / "record.json").is_file():
+        raise UserError(f"{source} is not finished; run its command again, it goes on")
+    record = read_record(folder / "record.json")
+    if record["status"] != "finished":
+        raise UserError(f"{source} has {record['status']}: its weights are no start")
+    theirs, ours = vars(load_stored(folder / "config.yaml").model), vars(model)
+    for key in theirs.keys() & ours.keys() - {"name", "first_last"}:
+        # Rates do not belong to the weights; what is counted or named does, as the heads of a
+        # transformer, which no shape shows.
+        if theirs[key] != ours[key] and not isinstance(ours[key], float):
+            raise UserError(
+                f"{source} is of another network: it has model.{key}={theirs[key]}, and this run "
+                f"{ours[key]}"
+            )
+    found = load_checkpoint(folder)
+    if found is None or found[0] != record["steps"]:
+        raise UserError(
+            f"{source} has no whole checkpoint of its last step, {record['steps']}; run its "
+            "command again with force=true"
+        )
+    return found[1]
