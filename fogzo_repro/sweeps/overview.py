@@ -20,7 +20,7 @@ from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.terminal import stderr
 from fogzo_repro.tracking.progress import clock
 
-LINE_SECONDS = 15.0  # without a terminal: a line at most this often
+LINE_SECONDS = 15.0  # without a terminal: a line at most this often, unless told otherwise
 TAIL_BYTES = 200  # enough for the last line of timing.jsonl
 
 
@@ -39,12 +39,14 @@ class Overview:
         label: what is run.
         total: jobs in all, those included that were over before.
         over: jobs that were over before.
+        every: seconds between the lines where there is no terminal.
     """
 
-    def __init__(self, label: str, total: int, over: int) -> None:
+    def __init__(self, label: str, total: int, over: int, every: float = LINE_SECONDS) -> None:
         self.label = label
         self.total = total
         self.over = over
+        self.every = every
         self.console = Console(file=stderr())
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.started = self.last_line = time.monotonic()
@@ -69,7 +71,7 @@ class Overview:
         line = self.line(done, len(running), waiting, failed, now - self.started)
         if self.console.is_terminal:
             self.live.update(Group(Text(line), _table(running)), refresh=True)
-        elif now - self.last_line > LINE_SECONDS:
+        elif now - self.last_line > self.every:
             self.last_line = now
             self.say(line)
 
