@@ -29,7 +29,7 @@ install: .venv/installed  ## set up .venv from the locked dependencies
 	  || $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $@
 
-demo: install  ## train the MLP by all three estimators on data that needs no download; show the result
+demo: install  ## two quantizers by the STE and by FOGZO on bundled images: what FOGZO is for, in 2 minutes
 	@$(BIN)/python scripts/demo.py
 
 test: install  ## run the tests

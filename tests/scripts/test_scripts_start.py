@@ -7,12 +7,11 @@ import pytest
 from tests.forked import ROOT, python
 
 IMPORTED = {"__init__", "table_cells", "root", "clock", "networks"}
-WITHOUT_OPTIONS = {"demo", *IMPORTED}
 
 
 def commands(folder: str) -> list[Path]:
     found = (ROOT / "scripts" / folder).glob("*.py")
-    return sorted(path for path in found if path.stem not in WITHOUT_OPTIONS)
+    return sorted(path for path in found if path.stem not in IMPORTED)
 
 
 @pytest.mark.parametrize("script", commands("."), ids=lambda path: path.stem)
