@@ -32,6 +32,8 @@ class QuantizedWeight:
             of the parameter.
         law: the smoothing law of its operator and surrogate.
         levels: the level of each latent weight; only for counting flips.
+        quantized: the weight that the network computes with, in the latent weight's coordinates,
+            where an estimator asks for it.
         rotate: to the coordinates in which the rounding happens, an orthonormal map of each row
             (its last axes); directions and guide live there.
         rotate_back: its inverse.
@@ -43,6 +45,7 @@ class QuantizedWeight:
     levels: Callable[[Tensor], Tensor] | None = None
     rotate: Callable[[Tensor], Tensor] = _identity
     rotate_back: Callable[[Tensor], Tensor] = _identity
+    quantized: Callable[[Tensor], Tensor] | None = None
 
     def epsilon(self) -> Tensor:
         """Return epsilon = alpha * epsilon_bar, broadcastable to the parameter."""
@@ -164,6 +167,11 @@ class Estimator(Protocol):
     It is called after the backward pass, when `.grad` holds the STE gradient of every parameter,
     and replaces the `.grad` of the quantized weights. Where it has an attribute `noise`, its share
     of noise at the step that has begun, 1 - beta, this is logged.
+
+    Where it has a method `after_update(weights, lr)`, this is called behind the optimizer's update
+    of each of its steps, without autograd, and may change the weights in place: a correction that
+    the optimizer does not scale. lr is the learning rate of the update, a 0-dim tensor that is 0
+    where the update was skipped: what is changed in proportion to it is not changed then.
 
     It is not stored with a checkpoint: what it does at a step must follow from the step alone.
     """

@@ -10,7 +10,8 @@ A quantizer is a file with `build`, which returns the module of one weight. It h
 * ``smoothing``: its smoothing law, or the pair (operator, surrogate) that selects one of the
   paper's; a quantizer without one trains by the STE alone;
 * where it rounds in rotated coordinates, ``rotate`` and ``rotate_back``, orthonormal and inverse
-  to each other, on a tensor whose last axes are the weight's; ``units`` are rotated then.
+  to each other, on a tensor whose last axes are the weight's; ``units`` are rotated then;
+* where ``forward`` leaves its value rotated, ``quantized(weight)``, the value rotated back.
 
 A quantizer of a layer's inputs, which `build_input` of the same file returns, is any module that
 maps them to their quantized values.

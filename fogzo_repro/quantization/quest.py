@@ -137,6 +137,11 @@ class Quest(nn.Module):
             rotate_back=self.hadamard == "full",
         )
 
+    def quantized(self, weight: Tensor) -> Tensor:
+        """Return the quantized weight in its own coordinates, which `half` leaves rotated."""
+        found = self(weight)
+        return self.rotate_back(found) if self.hadamard == "half" else found
+
     def levels(self, units: Tensor) -> Tensor:
         """Return the level, a half-integer, that each rotated element rounds to; 0 to -1/2."""
         return (units.clamp(-self.outer_unit, self.outer_unit) + 0.5).round() - 0.5

@@ -182,6 +182,7 @@ def _perturbed_weight(layer: Any) -> QuantizedWeight:
         scale=quantizer.perturbation_scale,
         law=_law(getattr(quantizer, "smoothing", None)),
         levels=lambda weight: quantizer.levels(quantizer.units(weight)),
+        quantized=getattr(quantizer, "quantized", quantizer),
         **rotations,
     )
 

@@ -72,6 +72,7 @@ class TrainStep:
         self.model = model
         self.optimizer = optimizer
         self.estimator = estimator
+        self.after_update = getattr(estimator, "after_update", None)
         self.weights = weights
         self.seed = seed
         self.pairs = pairs
@@ -146,6 +147,10 @@ class TrainStep:
         if estimate:
             self._count_bad(finite, estimate.bad_probes)
         skipped = self._update(loss.isfinite(), finite, norm.isfinite())
+        if probing and self.after_update is not None:
+            with torch.no_grad():
+                taken = 1 - torch.maximum(self.failed, skipped)
+                self.after_update(self.weights, self.optimizer.param_groups[0]["lr"] * taken)
         return make_row(
             estimate, finite, loss=loss, grad_norm_quantized=norm_quantized,
             grad_norm_other=norm_other, skipped=skipped, failed=self.failed,

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import tensor
 
+from fogzo_repro import load_run
 from fogzo_repro.__main__ import compose_run
+from fogzo_repro.estimators import QuantizedWeight, smoothing_law
+from fogzo_repro.quantization.quest import Quest
 from fogzo_repro.quantization.sign import Sign
 from fogzo_repro.quantization.surrogates import sign_hardtanh
 from fogzo_repro.quantization.uniform import Round
@@ -25,6 +28,7 @@ def load(place):
 
 
 ewgs, stableqat = load("quantizer/ewgs"), load("quantizer/stableqat")
+cage = load("estimator/cage")
 
 
 def gradients(quantizer, weight, incoming):
@@ -168,3 +172,92 @@ def test_a_rival_trains_as_a_part_of_a_users(name, learned, tmp_path, monkeypatc
     words = [f"quantizer={name}", "estimator=ste", f"quantizer.learned_scales={learned}"]
     record = execute(compose_run(*TINY, *words, f"output_root={tmp_path}"), quiet=True)
     assert record["status"] == "finished" and record["run_id"].startswith(f"mlp-digits-{name}-ste")
+
+
+X, Q = [0.30, -0.62, 0.70], 0.5
+
+
+def one_step(rule):
+    """Take the first step of AdamW with CAGE beside it, lambda_t = 5; return the weights."""
+    x = torch.nn.Parameter(tensor(X, dtype=torch.float64))
+    weight = QuantizedWeight(x, tensor(Q), smoothing_law("round", "identity"), quantized=to_grid)
+    optimizer = torch.optim.AdamW([x], lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    pull = cage.build(
+        0.0 if rule == "none" else 5.0, 0.0, "constant", rule.replace("none", "after"), x.device
+    )
+    x.grad = tensor([0.2, -0.4, 0.1], dtype=torch.float64)
+    with torch.no_grad():
+        assert pull.begin_step(0, 1000) == (rule != "none")
+        pull([weight], None, torch.Generator(), torch.Generator())
+        optimizer.step()
+        pull.after_update([weight], tensor(0.01, dtype=torch.float64))
+    return x.detach()
+
+
+def to_grid(x):
+    return Q * (x / Q).round()
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("none", [0.2897, -0.60938, 0.6893]),
+        ("after", [0.300215, -0.603911, 0.679835]),
+        ("before", [0.2997, -0.60338, 0.6793]),
+        ("coupled", [0.3097, -0.60938, 0.6893]),
+    ],
+    ids=["AdamW alone", "after", "before", "coupled"],
+)
+def test_cage_first_step(rule, expected):
+    assert close(one_step(rule), expected)
+
+
+def test_cage_schedule():
+    at = [cage.strength_at(t - 1, 1000, 10, 0.8, "linear_ramp") for t in (1, 800, 801, 900, 1000)]
+    assert close(tensor(at), [0, 0, 0.05, 5, 10], 1e-6)
+    assert [cage.strength_at(t - 1, 1000, 10, 0.8, "constant") for t in (800, 801)] == [0.0, 10]
+
+
+PUBLISHED_GRID = {  # what (1, -0.2, 0.5, -2, 0.1, 0.05, -0.3, 0.4) becomes, by bits
+    4: "0.9773708 -0.1396244 0.4188732 -2.0943660 0.1396244 0.1396244 -0.4188732 0.4188732",
+    3: "1.2205383 -0.2441076 0.7323229 -1.7087535 0.2441076 0.2441076 -0.2441076 0.2441076",
+}
+
+
+@pytest.mark.parametrize("bits", PUBLISHED_GRID)
+def test_the_grid_that_cage_was_published_with_is_that_of_quest(bits):
+    row = tensor([[1, -0.2, 0.5, -2, 0.1, 0.05, -0.3, 0.4]], dtype=torch.float64)
+    value, mask = gradients(Quest(8, bits, "none"), row, torch.ones_like(row))
+    assert close(value[0], [float(x) for x in PUBLISHED_GRID[bits].split()])
+    assert [k for k, kept in enumerate(mask[0]) if not kept] == ([] if bits == 4 else [3])
+
+
+def trained(tmp_path, monkeypatch, *words):
+    """Train for 20 steps; return the metrics and the weights in units of their scale."""
+    monkeypatch.setenv("FOGZO_PARTS", str(RIVALS))
+    config = compose_run(
+        *TINY[:2], "recipe.max_steps=20", "hardware=cpu", *words, f"output_root={tmp_path}"
+    )
+    record = execute(config, quiet=True)
+    model = load_run(tmp_path / record["run_id"])
+    layers = (model.fc1, model.fc2)
+    return record["metrics"], [layer.weight_quantizer.units(layer.weight) for layer in layers]
+
+
+def off_grid(weights):
+    return torch.cat([(v - v.round().clamp(-2, 1)).abs().flatten() for v in weights]).mean().item()
+
+
+def test_cage_without_strength_is_the_ste(tmp_path, monkeypatch):
+    pull = trained(tmp_path, monkeypatch, "estimator=cage", "estimator.strength=0")
+    ste = trained(tmp_path, monkeypatch, "estimator=ste")
+    assert pull[0] == ste[0] and all(map(torch.equal, pull[1], ste[1]))
+
+
+@pytest.mark.parametrize("rule", ["after", "before"])
+def test_cage_draws_weights_to_the_grid(rule, tmp_path, monkeypatch):
+    words = ["estimator=cage", "estimator.strength=30", "estimator.silent=0"]
+    words += ["estimator.ramp=constant", f"estimator.rule={rule}"]
+    _, pulled = trained(tmp_path, monkeypatch, *words)
+    _, plain = trained(tmp_path, monkeypatch, "estimator=ste")
+    assert off_grid(pulled) < 0.8 * off_grid(plain)
