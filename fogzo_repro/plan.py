@@ -33,6 +33,7 @@ from fogzo_repro.estimators.fused import compile_fused
 from fogzo_repro.estimators.protocol import Estimator, Probes
 from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.checkpoint import KEEP
+from fogzo_repro.training.compilation import compile_network
 from fogzo_repro.training.graph import can_capture
 from fogzo_repro.training.machine import Machine, resolve_machine
 from fogzo_repro.training.network import Network, build_network
@@ -217,8 +218,7 @@ def build_step(
     """
     compile_fused(machine.compile)
     if machine.compile:
-        torch.compiler.reset()  # the graphs of earlier runs in this process count against a limit
-        network.model.compile(dynamic=False)  # in place: the parameters keep their names
+        compile_network(network.model)
     return TrainStep(
         network.model,
         loss,

@@ -293,6 +293,7 @@ def build_part(
     return getattr(module, function)(**{k: offered[k] for k in wanted if k in offered})
 
 
+@cache  # so that blocks that are alike share the function itself, and their compiled code
 def build_surrogate(operator: str, name: str, parts_dir: str | None) -> Any:
     """Return what the file of a surrogate builds, by the operator that it belongs to."""
     path = python_file("surrogate", f"{operator}_{name}", parts_dir)

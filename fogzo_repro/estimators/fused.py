@@ -4,12 +4,16 @@ A deep network has some fifty quantized weights, and one kernel for each of them
 would cost a tenth of a training step. `compile_fused` has these functions run through
 torch.compile, which makes one kernel of a whole function for many weights. It changes results by
 rounding at most.
+
+Compiling takes time for each weight. So where the weights are those of blocks that are alike, a
+function is compiled for one block and called for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +25,7 @@ Scale = Tensor | Callable[[Tensor], Tensor]
 Function = TypeVar("Function", bound=Callable[..., Any])
 _compiled: dict[str, Callable[..., Any]] = {}
 _state = {"on": False}
+LEAST_PART = 4  # weights
 # Many weights a kernel: a launch costs as much as a small weight takes.
 _OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"combo_kernels": True}
 
@@ -32,15 +37,60 @@ def compile_fused(on: bool) -> None:
 
 
 def _compilable(function: Function) -> Function:
+    """Compile a function of lists over the weights, of other tensors and of numbers.
+
+    It returns a list over the weights, a sum over them, or nothing.
+    """
+
     @wraps(function)
     def call(*arguments: Any) -> Any:
         if not _state["on"]:
             return function(*arguments)
         if function.__name__ not in _compiled:
             _compiled[function.__name__] = torch.compile(function, dynamic=False, options=_OPTIONS)
-        return _compiled[function.__name__](*arguments)
+        compiled = _compiled[function.__name__]
+        lists = [a for a in arguments if isinstance(a, list)]
+        shapes = [
+            [getattr(item, "shape", None) for item in items] for items in zip(*lists, strict=True)
+        ]
+        found = [
+            compiled(*(a[part] if isinstance(a, list) else a for a in arguments))
+            for part in _alike(shapes)
+        ]
+        if isinstance(found[0], list):
+            return [item for items in found for item in items]
+        return None if found[0] is None else sum(found[1:], found[0])
 
     return call  # type: ignore[return-value]
+
+
+def _alike(shapes: Sequence[Any]) -> list[slice]:
+    """Return the parts of a list of weights: those of blocks that are alike, what is around them.
+
+    A part for each block saves compiling and costs launching, so it is all or nothing: the blocks
+    must make up three quarters of the weights, with at least LEAST_PART in each.
+
+    >>> [(part.start, part.stop) for part in _alike("s" + 3 * "qkvo" + "h")]
+    [(0, 1), (1, 5), (5, 9), (9, 13), (13, 14)]
+    >>> [(part.start, part.stop) for part in _alike("abcabd")]
+    [(0, 6)]
+    """
+    count = len(shapes)
+    best = 0, 0, 0  # weights that need no compiling; of the first block, where it begins and ends
+    for size in range(LEAST_PART, count // 2 + 1):
+        equal = [a == b for a, b in zip(shapes, shapes[size:], strict=False)]
+        first = 0
+        for end in [k for k, same in enumerate([*equal, False]) if not same]:
+            saved = (end - first) // size * size
+            if saved > best[0]:
+                best = saved, first, first + size
+            first = end + 1
+    saved, start, end = best
+    size = end - start
+    if 4 * (saved + size) < 3 * count or not saved:
+        return [slice(0, count)]
+    bounds = sorted({0, *range(start, end + saved + 1, size), count})
+    return [slice(a, b) for a, b in pairwise(bounds)]
 
 
 @_compilable
@@ -63,10 +113,9 @@ def shape_(draws: Sequence[Tensor], laws: Sequence[SmoothingLaw]) -> None:
 
 
 @_compilable
-def scaled_norm(epsilons: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """Return the norm of eps * g over all weights together."""
-    parts = [(e * g).norm() for e, g in zip(epsilons, gradients, strict=True)]
-    return torch.stack(parts).norm()
+def scaled_norms(epsilons: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return the norm of eps * g of each weight."""
+    return [(e * g).norm() for e, g in zip(epsilons, gradients, strict=True)]
 
 
 @_compilable

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fogzo_repro.estimators.fused import alphas, rotated, scaled_norm
+from fogzo_repro.estimators.fused import alphas, rotated, scaled_norms
 from fogzo_repro.estimators.smoothing import SmoothingLaw
 
 # Returns the loss, a 0-dim tensor, at the current parameters: same batch, same masks, every time.
@@ -103,7 +103,7 @@ class Point:
     @cached_property
     def guide_norm(self) -> Tensor:
         """The norm of epsilon * g over all weights together."""
-        return scaled_norm(self.epsilons, self.guides)
+        return torch.stack(scaled_norms(self.epsilons, self.guides)).norm()
 
     @cached_property
     def inverse_norm(self) -> Tensor:

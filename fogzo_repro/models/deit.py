@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from fogzo_repro.models.drop_path import share_drop_path
 from fogzo_repro.models.prefix import EndOfPrefix
@@ -39,7 +39,32 @@ def build(
             f"model.patch_size={patch_size} does not divide the {size} px of the images; "
             "images of 28 or 32 px take model.patch_size=4"
         )
-    model = VisionTransformer(
+
+    class Deit(VisionTransformer):
+        """timm's network, its forward pass in three parts."""
+
+        regions = ("stem", "block", "classify")  # of training.compilation
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            """Map images (B, C, H, W) to logits (B, classes)."""
+            x = self.stem(x)
+            for layer in self.blocks:
+                x = self.block(layer, x)
+            return self.classify(x)
+
+        def stem(self, x: Tensor) -> Tensor:
+            """Map images to what the blocks take (B, tokens, width)."""
+            return self.norm_pre(self._pos_embed(self.patch_embed(x)))
+
+        def block(self, layer: nn.Module, x: Tensor) -> Tensor:
+            """Map (B, tokens, width) to the same shape by one of the blocks."""
+            return layer(x)
+
+        def classify(self, x: Tensor) -> Tensor:
+            """Map what the blocks give to logits."""
+            return self.forward_head(self.norm(x))
+
+    model = Deit(
         img_size=size,
         patch_size=patch_size,
         in_chans=channels,

@@ -5,8 +5,6 @@ The STE pass and the probes must see the same function, so they share one draw o
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 
@@ -24,7 +22,7 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, ...) to the same shape; the identity outside training."""
-        if not self.training or self.drop_prob == 0:
+        if not self.training:  # the rate is not asked: blocks that differ in it share their code
             return x
         if self.factors is None:
             raise RuntimeError("draw the masks before a pass in training mode: training.passes")
@@ -33,9 +31,16 @@ class DropPath(nn.Module):
 
 
 def share_drop_path(model: nn.Module) -> None:
-    """Put `DropPath` in the place of timm's layers of that name."""
-    for parent in list(model.modules()):
-        layer: Any
-        for name, layer in list(parent.named_children()):
-            if type(layer).__name__ == "DropPath" and not isinstance(layer, DropPath):
-                setattr(parent, name, DropPath(layer.drop_prob))
+    """Put `DropPath` in the place of timm's layers of that name.
+
+    The first block, whose rate is 0, gets one too, so that all blocks are alike.
+    """
+    found = [
+        (parent, name, getattr(layer, "drop_prob", 0.0))
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if name in ("drop_path1", "drop_path2")
+    ]
+    if any(rate for _, _, rate in found):
+        for parent, name, rate in found:
+            setattr(parent, name, DropPath(rate))

@@ -39,6 +39,8 @@ class Llama(nn.Module):
         init_std: of the initial matrices.
     """
 
+    regions = ("embed", "block", "head")  # of training.compilation
+
     def __init__(
         self,
         *,
@@ -97,18 +99,28 @@ class Llama(nn.Module):
         """Parameters of embedding and head, which the non-embedding count leaves out (PAPER 3)."""
         return self.embed_tokens.weight.numel() + self.lm_head.weight.numel()
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Map tokens (B, T) int to the head's inputs (B, T, D)."""
-        x = self.embed_tokens(tokens)
-        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
-        rotary = self.rotary(x, position_ids=positions)
-        for layer in self.layers:
-            x = layer(x, attention_mask=None, position_embeddings=rotary, use_cache=False)
-        return self.norm(x)
-
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return logits (B, T, V), or with `targets` (B, T) the mean cross-entropy in nats."""
-        hidden = self.hidden(tokens)
+        x, *rotary = self.embed(tokens)
+        for layer in self.layers:
+            x = self.block(layer, x, *rotary)
+        return self.head(x, targets)
+
+    def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map tokens (B, T) int to (B, T, D), and give the cosines and sines of the positions."""
+        x = self.embed_tokens(tokens)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+        cosines, sines = self.rotary(x, position_ids=positions)
+        return x, cosines, sines
+
+    def block(self, layer: nn.Module, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        """Map (B, T, D) to the same shape by one of the layers."""
+        rotary = cosines, sines
+        return layer(x, attention_mask=None, position_embeddings=rotary, use_cache=False)
+
+    def head(self, x: Tensor, targets: Tensor | None) -> Tensor:
+        """Return logits or the loss, as `forward` does."""
+        hidden = self.norm(x)
         if targets is None:
             return self.lm_head(hidden)
         weight = self.lm_head.weight

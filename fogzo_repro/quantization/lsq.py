@@ -204,12 +204,12 @@ class LsqInput(Lsq):
 
     def __init__(self, bits: int, half_integer: bool = False, unsigned: bool = False) -> None:
         super().__init__(grid(bits, half_integer, unsigned), torch.zeros(()))
-        self._started = False  # start > 0, known without asking the device
+        self.started = False  # start > 0, known without asking the device
         self.register_load_state_dict_post_hook(_note_start)
 
     def forward(self, v: Tensor) -> Tensor:
         """Return the quantized inputs; axis 0 is the batch."""
-        if not self._started:
+        if not self.started:
             start = self._first_step(v)
             if not (self.training and torch.is_grad_enabled()):
                 return self.quantize(v, start)
@@ -227,12 +227,12 @@ class LsqInput(Lsq):
             start = start / dist.get_world_size()
         self.start.copy_(start)
         self.step.copy_(start)
-        self._started = True
+        self.started = True
 
 
 def _note_start(quantizer: nn.Module, keys: object) -> None:
     assert isinstance(quantizer, LsqInput)
-    quantizer._started = bool(quantizer.start > 0)
+    quantizer.started = bool(quantizer.start > 0)
 
 
 def build(weight: Tensor, weight_bits: int, grid: str, per_channel: bool) -> LsqWeight:

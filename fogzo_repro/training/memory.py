@@ -23,6 +23,7 @@ import torch
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe
 from fogzo_repro.data import Batch
 from fogzo_repro.data.c4 import TokenBatch
+from fogzo_repro.training.compilation import compile_network
 from fogzo_repro.training.passes import Passes
 
 SHARE = 0.92  # of the memory that is free; the rest is for fragmentation and kernels' work space
@@ -226,7 +227,7 @@ def check_batch_fits(
         available = SHARE * (free + torch.cuda.memory_reserved(machine.device))
         at_once = pass_size(config.recipe, world_size)
         if machine.compile and need.at(at_once) > available:
-            model.compile(dynamic=False)  # as the run will
+            compile_network(model)  # as the run will
             need = compiled_need(need, at_once, later, one_pass)
     torch.cuda.empty_cache()
     refuse_large_batch(config, need, available, world_size, total_steps)

@@ -28,6 +28,7 @@ from fogzo_repro.estimators import Point, QuantizedWeight
 from fogzo_repro.estimators.protocol import LossFunction, Probes
 from fogzo_repro.models.drop_path import DropPath
 from fogzo_repro.models.prefix import EndOfPrefix
+from fogzo_repro.quantization.lsq import LsqInput
 
 
 class Passes:
@@ -61,6 +62,7 @@ class Passes:
         self.generator = torch.Generator(self.device)  # of the masks of stochastic depth
         self.buffers = FrozenBuffers(model)
         self.masks = DropPathMasks(model)
+        self.learned_inputs = [m for m in model.modules() if isinstance(m, LsqInput)]
         shares = one_batch and micro_batch is None
         self.prefix = SharedPrefix(model if shares else nn.Identity(), perturbed)
         self.seed(0)
@@ -81,6 +83,8 @@ class Passes:
             The loss of the whole batch, without a graph.
         """
         self.masks.draw(len(batch[0]), self.generator)
+        if not all(quantizer.started for quantizer in self.learned_inputs):
+            self._start_inputs(batch)
         with self.prefix.kept():
             return self._mean_loss(batch, backward)
 
@@ -100,6 +104,18 @@ class Passes:
     def finish(self) -> None:
         """Drop what the passes have shared: the next step's weights and batch are others."""
         self.prefix.forget()
+
+    def _start_inputs(self, batch: Any) -> None:
+        """Let the learned steps of inputs start in a pass of its own, eager and without a graph.
+
+        A compiled pass would be another one where they start, and compiled twice.
+        """
+        part = type(batch)(*(t[: self.micro_batch] for t in batch))
+        self.masks.select(0, len(part[0]))
+        nothing_kept = torch.autograd.graph.saved_tensors_hooks(lambda t: None, lambda none: none)
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, nothing_kept, self.buffers.untracked():
+            self._forward(part, 0)
 
     def _mean_loss(self, batch: Any, backward: Callable[[Tensor], object] | None = None) -> Tensor:
         """Return the loss of the whole batch, one micro-batch after another."""
@@ -165,6 +181,16 @@ class FrozenBuffers:
         """Run forward passes in here."""
         for saved, buffers in zip(self.saved, self.buffers, strict=True):
             torch._foreach_copy_(saved, buffers)
+        try:
+            with self.untracked():
+                yield
+        finally:
+            for saved, buffers in zip(self.saved, self.buffers, strict=True):
+                torch._foreach_copy_(buffers, saved)
+
+    @contextmanager
+    def untracked(self) -> Iterator[None]:
+        """Run forward passes in here that leave BatchNorm's statistics alone, and nothing else."""
         for norm in self.norms:
             norm.track_running_stats = False
         try:
@@ -172,8 +198,6 @@ class FrozenBuffers:
         finally:
             for norm in self.norms:
                 norm.track_running_stats = True
-            for saved, buffers in zip(self.saved, self.buffers, strict=True):
-                torch._foreach_copy_(buffers, saved)
 
 
 class DropPathMasks:
@@ -184,24 +208,32 @@ class DropPathMasks:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.layers = [m for m in model.modules() if isinstance(m, DropPath) and m.drop_prob]
+        layers = [m for m in model.modules() if isinstance(m, DropPath)]
+        self.layers = [m for m in layers if m.drop_prob]
+        self.undropped = [m for m in layers if not m.drop_prob]
         self.table = torch.empty(len(self.layers), 0)
+        self.ones = torch.empty(len(self.undropped), 0)
 
     def draw(self, examples: int, generator: torch.Generator) -> None:
         """Draw one mask for each layer and example, in place where there are as many as before."""
-        if not self.layers:
-            return
+        if self.ones.shape[1] != examples:
+            self.ones = torch.ones(len(self.undropped), examples, device=generator.device)
+        if self.layers:
+            self._draw(examples, generator)
+        self.select(0, examples)
+
+    def _draw(self, examples: int, generator: torch.Generator) -> None:
         if self.table.shape[1] != examples:
             kept = [1 - layer.drop_prob for layer in self.layers]
             self.kept = torch.tensor(kept, device=generator.device).unsqueeze(1)
             self.table = self.kept.new_empty(len(kept), examples)
         self.table.uniform_(generator=generator)
         self.table.copy_((self.table < self.kept) / self.kept)
-        self.select(0, examples)
 
     def select(self, first: int, count: int) -> None:
         """Give the layers the masks of `count` examples from `first` on."""
-        for layer, factors in zip(self.layers, self.table, strict=True):
+        rows = [*self.table, *self.ones]
+        for layer, factors in zip([*self.layers, *self.undropped], rows, strict=True):
             layer.factors = factors[first : first + count]
 
 

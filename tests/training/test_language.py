@@ -15,6 +15,7 @@ from fogzo_repro.config import UserError, build_part
 from fogzo_repro.data.c4 import TokenBatch, build, open_split
 from fogzo_repro.models.head_loss import linear_cross_entropy
 from fogzo_repro.plan import probe_pairs
+from fogzo_repro.training.compilation import compile_network
 from fogzo_repro.training.language import Language, c4_language
 from fogzo_repro.training.network import build_network
 from fogzo_repro.training.optimizers import build_optimizer
@@ -239,7 +240,7 @@ def test_the_compiled_step_has_the_eager_gradients_and_its_probes_move_with_the_
     wanted = [p.grad.clone() for p in step.parameters]
     step.optimizer.zero_grad(set_to_none=True)
 
-    step.model.compile(dynamic=False, fullgraph=True)
+    compile_network(step.model)
     compiled = step.passes.straight_through(batch, torch.Tensor.backward)
     torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=0)
     for p, gradient in zip(step.parameters, wanted, strict=True):

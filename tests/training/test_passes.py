@@ -21,7 +21,7 @@ MODELS = {
     "resnet18": 20,
     "deit_tiny": 1,
 }  # convolutions, the first in front of all quantized weights
-FIRST = {"resnet18": "layer1", "deit_tiny": "blocks"}  # what takes the prefix
+FIRST = {"resnet18": "layer1", "deit_tiny": "blocks.0"}  # what takes the prefix
 
 
 def build(model: str, *overrides: str) -> tuple[TrainStep, Any]:
@@ -56,7 +56,7 @@ def test_sharing_the_prefix_changes_no_number(model: str) -> None:
 def test_the_probes_take_the_prefix_of_their_own_step(model: str) -> None:
     step, batch = build(model)
     outputs: list[Tensor] = []
-    getattr(step.model, FIRST[model]).register_forward_pre_hook(
+    step.model.get_submodule(FIRST[model]).register_forward_pre_hook(
         lambda layer, args: outputs.append(args[0])
     )
     take(step, batch)
@@ -104,8 +104,23 @@ def test_a_compiled_probe_leaves_the_prefix_out(model: str) -> None:
     assert convolutions == [MODELS[model], MODELS[model], MODELS[model] - 1]
 
 
+def test_the_steps_of_inputs_start_without_another_trace() -> None:
+    lsq = ["quantizer=lsq", "quantizer.activation_bits=2"]
+    (fresh, batch), (started, _) = build("resnet18", *lsq), build("resnet18", *lsq)
+    row = take(fresh, batch)
+    pairs = zip(fresh.passes.learned_inputs, started.passes.learned_inputs, strict=True)
+    for ours, theirs in pairs:
+        assert ours.start > 0
+        theirs.start.copy_(ours.start)
+        theirs.step.data.copy_(ours.start)
+        theirs.started = True
+    assert take(started, batch) == row
+    states = zip(fresh.model.state_dict().items(), started.model.state_dict().items(), strict=True)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in states)  # statistics of the norms too
+
+
 def masked(drop_prob: float, examples: int) -> tuple[nn.Sequential, DropPathMasks]:
-    model = nn.Sequential(DropPath(drop_prob), DropPath(0.0)).train()
+    model = nn.Sequential(DropPath(drop_prob), DropPath(0.0)).train()  # of rate 0: the identity
     masks = DropPathMasks(model)
     masks.draw(examples, torch.Generator().manual_seed(0))
     return model, masks

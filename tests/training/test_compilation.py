@@ -1,0 +1,83 @@
+"""Blocks that are alike are compiled once: counted by graphs, on LLaMA and DeiT of two blocks."""
+
+import json
+
+import pytest
+
+from tests.forked import ROOT, python
+
+SCRIPT = """
+import json, sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+from torch._dynamo.utils import counters
+
+from fogzo_repro.__main__ import compose_run
+from scripts.bench.networks import build
+
+compiled_for_real = torch.compile
+
+
+def traced(function, options=None, **given):  # graphs and guards as ever, but no code generation
+    return compiled_for_real(function, backend="eager", **given)
+
+
+torch.compile = traced
+COMMON = ["scale=smoke", "hardware=cpu", "recipe.global_batch_size=4"]
+FOGZO = ["estimator=fogzo", "estimator.noise=0.01"]
+MODELS = {
+    "language": [
+        "model=llama_30m", "model.layers=2", "model.width=128", "model.heads=2", "model.hidden=256",
+        "model.context=16", "model.vocabulary=48",
+    ],
+    "vision": ["model=deit_tiny", "model.depth=2", "model.drop_path=0.5", "dataset=imagenet1k"],
+}
+
+
+def steps(group, words, compiled):
+    '''Take four steps, probed or not; return their rows, and the last gradients.'''
+    given = [*MODELS[group], *COMMON, *FOGZO, *words, f"hardware.compile={compiled}"]
+    step, batches, _ = build(compose_run(*given), group, True)
+    rows = []
+    for t in range(4):
+        step.begin(t, 4, 1e-3)
+        with torch.compiler.set_stance("fail_on_recompile" if compiled and t > 1 else "default"):
+            rows.append(step(batches[t], probing=t % 2 == 1).tolist())
+    return rows, [p.grad.clone() for p in step.parameters]
+
+
+for group, words in json.loads(sys.argv[2]):
+    rows, gradients = steps(group, words, False)
+    counters.clear()
+    found, theirs = steps(group, words, True)
+    assert found == rows, (found, rows)
+    assert all(map(torch.equal, theirs, gradients))
+    assert not counters["graph_break"], counters["graph_break"]
+    print(counters["stats"]["unique_graphs"], flush=True)
+"""
+W2A2 = ["quantizer.weight_bits=2", "quantizer.activation_bits=2"]
+CASES = {
+    "llama lsq": ("language", ["quantizer=lsq", *W2A2]),
+    "llama quest": ("language", ["quantizer=quest", *W2A2]),
+    "deit sign": ("vision", ["quantizer=sign", "quantizer.surrogate=tanh"]),
+}
+PASSES = 2 * 3  # with and without a backward pass: what is in front, all blocks, what is behind
+# rotated (of the guide; of directions, which have an axis more), scaled_norms, mix_, displace_,
+# cross_ and replace_; and alphas where a scale is not there but computed.
+ESTIMATOR = {"sign": 7, "lsq": 8, "quest": 8}
+
+
+@pytest.mark.slow
+def test_all_blocks_share_one_graph_and_no_later_step_compiles(tmp_path):
+    """Nothing is left to run eagerly: no graph break, no graph too many, equal to the bit.
+
+    By dynamo alone, which decides all this; the code that is made of the graphs is compared in
+    test_language and test_fused.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = python(script, ROOT, json.dumps(list(CASES.values())), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = dict(zip(CASES, map(int, done.stdout.split()), strict=True))
+    assert found == {case: PASSES + ESTIMATOR[case.split()[1]] for case in CASES}
