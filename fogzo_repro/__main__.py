@@ -4,7 +4,8 @@ Every cell of configs/table/*.yaml is offered to Hydra as ``experiment=TABLE/CEL
 ``--plain`` prints the command that such a cell stands for, and starts nothing.
 
 Exit status: 0 finished or skipped; 2 an error that the user can mend, in one line; 3 a run
-diverged; 75 stopped by a signal with the checkpoint written, run the same command again.
+diverged; 75 stopped by a signal with the checkpoint written, run the same command again; 130 ended
+by INT before the run began, or by a second one.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from fogzo_repro.sweeps.tables import (
     read_table,
     table_files,
 )
-from fogzo_repro.terminal import outlive_terminal
+from fogzo_repro.terminal import outlive_terminal, say_interrupted
 
 DIVERGED_STATUS = 3
 SUBMITIT = "SUBMITIT_EXECUTOR"  # set in the jobs of hydra/launcher=submitit_*
@@ -90,6 +91,8 @@ def main() -> int:
                 print("\n".join(plain_commands(words)))
                 return 0
             hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")(job)()
+        except KeyboardInterrupt:
+            return say_interrupted()
         except Exception as error:
             if told:
                 return 1
@@ -129,7 +132,7 @@ def run_one(config: RunConfig, label: str = "") -> int:
     """Run, or describe, what is configured; return the exit status."""
     from fogzo_repro.plan import describe
     from fogzo_repro.run import execute
-    from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted
+    from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted, hurry
     from fogzo_repro.training.ranks import current_ranks
 
     if config.dry_run:
@@ -141,6 +144,7 @@ def run_one(config: RunConfig, label: str = "") -> int:
     except Preempted:
         if SUBMITIT in os.environ:
             signal.raise_signal(signal.SIGUSR2)  # its handler is back: it requeues the job
+        hurry()
         sys.exit(REQUEUE_STATUS)
     if current_ranks().first:
         print(summary(record, label))

@@ -21,6 +21,7 @@ import torch
 
 from fogzo_repro import METHOD_VERSION, files
 from fogzo_repro.config import RunConfig, UserError, published, to_yaml
+from fogzo_repro.data.photographs import lost_workers
 from fogzo_repro.plan import Plan, evaluations_per_step, make_plan, needs_of
 from fogzo_repro.tracking.environment import command_line, git_state, versions, why_refused
 from fogzo_repro.tracking.history import binned_history
@@ -186,6 +187,8 @@ def _train(plan: Plan, name: str, said: list[str]) -> dict[str, Any]:
         journal.finish(None)
         if isinstance(error, Preempted):
             log.say(f"{name}: {error}; run the same command again to go on")
+        if isinstance(error, RuntimeError) and (lost := lost_workers(error)):
+            raise lost from None
         raise
     finally:
         progress.close()

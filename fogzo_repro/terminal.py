@@ -23,6 +23,16 @@ class UserError(Exception):
         print("error:", " ".join(str(self).split()), file=stderr())
 
 
+def say_interrupted() -> int:
+    """Say in one line that a second INT, or one before a run began, has ended a command.
+
+    Returns:
+        The exit status, as shells have it for a process that INT has ended.
+    """
+    print("interrupted: run the same command again to go on", file=stderr())
+    return 130
+
+
 def one_line_errors(tool: Callable[[], None]) -> int:
     """Run a command-line tool; print an error that the user can mend in one line.
 
@@ -30,7 +40,7 @@ def one_line_errors(tool: Callable[[], None]) -> int:
     pipe has seen enough.
 
     Returns:
-        The exit status: 0, or 2 after an error.
+        The exit status: 0, 2 after an error, 130 where INT has ended it.
     """
     try:
         tool()
@@ -47,6 +57,8 @@ def one_line_errors(tool: Callable[[], None]) -> int:
     except UserError as error:
         error.tell()
         return 2
+    except KeyboardInterrupt:
+        return say_interrupted()
     return 0
 
 

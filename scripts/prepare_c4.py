@@ -52,6 +52,7 @@ from fogzo_repro.data.c4_shards import (
     tokenize_files,
     write_json,
 )
+from fogzo_repro.terminal import say_interrupted
 from fogzo_repro.tracking.progress import RunProgress
 
 TOKENS_PER_SECOND = 0.8e6  # a core, sentencepiece; for the estimate before the start
@@ -314,8 +315,7 @@ def main(line: list[str] | None = None) -> int:
         UserError(error).tell()
         return 2
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        return 130
+        return say_interrupted()
     print(f"corpus: {manifest['corpus']}")
     for split, entry in manifest["splits"].items():
         print(f"{split}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")

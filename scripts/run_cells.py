@@ -44,7 +44,8 @@ from fogzo_repro.sweeps.lanes import group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.tables import evaluation_seeds
-from fogzo_repro.terminal import outlive_terminal
+from fogzo_repro.terminal import outlive_terminal, say_interrupted
+from fogzo_repro.training.preemption import hurry
 
 INTERRUPTED_STATUS = 75
 
@@ -79,6 +80,8 @@ def main() -> int:
     except UserError as error:
         error.tell()
         return 2
+    except KeyboardInterrupt:
+        return say_interrupted()
 
 
 def _check_overrides(overrides: list[str]) -> None:
@@ -220,6 +223,7 @@ def conclude(outcome: Outcome, wanted: int, overview: Overview) -> int:
     )
     if outcome.interrupted:
         overview.say("interrupted; run the same command again to go on")
+        hurry()
         return INTERRUPTED_STATUS
     return 1 if outcome.failed else 3 if outcome.diverged else 0
 

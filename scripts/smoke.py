@@ -25,6 +25,7 @@ if not __package__:  # started as a file
 
 from fogzo_repro.config import UserError
 from fogzo_repro.sweeps.tables import table_files
+from fogzo_repro.terminal import say_interrupted
 from fogzo_repro.training.preemption import Preempted
 
 from .table_cells import table_cells
@@ -46,6 +47,8 @@ def main() -> int:
     except UserError as error:
         error.tell()
         return 2
+    except KeyboardInterrupt:
+        return say_interrupted()
     seconds = time.monotonic() - started
     print(f"{count} cells, {len(failed)} failed, {seconds:.0f} s")
     for line in failed:

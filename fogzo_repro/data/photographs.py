@@ -6,6 +6,7 @@ alone: ranks, workers and an interruption do not matter.
 
 from __future__ import annotations
 
+import multiprocessing.queues
 import os
 import signal
 import threading
@@ -24,6 +25,10 @@ from fogzo_repro.data.images import Batch
 from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.randomness import derive_seed
 
+MORE = (
+    "; give a short TMPDIR, more shared memory (/dev/shm; of docker --shm-size) or more open files "
+    "(ulimit -n), or hardware.workers=0"
+)
 SUBSTITUTES = 10  # neighbours tried in place of an unreadable image
 
 
@@ -66,6 +71,12 @@ class Photographs(Dataset):
 Collated = tuple[Batch | None, list[str]]
 
 
+class NotHandedOver(NamedTuple):
+    """What a worker sends in place of a batch that it cannot hand over."""
+
+    why: str
+
+
 def collate(samples: list[tuple[Tensor | None, int, list[str]]]) -> Collated:
     """Stack a batch; None where an image is missing."""
     complaints = [line for _, _, lines in samples for line in lines]
@@ -97,7 +108,8 @@ class PhotographLoader:
         """Yield one batch for each list.
 
         Raises:
-            UserError: for an unreadable image that is not to be skipped.
+            UserError: for an unreadable image that is not to be skipped, and for workers that are
+                lost or cannot hand over what they have loaded.
         """
         self._wanted[:] = batches  # the loader iterates over this very list
         if self._loader is None:
@@ -108,10 +120,10 @@ class PhotographLoader:
                 collate_fn=collate,
                 pin_memory=self.device.type == "cuda",
                 persistent_workers=self.workers > 0,
-                worker_init_fn=outlive_signals,
+                worker_init_fn=begin_worker,
                 generator=torch.Generator(),
             )
-        for batch, complaints in self._loader:
+        for batch, complaints in self._collated(self._loader):
             if batch is None:
                 raise UserError(
                     f"cannot decode {complaints[-1]}; replace the file, or give "
@@ -120,8 +132,58 @@ class PhotographLoader:
             self.skipped.update(complaints)
             yield Batch(*(t.to(self.device, non_blocking=True) for t in batch))
 
+    @staticmethod
+    def _collated(loader: DataLoader) -> Iterator[Collated]:
+        batches = None
+        while True:
+            try:
+                batches = batches or iter(loader)
+                loaded = next(batches)
+            except StopIteration:
+                return
+            except (OSError, EOFError, RuntimeError) as error:
+                lost = lost_workers(error)
+                if lost is None:
+                    raise
+                raise lost from None
+            if isinstance(loaded, NotHandedOver):
+                raise UserError(f"a loader's worker cannot hand over a batch ({loaded.why}){MORE}")
+            yield loaded
 
-def outlive_signals(worker: int) -> None:
+
+def lost_workers(error: BaseException) -> UserError | None:
+    """Return in one line what became of the loaders' workers, where that is the error.
+
+    torch raises it wherever this process is when one of its children ends.
+    """
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in said:
+        return UserError(
+            f"{said.partition('. ')[0]}: memory may be short, or the shared memory; give fewer "
+            "hardware.workers, or 0"
+        )
+    if isinstance(error, OSError | EOFError) or "ancdata" in said:  # torch's, of too many files
+        return UserError(f"the loader's workers do not work here ({said}){MORE}")
+    return None
+
+
+def begin_worker(worker: int) -> None:
+    """Make a worker process ready.
+
+    A thread of its own hands batches over; a batch for which that fails would be dropped there, and
+    be waited for without an end.
+    """
+    outlive_signals()
+
+    def tell(queue: Any, error: Exception, item: Any) -> None:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        queue.put((item[0], NotHandedOver(why)))
+
+    # A bound method, as torch's queue asks for it; only this process has it.
+    multiprocessing.queues.Queue._on_queue_feeder_error = tell  # type: ignore[attr-defined]
+
+
+def outlive_signals() -> None:
     """Leave to the first process what a signal to all processes of a job means.
 
     A scheduler asks a job to stop by TERM to every process of it, a terminal by INT. The run then

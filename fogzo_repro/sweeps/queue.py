@@ -37,7 +37,7 @@ from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.sweeps.overview import Overview, Running
 from fogzo_repro.terminal import outlive_terminal
 from fogzo_repro.tracking.metrics import read_metrics
-from fogzo_repro.training.preemption import StopRequest
+from fogzo_repro.training.preemption import StopRequest, hurry
 
 POLL_SECONDS = 1.0
 FLUSH_STEPS = 100  # training.loop's; not imported from there, which would import torch
@@ -105,6 +105,7 @@ def work(
         sys.stdout.flush()
         connection.send(ending)
         if ending[0] in ("crashed", "stopped"):
+            hurry()
             return
 
 

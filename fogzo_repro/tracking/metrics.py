@@ -57,15 +57,23 @@ class Journal:
             size, last = _reach(path, step)
             if last < step:
                 return f"{path.name} ends after step {last}"
-            if path is self.metrics and metrics_bytes not in (None, size):
+            if path is self.metrics and size < (metrics_bytes or 0):
                 return f"{path.name} has lost lines up to step {step}"
         return None
 
-    def rewind(self, step: int) -> None:
-        """Cut the lines of later steps, and what is no line."""
+    def rewind(self, step: int, metrics_bytes: int | None = None) -> None:
+        """Cut what came after a checkpoint, and what is no line.
+
+        Args:
+            step: of the checkpoint.
+            metrics_bytes: as for `lacks`; an evaluation that came later goes too.
+        """
         for path in (self.metrics, self.timing):
             if self.writes and path.exists():
-                files.cut(path, _reach(path, step)[0])
+                size = _reach(path, step)[0]
+                if path is self.metrics and metrics_bytes is not None:
+                    size = metrics_bytes
+                files.cut(path, size)
 
     def start_clock(self) -> None:
         """Go on from the wall time of the last line."""

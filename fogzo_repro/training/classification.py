@@ -17,9 +17,11 @@ from fogzo_repro.data.images import hold_out
 from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.batched import BatchedProbes, supports_batched
+from fogzo_repro.training.preemption import evaluated
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks
 
 EVALUATION_PIXELS = 10_000 * 28 * 28  # a pass takes as many images as have so many numbers
+CPU_IMAGES, SHALLOW = 64, 10**6  # of more parameters, so that a signal does not wait for minutes
 
 
 class InMemoryImages:
@@ -98,7 +100,10 @@ class InMemoryImages:
         splits = {self.evaluated: self.images.test}
         if last:
             splits["train"] = self.images.train
-        return {k: evaluate_classifier(model, self.images, data) for k, data in splits.items()}
+        return {
+            split: evaluate_classifier(model, self.images, data, self.ranks)
+            for split, data in splits.items()
+        }
 
     def skipped(self) -> list[str]:
         """Return nothing: the data are checked as a whole."""
@@ -170,20 +175,28 @@ def recipe_mixing(recipe: Any) -> Mixing | None:
 
 
 @torch.no_grad()
-def evaluate_classifier(model: nn.Module, images: Images, data: Batch) -> dict[str, float]:
+def evaluate_classifier(
+    model: nn.Module, images: Images, data: Batch, ranks: Ranks = ALONE
+) -> dict[str, float]:
     """Return the mean cross-entropy in nats and top-1 in percent, with the quantizers active.
 
     Args:
         model: put into evaluation mode for the pass, and back.
         images: how pixels become inputs.
         data: all images of a split, on the model's device.
+        ranks: processes that all evaluate all images, and stop together.
+
+    Raises:
+        EvaluationStopped: where one of them was asked to leave.
     """
     training = model.training
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=data.labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=data.labels.device)
     at_once = max(1, EVALUATION_PIXELS // math.prod(images.shape))
-    for start in range(0, len(data.labels), at_once):
+    if loss.device.type == "cpu" and sum(p.numel() for p in model.parameters()) > SHALLOW:
+        at_once = min(at_once, CPU_IMAGES)
+    for start in evaluated(range(0, len(data.labels), at_once), ranks):
         pixels, labels = (t[start : start + at_once] for t in data)
         logits = model(images.normalize(pixels)).float()
         loss += F.cross_entropy(logits, labels, reduction="sum")

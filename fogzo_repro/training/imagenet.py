@@ -23,6 +23,7 @@ from fogzo_repro.data.photographs import (
 )
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.classification import recipe_mixing
+from fogzo_repro.training.preemption import evaluated
 from fogzo_repro.training.ranks import Ranks, current_ranks
 
 EVALUATION_BATCH = 250  # images a pass and rank
@@ -94,7 +95,7 @@ class ImageNet:
         count = len(self.index.val.names)
         own = all_batches(count, EVALUATION_BATCH, self.ranks.rank, self.ranks.world_size)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for batch in self.loaders["val"].load(own):
+        for batch in evaluated(self.loaders["val"].load(own), self.ranks):
             logits = model(normalize(batch.pixels)).float()
             best = logits.topk(min(5, logits.shape[1])).indices == batch.labels.unsqueeze(1)
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")

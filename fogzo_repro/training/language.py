@@ -27,6 +27,7 @@ from fogzo_repro.data.c4 import (
 )
 from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.project import script
+from fogzo_repro.training.preemption import evaluated
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks
 
 EVALUATION_BATCH = 64  # windows a pass
@@ -107,7 +108,8 @@ class Language:
         windows = min(bound, window_count(stream, self.context))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         stride = EVALUATION_BATCH * self.ranks.world_size
-        for first in range(EVALUATION_BATCH * self.ranks.rank, windows, stride):
+        own = range(EVALUATION_BATCH * self.ranks.rank, windows, stride)
+        for first in evaluated(own, self.ranks):
             indices = range(first, min(first + EVALUATION_BATCH, windows))
             batch = stream.windows([i * self.context for i in indices], self.context)
             total += self.loss(model, TokenBatch(batch.to(self.device))).double() * len(indices)

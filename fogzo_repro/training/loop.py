@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from fogzo_repro.tracking.metrics import Journal
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint
 from fogzo_repro.training.optimizers import load_optimizer_tensors, optimizer_tensors
-from fogzo_repro.training.preemption import Preempted, StopRequest
+from fogzo_repro.training.preemption import EvaluationStopped, Preempted, StopRequest, until_asked
 from fogzo_repro.training.row import ROW, begin_line, has_no_gradient, read_row
 from fogzo_repro.training.step import TrainStep
 
@@ -116,6 +116,9 @@ class Training:
         self.buffer = torch.zeros(FLUSH_STEPS, len(ROW), device=step.device)
         self.pending: list[dict[str, Any]] = []
         self.last: dict[str, float] = {}  # the newest metrics, by split and name
+        self.evaluation_due = False  # of the state after `done` steps: a signal came into it
+        self.saved: int | None = None  # the step of the newest checkpoint
+        self.saved_at = 0.0
         self.dead_steps = 0  # in a row, up to the last flush: no quantized weight had a gradient
 
     def resume(self) -> list[str]:
@@ -126,6 +129,7 @@ class Training:
             lambda step, state: journal.lacks(step, state.get("metrics_bytes")),
         )
         said: list[str] = []
+        metrics_bytes = None
         if found is not None:
             self.done, tensors, state, said = found
             model = {k.removeprefix("model/"): v for k, v in tensors.items() if "model/" in k[:6]}
@@ -133,9 +137,12 @@ class Training:
             load_optimizer_tensors(self.step.optimizer, self.model, tensors)
             self.step.bad_streak.fill_(state["bad_streak"])
             self.step.scaler.load_state_dict(state["scaler"])
+            metrics_bytes = state.get("metrics_bytes")
+            self.evaluation_due = state.get("evaluation_due", False)
+            self.saved = self.done
             said.append(f"resumed after step {self.done} of {self.timetable.total_steps}")
         self.ranks.meet()  # all have read before the first rank writes
-        journal.rewind(self.done)
+        journal.rewind(self.done, metrics_bytes)
         self.ranks.meet()  # the files are as the checkpoint is
         for line in journal.lines():
             self._count_dead(line)
@@ -148,41 +155,58 @@ class Training:
             Diverged: before the optimizer step that would have used the bad numbers.
             Preempted: after a signal, with the checkpoint written.
         """
-        timetable, last_checkpoint = self.timetable, time.monotonic()
+        timetable = self.timetable
+        self.saved_at = time.monotonic()
         self.journal.start_clock()
         self.model.train()
         if self.done == 0 and 0 in timetable.snapshot_steps:
             self._snapshot()
+        if self.evaluation_due:
+            self._conclude_step(progress, stop)
         while self.done < timetable.total_steps:
             epoch, start = divmod(self.done, self.data.steps_per_epoch)
-            for batch in self.data.epoch(generator_for(timetable.seed, epoch, "order"), start):
+            order = generator_for(timetable.seed, epoch, "order")
+            for batch in until_asked(self.data.epoch(order, start)):
+                if self.ranks.any(batch is None):  # all leave before the same step
+                    self._leave(progress, stop)
                 self._one_step(batch)
                 progress.tick(self.done)
-                asked = self.ranks.any(stop.received is not None)
-                finished = self.done == timetable.total_steps
-                epoch_ends = self.done % self.data.steps_per_epoch == 0
-                evaluated = finished or self._is_evaluated(epoch_ends)
-                if len(self.pending) == FLUSH_STEPS or epoch_ends or evaluated or asked:
-                    self.flush(progress)
-                if epoch_ends and self.dead_steps >= self.data.steps_per_epoch:
-                    raise Diverged(
-                        f"step {self.done}: in a whole epoch no quantized weight had a gradient"
-                    )
-                if evaluated:
-                    self._evaluate(finished)
-                if self.done in timetable.snapshot_steps:
-                    self._snapshot()
-                overdue = time.monotonic() - last_checkpoint >= timetable.checkpoint_seconds
-                if finished or overdue or asked:
-                    self.flush(progress)
-                    self.save()
-                    last_checkpoint = time.monotonic()
-                if asked and not finished:
-                    self.ranks.meet()  # the first rank's checkpoint is whole
-                    signal = stop.received or "another rank was asked to stop"
-                    raise Preempted(f"{signal}: saved after step {self.done}")
-                if finished:
+                self._conclude_step(progress, stop)
+                if self.done == timetable.total_steps:
                     break
+
+    def _conclude_step(self, progress: RunProgress, stop: StopRequest) -> None:
+        """Write, evaluate, keep and save what is due after a step."""
+        timetable = self.timetable
+        finished = self.done == timetable.total_steps
+        epoch_ends = self.done % self.data.steps_per_epoch == 0
+        evaluated = finished or self._is_evaluated(epoch_ends)
+        if len(self.pending) == FLUSH_STEPS or epoch_ends or evaluated:
+            self.flush(progress)
+        if epoch_ends and self.dead_steps >= self.data.steps_per_epoch:
+            raise Diverged(f"step {self.done}: in a whole epoch no quantized weight had a gradient")
+        if evaluated:
+            try:
+                self._evaluate(finished)
+            except EvaluationStopped:
+                self.evaluation_due = True
+                self._leave(progress, stop)
+            self.evaluation_due = False
+        if self.done in timetable.snapshot_steps:
+            self._snapshot()
+        if finished or time.monotonic() - self.saved_at >= timetable.checkpoint_seconds:
+            self.flush(progress)
+            self.save()
+
+    def _leave(self, progress: RunProgress, stop: StopRequest) -> NoReturn:
+        """Save what no checkpoint holds yet, and leave."""
+        self.flush(progress)
+        if self.done and (self.saved != self.done or self.evaluation_due):
+            self.save()
+        self.ranks.meet()  # the first rank's checkpoint is whole
+        signal = stop.received or "another rank was asked to stop"
+        saved = f"saved after step {self.done}" if self.done else "nothing to save before step 1"
+        raise Preempted(f"{signal}: {saved}")
 
     def _is_evaluated(self, epoch_ends: bool) -> bool:
         """Return whether an interim evaluation is due; a function of the step alone."""
@@ -251,6 +275,7 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint of the whole state; the first rank's stands for all."""
+        self.saved = self.done
         if not self.ranks.first:
             return
         self.journal.time(self.done, pause="checkpoint")
@@ -261,8 +286,10 @@ class Training:
             "bad_streak": self.step.bad_streak.item(),
             "scaler": scaler,
             "metrics_bytes": self.journal.sync(),
+            "evaluation_due": self.evaluation_due,
         }
         save_checkpoint(self.timetable.folder, self.done, tensors, state)
+        self.saved_at = time.monotonic()
 
     def _snapshot(self) -> None:
         if not self.ranks.first:

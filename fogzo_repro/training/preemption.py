@@ -1,39 +1,117 @@
-"""Signals that ask a run to leave: save at the next step boundary, then exit with REQUEUE_STATUS.
+"""Signals that ask a run to leave: save what is there, then exit with REQUEUE_STATUS.
 
-TERM, USR1, USR2 and INT, as job schedulers send them before they take a machine away. A second INT
-ends the process at once.
+TERM, USR1, USR2 and INT, as job schedulers send them before they take a machine away. A step, a
+compilation or a save under way is finished; a wait for data ends at once, an evaluation with the
+batch under way. A second INT ends the process at once.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import signal
+from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 REQUEUE_STATUS = 75  # EX_TEMPFAIL: run the same command again, it goes on
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+T = TypeVar("T")
 
 
 class Preempted(Exception):
     """The run was asked to leave; its checkpoint is written."""
 
 
+class EvaluationStopped(Exception):
+    """A process of the run was asked to leave in the midst of an evaluation; raised in all."""
+
+
+class _Asked(Exception):
+    """A signal has come while the run was waiting."""
+
+
+class Agreeing(Protocol):
+    """The processes of a run."""
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any of them."""
+        ...
+
+
 class StopRequest:
     """A context in which the signals set `received` instead of ending the process."""
 
+    active: StopRequest | None = None
+
     def __init__(self) -> None:
         self.received: str | None = None
+        self._waits = False
         self._before: dict[signal.Signals, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+        if self._waits:
+            self._waits = False
+            raise _Asked
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Let a signal, also one that has come before, end what is waited for in here."""
+        try:
+            self._waits = True
+            if self.received:
+                raise _Asked
+            yield
+        finally:
+            self._waits = False
 
     def __enter__(self) -> StopRequest:
+        self._outer, StopRequest.active = StopRequest.active, self
         self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        StopRequest.active = self._outer
+
+
+def hurry() -> None:
+    """Let this process end without looking through all its objects, which takes torch seconds."""
+    gc.freeze()
+
+
+def until_asked(batches: Iterable[T]) -> Iterator[T | None]:
+    """Yield what is waited for; None, and nothing after it, where a signal asks to leave."""
+    source = iter(batches)
+    while True:
+        stop = StopRequest.active
+        try:
+            with stop._waiting() if stop else contextlib.nullcontext():
+                batch = next(source)
+        except StopIteration:
+            return
+        except _Asked:
+            yield None
+            return
+        yield batch
+
+
+def evaluated(batches: Iterable[T], ranks: Agreeing) -> Iterator[T]:
+    """Yield the batches of an evaluation.
+
+    Raises:
+        EvaluationStopped: at their end, in all processes, where one of them was asked to leave.
+    """
+    asked = False
+    for batch in until_asked(batches):
+        if batch is None:
+            asked = True
+        else:
+            yield batch
+    if ranks.any(asked):
+        raise EvaluationStopped

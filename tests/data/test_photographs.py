@@ -382,3 +382,61 @@ def test_an_index_of_all_of_imagenet_is_compact() -> None:
     files = Files(Path("t"), names, np.arange(IMAGENET) % 1000)
     assert files.path(IMAGENET - 1) == Path("t/n00000166/x_1281166.JPEG")
     assert names.nbytes < 40 * 2**20
+
+
+# --- workers that are lost ------------------------------------------------------------------------
+
+
+def loader_of(tmp_path: Path) -> PhotographLoader:
+    """Two workers on four small images."""
+    for i in range(4):
+        Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(tmp_path / f"{i}.JPEG")
+    files: Any = SimpleNamespace(
+        names=range(4), labels=[0] * 4, path=lambda i: tmp_path / f"{i}.JPEG"
+    )
+    view = evaluation_view(RESNET, 32)
+    return PhotographLoader(Photographs(files, view, False), 2, torch.device("cpu"))
+
+
+def test_a_batch_that_cannot_be_handed_over_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of a socket that hands over shared memory has at most 107 letters."""
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr("multiprocessing.util.get_temp_dir", lambda: str(long))
+    loader = loader_of(tmp_path)
+    with pytest.raises(UserError, match=r"\(AF_UNIX path too long\); give a short TMPDIR"):
+        list(loader.load(all_batches(4, 2, 0, 1)))
+
+
+def test_shared_memory_that_is_full_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    with pytest.raises(UserError, match=r"\(unable to allocate shared memory.*--shm-size"):
+        list(loader_of(tmp_path).load(all_batches(4, 2, 0, 1)))
+
+
+def test_a_worker_that_is_killed_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = loader_of(tmp_path)
+    monkeypatch.setattr(Photographs, "__getitem__", lambda *_: os.kill(os.getpid(), 9))
+    with pytest.raises(UserError, match=r"DataLoader worker \(pid.*give fewer hardware.workers"):
+        list(loader.load(all_batches(4, 2, 0, 1)))
+
+
+def test_an_error_of_our_own_in_a_worker_is_not_taken_for_a_lost_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any) -> None:
+        raise RuntimeError("a mistake")
+
+    loader = loader_of(tmp_path)
+    monkeypatch.setattr(Photographs, "__getitem__", wrong)
+    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker"):
+        list(loader.load(all_batches(4, 2, 0, 1)))

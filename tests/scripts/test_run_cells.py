@@ -140,9 +140,10 @@ def test_an_interrupted_queue_saves_and_the_same_command_goes_on(tmp_path: Path)
     while not list(tmp_path.glob("runs/*/timing.jsonl")):
         assert os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(pid, signal.SIGINT)
+    sent = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
     status, said = finish(pid), err.read_text()
-    assert status == 75, said
+    assert status == 75 and time.monotonic() < sent + 5, said
     assert "0 finished, 0 diverged, 0 failed, 2 not run" in said
     assert "run the same command again" in said
     (stopped,) = tmp_path.glob("runs/mlp-*")
