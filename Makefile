@@ -10,7 +10,7 @@ endif
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check smoke figure-shallow readings table1 table2 table3 table4 tables status bench bench-vision bench-language bench-cards bench-loader bench-prepare clean
+.PHONY: help install demo test quick lint types check smoke figure-shallow readings table1 table2 table3 table4 tables status bench bench-vision bench-language bench-cards bench-loader bench-prepare clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -32,8 +32,14 @@ install: .venv/installed  ## set up .venv from the locked dependencies
 demo: install  ## two quantizers by the STE and by FOGZO on bundled images: what FOGZO is for, in 2 minutes
 	@$(BIN)/python scripts/demo.py
 
-test: install  ## run the tests
-	@$(BIN)/python -m pytest
+# A process for each core, whole files to each.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
+test: install  ## run the tests, about 5 minutes on two cores
+	@$(PYTEST)
+
+quick: install  ## run the tests that take no more than a second each, while you work
+	@$(PYTEST) -m 'not slow'
 
 lint: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -52,6 +52,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "said"), BAD.values(), ids=BAD.keys())
 def test_bad_setting_is_one_line_and_status_2(monkeypatch, capsys, arguments, said):
     status, out, err = run_cli(monkeypatch, capsys, *arguments)
@@ -62,6 +63,7 @@ def test_bad_setting_is_one_line_and_status_2(monkeypatch, capsys, arguments, sa
     assert not out
 
 
+@pytest.mark.slow
 def test_help_says_how_a_cell_of_a_table_is_run(monkeypatch, capsys):
     status, out, err = run_cli(monkeypatch, capsys, "--help")
     assert (status, err) == (0, "")
@@ -101,6 +103,7 @@ def labels(folder):
     return sorted((r["table"], r["row"], r["column"], r["seed"]) for r in records)
 
 
+@pytest.mark.slow
 def test_a_cell_runs_its_values_and_seeds(monkeypatch, capsys, tmp_path, tiny_table):
     runs = f"output_root={tmp_path}/runs"
     assert run_cli(monkeypatch, capsys, "experiment=tiny/nspsa", "seed=5,6", runs)[0] == 0
@@ -113,6 +116,7 @@ def test_a_cell_runs_its_values_and_seeds(monkeypatch, capsys, tmp_path, tiny_ta
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cells", ["tiny/nspsa,tiny/ste", "glob([tiny/n*,tiny/s*])"], ids=["list", "glob"]
 )
@@ -124,6 +128,7 @@ def test_several_cells_in_one_sweep(monkeypatch, capsys, tmp_path, tiny_table, c
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_plain_command_is_the_cell(monkeypatch, capsys, tiny_table):
     def settings(*words):
         status, out, err = run_cli(monkeypatch, capsys, *words, "--cfg", "job")
@@ -165,6 +170,7 @@ UNKNOWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("word", "said"), UNKNOWN.values(), ids=UNKNOWN)
 def test_what_a_table_does_not_have_is_named(monkeypatch, capsys, tmp_path, tiny_table, word, said):
     words = [word, f"output_root={tmp_path}/runs"]
@@ -363,6 +369,7 @@ def test_dry_run_prints_what_a_run_takes_and_starts_nothing(monkeypatch, capsys,
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_sweep_runs_each_value_and_skips_them_the_second_time(monkeypatch, capsys, tmp_path):
     arguments = ["-m", f"output_root={tmp_path}", *TINY, "estimator.beta_min=0.9,1", "seed=0,1"]
     assert run_cli(monkeypatch, capsys, *arguments)[0] == 0
@@ -377,6 +384,7 @@ def test_beta_and_noise_name_the_same_run(monkeypatch, capsys, tmp_path):
     assert len(list(tmp_path.glob("*/record.json"))) == 1
 
 
+@pytest.mark.slow
 def test_mnist_runs_from_the_command_line(tmp_path):
     if not (DATA_DIR / "MNIST").is_dir():
         pytest.skip(f"no MNIST at {DATA_DIR}; set FOGZO_DATA")

@@ -92,6 +92,7 @@ LEARNED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", LEARNED.values(), ids=LEARNED)
 def test_scales_that_move_and_quantized_inputs_are_exported_too(tmp_path, overrides):
     folder = train(tmp_path, "recipe.max_steps=3", *overrides)

@@ -187,6 +187,7 @@ def site_with(distributions: set[str], folder: Path) -> None:
                 (folder / top).symlink_to(source)
 
 
+@pytest.mark.slow
 def test_estimators_need_torch_alone(tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()

@@ -251,6 +251,7 @@ class ParsedError(Exception):
     """The words of a command are what its parser knows."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command, mine, monkeypatch):
     """Each command of the pages is given to the program that it names, which stops before work."""
@@ -297,6 +298,7 @@ def understood_by_argparse(module, words, monkeypatch):
         importlib.import_module(module).main()
 
 
+@pytest.mark.slow
 def test_the_first_run_has_an_ste_beside_it(tmp_path):
     (command,) = (line for line in COMMANDS if "digits_mlp estimator=ste,fogzo" in line)
     done = python(*shlex.split(command)[1:], "recipe.max_steps=3", f"output_root={tmp_path}")
@@ -308,6 +310,7 @@ def test_the_first_run_has_an_ste_beside_it(tmp_path):
     assert [line.split()[0] for line in text.splitlines()[2:5]] == ["estimator", "fogzo", "ste"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [0, 100])
 def test_a_dataset_in_memory_is_one_file_and_one_yaml(mine, tmp_path, held_out):
     words = ("dataset=stripes", f"dataset.held_out={held_out}", "recipe=digits_mlp")

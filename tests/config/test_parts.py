@@ -170,6 +170,7 @@ print("torch" in sys.modules)
     assert torch_is_there == "False"
 
 
+@pytest.mark.slow
 def test_another_process_gets_a_run_with_parts_of_a_users(mine, tmp_path):
     mine(estimator__shrink__py=SHRINK + BUILD, estimator__shrink__yaml=YAML)
     config = compose_run("estimator=shrink", *TINY, f"output_root={tmp_path / 'runs'}")

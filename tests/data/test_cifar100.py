@@ -24,6 +24,7 @@ def images(data_dir: Path) -> Images:
     return cifar100.read(data_dir)
 
 
+@pytest.mark.slow
 def test_all_images_are_read_and_normalised_by_their_own_mean(images: Images) -> None:
     assert images.train.pixels.shape == (50_000, 3, 32, 32)
     for split, each in ((images.train, 500), (images.test, 100)):

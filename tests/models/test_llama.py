@@ -28,6 +28,7 @@ def _tiny():
     return replace(model, width=32, heads=2, hidden=64, vocabulary=96, layers=2, context=16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS, ids=COUNTS)
 def test_counts_by_shape_are_those_of_the_paper(name):
     with torch.device("meta"):

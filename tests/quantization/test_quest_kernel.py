@@ -98,6 +98,7 @@ print(calls)
 """
 
 
+@pytest.mark.slow
 def test_kernels_equal_the_formula_in_float64_compiled_too(tmp_path):
     """In a process of its own: the interpreter is chosen before the kernels are read.
 

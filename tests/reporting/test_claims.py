@@ -189,6 +189,7 @@ def test_a_cell_that_diverged_in_tuning_is_not_chosen(results: Path, save: Save)
     assert best is not None and best.column == "1-beta=0.001"
 
 
+@pytest.mark.slow
 def test_the_random_sign_control_has_the_chosen_beta(full_table: Path) -> None:
     judged = verdict_of(full_table, "loss-information")
     assert judged.better is not None and judged.worse is not None

@@ -36,6 +36,7 @@ def hashes(results: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in made}
 
 
+@pytest.mark.slow
 def test_tables_and_figures_regenerate_byte_identically(full_table: Path) -> None:
     script = ROOT / "scripts" / "make_tables.py"
     command = [sys.executable, script, "--results", full_table]
@@ -49,6 +50,7 @@ def test_tables_and_figures_regenerate_byte_identically(full_table: Path) -> Non
     assert written == figures | {f"{TABLE}.{kind}" for kind in ("md", "csv", "png", "pdf")}
 
 
+@pytest.mark.slow
 def test_committed_results_are_those_of_the_committed_records(tmp_path: Path) -> None:
     copy = tmp_path / "results"
     shutil.copytree(ROOT / "results", copy, ignore=shutil.ignore_patterns("tables", "figures"))

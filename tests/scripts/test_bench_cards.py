@@ -4,10 +4,13 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from fogzo_repro.reporting.benches import speed
 from tests.forked import ROOT, torchrun
 
 
+@pytest.mark.slow
 def test_two_processes_train_together_and_alone(tmp_path: Path) -> None:
     out = tmp_path / "cards.json"
     command = torchrun(

@@ -14,6 +14,7 @@ CELLS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_cells_of_every_table_run_without_any_download(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

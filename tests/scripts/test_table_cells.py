@@ -29,6 +29,7 @@ def listed(table: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES, ids=TABLES)
 def test_the_cells_are_those_that_the_papers_table_lists(
     cells: dict[str, list[Cell]], table: str
@@ -118,6 +119,7 @@ def test_a_control_at_equal_cost_stretches_the_whole_schedule(
             assert longer.warmup_epochs == round(ratio * plain.warmup_epochs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", table_files(), ids=str)
 def test_the_labels_that_are_read_are_those_that_are_composed(table: str) -> None:
     entries = find_entries(table, table_files())

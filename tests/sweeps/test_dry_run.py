@@ -29,6 +29,7 @@ def config(name: str, *overrides: str) -> RunConfig:
     return table_cells(name, list(overrides))[0].config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES, ids=TABLES)
 def test_every_cell_is_forecast_without_its_data(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

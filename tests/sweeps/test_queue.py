@@ -91,6 +91,7 @@ def start(jobs: list[Job], folder: Path, **options: object) -> Outcome:
     return run_queue(jobs, **settings)
 
 
+@pytest.mark.slow
 def test_a_job_that_crashes_dies_or_diverges_does_not_stop_the_rest(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def run_on_a_full_disk(config: RunConfig) -> Ending:
     return run_job(config)
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_run_in_one_line_and_the_others_go_on(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -126,6 +128,7 @@ def test_a_full_disk_fails_the_run_in_one_line_and_the_others_go_on(
     assert read_record(jobs[2].folder / "record.json")["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_the_queue_works_without_a_place_for_its_logs(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -134,6 +137,7 @@ def test_the_queue_works_without_a_place_for_its_logs(
     assert seeds(outcome.finished) == [0]
 
 
+@pytest.mark.slow
 def test_the_cards_are_dealt_to_the_workers_in_turn(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -141,6 +145,7 @@ def test_the_cards_are_dealt_to_the_workers_in_turn(
     assert sorted(why for _, why in outcome.failed) == ["3", "5"]
 
 
+@pytest.mark.slow
 def test_a_crash_a_hang_and_a_divergence_end_as_described(
     make_config: Callable[..., RunConfig],
     tmp_path: Path,

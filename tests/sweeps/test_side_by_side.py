@@ -28,6 +28,7 @@ Make = Callable[..., RunConfig]
 FOGZO = ("estimator=fogzo", "estimator.noise=1e-4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [
@@ -45,6 +46,7 @@ def test_runs_that_differ_in_numbers_train_together(
     assert key is not None and group_key(make_config(*other)) == key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [

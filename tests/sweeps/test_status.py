@@ -26,6 +26,7 @@ def record(config: RunConfig, **changes: object) -> str:
     return json.dumps({**labels, **known, **changes})
 
 
+@pytest.mark.slow
 def test_each_state_is_told_from_what_a_run_has_left(make_config: Make, tmp_path: Path) -> None:
     jobs = [Job(make_config(f"seed={s}"), f"run-{s}", 5, 15) for s in range(7)]
     for job in jobs[:5]:

@@ -25,6 +25,7 @@ RECORD = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_offline_run_is_mirrored_without_key_or_network(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     arguments = [*TINY, f"output_root={tmp_path}", "tracker=wandb", "cell.table=cells"]
@@ -89,6 +90,7 @@ def lines(first: int, last: int) -> list[dict]:
     return [{"step": step, "loss": 1 / step} for step in range(first, last + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["init", "log", "finish"], ids=str)
 def test_failing_service_never_stops_a_run(tmp_path, monkeypatch, at):
     runs = {}

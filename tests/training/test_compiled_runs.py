@@ -24,6 +24,7 @@ with torch._dynamo.config.patch(recompile_limit=1):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_each_run_compiles_its_training_pass_and_no_evaluation(tmp_path):
     """Also when there are more runs in a process than recompilations are allowed."""

@@ -47,6 +47,7 @@ def images(data_dir: Path) -> Path:
     return data_dir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["nspsa", "fogzo"], ids=str)
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_probes_move_the_loss_and_leave_the_weights(
@@ -86,6 +87,7 @@ def run_rows() -> tuple[str, ...]:
     return ROW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "estimator"),
     [("resnet18", "ste"), ("resnet18", "fogzo"), ("deit_tiny", "nspsa"), ("deit_tiny", "fogzo")],
@@ -146,6 +148,7 @@ ENTRY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=str)
 def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it_with_its_loaders(
     tmp_path: Path, number: signal.Signals

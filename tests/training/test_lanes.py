@@ -104,6 +104,7 @@ def levels(lanes: Lanes, s: int, c: int, weights: list[Tensor]) -> list[Tensor]:
     return [x.quantizer.levels(w / x.quantizer.scale[s, c]) for x, w in pairs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cells", CELLS.values(), ids=CELLS.keys())
 def test_a_lane_is_its_run_in_float64(cells: list[list[str]]) -> None:
     configs, images = [configured(*overrides) for overrides in cells], digits()

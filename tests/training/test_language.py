@@ -133,6 +133,7 @@ def test_less_than_64_windows_are_refused_with_the_documents_that_suffice(tmp_pa
         c4_language(config(tmp_path, f"dataset.validation={split}"), build(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)
 @pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
 def test_probes_move_the_loss_and_leave_the_weights(data_dir, quantizer, overrides):

@@ -49,6 +49,7 @@ def predicted(model: str) -> float:
         return measure_need(one_pass, later, SMALL_TOKEN_BATCHES).at(SEQUENCES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "card"), [("llama_30m", 32e9), ("llama_300m", 80e9)], ids=["30m", "300m"]
 )

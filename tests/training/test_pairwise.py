@@ -94,6 +94,7 @@ def gradients(step: TrainStep) -> list[Tensor]:
     return [g.clone() for g in found if g is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quantizer", "model", "estimator"), ROWS, ids=map("-".join, ROWS))
 def test_probes_move_the_loss_and_leave_the_weights(
     tokens: Path, quantizer: str, model: str, estimator: str

@@ -77,6 +77,7 @@ def test_nothing_is_shared_where_the_passes_differ_in_it(model: str, override: s
     assert build(model, override)[0].passes.prefix.ends == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_a_compiled_probe_leaves_the_prefix_out(model: str) -> None:
     step, batch = build(model, *(["model.depth=2"] if model == "deit_tiny" else []))

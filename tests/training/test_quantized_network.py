@@ -63,6 +63,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_probes_move_the_loss_and_leave_the_weights(quantizer, estimator):
@@ -277,6 +278,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_settings_are_refused_in_one_line(case):
     overrides, said = BAD[case]

@@ -34,6 +34,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.
     return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ranks_worker.ESTIMATORS, ids=str)
 @pytest.mark.parametrize("model", ranks_worker.MODELS, ids=str)
 def test_two_processes_end_with_the_weights_of_one(

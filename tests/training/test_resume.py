@@ -56,6 +56,7 @@ def wait_for_step(root, pid, step, timeout=120):
     raise AssertionError(f"no checkpoint of step {step} in {timeout} s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS.keys())
 def test_killed_run_ends_with_the_same_bytes(tmp_path, overrides):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -102,6 +103,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "damage"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_damaged_checkpoint_is_passed_over(tmp_path, finished, suffix, damage):
     expected = final_bytes(finished)
@@ -139,6 +141,7 @@ LOST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "damage"), LOST.values(), ids=LOST.keys())
 def test_a_checkpoint_that_the_metrics_do_not_reach_is_passed_over(
     tmp_path, finished, name, damage
@@ -220,6 +223,7 @@ def test_no_whole_checkpoint_is_an_error_with_the_remedy(tmp_path, finished):
     assert "start again with force=true" in (tmp_path / "err").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT], ids=str
 )
@@ -246,6 +250,7 @@ def test_two_processes_do_not_write_one_run(tmp_path):
     assert finish(first) == 0
 
 
+@pytest.mark.slow
 def test_interrupted_sweep_goes_on(tmp_path):
     root = tmp_path / "runs"
     sweep = ["-m", *arguments(root, "estimator=ste", "seed=0,1", "checkpoint_minutes=0")]

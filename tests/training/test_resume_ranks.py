@@ -50,6 +50,7 @@ def final_bytes(root: Path) -> dict[str, bytes]:
     return {name: next(root.glob(f"*/{name}")).read_bytes() for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)
 def test_killed_ranks_end_with_the_bytes_of_the_uninterrupted_ones(
     tmp_path: Path, overrides: list[str]

@@ -44,6 +44,7 @@ def test_smoke_divides_the_widths_by_eight() -> None:
     assert models[1].heads * models[1].head_dim == 48
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [
