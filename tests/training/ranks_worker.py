@@ -58,7 +58,7 @@ class Uneven(Nspsa):
 ESTIMATORS: dict[str, Any] = {
     "ste": lambda device: Ste(),
     "nspsa": lambda device: Nspsa(2),
-    "uneven": lambda device: Uneven(2, 0.0),
+    "uneven": lambda device: Uneven(2),
     "fogzo": lambda device: Fogzo(1, 0.01, "constant", device),
 }
 MIXING = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, smoothing=0.1)
