@@ -25,6 +25,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args  # knows which words belong to Hydra's own flags
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.plugins.sweeper import Sweeper
 
@@ -124,8 +125,10 @@ def label_of(overrides: Sequence[str], words: Sequence[str]) -> str:
     'recipe.lr=0.1'
     """
     silent = {*FREE, "seed"}  # the seed stands in the run id
-    varied = [word for word in overrides if word not in words]
-    return " ".join(word for word in varied if re.split(r"[.=]", word)[0] not in silent)
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    same = {override.key_or_group for override in parsed if not override.is_sweep_override()}
+    keys = ((word, word.partition("=")[0]) for word in overrides)
+    return " ".join(w for w, key in keys if key not in same and key.split(".")[0] not in silent)
 
 
 def run_one(config: RunConfig, label: str = "") -> int:

@@ -1,5 +1,9 @@
 """Say per table how many runs are done, running, interrupted, failed, stale and missing.
 
+A run that is not there counts as missing where a claim of its table needs it, that is where
+`run_cells.py TABLE --claims` would run it; else as not needed. Cells of rows that no claim compares
+are needed, and so are all of a claim whose tuning is not complete.
+
     python scripts/status.py                     all tables
     python scripts/status.py --seeds 0,1 table1
 
@@ -17,8 +21,22 @@ if not __package__:  # started as a file
 
 from fogzo_repro.config import UserError
 from fogzo_repro.project import working_folder
-from fogzo_repro.sweeps.status import STATES, count_states, known_runs, runs_of
+from fogzo_repro.reporting.results import TUNING_SEEDS
+from fogzo_repro.sweeps.claimed import needed_cells
+from fogzo_repro.sweeps.status import STATES, Run, count_states, known_runs, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds, find_entries, table_files
+
+NOT_NEEDED = "not needed"
+
+
+def not_needed(results: Path, table: str, runs: list[Run], known: dict[Run, str]) -> set[Run]:
+    """Return the runs that are not there and that no claim of the table looks at."""
+    try:
+        needed = needed_cells(results, table)
+    except UserError:  # a record that cannot be read: what is needed is not known
+        return set()
+    absent = [run for run in runs if run not in known and run[-1] not in TUNING_SEEDS]
+    return {run for run in absent if (run[1], run[2]) not in needed}
 
 
 def main() -> int:
@@ -32,13 +50,14 @@ def main() -> int:
     try:
         seeds, files = evaluation_seeds(arguments.seeds), table_files()
         known = known_runs(arguments.records, [arguments.runs])
-        lines = [["table", "cells", "runs", *STATES]]
+        lines = [["table", "cells", "runs", *STATES, NOT_NEEDED]]
         for name in arguments.tables or files:
             entries = [entry.with_seeds(seeds) for entry in find_entries(name, files)]
             cells = [cell for entry in entries for cell in entry.cells()]
             runs = [run for cell in cells for run in runs_of(cell, cell.scale, cell.seeds)]
-            states = count_states(runs, known)
-            counts = [len(cells), states.total(), *(states[s] for s in STATES)]
+            spare = not_needed(arguments.records.parent, name.split("/")[0], runs, known)
+            states = count_states([run for run in runs if run not in spare], known)
+            counts = [len(cells), len(runs), *(states[s] for s in STATES), len(spare)]
             lines.append([name, *map(str, counts)])
     except UserError as error:
         error.tell()

@@ -7,11 +7,12 @@ its tuning seeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fogzo_repro.config import UserError
+from fogzo_repro.project import shipped
 from fogzo_repro.reporting.claims import named_cells, read_claims
 from fogzo_repro.reporting.results import TUNING_SEEDS, read_results
 from fogzo_repro.sweeps.jobs import Cell
@@ -26,6 +27,57 @@ def tuning_part(cells: Sequence[Cell]) -> list[Cell]:
     return found
 
 
+@dataclass(frozen=True)
+class Needed:
+    """Which cells the claims of a table look at.
+
+    Attributes:
+        rows: that a claim compares; cells of other rows are all needed.
+        named: row and column of the cells that claims compare.
+        open: the rows of claims whose tuning has not chosen a cell yet, by the claim's id.
+    """
+
+    rows: frozenset[str]
+    named: frozenset[tuple[str, str]]
+    open: Mapping[str, frozenset[str]]
+
+    def __contains__(self, place: tuple[str, str]) -> bool:
+        """Tell whether a cell's evaluation runs are needed; those of an open claim may be."""
+        row = place[0]
+        unclear = any(row in rows for rows in self.open.values())
+        return row not in self.rows or unclear or place in self.named
+
+
+def needed_cells(results: Path, table: str, given: Collection[str] | None = None) -> Needed:
+    """Read which cells the claims of a table need.
+
+    Args:
+        results: the folder with paper/ and records/, which hold the claims and the tuning runs.
+        table: its name.
+        given: the rows that are asked about; claims about others are left aside.
+
+    Raises:
+        UserError: where the records of the table cannot be read.
+    """
+    claims = read_claims(shipped(results, "paper") / "claims.csv", table)
+    if given is not None:
+        claims = [c for c in claims if not {c.better[0], c.worse[0]}.isdisjoint(given)]
+    rows: set[str] = set()
+    named: set[tuple[str, str]] = set()
+    open_claims = {}
+    found = read_results(results, table) if claims else None
+    for claim in claims:
+        assert found is not None
+        compared = frozenset((claim.better[0], claim.worse[0]))
+        rows |= compared
+        for cell in named_cells(found, claim):
+            if cell is None:
+                open_claims[claim.id] = compared
+            else:
+                named.add((cell.row, cell.column))
+    return Needed(frozenset(rows), frozenset(named), open_claims)
+
+
 def claimed_part(cells: Sequence[Cell], results: Path, table: str) -> list[Cell]:
     """Return the cells that a claim names, and those of rows without claims, on evaluation seeds.
 
@@ -37,26 +89,15 @@ def claimed_part(cells: Sequence[Cell], results: Path, table: str) -> list[Cell]
     Raises:
         UserError: where the tuning runs are not complete, so that nothing can be chosen.
     """
-    claims = read_claims(results / "paper" / "claims.csv", table)
-    found = read_results(results, table)
-    given = {one.config.cell.row for one in cells}
-    rows, named = set(), set()
-    for claim in claims:
-        compared = {claim.better[0], claim.worse[0]}
-        if compared.isdisjoint(given):
-            continue
-        rows |= compared
-        for cell in named_cells(found, claim):
-            if cell is None:
-                raise UserError(
-                    f"{table}: the tuning sweep that chooses for the claim {claim.id} is not "
-                    "complete; run the same command again"
-                )
-            named.add((cell.row, cell.column))
+    needed = needed_cells(results, table, {one.config.cell.row for one in cells})
+    for claim in needed.open:
+        raise UserError(
+            f"{table}: the tuning sweep that chooses for the claim {claim} is not complete; run "
+            "the same command again"
+        )
     kept = []
     for one in cells:
-        label = one.config.cell
-        if label.row not in rows or (label.row, label.column) in named:
+        if (one.config.cell.row, one.config.cell.column) in needed:
             seeds = tuple(s for s in one.seeds if s not in TUNING_SEEDS)
             kept += [replace(one, seeds=seeds)] if seeds else []
     return kept

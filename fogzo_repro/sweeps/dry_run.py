@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import RunConfig
-from fogzo_repro.project import shipped
+from fogzo_repro.project import script, shipped
 from fogzo_repro.sweeps.forecast import (
     Forecast,
     Hours,
     forecast,
+    loader_rates,
     missing_disk,
     missing_here,
     read_benches,
@@ -18,10 +21,32 @@ from fogzo_repro.sweeps.forecast import (
 )
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.status import known_runs, runs_of
+from fogzo_repro.sweeps.tables import find_entries, table_files
+
+HOURS = (
+    "hours are training steps by results/records/bench; ~ estimated from another size or quantizer;"
+    " L: what the recorded loader takes to decode the images, which is longer; evaluation comes on "
+    "top, and loading where it was not measured"
+)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A cell, what a run of it takes, how many of its runs are missing, hours a run by card."""
+
+    cell: Cell
+    forecast: Forecast
+    missing: int
+    hours: dict[str, Hours | None]
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of its runs."""
+        return self.cell.config
 
 
 def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
-    """Return the lines of a dry run: every cell, totals, what is missing on this machine.
+    """Return the lines of a dry run: a line a cell, sums by row, what is missing on this machine.
 
     Args:
         table: what was asked for.
@@ -29,59 +54,151 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
         records: the folder of committed records, with those of the benches in it.
     """
     known = known_runs(records, {Path(cell.config.output_root) for cell in cells})
-    benches = read_benches(shipped(records.parent, "records/bench"))
-    lines = [f"{table}, scale={cells[0].config.scale}: nothing is started", ""]
-    totals = {card: 0.0 for card in benches}
-    unknown = dict.fromkeys(benches, 0)
-    disk, largest = 0, dict[str, tuple[RunConfig, Forecast]]()  # by dataset: of the most data
+    bench = shipped(records.parent, "records/bench")
+    benches, rates = read_benches(bench), loader_rates(bench)
+    found = []
     for cell in cells:
         config, needed = cell.config, forecast(cell.config)
         runs = runs_of(config.cell, config.scale, cell.seeds)
-        missing = [run for run in runs if known.get(run) not in ("done", "diverged")]
-        hours = {card: run_hours(config, needed.steps, b) for card, b in benches.items()}
-        for card, each in hours.items():
-            totals[card] += 0.0 if each is None else each.hours * len(missing)
-            unknown[card] += len(missing) if each is None else 0
-        disk += needed.disk * len(missing)
-        name = config.dataset.name
-        if missing and (name not in largest or needed.data > largest[name][1].data):
-            largest[name] = config, needed
-        lines += _cell_lines(cell, needed, len(missing), hours)
-    lines += ["", f"{len(cells)} cells, {sum(len(cell.seeds) for cell in cells)} runs"]
-    lines += [
-        f"GPU-hours of the missing runs on one {card}: {totals[card]:.3g}"
-        + (f", and {unknown[card]} runs of unknown length" if unknown[card] else "")
-        for card in benches
-    ] + ["other cards: unknown, no bench record of them"]
-    sizes = ", ".join(f"{k} {n.data / 1e9:.3g} GB" for k, (_, n) in sorted(largest.items()))
-    lines.append(f"disk: {disk / 1e9:.3g} GB for the run folders; data: {sizes or 'none'}")
-    lines.append(
-        "hours are training steps by results/records/bench, ~ estimated from another size or "
-        "quantizer; loading and evaluation come on top"
-    )
-    absent = [line for most in largest.values() for line in missing_here(*most)]
-    absent += missing_disk(Path(cells[0].config.output_root), disk)
-    return lines + [f"missing on this machine: {line}" for line in dict.fromkeys(absent)]
-
-
-def _cell_lines(
-    cell: Cell, needed: Forecast, missing: int, hours: dict[str, Hours | None]
-) -> list[str]:
-    config = cell.config
-    about = "about " if needed.rough else ""
-    length = ", ".join(f"{card} {_said(each)}" for card, each in hours.items()) or "unknown"
-    return [
-        f"{config.cell.row} | {config.cell.column}",
-        f"    {config.model.name}, {config.dataset.name}, quantizer={config.quantizer.name}, "
-        f"estimator={config.estimator.name}; {len(cell.seeds)} runs, {missing} missing",
-        f"    {needed.parameters:,} parameters, {needed.perturbed:,} quantized; {about}"
-        f"{needed.steps:,} steps, {about}{needed.units:,} {needed.unit}",
-        f"    memory {needed.memory / 2**30:.2f} GiB and activations; disk "
-        f"{needed.disk / 1e9:.2g} GB a run; hours a run: {length}",
+        missing = sum(known.get(run) not in ("done", "diverged") for run in runs)
+        hours = {
+            card: run_hours(config, needed.steps, each, rates) for card, each in benches.items()
+        }
+        found.append(Needed(cell, needed, missing, hours))
+    disk = sum(each.forecast.disk * each.missing for each in found)
+    largest: dict[str, Needed] = {}  # by dataset: of the most data
+    for each in found:
+        name = each.config.dataset.name
+        if each.missing and (
+            name not in largest or each.forecast.data > largest[name].forecast.data
+        ):
+            largest[name] = each
+    sizes = ", ".join(f"{k} {n.forecast.data / 1e9:.3g} GB" for k, n in sorted(largest.items()))
+    lines = [
+        f"{table}, scale={cells[0].config.scale}: nothing is started",
+        "",
+        *_table(found, [*benches]),
+        "",
+        f"{len(cells)} cells, {sum(len(cell.seeds) for cell in cells)} runs",
+        *(f"GPU-hours of the missing runs on one {c}: {_total(found, c)}" for c in benches),
+        "other cards: unknown, no bench record of them",
+        f"disk: {disk / 1e9:.3g} GB for the run folders; data: {sizes or 'none'}",
+        HOURS,
     ]
+    absent = [
+        line for most in largest.values() for line in missing_here(most.config, most.forecast)
+    ]
+    absent += missing_disk(Path(cells[0].config.output_root), disk)
+    lines += [f"missing on this machine: {line}" for line in dict.fromkeys(absent)]
+    return lines + _trial(table, found)
+
+
+def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
+    """Return a line for each cell below one for its row, and the sum of each row."""
+    titles = ["", "missing", "steps", "seen", "GiB", "GB"]
+    titles += [f"h a run, {card}" for card in cards] + [f"h missing, {card}" for card in cards]
+    lines: list[list[str] | str] = [titles]
+    for row, members in itertools.groupby(found, key=lambda each: each.config.cell.row):
+        cells = [*members]
+        lines.append(f"{row}: {_networks(cells)}")
+        for each in cells:
+            needed, about = each.forecast, "~" if each.forecast.rough else ""
+            lines.append(
+                [
+                    f"  {each.config.cell.column}",
+                    f"{each.missing} of {len(each.cell.seeds)}",
+                    f"{about}{needed.steps:,}",
+                    f"{about}{_short(needed.units)} {needed.unit}",
+                    f"{needed.memory / 2**30:.2f}",
+                    f"{needed.disk / 1e9:.2g}",
+                    *(_said(each.hours[card]) for card in cards),
+                    *(_total([each], card) for card in cards),
+                ]
+            )
+        if len(cells) > 1:
+            missing, runs = sum(c.missing for c in cells), sum(len(c.cell.seeds) for c in cells)
+            disk = sum(c.forecast.disk * c.missing for c in cells) / 1e9
+            totals = [_total(cells, card) for card in cards]
+            blank = [""] * len(cards)
+            lines.append(
+                ["  sum", f"{missing} of {runs}", "", "", "", f"{disk:.2g}", *blank, *totals]
+            )
+    widths = [max(map(len, column)) for column in zip(*_of_columns(lines), strict=True)]
+    texts = [
+        line if isinstance(line, str) else "  ".join(
+            text.ljust(width) if k == 0 else text.rjust(width)
+            for k, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]  # fmt: skip
+    about = (
+        "GiB: memory of a run, to which activations come; GB: disk of a run, in a sum of those "
+        "that are missing"
+    )
+    return [*texts, about]
+
+
+def _of_columns(lines: Sequence[list[str] | str]) -> list[list[str]]:
+    return [line for line in lines if not isinstance(line, str)]
+
+
+def _networks(cells: Sequence[Needed]) -> str:
+    """Return which networks a row trains, and how large they are."""
+    said = []
+    for each in cells:
+        config, needed = each.config, each.forecast
+        part = f"{config.model.name} on {config.dataset.name}, {needed.parameters:,} parameters"
+        if needed.perturbed:
+            part += f", {needed.perturbed:,} quantized"
+            said.insert(0, part)
+        else:
+            said.append(part)
+    return said[0]
+
+
+def _total(cells: Sequence[Needed], card: str) -> str:
+    """Return the hours of all missing runs on a card."""
+    hours, unknown = 0.0, 0
+    for each in cells:
+        one = each.hours[card]
+        hours += 0.0 if one is None else one.hours * each.missing
+        unknown += each.missing if one is None else 0
+    if unknown:
+        return f"{hours:.3g} and {unknown} runs of unknown length" if hours else "unknown"
+    return f"{hours:.3g}"
+
+
+def _short(count: int) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:,}"
 
 
 def _said(hours: Hours | None) -> str:
     if hours is None:
         return "unknown"
-    return f"{'~' if hours.scaled else ''}{hours.hours:.2g}"
+    return f"{'~' if hours.scaled else ''}{hours.hours:.2g}{' L' if hours.loader else ''}"
+
+
+def _trial(table: str, found: Sequence[Needed]) -> list[str]:
+    """Return how a cell is tried on next to no data."""
+    if found[0].config.scale == "smoke":
+        return []
+    entries = find_entries(table, table_files())
+    fogzo = [entry for entry in entries if "fogzo" in entry.name]
+    cell, config = (fogzo or entries)[0], found[0].config
+    lines = [f"a cell in two steps, without its data: python {script('smoke')} {cell.path}"]
+    small = "recipe.max_steps=5 recipe.global_batch_size=8 cell.table=none"
+    command = f"python -m fogzo_repro experiment={cell.path} seed=0 {small}"
+    if config.dataset.name.startswith("imagenet"):
+        lines.append(
+            "a cell on a handful of images, under data_dir/imagenet/{train,val}/<wnid>/: "
+            f"{command} dataset=imagenet1k dataset.allow_partial=true"
+        )
+    elif config.dataset.name == "c4":
+        lines.append(
+            f"a cell on a little text: python {script('prepare_c4')} --source hub --tokenizer NAME "
+            f"--out DIR/c4 --tokens 2e6 --held-out 0.02, then {command} data_dir=DIR"
+        )
+    return lines

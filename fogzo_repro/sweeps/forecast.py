@@ -4,7 +4,8 @@ How long a run takes on a card is known from the records of the benches (results
 network or quantizer that was not measured itself is estimated and marked so: a LLaMA by the
 measured one of the nearest size with its quantizer, by FLOP a token, 6 (N_non-embedding + V d) +
 6 L d T; a quantizer that no record has by 2-bit round. Other networks are not scaled: unknown. The
-benches time training steps with data on the card; loading and evaluation come on top.
+benches time training steps with data on the card. Where photographs are decoded more slowly than
+that, by the record of the loader, a run takes as long as its loader; evaluation comes on top.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,11 +190,19 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
 
 @dataclass(frozen=True)
 class Hours:
-    """Hours of one run on a card, whether scaled from another network, and the bench's file."""
+    """Hours of one run on a card.
+
+    Attributes:
+        hours: of its training.
+        scaled: whether they are estimated from another network or quantizer.
+        file: the bench's.
+        loader: whether decoding the images takes that long, and not the steps.
+    """
 
     hours: float
     scaled: bool
     file: str = ""
+    loader: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,8 +232,46 @@ def read_benches(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def run_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) -> Hours | None:
-    """Return how long a run of so many steps takes on the card of these records, None: unknown."""
+LOADERS = {"torchvision": "resnet18", "timm": "deit_tiny"}  # recipe.augmentation: bench's recipe
+
+
+def loader_rates(folder: Path) -> dict[str, float]:
+    """Return how many images a second a loader decodes and augments, by recipe of its bench."""
+    found: dict[str, float] = {}
+    for path in sorted(folder.glob("*.json")):
+        for recipe, figures in json.loads(path.read_text()).get("recipes", {}).items():
+            found[recipe] = max(found.get(recipe, 0.0), figures["images_per_s"])
+    return found
+
+
+def run_hours(
+    config: RunConfig,
+    steps: int,
+    benches: list[dict[str, Any]],
+    rates: Mapping[str, float] | None = None,
+) -> Hours | None:
+    """Return how long a run takes on the card of some records.
+
+    Args:
+        config: the run.
+        steps: that it takes.
+        benches: the records.
+        rates: of the loader, see `loader_rates`; none: the data are there at once.
+
+    Returns:
+        The hours; None where they are unknown.
+    """
+    found = _step_hours(config, steps, benches)
+    if found is None or config.dataset.family != "imagenet":
+        return found
+    rate = (rates or {}).get(LOADERS.get(config.recipe.augmentation, ""))
+    if rate is None:
+        return found
+    loading = steps * config.recipe.global_batch_size / rate / 3600
+    return found if loading <= found.hours else Hours(loading, False, found.file, loader=True)
+
+
+def _step_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) -> Hours | None:
     found: list[tuple[tuple[bool, float], Hours]] = []
     for record in benches:
         step = _mlp(config, record["jobs"]) if "jobs" in record else _network(config, record)

@@ -37,7 +37,6 @@ class Tried:
 
     cell: Cell
     seconds: float
-    loss: float
     why: str
 
 
@@ -81,7 +80,7 @@ def try_cells(cells: Sequence[Cell], folder: Path) -> Iterator[Tried]:
         write_invented_corpus(folder / "data")
     for cell in cells:
         config = smoke_config(replace(cell.config, seed=cell.seeds[0]), folder)
-        started, loss, why = time.monotonic(), math.nan, ""
+        started, why = time.monotonic(), ""
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # the run's own lines
                 record = execute(config, quiet=True)
@@ -94,4 +93,4 @@ def try_cells(cells: Sequence[Cell], folder: Path) -> Iterator[Tried]:
             raise
         except Exception as error:  # one cell must not hide the others
             why = f"{type(error).__name__}: {error}".splitlines()[0]
-        yield Tried(cell, time.monotonic() - started, loss, why)
+        yield Tried(cell, time.monotonic() - started, why)

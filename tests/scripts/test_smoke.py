@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -24,6 +25,7 @@ def test_cells_of_every_table_run_without_any_download(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(CELLS) + 1
     assert lines[-1].startswith(f"{len(CELLS)} cells, 0 failed")
+    assert all(re.search(r": runs, \d+\.\d s$", line) for line in lines[:-1])  # no result in it
 
 
 def test_a_cell_that_fails_is_named_and_does_not_stop_the_rest(

@@ -11,7 +11,7 @@ import pytest
 
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.reporting.results import TUNING_SEEDS, read_paper
-from fogzo_repro.sweeps.claimed import claimed_part, tuning_part
+from fogzo_repro.sweeps.claimed import claimed_part, needed_cells, tuning_part
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.tracking.records import write_record
 from tests.conftest import ROOT
@@ -99,3 +99,18 @@ def test_claims_about_cells_that_were_not_asked_for_are_left_aside(
 ) -> None:
     alone = [cell for cell in cells if cell.config.cell.row == "Full precision"]
     assert places(claimed_part(alone, results, TABLE)) == {("Full precision", "-")}
+
+
+def test_cells_that_a_sweep_has_not_chosen_are_not_needed(results: Path, cells: list[Cell]) -> None:
+    tune(results)
+    needed = needed_cells(results, TABLE)
+    kept = places(claimed_part(cells, results, TABLE))
+    assert {place for place in places(cells) if place in needed} == kept
+    assert ("FOGZO n=1", "1-beta=1e-05") in needed  # the lowest
+    assert ("FOGZO n=1", "1-beta=1e-06") not in needed
+    assert ("FOGZO n=100", "1-beta=1e-06") in needed  # no claim compares its row
+
+
+def test_before_the_sweep_has_chosen_every_cell_of_the_claim_may_be_needed(results: Path) -> None:
+    tune(results, leave_out="1-beta=1e-05")
+    assert ("FOGZO n=1", "1-beta=1e-06") in needed_cells(results, TABLE)

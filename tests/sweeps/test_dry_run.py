@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig
 from fogzo_repro.sweeps.dry_run import dry_run
 from fogzo_repro.sweeps.forecast import (
     flop_per_token,
     forecast,
+    loader_rates,
     missing_disk,
     read_benches,
     run_hours,
@@ -38,8 +40,9 @@ def test_every_cell_is_forecast_without_its_data(
     cells = [replace(c, config=replace(c.config, data_dir=str(tmp_path))) for c in composed(table)]
     lines = dry_run(table, cells, RECORDS)
     text = "\n".join(lines)
-    for cell in cells:
-        assert f"{cell.config.cell.row} | {cell.config.cell.column}" in lines
+    begins = [line.split("  ")[1] for line in lines if line.startswith("  ")]
+    wanted = [cell.config.cell.column for cell in cells]
+    assert [begin for begin in begins if begin not in ("sum", "")] == wanted  # one line a cell
     assert "GPU-hours of the missing runs on one NVIDIA H200" in text
     assert f"{tmp_path}/c4/manifest.json is not there" in text
     assert list(tmp_path.iterdir()) == []
@@ -51,7 +54,8 @@ def test_the_tokens_to_prepare_are_those_of_the_largest_cell(tmp_path: Path) -> 
         for name in ("95m", "300m")
         for cell in table_cells(f"table3/{name}-full-precision", [])
     ]
-    said = [line for line in dry_run("table3", cells, RECORDS) if "prepare_c4" in line]
+    absent = (x for x in dry_run("table3", cells, RECORDS) if x.startswith("missing on"))
+    said = [line for line in absent if "prepare_c4" in line]
     assert len(said) == 1
     assert 20e9 < float(said[0].split("--tokens ")[1]) < 21e9
 
@@ -65,9 +69,48 @@ def test_a_disk_that_is_too_small_is_named(tmp_path: Path) -> None:
 
 def test_runs_with_a_committed_record_are_not_missing() -> None:
     cells = table_cells("figure-shallow/full-precision", [])
-    assert "    mlp, mnist, quantizer=none, estimator=ste; 10 runs, 0 missing" in dry_run(
-        "figure-shallow", cells, RECORDS
-    )
+    (line,) = (x for x in dry_run("figure-shallow", cells, RECORDS) if x.startswith("  -"))
+    assert "  0 of 10  " in line
+
+
+def test_a_row_has_the_sum_of_its_cells() -> None:
+    cells = [c for c in composed("table1") if c.config.cell.row == "DeiT-Tiny, ImageNet-100"]
+    lines = dry_run("table1", cells, RECORDS)
+    (total,) = (line for line in lines if line.startswith("  sum"))
+    hours = [float(line.split()[-1]) for line in lines if " images " in line and "of 5" in line]
+    assert len(hours) == len(cells)
+    assert float(total.split()[-1]) == pytest.approx(sum(hours), abs=1)
+
+
+def test_photographs_take_as_long_as_their_loader_where_that_is_slower() -> None:
+    deit, record = config("table1/deit-tiny-identity-ste"), bench("vision")
+    rate = bench("loader")["recipes"]["deit_tiny"]["images_per_s"]
+    hours = run_hours(deit, 1000, [record], loader_rates(RECORDS / "bench"))
+    assert hours is not None and hours.loader
+    assert hours.hours == pytest.approx(1000 * 1024 / rate / 3600)
+    fast = run_hours(deit, 1000, [record], {"deit_tiny": 1e9})
+    assert fast == run_hours(deit, 1000, [record]) and not fast.loader
+    images = config("table1/deit-tiny-identity-ste", "scale=mini")  # in memory
+    assert images.dataset.family != "imagenet"
+
+
+def test_the_best_recorded_loader_counts(tmp_path: Path) -> None:
+    for name, rate in (("a", 100.0), ("b", 300.0)):
+        recipes = {"recipes": {"deit_tiny": {"images_per_s": rate}}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(recipes))
+    assert loader_rates(tmp_path) == {"deit_tiny": 300.0}
+
+
+@pytest.mark.parametrize("table", ["table1", "table3"])
+def test_the_way_to_try_a_cell_can_be_run(table: str) -> None:
+    lines = dry_run(table, composed(table)[:1], RECORDS)
+    (line,) = (line for line in lines if "recipe.max_steps=" in line)
+    words = line.split("python -m fogzo_repro ")[1].split()
+    tried = compose_run(*words)
+    assert (tried.recipe.max_steps, tried.recipe.global_batch_size) == (5, 8)
+    assert tried.scale == "full" and tried.cell.table == "none"
+    if table == "table1":
+        assert tried.dataset.allow_partial
 
 
 def test_parameters_are_those_of_the_known_networks() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,6 +16,7 @@ from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import RunConfig, to_yaml
 from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.sweeps.status import count_states, known_runs, runs_of
+from scripts.status import not_needed
 from tests.conftest import ROOT
 
 Make = Callable[..., RunConfig]
@@ -89,3 +91,17 @@ def test_status_needs_no_torch_and_knows_the_committed_records() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split()[:4] == ["figure-shallow", "38", "452", "452"]
+
+
+def test_what_no_claim_needs_is_told_from_what_is_missing(tmp_path: Path) -> None:
+    runs = runs_of(Labels("table1", "DeiT-Tiny, ImageNet-100", "identity STE"), "full", range(5))
+    spare = runs_of(Labels("table1", "DeiT-Tiny, ImageNet-100", "approxsign STE"), "full", [0, 100])
+    known = {runs[0]: "done"}
+    found = not_needed(ROOT / "results", "table1", [*runs, *spare], known)
+    assert found == {spare[0]}  # a tuning run chooses, and is needed
+
+
+class Labels(NamedTuple):
+    table: str
+    row: str
+    column: str
