@@ -7,7 +7,6 @@ adds it up, and the check before the first step asks whether it fits the card.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from fogzo_repro.estimators import QuantizedWeight
 from fogzo_repro.estimators.directions import BLOCK_NUMBERS
 from fogzo_repro.estimators.fused import compile_fused
 from fogzo_repro.estimators.protocol import Estimator, Probes
+from fogzo_repro.estimators.schedule import noise_from_rho, rho_from_noise
 from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.checkpoint import KEEP
 from fogzo_repro.training.compilation import compile_network
@@ -168,8 +168,9 @@ def make_plan(config: RunConfig) -> Plan:
         )
     start = read_start(config)
     network = build_network(config, task.model_arguments, machine.device, start)
-    if isinstance(config.estimator, FogzoConfig):
-        config = replace(config, estimator=config.estimator.with_noise(network.perturbed))
+    if isinstance(config.estimator, FogzoConfig) and config.estimator.rho is not None:
+        noise = noise_from_rho(config.estimator.rho, network.perturbed)
+        config = replace(config, estimator=replace(config.estimator, noise=noise, rho=None))
     if probe_pairs(config.estimator):
         network.check_laws(f"estimator={config.estimator.name}")
     if machine.cuda_graph and not can_capture(network.model):
@@ -317,8 +318,8 @@ def describe(config: RunConfig) -> str:
     }
     noise = getattr(estimator, "noise", None)
     if noise is not None:
-        ratio = noise * d / (1 - noise) if noise < 1 else math.inf
-        facts["rho = (1-beta) d / beta"] = f"{ratio:.4g} at 1 - beta = {noise:g}"
+        rho = rho_from_noise(noise, d)
+        facts["rho = (1-beta) d / beta"] = f"{rho:.4g} at 1 - beta = {noise:g}"
     width = max(map(len, facts))
     text = to_yaml(config)
     return text + "\n" + "\n".join(f"{k:<{width}}  {v}" for k, v in facts.items())

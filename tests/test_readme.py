@@ -5,12 +5,15 @@ import csv
 import hashlib
 import importlib
 import json
+import math
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 import torch
@@ -65,18 +68,69 @@ def mine(tmp_path):
 
 
 def test_the_librarys_page_has_a_loop_that_trains():
-    ((_, code),) = (each for each in PYTHON if each[0] == "docs/library.md")
+    loop, own = (code for page, code in PYTHON if page == "docs/library.md")
     names = {}
-    exec(compile(code, "docs/library.md", "exec"), names)
+    exec(compile(loop, "docs/library.md", "exec"), names)
     assert names["losses"][-1] < names["losses"][0] - 0.1
+    before = names["model"][0].weight.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exec(compile(own, "docs/library.md", "exec"), names)
+    assert names["estimate"].coefficient != 0 and not torch.equal(names["model"][0].weight, before)
+    assert names["model"][1].num_batches_tracked == 4 * 20 + 2 * 4
 
 
 def test_three_lines_of_the_readme_are_those_of_the_loop():
     ((_, lines),) = (each for each in PYTHON if each[0] == "README.md")
-    code = dict(PYTHON)["docs/library.md"]
-    start = code.index("    weights = ")
-    loop = code[start : code.index("    losses.append")]
-    assert textwrap.dedent(re.sub(r"  # .*", "", loop)) == lines
+    loop = next(code for page, code in PYTHON if page == "docs/library.md")
+    assert textwrap.indent(lines, " " * 8) in re.sub(r"  # .*", "", loop)
+
+
+RHO_COLUMNS = {  # of docs/library.md: table, quantizer, split, learning rate, tuning seeds
+    "MLP, round": ("figure-shallow", "round", "test", 0.032, (100, 101, 102)),
+    "DeiT-Tiny, LSQ": ("mini-deit-tiny", "lsq", "val", 1e-3, (100, 101)),
+    "DeiT-Tiny, sign": ("mini-deit-tiny", "sign", "val", 1e-3, (100, 101)),
+    "LLaMA 9M, sign": ("mini-llama", "sign", "val", 6e-4, (100, 101)),
+}
+
+
+def losses_by_rho():
+    """Return the rows of the table of docs/library.md: losses by rho to a power of ten."""
+    cells = {}
+    for column, (table, quantizer, split, lr, seeds) in RHO_COLUMNS.items():
+        for path in (ROOT / "results" / "records" / table).glob("*.json"):
+            record = json.loads(path.read_text())
+            config, d = record["config"], record["perturbed_weights"]
+            estimator, noise = config["estimator"], config["estimator"].get("noise")
+            if config["quantizer"]["name"] != quantizer or config["recipe"]["lr"] != lr:
+                continue
+            if estimator.get("n", 1) > 1 or estimator.get("random_sign") or noise == 0:
+                continue
+            if estimator["name"] == "nspsa" or config["seed"] not in seeds:
+                continue
+            if record["row"] == "STE, equal cost":
+                continue
+            rho = None if noise is None else noise * d / (1 - noise)
+            decade = math.inf if rho is None else math.floor(math.log10(rho))
+            loss = record["metrics"]["last"][split]["loss"]
+            cells.setdefault(decade, {}).setdefault(column, []).append((rho, loss))
+    for _, row in sorted(cells.items()):
+        rhos = sorted({float(f"{rho:.1g}") for of in row.values() for rho, _ in of if rho})
+        ends = sorted({f"{rho:g}" for rho in (rhos[0], rhos[-1])}, key=float) if rhos else []
+        means = [
+            f"{statistics.mean(loss for _, loss in row[column]):.3f} ({len(row[column])})"
+            if column in row
+            else ""
+            for column in RHO_COLUMNS
+        ]
+        yield f"| {' to '.join(ends) or 'the STE'} | {' | '.join(means)} |"
+
+
+def test_the_table_by_rho_is_that_of_the_records():
+    head = r"\| --- \| --- \| --- \| --- \| --- \|\n"
+    (found,) = re.findall(head + r"((?:\|.*\n)+)", PAGES["docs/library.md"])
+    expected = list(losses_by_rho())
+    assert found.splitlines() == expected, "docs/library.md: " + "\n".join(expected)
 
 
 def train(mine, tmp_path, *words):

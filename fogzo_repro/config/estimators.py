@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import ClassVar
 
@@ -35,7 +35,7 @@ class FogzoConfig(SpsaConfig):
         beta_min: beta at the end of the schedule; after parsing it is 1 - noise.
         noise: 1 - beta_min.
         rho: the energy of the noise over the guide's, (1 - beta) d / beta, where d is the number
-            of perturbed weights; `with_noise` turns it into `noise` once d is known.
+            of perturbed weights; the plan of a run turns it into `noise` once d is known.
         beta_schedule: `constant`, or `linear` from 1 to beta_min.
     """
 
@@ -66,16 +66,6 @@ class FogzoConfig(SpsaConfig):
                 raise ConfigError("give one of estimator.beta_min, estimator.noise, estimator.rho")
             require(0 <= beta <= 1, f"estimator.beta_min={beta} is outside [0, 1]")
             object.__setattr__(self, "noise", _complement(beta))
-
-    def with_noise(self, perturbed: int) -> FogzoConfig:
-        """Return the same with rho turned into noise = rho / (rho + d).
-
-        Args:
-            perturbed: d, the number of perturbed weights.
-        """
-        if self.rho is None:
-            return self
-        return replace(self, noise=self.rho / (self.rho + perturbed), rho=None)
 
 
 def _complement(share: float) -> float:

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fogzo_repro.estimators import Point, QuantizedWeight
 from fogzo_repro.estimators.protocol import LossFunction, Probes
+from fogzo_repro.estimators.replay import FrozenBuffers
 from fogzo_repro.models.drop_path import DropPath
 from fogzo_repro.models.prefix import EndOfPrefix
 from fogzo_repro.quantization.lsq import LsqInput
@@ -155,49 +155,6 @@ def _seed_default_generator(device: torch.device, seed: int) -> None:
         torch.cuda.default_generators[index].manual_seed(seed)
     else:
         torch.default_generator.manual_seed(seed)
-
-
-class FrozenBuffers:
-    """Keeps a model's buffers as they are during forward passes in training mode.
-
-    Args:
-        model: its BatchNorm layers are told not to track statistics, which costs nothing; all other
-            buffers are saved and copied back.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        found = (m for m in model.modules() if isinstance(m, _BatchNorm))
-        self.norms = [m for m in found if m.track_running_stats]
-        untouched = {id(b) for m in self.norms for b in m.buffers(recurse=False)}
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in model.buffers():
-            if id(buffer) not in untouched:
-                by_type.setdefault(buffer.dtype, []).append(buffer)
-        self.buffers = list(by_type.values())
-        self.saved = [[torch.empty_like(b) for b in group] for group in self.buffers]
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Run forward passes in here."""
-        for saved, buffers in zip(self.saved, self.buffers, strict=True):
-            torch._foreach_copy_(saved, buffers)
-        try:
-            with self.untracked():
-                yield
-        finally:
-            for saved, buffers in zip(self.saved, self.buffers, strict=True):
-                torch._foreach_copy_(buffers, saved)
-
-    @contextmanager
-    def untracked(self) -> Iterator[None]:
-        """Run forward passes in here that leave BatchNorm's statistics alone, and nothing else."""
-        for norm in self.norms:
-            norm.track_running_stats = False
-        try:
-            yield
-        finally:
-            for norm in self.norms:
-                norm.track_running_stats = True
 
 
 class DropPathMasks:

@@ -9,6 +9,7 @@ import pytest
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import parse_stored, result_fields, run_id
 from fogzo_repro.config.identity import FREE, NEUTRAL
+from fogzo_repro.estimators import noise_from_rho
 from tests.conftest import ROOT
 
 RECORDS = sorted((ROOT / "results" / "records" / "figure-shallow").glob("*.json"))
@@ -49,8 +50,9 @@ def test_a_setting_that_came_later_counts_where_it_is_not_as_before(key):
 def test_rho_is_in_the_identity_as_the_noise_that_it_amounts_to():
     by_rho = compose_run("estimator.rho=7.948")
     assert by_rho.estimator.noise is None
-    resolved = replace(by_rho, estimator=by_rho.estimator.with_noise(7940))
-    assert resolved.estimator.noise == pytest.approx(7.948 / (7.948 + 7940), rel=1e-15)
+    noise = noise_from_rho(7.948, 7940)
+    assert noise == pytest.approx(7.948 / (7.948 + 7940), rel=1e-15)
+    resolved = replace(by_rho, estimator=replace(by_rho.estimator, noise=noise, rho=None))
     by_noise = compose_run(f"estimator.noise={resolved.estimator.noise!r}")
     assert named(by_noise) == named(resolved)
 

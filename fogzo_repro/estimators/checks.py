@@ -1,0 +1,180 @@
+"""What would go wrong without a word in somebody's loop, said in one line that names the layer."""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fogzo_repro.estimators.protocol import QuantizedWeight
+from fogzo_repro.estimators.replay import RecordedLoss
+
+MANY_LOSSES = 100  # more than are ever added up in a step, less than a GradScaler begins with
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+
+def check_weights(
+    weights: Sequence[QuantizedWeight], model: nn.Module, parameters: Iterable[Tensor] | None = None
+) -> None:
+    """Refuse quantized weights that could not be perturbed or trained as they are given.
+
+    Args:
+        weights: the quantized weights.
+        model: that they belong to; errors give their names in it.
+        parameters: those that the optimizer trains, where that is to be checked too.
+
+    Raises:
+        ValueError: in one line with the layer and the remedy.
+    """
+    if not weights:
+        raise ValueError("the list of quantized weights is empty; there is nothing to perturb")
+    names = {id(p): _plain(name) for name, p in model.named_parameters()}
+    trained = None if parameters is None else {id(p) for p in parameters}
+    places: list[tuple[int, int, int, str]] = []  # storage, first and last byte, name
+    for index, weight in enumerate(weights):
+        p = weight.parameter
+        name = names.get(id(p))
+        if name is None:
+            raise ValueError(
+                f"weights[{index}], of shape {tuple(p.shape)}, is not a parameter of the model; "
+                "list the weights after the model has been moved, cast and wrapped"
+            )
+        if p.dtype.itemsize < 4:
+            raise ValueError(
+                f"{name} is kept in {p.dtype}, in which a perturbation is lost to rounding; keep "
+                "the latent weight in float32 and use torch.autocast for the passes"
+            )
+        if not p.requires_grad:
+            raise ValueError(f"{name} does not require a gradient, and so has no STE gradient")
+        if trained is not None and id(p) not in trained:
+            raise ValueError(f"{name} is not among the optimizer's parameters")
+        _check_scale(name, weight)
+        first = p.data_ptr()
+        places.append((p.untyped_storage().data_ptr(), first, first + p.nbytes, name))
+    places.sort()
+    for one, other in pairwise(places):
+        if one[0] == other[0] and other[1] < one[2]:
+            raise ValueError(
+                f"{one[3]} and {other[3]} share memory; a tied weight is perturbed once: make them "
+                "one parameter and list it once"
+            )
+
+
+def _check_scale(name: str, weight: QuantizedWeight) -> None:
+    p, scale = weight.parameter, weight.scale
+    if callable(scale):
+        scale = scale(p.detach())
+    elif isinstance(scale, Tensor) and scale.grad_fn is not None:
+        raise ValueError(
+            f"the scale of {name} was computed from something that is trained, and would stay as "
+            "it is now; give a function of the weight that computes it, scale=lambda weight: ..."
+        )
+    if not isinstance(scale, Tensor):
+        raise ValueError(
+            f"the scale of {name} is a {type(scale).__name__}, not a tensor; give "
+            "torch.tensor(...) on the weight's device"
+        )
+    scale = scale.detach()
+    if scale.device != p.device:
+        raise ValueError(f"the scale of {name} is on {scale.device}, the weight on {p.device}")
+    shape = tuple(scale.shape)
+    if scale.numel() > 1 and scale.dim() != p.dim():
+        raise ValueError(
+            f"the scale of {name} has shape {shape} and the weight {tuple(p.shape)}, so that it is "
+            "not clear which axis is meant; give it as many axes, one scale a row as "
+            f"{(len(p), *[1] * (p.dim() - 1))}"
+        )
+    if any(s not in (1, size) for s, size in zip(shape[::-1], p.shape[::-1], strict=False)):
+        raise ValueError(
+            f"the scale of {name} has shape {shape}, which does not go with the weight's "
+            f"{tuple(p.shape)}"
+        )
+    if not bool((scale.isfinite() & (scale != 0)).all()):
+        raise ValueError(
+            f"the scale of {name} is zero or not finite somewhere, and epsilon is a multiple of "
+            "it; set the scale from the weight before the first step"
+        )
+
+
+def _plain(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def check_losses(
+    losses: Sequence[RecordedLoss], again: Callable[[RecordedLoss], Tensor], has_scaler: bool
+) -> Tensor:
+    """Take each loss twice more at the same weights, and warn where it does not come out the same.
+
+    Args:
+        losses: of a step, after their backward passes.
+        again: takes one of them again.
+        has_scaler: whether a GradScaler is known.
+
+    Returns:
+        The difference of the two passes over all losses, which should be 0.
+
+    Raises:
+        ValueError: where backward was not called, or of a loss that a GradScaler had scaled while
+            none is known.
+    """
+    total = sum((_weight(loss) for loss in losses), torch.zeros(()))
+    if not has_scaler and float(total) > MANY_LOSSES:
+        raise ValueError(
+            f"the loss was multiplied by {float(total):g} before backward; give the GradScaler "
+            "that has done it, scaler="
+        )
+    null = torch.zeros(())
+    for index, loss in enumerate(losses):
+        others = _states()
+        one, two = again(loss), again(loss)
+        null = null.to(one.device) + (one - two) * _weight(loss)
+        changed = [what for what, state in _states().items() if state != others[what]]
+        coarse = loss.autocast or loss.first.dtype.itemsize < 4
+        gap = abs(float(loss.first) - float(one))
+        close = gap <= (2e-3 if coarse else 1e-5) * max(1.0, abs(float(one)))
+        if torch.equal(one, two) and close:
+            continue
+        if changed:
+            why = f"it draws from {' and '.join(changed)}"
+        elif not torch.equal(one, two):
+            why = "does it fetch a new batch, or draw from a generator of its own?"
+        else:
+            why = (
+                "does it look up its batch in a variable that has changed since? Give the batch "
+                "as arguments, loss(loss_fn, x, y)"
+            )
+        of = f" of micro-batch {index + 1} of {len(losses)}" if len(losses) > 1 else ""
+        warnings.warn(
+            f"the loss{of} was {float(loss.first):.9g} in the backward pass, and taken again twice "
+            f"at the same weights it is {float(one):.9g} and {float(two):.9g}, so that probes "
+            f"measure something else than the weights' effect: {why}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return null
+
+
+def _weight(loss: RecordedLoss) -> Tensor:
+    if loss.weight is None:
+        raise ValueError("backward was not called on a loss of this step; call loss.backward()")
+    return loss.weight
+
+
+def _states() -> dict[str, Any]:
+    """Return the states of the random numbers that are not torch's, by their names."""
+    states: dict[str, Callable[[], Any]] = {"Python's random": random.getstate}
+    if "numpy" in sys.modules:
+        states["numpy.random"] = lambda: sys.modules["numpy"].random.get_state()[1:3]
+    return {name: _comparable(state()) for name, state in states.items()}
+
+
+def _comparable(state: Any) -> str:
+    return repr([getattr(part, "tolist", lambda part=part: part)() for part in state])

@@ -1,0 +1,257 @@
+"""FOGZO in somebody's training loop, as one object that does right what is easily done wrong.
+
+    fogzo = FogzoStep(model, optimizer, weights)
+    for x, y in batches:
+        loss = fogzo.loss(loss_fn, x, y)
+        loss.backward()
+        fogzo.step()  # in place of optimizer.step() and optimizer.zero_grad()
+
+The probes take the loss that `loss` has recorded: the same batch, the same dropout masks, the same
+autocast, BatchNorm's statistics untouched. How a recorded loss took part in backward (divided by
+the number of micro-batches, multiplied by a GradScaler) is told by the gradient that it was handed,
+so that the estimate stands in `.grad` in the very units in which the STE's gradient stood there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fogzo_repro.estimators.checks import check_losses, check_weights
+from fogzo_repro.estimators.fogzo import Fogzo
+from fogzo_repro.estimators.probes import SequentialProbes
+from fogzo_repro.estimators.protocol import Estimate, Point, ProbeLosses, Probes, QuantizedWeight
+from fogzo_repro.estimators.replay import FrozenBuffers, RandomState, RecordedLoss
+from fogzo_repro.estimators.schedule import RHO, noise_from_rho
+from fogzo_repro.randomness import derive_seed
+
+REPLICAS_EVERY = 100  # steps between checks that all processes hold the same weights
+
+
+class FogzoStep:
+    """FOGZO beside any optimizer of torch.
+
+    Args:
+        model: in training mode; may be wrapped by DistributedDataParallel or torch.compile.
+        optimizer: trains all of the model, the quantized weights included.
+        weights: the quantized weights, each parameter listed once.
+        rho: energy of the noise over that of the guide, `RHO` where neither it nor `noise` is
+            given; docs/library.md tells how to choose it.
+        noise: 1 - beta, in place of `rho`.
+        n: probe pairs a step; each costs two forward passes.
+        schedule: `constant`, or `linear` from no noise at the first step to all at the last.
+        total_steps: of the training, for `linear`.
+        seed: of the directions; the same on all processes.
+        clip_norm: bound on the norm of all gradients together, applied by `step` to the estimate.
+        scaler: the GradScaler, where there is one.
+
+    Attributes:
+        d: the number of perturbed weights.
+        steps: how many estimates have been made.
+        null_level: by how much the loss of the first step differed when it was taken twice at the
+            same weights; should be 0. 0-dim, None before that step.
+
+    Raises:
+        ValueError: in one line that names the layer, see `check_weights`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        weights: Sequence[QuantizedWeight],
+        *,
+        rho: float | None = None,
+        noise: float | None = None,
+        n: int = 1,
+        schedule: str = "constant",
+        total_steps: int | None = None,
+        seed: int = 0,
+        clip_norm: float | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self.model = model
+        # What accelerate and Lightning hand out holds the optimizer itself.
+        self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.weights = weights
+        check_weights(weights, model, self._parameters())
+        self.d = sum(w.parameter.numel() for w in weights)
+        if rho is not None and noise is not None:
+            raise ValueError("rho and noise say the same; give one of them")
+        if noise is None:
+            noise = noise_from_rho(RHO if rho is None else rho, self.d)
+        if not 0 <= noise <= 1:
+            raise ValueError(f"noise={noise} is outside [0, 1]; rho is at least 0")
+        if schedule not in ("constant", "linear"):
+            raise ValueError(f"schedule={schedule}; options: constant, linear")
+        if schedule == "linear" and total_steps is None:
+            raise ValueError("schedule=linear needs total_steps")
+        self.device = weights[0].parameter.device
+        self.estimator = Fogzo(n, noise, schedule, self.device)
+        self.total_steps = total_steps or 1
+        self.seed = seed
+        self.clip_norm = clip_norm
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self.steps = 0
+        self.losses: list[RecordedLoss] = []
+        self.buffers: FrozenBuffers | None = None  # of the model as it is at the first step
+        self.null_level: Tensor | None = None
+        self.directions, self.signs = (torch.Generator(self.device) for _ in range(2))
+        self.optimizer.register_step_pre_hook(self._refuse_without_estimate)
+
+    def loss(self, loss_fn: Callable[..., Tensor], *batch: Any) -> Tensor:
+        """Return the loss of a batch, or of a micro-batch, and remember how to take it again.
+
+        Args:
+            loss_fn: called with the batch; runs the model and returns the loss.
+            batch: what it is called with. Give it here rather than in a closure: what a closure
+                looks up has changed by the time of the probes, where batches are accumulated.
+
+        Returns:
+            The loss with its graph: divide or scale it as you are used to, and call backward.
+        """
+        recorded = RecordedLoss(loss_fn, batch, self.device)
+        loss = recorded.take()
+        self.losses.append(recorded)
+        return loss
+
+    @torch.no_grad()
+    def estimate(self) -> Estimate:
+        """Put FOGZO's estimate in place of the STE's gradient; call it before clipping.
+
+        Gradients may be scaled still, or unscaled already where `scaler` was given.
+
+        Returns:
+            What the estimate rested on, in units of the loss.
+
+        Raises:
+            ValueError: where there is no loss, or backward was not called.
+            RuntimeError: where the processes of a distributed training hold different weights.
+        """
+        losses, self.losses = self.losses, []
+        if not losses:
+            raise ValueError("no loss was recorded for this step; take it by loss(loss_fn, *batch)")
+        is_unscaled, inverse = self._scale()
+        after = RandomState(self.device)
+        try:
+            if self.null_level is None:
+                self.null_level = check_losses(losses, self._again, self.scaler is not None)
+            if self.steps % REPLICAS_EVERY == 0:
+                self._check_replicas()
+            probes: Probes = SequentialProbes(
+                lambda: self._sum(losses, inverse if is_unscaled else None)
+            )
+            if _world_size() > 1:
+                probes = _Averaged(probes)
+            self._begin()
+            estimate = self.estimator(self.weights, probes, self.directions, self.signs)
+        finally:
+            after.restore()
+        self.steps += 1
+        if inverse is None or is_unscaled:
+            return estimate
+        coefficient, norm = estimate.coefficient * inverse, estimate.guide_norm * inverse
+        return replace(estimate, coefficient=coefficient, guide_norm=norm)
+
+    def step(self) -> Estimate:
+        """Make the estimate, clip, step the optimizer and forget the gradients.
+
+        Returns:
+            As `estimate`.
+        """
+        if self.scaler is not None and not self._scale()[0]:
+            self.scaler.unscale_(self.optimizer)
+        estimate = self.estimate()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad()
+        return estimate
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what a resumed training needs, to go on with the directions that come next."""
+        return {"steps": self.steps, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.steps, self.seed = state["steps"], state["seed"]
+
+    def _begin(self) -> None:
+        """Set what depends on the step; its streams are functions of the seed and the step."""
+        for purpose, generator in {"directions": self.directions, "signs": self.signs}.items():
+            generator.manual_seed(derive_seed(self.seed, self.steps, purpose))
+        self.estimator.begin_step(min(self.steps, self.total_steps - 1), self.total_steps)
+
+    def _again(self, loss: RecordedLoss) -> Tensor:
+        if self.buffers is None:
+            self.buffers = FrozenBuffers(self.model)
+        with self.buffers.held():
+            return loss.again()
+
+    def _sum(self, losses: Sequence[RecordedLoss], unscaled_by: Tensor | None) -> Tensor:
+        """Return what was differentiated: the losses, each as it took part in backward."""
+        total = torch.zeros((), device=self.device)
+        for loss in losses:
+            assert loss.weight is not None, "check_losses"
+            total = total + self._again(loss) * loss.weight
+        return total if unscaled_by is None else total * unscaled_by
+
+    def _scale(self) -> tuple[bool, Tensor | None]:
+        """Return whether the scaler has unscaled the gradients, and the inverse of its scale."""
+        if self.scaler is None:
+            return False, None
+        # GradScaler tells nobody in public, and a second unscale_ is an error.
+        state = self.scaler._per_optimizer_states.get(id(self.optimizer), {})
+        stage = getattr(state.get("stage"), "name", "READY")
+        return stage == "UNSCALED", 1 / self.scaler.scale(torch.ones((), device=self.device))
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _check_replicas(self) -> None:
+        """Refuse to go on where the processes hold different weights."""
+        if _world_size() == 1:
+            return
+        sums = [w.parameter.detach().view(torch.int32).sum() for w in self.weights]
+        both = torch.stack([torch.stack(sums), -torch.stack(sums)])
+        dist.all_reduce(both, dist.ReduceOp.MAX)
+        if not torch.equal(both[0], -both[1]):
+            raise RuntimeError(
+                f"step {self.steps}: the processes hold different weights and train no longer as "
+                "one; start all with the same weights, seed and FogzoStep"
+            )
+
+    def _refuse_without_estimate(self, *_: Any) -> None:
+        if self.losses:
+            self.losses = []
+            raise RuntimeError(
+                "optimizer.step() came before the estimate, and would use the STE's gradient; call "
+                "FogzoStep.step() in its place, or FogzoStep.estimate() before clipping"
+            )
+
+
+class _Averaged:
+    """Probes whose losses are means over the processes: all get the same coefficient."""
+
+    def __init__(self, probes: Probes) -> None:
+        self.probes = probes
+
+    def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
+        losses = self.probes(here, directions)
+        both = torch.stack([losses.plus, losses.minus])
+        dist.all_reduce(both)
+        both /= _world_size()
+        return ProbeLosses(both[0], both[1], losses.flips)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -1,0 +1,143 @@
+"""Take a loss again as it was the first time: what a training loop must hold fixed for probes.
+
+The estimate rests on the difference of two losses, a millionth of the loss where the noise is
+small. So the probes must see the same batch, the same dropout masks, the same autocast and the same
+BatchNorm as the backward pass did, and leave no trace in the model's buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class FrozenBuffers:
+    """Keeps a model's buffers as they are during forward passes in training mode.
+
+    Args:
+        model: its BatchNorm layers are told not to track statistics, which costs nothing; all other
+            buffers are saved and copied back.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found = (m for m in model.modules() if isinstance(m, _BatchNorm))
+        self.norms = [m for m in found if m.track_running_stats]
+        untouched = {id(b) for m in self.norms for b in m.buffers(recurse=False)}
+        by_type: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for buffer in model.buffers():
+            if id(buffer) not in untouched:
+                by_type.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+        self.buffers = list(by_type.values())
+        self.saved = [[torch.empty_like(b) for b in group] for group in self.buffers]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Run forward passes in here."""
+        for saved, buffers in zip(self.saved, self.buffers, strict=True):
+            torch._foreach_copy_(saved, buffers)
+        try:
+            with self.untracked():
+                yield
+        finally:
+            for saved, buffers in zip(self.saved, self.buffers, strict=True):
+                torch._foreach_copy_(buffers, saved)
+
+    @contextmanager
+    def untracked(self) -> Iterator[None]:
+        """Run forward passes in here that leave BatchNorm's statistics alone, and nothing else."""
+        for norm in self.norms:
+            norm.track_running_stats = False
+        try:
+            yield
+        finally:
+            for norm in self.norms:
+                norm.track_running_stats = True
+
+
+class RandomState:
+    """The present state of torch's default generators, of the CPU and of one device.
+
+    Args:
+        device: whose generator is kept beside the CPU's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.module = None if device.type == "cpu" else torch.get_device_module(device)
+        self.cpu = torch.get_rng_state()
+        self.other = None if self.module is None else self.module.get_rng_state(device)
+
+    def restore(self) -> None:
+        """Put the generators back to where they were."""
+        torch.set_rng_state(self.cpu)
+        if self.module is not None:
+            self.module.set_rng_state(self.other, self.device)
+
+
+class RecordedLoss:
+    """A loss of one batch that is taken once with gradients and can be taken again.
+
+    Args:
+        loss_fn: called with the batch, returns the loss, a tensor with one element.
+        batch: what it is called with.
+        device: whose random numbers and autocast are recorded.
+
+    Attributes:
+        weight: the factor with which the loss took part in backward, 0-dim: 1/k where it was
+            divided by k micro-batches, the scale of a GradScaler. None before backward.
+        first: the loss as it came out the first time.
+    """
+
+    def __init__(
+        self, loss_fn: Callable[..., Tensor], batch: tuple[Any, ...], device: torch.device
+    ) -> None:
+        self.loss_fn = loss_fn
+        self.batch = batch
+        self.device = device
+        self.random = RandomState(device)
+        self.autocast = torch.is_autocast_enabled(device.type)
+        self.dtype = torch.get_autocast_dtype(device.type)
+        self.weight: Tensor | None = None
+        self.first: Tensor
+
+    def take(self) -> Tensor:
+        """Return the loss for the first time, for the caller to differentiate.
+
+        Raises:
+            TypeError: where the function returns something else than a loss.
+        """
+        loss = self.loss_fn(*self.batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+            raise TypeError(
+                f"loss_fn returned a {type(loss).__name__}{shape}; return the loss, a tensor with "
+                "one element"
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                "the loss has no gradient: take it outside torch.no_grad(), of a model whose "
+                "parameters require one"
+            )
+        self.first = loss.detach()
+        loss.register_hook(self._keep_weight)
+        return loss
+
+    def _keep_weight(self, gradient: Tensor) -> None:
+        """Take what backward hands to the loss; a second backward adds to it, as to `.grad`."""
+        g = gradient.detach().squeeze()
+        self.weight = g if self.weight is None else self.weight + g
+
+    def again(self) -> Tensor:
+        """Return the loss at the parameters' present values, in float32 at least."""
+        self.random.restore()
+        # A cast that autocast remembers would be of the weights as they were.
+        with torch.autocast(
+            self.device.type, self.dtype, enabled=self.autocast, cache_enabled=False
+        ):
+            loss = self.loss_fn(*self.batch).detach().squeeze()
+        return loss.to(torch.promote_types(loss.dtype, torch.float32))

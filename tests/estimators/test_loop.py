@@ -1,0 +1,631 @@
+"""FogzoStep in a real loop: each silent error of the loop that one would write, and none here."""
+
+import random
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fogzo_repro.estimators import (
+    FogzoStep,
+    QuantizedWeight,
+    fogzo,
+    noise_from_rho,
+    rho_from_noise,
+    smoothing_law,
+)
+from fogzo_repro.estimators.schedule import RHO
+from fogzo_repro.randomness import derive_seed
+from tests.forked import finish
+
+LAW = smoothing_law("round", "identity")
+NOISE = 0.1
+
+
+class Rounded(nn.Linear):
+    """A linear layer with weights of 2 bits, the identity STE and a scale of its own."""
+
+    def __init__(self, inputs: int, outputs: int, learned: bool = False) -> None:
+        super().__init__(inputs, outputs)
+        scale = self.weight.detach().std()
+        self.scale = nn.Parameter(scale) if learned else nn.Buffer(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight / self.scale
+        w = w + (w.round().clamp(-2, 1) - w).detach()
+        return F.linear(x, w * self.scale, self.bias)
+
+
+class Masks(nn.Module):
+    """Dropout of half the units, which keeps the masks that it has applied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = F.dropout(torch.ones_like(x), 0.5)
+        self.seen.append(mask.detach())
+        return x * mask
+
+
+def network(*middle: nn.Module, learned: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(Rounded(6, 8, learned), *middle, nn.ReLU(), Rounded(8, 3, learned))
+
+
+def quantized(model: nn.Module) -> list[QuantizedWeight]:
+    layers = [m for m in model.modules() if isinstance(m, Rounded)]
+    return [QuantizedWeight(m.weight, m.scale, LAW) for m in layers]
+
+
+def batches(count: int, size: int = 16) -> list[tuple[Tensor, Tensor]]:
+    g = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(size, 6, generator=g), torch.randint(3, (size,), generator=g))
+        for _ in range(count)
+    ]
+
+
+def loss_of(model: nn.Module) -> Callable[..., Tensor]:
+    return lambda x, y: F.cross_entropy(model(x), y)
+
+
+def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def naive(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> None:
+    """The loop that one would write."""
+    optimizer, generator = sgd(model), torch.Generator().manual_seed(0)
+    for x, y in data:
+        optimizer.zero_grad()
+        loss_of(model)(x, y).backward()
+        loss_fn = lambda x=x, y=y: loss_of(model)(x, y)  # noqa: E731
+        fogzo(quantized(model), loss_fn, beta=1 - NOISE, generator=generator)
+        optimizer.step()
+
+
+def train(
+    model: nn.Module, data: list[tuple[Tensor, Tensor]], **options: Any
+) -> tuple[nn.Module, FogzoStep]:
+    step = FogzoStep(model, sgd(model), quantized(model), **{"noise": NOISE, **options})
+    for x, y in data:
+        step.loss(loss_of(model), x, y).backward()
+        step.step()
+    return model, step
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(map(torch.equal, a, b))
+
+
+def test_it_writes_what_the_function_writes() -> None:
+    """With the streams that are functions of its seed and the step."""
+    model = network()
+    x, y = batches(1)[0]
+    step = FogzoStep(model, sgd(model), quantized(model), noise=NOISE, n=3, seed=7)
+    step.loss(loss_of(model), x, y).backward()
+    ste = [p.grad.clone() for p in model.parameters()]
+    told = step.estimate()
+    found = [p.grad.clone() for p in model.parameters()]
+    for p, g in zip(model.parameters(), ste, strict=True):
+        p.grad.copy_(g)
+    directions, signs = (
+        torch.Generator().manual_seed(derive_seed(7, 0, name)) for name in ("directions", "signs")
+    )
+    expected = fogzo(
+        quantized(model), lambda: loss_of(model)(x, y), beta=1 - NOISE, n=3,
+        generator=directions, signs=signs,
+    )  # fmt: skip
+    assert told.coefficient == expected.coefficient and told.guide_norm == expected.guide_norm
+    assert same(found, [p.grad for p in model.parameters()])
+    assert not same(found, ste)
+
+
+def test_batchnorm_takes_its_statistics_once_a_step() -> None:
+    data = batches(3)
+    plain = network(nn.BatchNorm1d(8))
+    plain(data[0][0])
+    first = deepcopy(plain[1].state_dict())
+    counts = {}
+    for name, run in {"naive": naive, "object": train}.items():
+        model = network(nn.BatchNorm1d(8))
+        run(model, data[:1])
+        same_mean = torch.equal(model[1].running_mean, first["running_mean"])
+        run(model, data[1:])
+        counts[name] = same_mean, model[1].num_batches_tracked.item()
+    assert counts == {"naive": (False, 9), "object": (True, 3)}
+
+
+def test_other_buffers_are_as_after_the_first_pass_alone() -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = nn.Buffer(torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x
+
+    found = []
+    for run in (naive, train):
+        model = network(Counter())
+        run(model, batches(2))
+        found.append(model[1].calls.item())
+    assert found == [6, 2]
+
+
+def test_all_passes_of_a_step_see_the_same_dropout_masks() -> None:
+    naive(model := network(Masks()), batches(1))
+    assert not same(model[1].seen, [model[1].seen[0]] * 3)
+    model, step = train(network(Masks()), batches(2))
+    first, second = model[1].seen[:5], model[1].seen[5:]  # two of the check, two of the probes
+    assert same(first, [first[0]] * 5) and same(second, [second[0]] * 3)
+    assert not torch.equal(first[0], second[0])
+    assert step.null_level == 0
+
+
+def test_random_numbers_go_on_as_if_there_had_been_no_probes() -> None:
+    drawn = []
+    for run in (train, naive):
+        torch.manual_seed(3)
+        run(network(nn.Dropout(0.5)), batches(2))
+        drawn.append(torch.rand(4))
+    torch.manual_seed(3)
+    model = network(nn.Dropout(0.5))
+    for x, y in batches(2):
+        loss_of(model)(x, y)
+    expected = torch.rand(4)
+    assert torch.equal(drawn[0], expected) and not torch.equal(drawn[1], expected)
+
+
+SCALE = 2.0**16
+
+
+@pytest.mark.parametrize("order", ["step", "before unscale_", "after unscale_"])
+def test_a_grad_scaler_changes_nothing(order: str) -> None:
+    """Bit for bit: the scale is a power of 2, so that gradients are scaled without rounding."""
+    expected, _ = train(network(), batches(3))
+    model = network()
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=SCALE)
+    step = FogzoStep(model, optimizer, quantized(model), noise=NOISE, scaler=scaler)
+    plain = FogzoStep(other := network(), sgd(other), quantized(other), noise=NOISE)
+    for x, y in batches(3):
+        scaler.scale(step.loss(loss_of(model), x, y)).backward()
+        plain.loss(loss_of(other), x, y).backward()
+        told = plain.step()
+        if order == "step":
+            found = step.step()
+        else:
+            if order == "after unscale_":
+                scaler.unscale_(optimizer)
+            found = step.estimate()
+            if order == "before unscale_":
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        assert (found.coefficient, found.guide_norm) == (told.coefficient, told.guide_norm)
+    assert same(weights_of(model), weights_of(expected))
+
+
+def test_without_the_object_a_grad_scaler_moves_weights_65536_times_too_little() -> None:
+    """In the order of a loop without a scaler: the estimate comes before the unscaling."""
+    x, y = batches(1)[0]
+
+    def moved(scaler: torch.amp.GradScaler) -> float:
+        model = network()
+        before, optimizer = weights_of(model), sgd(model)
+        scaler.scale(loss_of(model)(x, y)).backward()
+        fogzo(
+            quantized(model), lambda: loss_of(model)(x, y), beta=1 - NOISE,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        scaler.step(optimizer)
+        return (weights_of(model)[0] - before[0]).abs().max().item()
+
+    without = moved(torch.amp.GradScaler("cpu", enabled=False))
+    assert without / moved(torch.amp.GradScaler("cpu")) == pytest.approx(SCALE, rel=0.1)
+
+
+def test_a_step_that_the_scaler_skips_leaves_the_weights_and_goes_on() -> None:
+    model = network()
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    step = FogzoStep(model, sgd(model), quantized(model), noise=NOISE, scaler=scaler)
+    before = weights_of(model)
+    x, y = batches(1)[0]
+    scaler.scale(step.loss(loss_of(model), x, y) * 1e38).backward()  # overflows float32
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step.step()
+    assert same(weights_of(model), before) and scaler.get_scale() == SCALE / 2
+    scaler.scale(step.loss(loss_of(model), x, y)).backward()
+    step.step()
+    assert not same(weights_of(model), before)
+
+
+def test_a_scaler_that_is_not_given_is_noticed() -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    x, y = batches(1)[0]
+    torch.amp.GradScaler("cpu").scale(step.loss(loss_of(model), x, y)).backward()
+    with pytest.raises(ValueError, match=r"multiplied by 65536 before backward; give the GradSc"):
+        step.step()
+
+
+def micro_batches(parts: int) -> list[tuple[Tensor, Tensor]]:
+    x, y = batches(1)[0]
+    return list(zip(x.double().chunk(parts), y.chunk(parts), strict=True))
+
+
+@pytest.mark.parametrize("divided_in", ["the loop", "loss_fn"])
+def test_accumulated_micro_batches_are_the_whole_batch(divided_in: str) -> None:
+    def gradients(parts: int) -> list[Tensor]:
+        model = network().double()
+        step = FogzoStep(model, sgd(model), quantized(model), noise=NOISE)
+        for a, b in micro_batches(parts):
+            if divided_in == "the loop":
+                (step.loss(loss_of(model), a, b) / parts).backward()
+            else:
+                step.loss(lambda a, b: loss_of(model)(a, b) / parts, a, b).backward()
+        step.estimate()
+        return [p.grad.clone() for p in model.parameters()]
+
+    for one, four in zip(gradients(1), gradients(4), strict=True):
+        assert torch.allclose(one, four, rtol=1e-9, atol=1e-12)
+
+
+def test_without_the_object_the_last_of_four_micro_batches_is_a_fourth_of_the_estimate() -> None:
+    """Four times the same micro-batch, so that nothing but the factor differs."""
+    x, y = micro_batches(1)[0]
+
+    def norm(parts: int) -> float:
+        model = network().double()
+        for _ in range(parts):
+            (loss_of(model)(x, y) / parts).backward()
+        fogzo(
+            quantized(model), lambda: loss_of(model)(x, y) / parts, beta=1 - NOISE,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        return model[0].weight.grad.norm().item()
+
+    assert norm(1) / norm(4) == pytest.approx(4)
+
+
+def test_a_closure_that_looks_up_its_batch_is_noticed() -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    for x, y in batches(2):
+        (step.loss(lambda: loss_of(model)(x, y)) / 2).backward()  # noqa: B023
+    with pytest.warns(RuntimeWarning, match=r"micro-batch 1 of 2 .* Give the batch as arguments"):
+        step.step()
+
+
+def test_the_estimate_is_what_is_clipped() -> None:
+    """Clipping before the estimate lets it pass at any size."""
+    bound, x, y = 1e-3, *batches(1)[0]
+    model = network()
+    optimizer = sgd(model)
+    loss_of(model)(x, y).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), bound)
+    fogzo(
+        quantized(model), lambda: loss_of(model)(x, y), beta=1 - NOISE,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert nn.utils.get_total_norm([p.grad for p in model.parameters()]) > 10 * bound
+
+    model = network()
+    before = weights_of(model)
+    optimizer = sgd(model, lr=1.0)
+    step = FogzoStep(model, optimizer, quantized(model), noise=NOISE, clip_norm=bound)
+    step.loss(loss_of(model), x, y).backward()
+    step.step()
+    moved = [a - b for a, b in zip(weights_of(model), before, strict=True)]
+    assert nn.utils.get_total_norm(moved) == pytest.approx(bound, rel=1e-2)
+
+
+def test_epsilon_follows_a_learned_scale() -> None:
+    model = network(learned=True)
+    _, step = train(model, batches(3))
+    assert model[0].scale.grad is None  # zero_grad came; it was trained by the STE's gradient:
+    assert not torch.equal(model[0].scale, network(learned=True)[0].scale)
+    for w, layer in zip(step.weights, (model[0], model[2]), strict=True):
+        assert w.epsilon() == pytest.approx(layer.scale.item() * LAW.epsilon_bar)
+
+
+def test_the_same_autocast_holds_for_the_probes() -> None:
+    """Around `loss` in the user's code; the estimate comes outside of it."""
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model), noise=NOISE)
+    types = []
+    model.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
+    for x, y in batches(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = step.loss(loss_of(model), x, y)
+        loss.backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert step.step().coefficient != 0
+    assert set(types) == {torch.bfloat16} and len(types) == 5 + 3
+
+
+OWN, MORE = torch.Generator(), iter(batches(9))
+UNSTEADY = {
+    "Python's random": (lambda x: x * random.random(), "it draws from Python's random"),
+    "numpy": (lambda x: x * np.random.rand(), r"it draws from numpy\.random"),
+    "own generator": (lambda x: x * torch.rand(1, generator=OWN), "from a generator of its own"),
+    "next batch": (lambda x: next(MORE)[0], "does it fetch a new batch"),
+}
+
+
+@pytest.mark.parametrize("name", UNSTEADY)
+def test_a_loss_that_comes_out_otherwise_is_noticed_at_the_first_step(name: str) -> None:
+    change, said = UNSTEADY[name]
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    x, y = batches(1)[0]
+    step.loss(lambda x, y: loss_of(model)(change(x), y), x, y).backward()
+    with pytest.warns(RuntimeWarning, match=said):
+        step.step()
+    assert step.null_level != 0
+    with warnings.catch_warnings():  # once is enough
+        warnings.simplefilter("error")
+        step.loss(loss_of(model), x, y).backward()
+        step.step()
+
+
+def first_weight(change: Callable[[nn.Module, QuantizedWeight], Any]) -> None:
+    model = network()
+    weights = quantized(model)
+    changed = change(model, weights[0])
+    FogzoStep(model, sgd(model), changed if isinstance(changed, list) else [changed, weights[1]])
+
+
+def scaled(make: Callable[[Tensor], Any]) -> Callable[[nn.Module, QuantizedWeight], Any]:
+    return lambda model, w: QuantizedWeight(w.parameter, make(w.scale), LAW)
+
+
+def cast(model: nn.Module, w: QuantizedWeight) -> QuantizedWeight:
+    model.bfloat16()
+    return QuantizedWeight(w.parameter, w.scale.bfloat16(), LAW)
+
+
+def frozen(model: nn.Module, w: QuantizedWeight) -> QuantizedWeight:
+    w.parameter.requires_grad_(False)
+    return w
+
+
+def shared(model: Any, w: QuantizedWeight) -> list[QuantizedWeight]:
+    model[2].weight = nn.Parameter(w.parameter.data[:3])  # a part of the first layer's memory
+    return [w, QuantizedWeight(model[2].weight, w.scale, LAW)]
+
+
+WRONG = {
+    "none": (lambda model, w: [], "the list of quantized weights is empty"),
+    "float scale": (scaled(float), "the scale of 0.weight is a float, not a tensor"),
+    "zero scale": (scaled(torch.zeros_like), "the scale of 0.weight is zero or not finite"),
+    "nan scale": (scaled(lambda s: s * torch.nan), "the scale of 0.weight is zero or not finite"),
+    "scale a row": (
+        scaled(lambda s: s.expand(8).clone()),
+        r"scale of 0.weight has shape \(8,\) and the weight \(8, 6\), .* one scale a row as \(8, 1",
+    ),
+    "wrong size": (
+        scaled(lambda s: s.expand(7, 1).clone()),
+        r"scale of 0.weight has shape \(7, 1\), which does not go with the weight's \(8, 6\)",
+    ),
+    "computed scale": (
+        scaled(lambda s: nn.Parameter(s.clone()).exp()),
+        "the scale of 0.weight was computed from something that is trained",
+    ),
+    "bfloat16": (cast, "0.weight is kept in torch.bfloat16, in which a perturbation is lost"),
+    "frozen": (frozen, "0.weight does not require a gradient"),
+    "shared": (shared, r"\d.weight and \d.weight share memory"),
+    "another model's": (
+        lambda model, w: quantized(network()),
+        r"weights\[0\], of shape \(8, 6\), is not a parameter of the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_could_not_be_perturbed_is_refused_in_one_line(name: str) -> None:
+    change, said = WRONG[name]
+    with pytest.raises(ValueError, match=said) as caught:
+        first_weight(change)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scale_of_a_square_weight_along_the_wrong_axis_is_refused() -> None:
+    """It would broadcast: along the columns, without a word."""
+    layer = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match=r"one scale a row as \(4, 1\)"):
+        FogzoStep(layer, sgd(layer), [QuantizedWeight(layer.weight, torch.ones(4), LAW)])
+
+
+def test_a_weight_that_the_optimizer_lacks_is_refused() -> None:
+    model = network()
+    with pytest.raises(ValueError, match=r"2\.weight is not among the optimizer's"):
+        FogzoStep(model, sgd(model[0]), quantized(model))
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "error", "said"),
+    [
+        (lambda x, y: None, TypeError, "returned a NoneType; return the loss"),
+        (lambda x, y: x, TypeError, r"returned a Tensor of shape \(16, 6\); return the loss"),
+        (lambda x, y: x.mean(), ValueError, "the loss has no gradient"),
+    ],
+    ids=["nothing", "many numbers", "no graph"],
+)
+def test_what_is_not_a_loss_is_refused(loss_fn: Any, error: Any, said: str) -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    with pytest.raises(error, match=said):
+        step.loss(loss_fn, *batches(1)[0])
+
+
+def test_the_order_of_calls_is_checked() -> None:
+    model = network()
+    optimizer = sgd(model)
+    step = FogzoStep(model, optimizer, quantized(model))
+    with pytest.raises(ValueError, match="no loss was recorded for this step"):
+        step.step()
+    loss = step.loss(loss_of(model), *batches(1)[0])
+    with pytest.raises(ValueError, match="backward was not called on a loss of this step"):
+        step.estimate()
+    step.loss(loss_of(model), *batches(1)[0]).backward()
+    with pytest.raises(RuntimeError, match=r"optimizer.step\(\) came before the estimate"):
+        optimizer.step()
+    del loss
+
+
+def test_rho_noise_and_schedule() -> None:
+    model, total = network(), 3
+    d = 6 * 8 + 8 * 3
+
+    def noises(**options: Any) -> list[float]:
+        step = FogzoStep(model, sgd(model, lr=0.0), quantized(model), **options)
+        found = []
+        for x, y in batches(total):
+            step.loss(loss_of(model), x, y).backward()
+            step.step()
+            found.append(step.estimator.noise)
+        return found
+
+    assert noises() == [noise_from_rho(RHO, d)] * 3 == [RHO / (RHO + d)] * 3
+    assert noises(rho=2.0) == [2 / (2 + d)] * 3
+    assert noises(noise=0.25) == [0.25] * 3
+    assert noises(noise=0.25, schedule="linear", total_steps=3) == [0, 0.125, 0.25]
+    assert noises(noise=0.25, schedule="linear", total_steps=2) == [0, 0.25, 0.25]  # stays there
+    assert rho_from_noise(noise_from_rho(2.0, d), d) == pytest.approx(2)
+    for options, said in [
+        ({"rho": 1.0, "noise": 0.1}, "rho and noise say the same"),
+        ({"noise": 1.5}, r"noise=1.5 is outside \[0, 1\]"),
+        ({"rho": -1.0}, r"is outside \[0, 1\]; rho is at least 0"),
+        ({"schedule": "cosine"}, "options: constant, linear"),
+        ({"schedule": "linear"}, "schedule=linear needs total_steps"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            noises(**options)
+
+
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit() -> None:
+    data = batches(4)
+    whole, _ = train(network(), data, schedule="linear", total_steps=4)
+    model, step = train(network(), data[:2], schedule="linear", total_steps=4)
+    state = step.state_dict()
+    again = FogzoStep(
+        model, sgd(model), quantized(model), noise=NOISE, seed=5, schedule="linear", total_steps=4
+    )
+    again.load_state_dict(state)
+    for x, y in data[2:]:
+        again.loss(loss_of(model), x, y).backward()
+        again.step()
+    assert same(weights_of(model), weights_of(whole))
+
+
+def ranks(work: Callable[[int], None], folder: Path) -> None:
+    """Do `work` as two processes of one training."""
+    import os
+
+    children = []
+    for rank in range(2):
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                torch.set_num_threads(1)
+                dist.init_process_group(
+                    "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+                )
+                work(rank)
+                status = 0
+            finally:
+                if status:
+                    import traceback
+
+                    traceback.print_exc()
+                os._exit(status)
+        children.append(pid)
+    assert [finish(pid) for pid in children] == [0, 0]
+
+
+def test_replicas_stay_equal_and_follow_the_whole_batch(tmp_path: Path) -> None:
+    """Without the object each process follows its own loss, and their weights drift apart."""
+    data = [(x.double(), y) for x, y in batches(3)]
+
+    def work(rank: int) -> None:
+        mine = [(x.chunk(2)[rank], y.chunk(2)[rank]) for x, y in data]
+        for name in ("naive", "object"):
+            inner = network().double()
+            model = DistributedDataParallel(inner)
+            naive(model, mine) if name == "naive" else train(model, mine)
+            torch.save(weights_of(inner), tmp_path / f"{name}{rank}")
+
+    ranks(work, tmp_path)
+    found = {p.name: torch.load(p) for p in tmp_path.glob("*[01]")}
+    assert not same(found["naive0"], found["naive1"])
+    assert same(found["object0"], found["object1"])
+    alone, _ = train(network().double(), data)
+    for a, b in zip(found["object0"], weights_of(alone), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-9)
+
+
+def test_replicas_that_have_drifted_are_noticed(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        model = network()
+        with torch.no_grad():
+            model[0].weight[0, 0] += rank
+        with pytest.raises(RuntimeError, match="step 0: the processes hold different weights"):
+            train(model, batches(1))
+
+    ranks(work, tmp_path)
+
+
+def test_after_the_first_step_no_number_is_asked_of_the_device(monkeypatch: Any) -> None:
+    """Each of these would wait for a GPU."""
+    model = network(nn.Dropout(0.5), nn.BatchNorm1d(8))
+    _, step = train(model, batches(1), clip_norm=1.0)
+    x, y = batches(1)[0]
+    step.loss(loss_of(model), x, y).backward()
+
+    def waits(*_: Any) -> Any:
+        raise AssertionError("the device was waited for")
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "numpy"):
+        monkeypatch.setattr(Tensor, name, waits)
+    step.step()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("scaler", [False, True], ids=["plain", "scaler"])
+def test_no_step_but_the_first_waits_for_the_device(scaler: bool) -> None:
+    model = network(nn.Dropout(0.5), nn.BatchNorm1d(8)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    given = torch.amp.GradScaler() if scaler else None
+    step = FogzoStep(model, optimizer, quantized(model), clip_norm=1.0, scaler=given)
+    data = [(x.cuda(), y.cuda()) for x, y in batches(3)]
+    before = weights_of(model)
+    for index, (x, y) in enumerate(data):
+        loss = step.loss(loss_of(model), x, y)
+        (given.scale(loss) if given else loss).backward()
+        torch.cuda.set_sync_debug_mode("default" if index == 0 or scaler else "error")
+        try:
+            step.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert not same(weights_of(model), before)
