@@ -19,6 +19,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def _recorded(path: Path) -> Iterator[Run]:
         course: Course = [(step, loss) for step, loss in points if None not in (step, loss)]
         yield Run(
             record["run_id"], record["seed"], _settings(record["config"], record["resolved"]),
-            record["status"], record["metrics"]["last"] if finished else {}, lambda c=course: c,
+            record["status"], record["metrics"]["last"] if finished else {}, partial(list, course),
         )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def draw_groups(points: Sequence[Point], x_label: str, path: Path, *, course: bo
                     axes.lines[-1].set_linestyle(STYLES[1 + place // len(COLORS) % 3])
                     handles.setdefault(name, axes.lines[-1])
             if course:  # the fall from the start may lie above
-                late = [p.high for p in mine if p.x > FALL * max(places)]
+                late = [p.high for p in mine if p.x is not None and p.x > FALL * max(places)]
                 axes.set_ylim(top=max(late))
         if any(lines):
             legend_below(figure, handles)
