@@ -114,8 +114,27 @@ def shape_(draws: Sequence[Tensor], laws: Sequence[SmoothingLaw]) -> None:
 
 @_compilable
 def scaled_norms(epsilons: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Return the norm of eps * g of each weight."""
-    return [(e * g).norm() for e, g in zip(epsilons, gradients, strict=True)]
+    """Return the norm of eps * g of each weight, right wherever its type can hold it."""
+    return [safe_norm(e * g) for e, g in zip(epsilons, gradients, strict=True)]
+
+
+def safe_norm(x: Tensor) -> Tensor:
+    """Return the norm of a tensor, which is overwritten; no square of it over- or underflows.
+
+    >>> safe_norm(torch.tensor([3e-30, 4e-30])), safe_norm(torch.tensor([3e30, 4e30]))
+    (tensor(5.0000e-30), tensor(5.0000e+30))
+    """
+    unit = unit_of(x.abs().amax())
+    return x.div_(unit).norm() * unit
+
+
+def unit_of(largest: Tensor) -> Tensor:
+    """Return the power of two to measure numbers by of which this is the largest.
+
+    Dividing by it and multiplying with it rounds nothing.
+    """
+    limits = torch.finfo(largest.dtype)
+    return largest.log2().floor().exp2().clamp(limits.tiny, limits.max)
 
 
 @_compilable

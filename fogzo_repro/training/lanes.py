@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fogzo_repro.config import RunConfig
 from fogzo_repro.data import Images
+from fogzo_repro.estimators.fused import unit_of
 from fogzo_repro.estimators.schedule import noise_at, start_step
 from fogzo_repro.estimators.smoothing import widest
 from fogzo_repro.training.batched import losses_of_levels, mean_cross_entropy
@@ -239,6 +240,7 @@ class Lanes:
         across = self.sqrt_noise[t].unsqueeze(-1)  # (C, 1)
         guides = [x.width * g for x, g in zip(self.layers, gradients, strict=True)]
         norm = _norm(guides)
+        norm = torch.where(norm < torch.finfo(norm.dtype).tiny, 0.0, norm)  # as `Point.guide_norm`
         inverse = torch.where(norm > 0, 1 / norm, 0.0)[..., None, None]
         guides = [g * inverse for g in guides]
 
@@ -335,5 +337,6 @@ def _noise(config: RunConfig, t: int, total: int) -> float:
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return each lane's norm over all tensors together, (S, C)."""
-    parts = [torch.linalg.vector_norm(x, dim=(-2, -1)) for x in tensors]
-    return torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    unit = unit_of(torch.stack([x.abs().amax((-2, -1)) for x in tensors]).amax(0))
+    parts = [torch.linalg.vector_norm(x / unit[..., None, None], dim=(-2, -1)) for x in tensors]
+    return torch.linalg.vector_norm(torch.stack(parts), dim=0) * unit

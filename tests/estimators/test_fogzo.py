@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fogzo_repro.estimators import Point, QuantizedWeight, directions, fogzo, nspsa, smoothing_law
 from fogzo_repro.estimators.directions import random_signs
 from fogzo_repro.estimators.fogzo import Fogzo, square_roots
+from fogzo_repro.estimators.fused import safe_norm, unit_of
 from fogzo_repro.estimators.protocol import ProbeLosses
 
 
@@ -240,3 +241,42 @@ def test_missing_gradient_is_refused(tiny: TinyNetwork) -> None:
 def test_tied_weight_listed_twice_is_refused(tiny: TinyNetwork) -> None:
     with pytest.raises(ValueError, match="list each parameter once"):
         nspsa([*tiny.weights, tiny.weights[0]], tiny.loss, generator=stream(0))
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-36, 1e-24, 1e-3, 1e20, 1e34], ids=str)
+def test_a_guide_of_any_size_gives_the_same_direction(size: float) -> None:
+    """Squares of numbers above 1e19 or below 1e-23 are none in float32."""
+    weights = [nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.randn(3))]
+    shapes = [torch.randn(5, 4), torch.randn(3)]
+    for weight, shape in zip(weights, shapes, strict=True):
+        weight.grad = shape * size
+    law = smoothing_law("round", "identity")
+    here = Point([QuantizedWeight(w, torch.tensor(0.1), law) for w in weights])
+    if size == 1e-44:  # its inverse is no number of float32
+        assert here.guide_norm == here.inverse_norm == 0
+        return
+    exact = torch.cat([(0.1 * law.epsilon_bar * s).flatten() for s in shapes]).double()
+    assert here.guide_norm.double() / size == pytest.approx(exact.norm().item(), rel=1e-6)
+    unit = torch.cat(
+        [
+            (e * g * here.inverse_norm).flatten()
+            for e, g in zip(here.epsilons, here.guides, strict=True)
+        ]
+    )
+    assert torch.allclose(unit.double(), exact / exact.norm(), atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
+def test_a_guide_that_is_not_finite_has_no_finite_norm(bad: float) -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    weight.grad = torch.tensor([1.0, bad, 2.0])
+    here = Point([QuantizedWeight(weight, torch.tensor(0.1), smoothing_law("round", "identity"))])
+    assert not here.guide_norm.isfinite()
+
+
+def test_units_are_powers_of_two_that_round_nothing() -> None:
+    x = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(safe_norm(x.clone()), x.norm())
+    sizes = torch.tensor([1e-45, 1e-30, 0.75, 1.0, 3.0, 2.0**127, 3e38])
+    mantissas = unit_of(sizes).frexp().mantissa
+    assert torch.equal(mantissas, torch.full_like(mantissas, 0.5))
