@@ -67,7 +67,7 @@ def main() -> int:
     arguments, overrides = parser.parse_known_args()
     arguments.deadline = None if arguments.minutes is None else started + 60 * arguments.minutes
     try:
-        _check_overrides(overrides)
+        check_overrides(overrides)
         seeds = evaluation_seeds(arguments.seeds)
         cells = table_cells(arguments.table, overrides, seeds)
         if arguments.dry_run:
@@ -84,7 +84,8 @@ def main() -> int:
         return say_interrupted()
 
 
-def _check_overrides(overrides: list[str]) -> None:
+def check_overrides(overrides: list[str]) -> None:
+    """Refuse words that are no settings of a run, or choose its seed."""
     for word in overrides:
         if word.startswith("-") or "=" not in word:
             raise ConfigError(f"{word} is neither an option nor an override key=value")

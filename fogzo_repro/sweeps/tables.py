@@ -19,6 +19,8 @@ then name the cells; the other label is the setting `cell.column` or `cell.row`.
 labels refer to it, as in "1-beta=${estimator.noise}". `sweeps:` has such cells on the tuning seeds,
 each with the settings of the cell that `of` names.
 
+`rank:` is about tables of added parts, see `reporting.ranking`.
+
 Nothing is composed here, and neither torch nor Hydra is needed to know where runs belong.
 """
 
@@ -249,7 +251,7 @@ class _Reader:
     def __init__(self, file: Path) -> None:
         self.file = file
         content = read_yaml(file)
-        self._check("part", content, ("seeds", *WORDS), "")
+        self._check("part", content, ("seeds", "rank", *WORDS), "")
         self.seeds = content.get("seeds")
         self.parts = {kind: self._mapping(kind, content.get(kind, {})) for kind in WORDS}
         if not (self.parts["rows"] or self.parts["columns"]):

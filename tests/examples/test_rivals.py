@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -96,16 +97,20 @@ def test_ewgs_refuses_a_delta_that_turns_gradients_round():
         ewgs.Ewgs(W, 2, 6.0, learned=False)
 
 
+ONE_BIT = partial(Sign, surrogate=sign_hardtanh.build())
+HALF = pytest.mark.parametrize("half", [False, True], ids=["integer", "half-integer"])
+
+
+@HALF
 @pytest.mark.parametrize("bits", [1, 2, 3])
-def test_ewgs_has_the_levels_of_the_suite_and_at_0_its_derivative(bits):
+def test_ewgs_has_the_levels_of_the_suite_and_at_0_its_derivative(bits, half):
     weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     incoming = weight.roll(1, 0)
     suite = (
-        Sign(weight, sign_hardtanh.build())
-        if bits == 1
-        else Round(weight, bits, clip_gradient=True)
+        Round(weight, bits, half_integer=half, clip_gradient=True) if bits > 1 else ONE_BIT(weight)
     )
-    value, grad = gradients(ewgs.Ewgs(weight, bits, 0.0, learned=False), weight, incoming)
+    rival = ewgs.Ewgs(weight, bits, 0.0, learned=False, half_integer=half)
+    value, grad = gradients(rival, weight, incoming)
     expected, reference = gradients(suite, weight, incoming)
     assert torch.allclose(value, expected, atol=1e-12)
     assert torch.allclose(grad, reference, atol=1e-12)
@@ -132,6 +137,18 @@ def a_row(amplitudes):
     return quantizer, *gradients(quantizer, row, tensor([[1.0, -2, 0.5, 1, 1]]).double())
 
 
+def test_stableqat_is_smallest_on_the_levels_of_either_grid():
+    for half in (False, True):
+        weight = tensor([[0.0, 0.5, -0.5, -1.0]]).double()
+        rival = stableqat.StableQat(weight, 2, [0.21], learned=True, half_integer=half)
+        with torch.no_grad():
+            rival.scale.fill_(1.0)
+        _, grad = gradients(rival, weight, torch.ones_like(weight))
+        on, between = 0.0346582, 1.0
+        expected = [between, on, on, between] if half else [on, between, between, on]
+        assert close(grad[0], expected)
+
+
 def test_stableqat_row():
     quantizer, value, grad = a_row([0.21])
     assert close(value, [[0.2, -0.2, 0.6, 0.6, -0.8]])
@@ -154,11 +171,14 @@ def test_stableqat_begins_its_steps_as_published(bits, begin):
     assert (quantizer.perturbation_scale(weight) == 1e-5).all()
 
 
-def test_stableqat_has_the_levels_of_the_suite_and_without_amplitude_its_derivative():
+@HALF
+def test_stableqat_has_the_levels_of_the_suite_and_without_amplitude_its_derivative(half):
     weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(1))
     incoming = weight.roll(1, 0)
-    found = gradients(stableqat.StableQat(weight, 2, [0.0], learned=False), weight, incoming)
-    expected = gradients(Round(weight, 2, clip_gradient=True), weight, incoming)
+    rival = stableqat.StableQat(weight, 2, [0.0], learned=False, half_integer=half)
+    found = gradients(rival, weight, incoming)
+    suite = Round(weight, 2, half_integer=half, clip_gradient=True)
+    expected = gradients(suite, weight, incoming)
     assert torch.equal(found[0], expected[0]) and torch.allclose(found[1], expected[1], atol=1e-6)
 
 

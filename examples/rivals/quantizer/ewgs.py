@@ -60,6 +60,7 @@ class Ewgs(nn.Module):
         delta: in units of x, which is 0 at l and 1 at u; at least 0, and below 2 (L - 1) no
             gradient changes its sign.
         learned: whether l, u and a are learned.
+        half_integer: where they are not: the half-integer grid, at 2 bits and more.
 
     Raises:
         ValueError: where weights have no spread, or delta is out of range.
@@ -69,7 +70,9 @@ class Ewgs(nn.Module):
     upper: Tensor
     factor: Tensor
 
-    def __init__(self, weight: Tensor, bits: int, delta: float, learned: bool) -> None:
+    def __init__(
+        self, weight: Tensor, bits: int, delta: float, learned: bool, half_integer: bool = False
+    ) -> None:
         super().__init__()
         self.count = 2**bits
         self.delta = delta
@@ -87,8 +90,9 @@ class Ewgs(nn.Module):
                 self.factor = nn.Parameter(weight.detach().abs().mean() / size)
         else:
             low, high = round_range(bits) if bits > 1 else (-1, 1)
-            self.register_buffer("lower", low * alpha)
-            self.register_buffer("upper", high * alpha)
+            shift = 0.5 if half_integer and bits > 1 else 0.0
+            self.register_buffer("lower", (low + shift) * alpha)
+            self.register_buffer("upper", (high + shift) * alpha)
 
     def perturbation_scale(self, weight: Tensor) -> Tensor:
         """Return the distance between the latent weights of two levels."""
@@ -138,6 +142,6 @@ def measured_delta(batches: Sequence[tuple[Tensor, Tensor]], generator: torch.Ge
     return max(0.0, sum(found) / len(found))
 
 
-def build(weight: Tensor, weight_bits: int, delta: float, learned_scales: bool) -> Ewgs:
+def build(weight: Tensor, weight_bits: int, delta: float, learned_scales: bool, grid: str) -> Ewgs:
     """Build the quantizer of one weight."""
-    return Ewgs(weight, weight_bits, delta, learned_scales)
+    return Ewgs(weight, weight_bits, delta, learned_scales, grid == "half_integer")

@@ -4,6 +4,8 @@
     dL/dw = G (1 - C) / (1 + C) where Q_N <= v <= Q_P, else 0
     C = sqrt(2) pi sum_m A_m cos((2m + 1) pi (v + round(v)))
 
+On the half-integer grid, which is not theirs, levels and v are shifted by 1/2.
+
 The derivative of the rotated, damped Fourier series is smallest on a level (0.035 for A_0 = 0.21)
 and 1, the STE's, half-way between two; with A = 0 it is the STE with derivative 0 beyond the outer
 levels. The rule is Eq. 5 and that of microsoft/StableQAT at 4760535, written anew.
@@ -45,22 +47,26 @@ class Rounded(torch.autograd.Function):
     """w_q of w and s, which broadcasts to w, with the derivatives of the head of this file."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, s: Tensor, bits: int, amplitudes: Sequence[float]) -> Tensor:
-        """Return s clip(round(w / s))."""
+    def forward(
+        ctx: Any, w: Tensor, s: Tensor, bits: int, half: bool, amplitudes: Sequence[float]
+    ) -> Tensor:
+        """Return s clip(round(w / s)); `half` is the half-integer grid."""
         ctx.save_for_backward(w, s)
-        ctx.bits, ctx.amplitudes = bits, amplitudes
-        return s * round_levels(w / s, bits)
+        ctx.bits, ctx.half, ctx.amplitudes = bits, half, amplitudes
+        return s * round_levels(w / s, bits, half)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Return the gradients of w and s."""
         w, s = ctx.saved_tensors
         v = w / s
         low, high = round_range(ctx.bits)
-        inside = (v >= low) & (v <= high)
-        for_w = torch.where(inside, g * derivative(v, ctx.amplitudes), 0)
-        slope = round_levels(v, ctx.bits) - torch.where(inside, v, 0)
-        return for_w, (g * slope).sum_to_size(s.shape) / math.sqrt(w.numel() * high), None, None
+        shift = 0.5 * ctx.half
+        inside = (v >= low + shift) & (v <= high + shift)
+        for_w = torch.where(inside, g * derivative(v - shift, ctx.amplitudes), 0)
+        slope = round_levels(v, ctx.bits, ctx.half) - torch.where(inside, v, 0)
+        for_s = (g * slope).sum_to_size(s.shape) / math.sqrt(w.numel() * high)
+        return for_w, for_s, None, None, None
 
 
 class StableQat(nn.Module):
@@ -71,6 +77,7 @@ class StableQat(nn.Module):
         bits: b, 2 to 8.
         amplitudes: A_m, m = 0, 1, ...
         learned: whether there is a learned step for each row.
+        half_integer: the half-integer grid.
 
     Raises:
         ValueError: for one bit, whose derivatives the published kernels do not agree on, and for
@@ -80,12 +87,18 @@ class StableQat(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, weight: Tensor, bits: int, amplitudes: Sequence[float], learned: bool
+        self,
+        weight: Tensor,
+        bits: int,
+        amplitudes: Sequence[float],
+        learned: bool,
+        half_integer: bool = False,
     ) -> None:
         super().__init__()
         if not 2 <= bits <= 8:
             raise ValueError(f"quantizer.weight_bits={bits} is outside 2..8")
         self.bits = bits
+        self.half_integer = half_integer
         self.amplitudes = tuple(amplitudes)
         alpha = FixedScale(weight).scale  # refuses weights without spread
         if learned:
@@ -105,15 +118,16 @@ class StableQat(nn.Module):
 
     def levels(self, units: Tensor) -> Tensor:
         """Return round(v), clipped to the grid; ties go to even."""
-        return round_levels(units, self.bits)
+        return round_levels(units, self.bits, self.half_integer)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weight."""
-        return Rounded.apply(weight, self.perturbation_scale(weight), self.bits, self.amplitudes)
+        scale = self.perturbation_scale(weight)
+        return Rounded.apply(weight, scale, self.bits, self.half_integer, self.amplitudes)
 
 
 def build(
-    weight: Tensor, weight_bits: int, amplitudes: list[float], learned_scales: bool
+    weight: Tensor, weight_bits: int, amplitudes: list[float], learned_scales: bool, grid: str
 ) -> StableQat:
     """Build the quantizer of one weight."""
-    return StableQat(weight, weight_bits, amplitudes, learned_scales)
+    return StableQat(weight, weight_bits, amplitudes, learned_scales, grid == "half_integer")

@@ -1,0 +1,412 @@
+"""Added parts ranked beside a table's own rows: by the same metric, tuning, seeds and verdicts.
+
+The file of the added parts' table has a section `rank`, written before the runs:
+
+    rank:
+      beside: figure-shallow                            # the table
+      against: [[STE, chosen], [FOGZO n=1, chosen]]     # cells of it, row and column
+      controls: [[Full precision, "-"]]                 # others of it that are shown
+      split: train
+      metric: loss
+      direction: lower
+      no_difference_below: 0.02                         # as in results/paper/claims.csv
+      tuning: {dataset.held_out: 5000}                  # what tuning runs have alone, if anything
+
+`chosen` is the cell of a row with the lowest loss on the tuning seeds, and so is the one that a row
+of the added table is ranked with. Each is put to the tests of `claims` against each cell of
+`against`, with Holm's correction over the rows that are ranked.
+
+A row is ranked only where its runs are those of the first cell of `against` but for what is
+compared: as many steps, the same seeds, model, data and recipe (what either row was tuned over
+aside), and no more tuning runs than that table gave the compared cells. Otherwise it stands apart,
+with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fogzo_repro.config import ConfigError, UserError, did_you_mean, read_yaml
+from fogzo_repro.reporting.claims import CHOSEN, Claim, Judged, chosen, judge, on_edge
+from fogzo_repro.reporting.columns import Column, Columns, markdown
+from fogzo_repro.reporting.markdown import NOT_RUN, interval, mean_sd, named
+from fogzo_repro.reporting.results import (
+    TUNING_SEEDS,
+    CellResult,
+    Place,
+    TableResults,
+    read_recorded,
+)
+from fogzo_repro.reporting.statistics import Summary, summarize
+
+DIGITS = {"loss": 4, "top1": 2, "perplexity": 2}
+NEEDED = ("beside", "against", "split", "metric", "direction", "no_difference_below")
+KNOWN = (*NEEDED, "controls", "tuning")
+TUNED = ": tuning"  # behind the label of a row whose tuning runs have settings of their own
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The section `rank` of a table's file, see the head of this module."""
+
+    beside: str
+    against: tuple[Place, ...]
+    controls: tuple[Place, ...]
+    split: str
+    metric: str
+    direction: str
+    bound: float
+    tuning: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A row in a ranking.
+
+    Attributes:
+        label: of its row, and of its column where the rules name that.
+        cell: the one that it is ranked with; None where none is chosen yet.
+        split: of the metric.
+        metric: which stands for it.
+        tuned: how many tuning runs chose the cell.
+        edge: no value beyond the chosen one was tried.
+        compared: what became of it beside each cell of `against`; None where that is itself.
+        apart: why it is not ranked; empty where it is.
+    """
+
+    label: str
+    cell: CellResult | None
+    split: str
+    metric: str
+    tuned: int
+    edge: bool
+    compared: tuple[Judged | None, ...] = ()
+    apart: str = ""
+
+    @property
+    def summary(self) -> Summary | None:
+        """The metric over the evaluation seeds."""
+        if self.cell is None:
+            return None
+        return summarize([*self.cell.values(self.split, self.metric).values()])
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a ranking shows: the rows in order, the controls, and those that stand apart."""
+
+    table: str
+    rules: Rules
+    places: list[Ranked]
+    controls: list[Ranked]
+    apart: list[Ranked]
+    refused: list[str]
+
+
+def read_rules(file: Path) -> Rules:
+    """Read the section `rank` of a table's file.
+
+    Raises:
+        ConfigError: in one line with the file and the key.
+    """
+    said = read_yaml(file).get("rank")
+    if not isinstance(said, dict):
+        raise ConfigError(f"{file} has no section `rank`, which says beside what it is ranked")
+    for key in said:
+        if key not in KNOWN:
+            raise ConfigError(f"{file}: rank.{key} is not a setting{did_you_mean(key, KNOWN)}")
+    for key in NEEDED:
+        if key not in said:
+            raise ConfigError(f"{file}: rank.{key} is missing")
+    if said["direction"] not in ("lower", "higher"):
+        raise ConfigError(f"{file}: rank.direction={said['direction']}; give lower or higher")
+    if said["metric"] not in DIGITS:
+        known = ", ".join(DIGITS)
+        raise ConfigError(f"{file}: rank.metric={said['metric']} is none of {known}")
+    bound = said["no_difference_below"]
+    if not (isinstance(bound, int | float) and bound > 0):
+        raise ConfigError(f"{file}: rank.no_difference_below={bound} is not a number above 0")
+
+    def places(key: str) -> tuple[Place, ...]:
+        pairs = said.get(key, [])
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            raise ConfigError(f"{file}: rank.{key} is not a list of pairs [row, column]")
+        return tuple((str(row), str(column)) for row, column in pairs)
+
+    if not places("against"):
+        raise ConfigError(f"{file}: rank.against names no cell")
+    return Rules(
+        str(said["beside"]), places("against"), places("controls"),
+        str(said["split"]), str(said["metric"]), said["direction"], float(bound),
+        said.get("tuning", {}),
+    )  # fmt: skip
+
+
+def tuned_row(row: str, rules: Rules) -> str:
+    """Return the label of the row that the tuning runs of a row stand in."""
+    return row + TUNED if rules.tuning else row
+
+
+def chosen_place(own: TableResults, row: str, columns: Sequence[str], rules: Rules) -> Place | None:
+    """Return which cell of an added row is ranked, None where its tuning is not complete.
+
+    Args:
+        own: the records of the added table.
+        row: its label.
+        columns: the labels of its cells; one alone needs no choice.
+        rules: of the ranking.
+    """
+    if len(columns) == 1:
+        return row, columns[0]
+    where = tuned_row(row, rules)
+    if not {*columns} <= {c.column for c in own.row(where) if _tuning_runs(c)}:
+        return None
+    best = chosen(own, where)
+    return None if best is None else (row, best.column)
+
+
+def rank(
+    results: Path,
+    table: str,
+    rules: Rules,
+    rows: Mapping[str, Sequence[str]],
+    seeds: Mapping[str, Sequence[int]],
+) -> Ranking:
+    """Rank the rows of a table of added parts.
+
+    Args:
+        results: the folder with records/.
+        table: its name.
+        rules: from `read_rules`.
+        rows: labels of the rows, with those of their columns.
+        seeds: the evaluation seeds of each row.
+
+    Raises:
+        UserError: where the rules name a cell that the other table does not have, or both tables
+            have a row of the same name.
+    """
+    own, other = read_recorded(results, table), read_recorded(results, rules.beside)
+    if both := {*rows} & {row for row, _ in other.cells}:
+        raise UserError(f"{table} and {rules.beside} both have a row {min(both)}; rename yours")
+    against = [_known(other, place, rules) for place in rules.against]
+    controls = [_known(other, place, rules) for place in rules.controls]
+    found = [_added(own, row, columns, rules) for row, columns in rows.items()]
+    first = against[0].cell
+    most = max(one.tuned for one in against)
+    checked = []
+    for one in found:
+        reason = _apart(one, first, own, other, most, seeds[one.label], rules)
+        checked.append(_with(one, apart=reason))
+    ranked = [one for one in checked if not one.apart]
+    cells = {c.row + c.column: c for c in (one.cell for one in [*ranked, *against]) if c}
+    merged = TableResults(table, {(c.row, c.column): c for c in cells.values()}, [])
+    claims = [_claim(one, beside, rules) for one in ranked for beside in against if beside.cell]
+    judged = {j.claim.id: j for j in judge(merged, claims)}
+    ranked = [
+        _with(one, compared=tuple(judged.get(_id(one, beside)) for beside in against))
+        for one in ranked
+    ]
+    places = [*ranked, *(one for one in against if one.summary is not None)]
+    sign = 1 if rules.direction == "lower" else -1
+    places.sort(key=lambda one: sign * one.summary.mean)  # type: ignore[union-attr]
+    missing = [_with(one, apart=NOT_RUN) for one in against if one.summary is None]
+    apart = [one for one in checked if one.apart] + missing
+    return Ranking(table, rules, places, controls, apart, own.refused)
+
+
+def _with(one: Ranked, **changed: Any) -> Ranked:
+    return Ranked(**{**vars(one), **changed})
+
+
+def _added(own: TableResults, row: str, columns: Sequence[str], rules: Rules) -> Ranked:
+    place = chosen_place(own, row, columns, rules)
+    tuned = own.row(tuned_row(row, rules))
+    cell = None if place is None else own.cells.get(place, CellResult(*place, {}))
+    of = next((c for c in tuned if cell is not None and c.column == cell.column), None)
+    runs = sum(_tuning_runs(c) for c in tuned)
+    edge = len(columns) > 1 and of is not None and on_edge(own, of)
+    return Ranked(row, cell, rules.split, rules.metric, runs, edge)
+
+
+def _known(other: TableResults, place: Place, rules: Rules) -> Ranked:
+    row, column = place
+    cells = other.row(row)
+    rows = {c.row for c in other.cells.values()}
+    if rows and not cells:
+        near = did_you_mean(row, rows)
+        raise UserError(f"rank: {rules.beside} has no recorded row {row}{near}")
+    cell = chosen(other, row) if column == CHOSEN else other.cells.get(place)
+    tuned = sum(_tuning_runs(c) for c in cells) if column == CHOSEN else 0
+    edge = column == CHOSEN and cell is not None and on_edge(other, cell)
+    return Ranked(named(*place), cell, rules.split, rules.metric, tuned, edge)
+
+
+def _tuning_runs(cell: CellResult) -> int:
+    return sum(seed in TUNING_SEEDS for seed in cell.runs)
+
+
+def _apart(
+    one: Ranked,
+    first: CellResult | None,
+    own: TableResults,
+    other: TableResults,
+    most: int,
+    seeds: Sequence[int],
+    rules: Rules,
+) -> str:
+    """Return why a row is not ranked; nothing where it is."""
+    if one.cell is None:
+        return f"{NOT_RUN}: its tuning is not complete"
+    runs = {seed: run for seed, run in one.cell.runs.items() if seed not in TUNING_SEEDS}
+    if not runs:
+        return NOT_RUN
+    if {*runs} < {*seeds}:
+        return f"{len(runs)} of {len(seeds)} runs"
+    if lost := one.cell.diverged():
+        return f"diverged: seeds {_said(lost)}"
+    theirs = {} if first is None else {s: r for s, r in first.runs.items() if s not in TUNING_SEEDS}
+    if first is None or not theirs:
+        return f"{named(*rules.against[0])} of {rules.beside} is {NOT_RUN}"
+    if runs.keys() != theirs.keys():
+        return f"its seeds are {_said(runs)}, not {_said(theirs)}"
+    if most and one.tuned > most:
+        return f"tuned by {one.tuned} runs, not {most}"
+    mine, their = next(iter(runs.values())), next(iter(theirs.values()))
+    free = {*_swept(own.row(one.cell.row)), *_swept(other.row(first.row))}
+    for key, (a, b) in _differing(mine, their).items():
+        if key not in free:
+            return f"{key}={a}, not {b}"
+    return ""
+
+
+def _said(seeds: Sequence[int] | Any) -> str:
+    numbers = sorted(seeds)
+    if len(numbers) > 1 and numbers == [*range(numbers[0], numbers[-1] + 1)]:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
+
+
+def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the runs of a ranking have in common."""
+    config = record["config"]
+    found = {"steps": record["steps"], "data": record["resolved"].get("data")}
+    for section in ("model", "dataset", "recipe"):
+        found |= {f"{section}.{key}": value for key, value in config[section].items()}
+    # What is for people, or changes no weight; what came later has its neutral value elsewhere.
+    for key in ("recipe.name", "recipe.eval_every_epochs", "model.family", "dataset.family"):
+        found.pop(key, None)
+    return found
+
+
+def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    a, b = _facts(mine), _facts(theirs)
+    return {key: (a[key], b[key]) for key in a if key in b and a[key] != b[key]}
+
+
+def _swept(cells: Sequence[CellResult]) -> set[str]:
+    """Return the settings in which the cells of a row differ."""
+    facts = [_facts(cell.any_record) for cell in cells if cell.any_record is not None]
+    return {k for k in facts[0] if any(f.get(k) != facts[0][k] for f in facts)} if facts else set()
+
+
+def _id(one: Ranked, beside: Ranked) -> str:
+    return f"{one.label} beside {beside.label}"
+
+
+def _claim(one: Ranked, beside: Ranked, rules: Rules) -> Claim:
+    assert one.cell is not None and beside.cell is not None
+    return Claim(
+        id=_id(one, beside),
+        claim=f"{one.label} is better than {beside.label}",
+        better=(one.cell.row, one.cell.column),
+        worse=(beside.cell.row, beside.cell.column),
+        split=rules.split,
+        metric=rules.metric,
+        direction=rules.direction,
+        margin=0.0,
+        bound=rules.bound,
+        relative=False,
+        source="rank",
+    )
+
+
+WORDS = {"holds": "better", "contradicted": "worse"}
+
+
+def _beside(number: int) -> Callable[[Ranked], str]:
+    """Return what is said of a row beside a cell of `against`."""
+
+    def said(one: Ranked) -> str:
+        judged = one.compared[number] if one.compared else None
+        if judged is None or judged.test is None:
+            return ""
+        test, digits = judged.test, DIGITS[one.metric]
+        word = WORDS.get(judged.verdict, judged.said)
+        ends = f"{test.gain:+.{digits}f} [{test.low:+.{digits}f}, {test.high:+.{digits}f}]"
+        return f"{word}, {ends}, p = {judged.deciding_p:.2g}"
+
+    return said
+
+
+def _of_record(take: Callable[[Mapping[str, Any]], Any]) -> Callable[[Ranked], Any]:
+    def value(one: Ranked) -> Any:
+        record = None if one.cell is None else one.cell.any_record
+        return None if record is None else take(record)
+
+    return value
+
+
+def _tuned(one: Ranked) -> str:
+    if not one.tuned:
+        return ""
+    return f"{one.tuned} runs" + ", on the edge of its grid" * one.edge
+
+
+def _columns(rules: Rules) -> Columns:
+    digits = DIGITS[rules.metric]
+    return (
+        Column("row", lambda one: one.label.removesuffix(f" {CHOSEN}").removesuffix(" |")),
+        Column("setting", lambda one: "" if one.cell is None else one.cell.column),
+        Column("tuned by", _tuned),
+        Column(f"{rules.split} {rules.metric}", lambda one: mean_sd(one.summary, digits)),
+        Column("95%", lambda one: interval(one.summary, digits)),
+        Column("steps", _of_record(lambda record: record["steps"])),
+        Column("evaluations a step", _of_record(_evaluations)),
+    )
+
+
+def _evaluations(record: Mapping[str, Any]) -> str:
+    counts = record["evaluations_per_step"]
+    return f"{counts['probes']} / {counts['total']}"
+
+
+def page(ranking: Ranking) -> str:
+    """Return a ranking in Markdown."""
+    rules = ranking.rules
+    numbers = {id(one): k for k, one in enumerate(ranking.places, 1)}
+    shown = (
+        Column("", lambda one: numbers[id(one)]),
+        *_columns(rules),
+        *(Column(f"beside {named(*p)}", _beside(k)) for k, p in enumerate(rules.against)),
+    )
+    why = Column("why", lambda one: one.apart)
+    parts = [
+        f"# {ranking.table}, beside {rules.beside}",
+        f"{rules.split} {rules.metric}, {rules.direction} is better: mean ± sd (n) over the "
+        "evaluation seeds after the last step. Each row stands with the setting that the tuning "
+        f"seeds {', '.join(map(str, TUNING_SEEDS))} chose. Evaluations a step: perturbed forward "
+        "passes alone / with the back-propagation counted as 3. Beside a cell: the gain [95%] and "
+        "the p of the test that decides, with Holm's correction over this table; no difference "
+        f"above {rules.bound:g} was written down as what does not matter.",
+        markdown(shown, ranking.places) if ranking.places else "Nothing was run.",
+    ]
+    if ranking.controls:
+        parts += ["## Controls", markdown(_columns(rules), ranking.controls)]
+    if ranking.apart:
+        parts += ["## Not ranked", markdown((*_columns(rules), why), ranking.apart)]
+    if ranking.refused:
+        parts += ["## Refused records", "\n".join(f"- {line}" for line in ranking.refused)]
+    return "\n\n".join(parts) + "\n"

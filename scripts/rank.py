@@ -1,0 +1,129 @@
+"""Rank parts of your own beside the STE and FOGZO on Section 4.1 or a mini.
+
+    python scripts/rank.py rivals            show the ranking, from records alone
+    python scripts/rank.py rivals --run      first run what is missing of your rows
+    python scripts/rank.py rivals/cage --run hardware=cpu
+
+The table is a file of your folder, DIR/table/NAME.yaml, with a section `rank` (docs/ranking.md);
+FOGZO_PARTS=DIR names the folder. With --run the tuning seeds are run first, and then, on the other
+seeds, what they have chosen; interrupted anywhere, the same command goes on. Options as those of
+run_cells.py, and so is the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+if not __package__:  # started as a file
+    import root  # noqa: F401
+
+    __package__ = "scripts"
+
+from fogzo_repro import files
+from fogzo_repro.config import ConfigError, UserError
+from fogzo_repro.project import working_folder
+from fogzo_repro.reporting.ranking import (
+    Rules,
+    chosen_place,
+    page,
+    rank,
+    read_rules,
+    tuned_row,
+)
+from fogzo_repro.reporting.results import TUNING_SEEDS, read_recorded
+from fogzo_repro.sweeps.jobs import Cell
+from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
+
+from .run_cells import INTERRUPTED_STATUS, check_overrides, run_table, table_cells
+
+
+def main() -> int:
+    """Run and rank what the command line says; return the exit status."""
+    started = time.monotonic()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("table", help="a table of your folder, or <table>/<row or pattern>")
+    parser.add_argument("--run", action="store_true", help="run what is missing of your rows")
+    parser.add_argument("--out", type=Path, help="write the ranking into this file too")
+    parser.add_argument("--results", type=Path, default=working_folder() / "results")
+    parser.add_argument("--workers", type=int, help="runs at a time")
+    parser.add_argument("--gpus", default="", help="cards to deal to the workers, as 0,1")
+    parser.add_argument("--minutes", type=float, help="stop after so many, with checkpoints")
+    arguments, overrides = parser.parse_known_args()
+    arguments.deadline = None if arguments.minutes is None else started + 60 * arguments.minutes
+    arguments.records = arguments.results / "records"
+    try:
+        check_overrides(overrides)
+        known = table_files()
+        entries = find_entries(arguments.table, known)
+        name = arguments.table.partition("/")[0]
+        rules = read_rules(known[name])
+        if rules.beside not in known:
+            raise ConfigError(f"{known[name]}: rank.beside={rules.beside} is not a table")
+        rows = labels(entries)
+        status = 0
+        if arguments.run:
+            status = run_missing(arguments, overrides, rules, name, rows)
+            if status in (1, INTERRUPTED_STATUS):
+                return status
+        elif overrides:
+            raise ConfigError(f"{overrides[0]}: settings are for --run; a ranking has none")
+        seeds = {e.settings["cell.row"]: evaluated(e.seeds) for e in entries}
+        text = page(rank(arguments.results, name, rules, rows, seeds))
+        print(text)
+        if arguments.out:
+            files.write(arguments.out, text)
+        return status
+    except UserError as error:
+        error.tell()
+        return 2
+
+
+def labels(entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """Return the labels of the rows of entries, each with those of its columns."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        for cell in entry.cells():
+            found.setdefault(cell.row, []).append(cell.column)
+    return found
+
+
+def evaluated(seeds: Sequence[int]) -> list[int]:
+    """Return the seeds that report."""
+    return [seed for seed in seeds if seed not in TUNING_SEEDS]
+
+
+def run_missing(
+    arguments: argparse.Namespace,
+    overrides: list[str],
+    rules: Rules,
+    name: str,
+    rows: Mapping[str, Sequence[str]],
+) -> int:
+    """Run the tuning seeds of each row, then what they have chosen; return the exit status."""
+    alone = [f"{key}={value}" for key, value in rules.tuning.items()]
+    tuning = []
+    for cell in table_cells(arguments.table, [*overrides, *alone]):
+        seeds = tuple(seed for seed in cell.seeds if seed in TUNING_SEEDS)
+        label = replace(cell.config.cell, row=tuned_row(cell.config.cell.row, rules))
+        if seeds and len(rows[cell.config.cell.row]) > 1:
+            tuning.append(Cell(replace(cell.config, cell=label), seeds))
+    status = run_table(arguments, tuning) if tuning else 0
+    if status in (1, INTERRUPTED_STATUS):
+        return status
+    own = read_recorded(arguments.results, name)
+    places = {row: chosen_place(own, row, columns, rules) for row, columns in rows.items()}
+    wanted = []
+    for cell in table_cells(arguments.table, overrides):
+        label = cell.config.cell
+        if (label.row, label.column) == places[label.row]:
+            wanted.append(replace(cell, seeds=tuple(evaluated(cell.seeds))))
+    return max(status, run_table(arguments, wanted)) if wanted else status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
