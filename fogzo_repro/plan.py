@@ -39,6 +39,7 @@ from fogzo_repro.training.machine import Machine, resolve_machine
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.ranks import current_ranks
+from fogzo_repro.training.shares import check_batch, check_normalised
 from fogzo_repro.training.start import read_start
 from fogzo_repro.training.step import TrainStep
 from fogzo_repro.training.tasks import Task, build_task
@@ -149,23 +150,8 @@ def make_plan(config: RunConfig) -> Plan:
     ranks = current_ranks()
     task = build_task(config)
     batch = config.recipe.global_batch_size
-    if batch % ranks.world_size:
-        raise UserError(
-            f"recipe.global_batch_size={batch} is not a multiple of the {ranks.world_size} "
-            "processes; start another number of them"
-        )
-    share = batch // ranks.world_size
-    if getattr(config.recipe, "mixes", False) and share % 2:
-        raise UserError(
-            f"recipe.global_batch_size={batch} gives each of {ranks.world_size} processes {share} "
-            "images, and mixup pairs them within a process; start another number of them"
-        )
-    steps_per_epoch = task.batches(batch).steps_per_epoch
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"recipe.global_batch_size={batch} exceeds the {task.examples} training examples of "
-            f"dataset={config.dataset.name}"
-        )
+    batches = task.batches(batch)
+    check_batch(config, batches, task.examples, ranks)
     start = read_start(config)
     network = build_network(config, task.model_arguments, machine.device, start)
     if isinstance(config.estimator, FogzoConfig) and config.estimator.rho is not None:
@@ -175,6 +161,9 @@ def make_plan(config: RunConfig) -> Plan:
         network.check_laws(f"estimator={config.estimator.name}")
     if machine.cuda_graph and not can_capture(network.model):
         machine = replace(machine, cuda_graph=False)
+    if "image_shape" in task.model_arguments:
+        shape = task.model_arguments["image_shape"]
+        check_normalised(config, network.model, batches, shape, ranks)
     shares_batchnorm = config.hardware.sync_batchnorm and ranks.world_size > 1
     if shares_batchnorm:
         share_batchnorm(network.model)
@@ -185,7 +174,7 @@ def make_plan(config: RunConfig) -> Plan:
         "device": machine.device.type,
         "precision": str(machine.autocast or torch.float32).removeprefix("torch."),
         "world_size": ranks.world_size,
-        "rank_batch": share,
+        "rank_batch": batch // ranks.world_size,
         "sync_batchnorm": shares_batchnorm,
         "evaluator": "batched" if batched_probes else "sequential",
         "data": task.fingerprint,
@@ -196,7 +185,7 @@ def make_plan(config: RunConfig) -> Plan:
         resolved["start_from"] = start.digest
     if added := added_files(config):
         resolved["parts"] = added
-    total = config.recipe.total_steps(steps_per_epoch)
+    total = config.recipe.total_steps(batches.steps_per_epoch)
     result = json.loads(json.dumps(result_fields(config, resolved)))
     return Plan(config, machine, task, network, total, batched_probes, result)
 

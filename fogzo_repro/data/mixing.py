@@ -87,6 +87,11 @@ class MixedBatches:
         """Batches in an epoch."""
         return self.data.steps_per_epoch
 
+    @property
+    def last_share(self) -> int:
+        """This process's images in the last batch of an epoch."""
+        return self.data.last_share
+
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Yield mixed batches; the draw of batch k is a function of the generator's seed and k."""
         seed, mix = generator.initial_seed(), self.mixing.of(self.classes)

@@ -52,6 +52,18 @@ class EpochOrder:
         return full + (full > 0 and rest >= self.world_size and not self.drop_last)
 
     @property
+    def last_share(self) -> int:
+        """Examples of a process in the last batch of an epoch, which may not be full.
+
+        >>> EpochOrder(193, 64, drop_last=False).last_share
+        1
+        """
+        size = self.batch_size
+        if self.repeats == 1 and not self.drop_last:
+            size = min(size, self.images - (self.steps - 1) * size)
+        return size // self.world_size
+
+    @property
     def _kept(self) -> int:
         """Images an epoch and rank of the sampler."""
         if self.images < ROUND:

@@ -221,6 +221,11 @@ class PhotographBatches:
         """Batches in an epoch."""
         return self.order.steps
 
+    @property
+    def last_share(self) -> int:
+        """This process's images in the last batch of an epoch."""
+        return self.order.last_share
+
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's share of each batch from `start` on; earlier ones are not loaded."""
         return self.loader.load(self.samples(generator, start))
