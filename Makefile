@@ -61,8 +61,13 @@ AFTER = $(if $(SMOKE)$(DRY_RUN),true,$(BIN)/python scripts/make_tables.py)
 # Status 2 is an error that the user can mend: its line stays the last one.
 RUN = $(BIN)/python $(CELLS); status=$$?; test $$status -ne 2 || exit 2; $(AFTER) && exit $$status
 
+# All cells, the sweeps on their tuning seeds; then on fresh seeds what the sweeps have chosen.
+CHOSEN = $(if $(SMOKE)$(DRY_RUN),true,$(BIN)/python scripts/run_cells.py 'figure-shallow/sweep-*' --claims \
+  hardware=$(HARDWARE) $(OPTIONS) $(if $(SEEDS),,--seeds 2000..2499))
 figure-shallow: install  ## run the missing cells of Section 4.1 on MNIST, then make tables
-	@$(RUN)
+	@$(BIN)/python $(CELLS); status=$$?; \
+	  if test $$status -eq 0 -o $$status -eq 3; then $(CHOSEN) || status=$$?; fi; \
+	  test $$status -ne 2 || exit 2; $(AFTER) && exit $$status
 
 readings: install  ## run the missing readings of Section 4.1, side by side on one card, then make tables
 	@$(RUN)

@@ -18,7 +18,7 @@ that differ in numbers alone train side by side as one batched network, on the f
 one record a cell. A group of them that is interrupted begins anew.
 
 With --claims the tuning seeds are run first; they choose, and of a sweep only the chosen value is
-then run on the evaluation seeds.
+then run on the evaluation seeds. A sweep that has none of its own gets those of --seeds.
 
 Exit status: 0 all runs finished; 1 some failed or hung; 2 an error that the user can mend, in one
 line; 3 some diverged; 75 interrupted or out of --minutes, run the same command again.
@@ -76,7 +76,9 @@ def main() -> int:
             print("\n".join(dry_run(arguments.table, cells, arguments.records)))
             return 0
         outlive_terminal("stdout", "stderr")
-        return run_claims(arguments, cells) if arguments.claims else run_table(arguments, cells)
+        if arguments.claims:
+            return run_claims(arguments, cells, seeds)
+        return run_table(arguments, cells)
     except UserError as error:
         error.tell()
         return 2
@@ -128,7 +130,9 @@ def visible_gpus(text: str) -> list[str]:
     return found
 
 
-def run_claims(arguments: argparse.Namespace, cells: list[Cell]) -> int:
+def run_claims(
+    arguments: argparse.Namespace, cells: list[Cell], seeds: tuple[int, ...] | None
+) -> int:
     """Run the tuning sweeps, then what the claims compare; return the exit status."""
     from fogzo_repro.sweeps.claimed import claimed_part, tuning_part
 
@@ -137,7 +141,8 @@ def run_claims(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     if status in (1, INTERRUPTED_STATUS):
         return status
     table = arguments.table.split("/")[0]
-    return max(status, run_table(arguments, claimed_part(cells, arguments.records.parent, table)))
+    claimed = claimed_part(cells, arguments.records.parent, table, seeds)
+    return max(status, run_table(arguments, claimed) if claimed else 0)
 
 
 def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:

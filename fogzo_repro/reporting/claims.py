@@ -30,7 +30,6 @@ from fogzo_repro.reporting.statistics import LEVEL, GainTest, gain_test, holm
 VERDICTS = ("holds", "contradicted", "no difference", "inconclusive", "not run")
 ENOUGH_SEEDS = 5  # fewer give at most inconclusive
 CHOSEN = "chosen"  # column: the one with the lowest loss on the tuning seeds
-SAME = "same"  # column of `worse`: the one that `better` has
 
 
 @dataclass(frozen=True)
@@ -209,11 +208,7 @@ def named_cells(results: TableResults, claim: Claim) -> tuple[CellResult | None,
             raise UserError(f"claims.csv: {claim.id} names the unknown cell {row} | {column}")
         return results.cells[row, column]
 
-    better = find(*claim.better)
-    row, column = claim.worse
-    if column != SAME:
-        return better, find(row, column)
-    return better, find(row, better.column) if better is not None else None
+    return find(*claim.better), find(*claim.worse)
 
 
 def _test(claim: Claim, better: CellResult | None, worse: CellResult | None) -> GainTest | None:

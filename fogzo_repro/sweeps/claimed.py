@@ -78,13 +78,16 @@ def needed_cells(results: Path, table: str, given: Collection[str] | None = None
     return Needed(frozenset(rows), frozenset(named), open_claims)
 
 
-def claimed_part(cells: Sequence[Cell], results: Path, table: str) -> list[Cell]:
+def claimed_part(
+    cells: Sequence[Cell], results: Path, table: str, seeds: tuple[int, ...] | None = None
+) -> list[Cell]:
     """Return the cells that a claim names, and those of rows without claims, on evaluation seeds.
 
     Args:
         cells: of the table, or some of them; claims about others are left aside.
         results: the folder with paper/ and records/, which hold the claims and the tuning runs.
         table: its name.
+        seeds: of a cell that a claim names and that has tuning seeds alone: a sweep's chosen value.
 
     Raises:
         UserError: where the tuning runs are not complete, so that nothing can be chosen.
@@ -97,7 +100,9 @@ def claimed_part(cells: Sequence[Cell], results: Path, table: str) -> list[Cell]
         )
     kept = []
     for one in cells:
-        if (one.config.cell.row, one.config.cell.column) in needed:
-            seeds = tuple(s for s in one.seeds if s not in TUNING_SEEDS)
-            kept += [replace(one, seeds=seeds)] if seeds else []
+        place = (one.config.cell.row, one.config.cell.column)
+        if place in needed:
+            own = tuple(s for s in one.seeds if s not in TUNING_SEEDS)
+            own = own or (seeds or ()) * (place in needed.named)
+            kept += [replace(one, seeds=own)] if own else []
     return kept

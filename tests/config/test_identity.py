@@ -7,24 +7,32 @@ from pathlib import Path
 import pytest
 
 from fogzo_repro.__main__ import compose_run
-from fogzo_repro.config import parse_stored, result_fields, run_id
+from fogzo_repro.config import cell_id, parse_stored, result_fields, run_id
 from fogzo_repro.config.identity import FREE, NEUTRAL
 from fogzo_repro.estimators import noise_from_rho
 from tests.conftest import ROOT
 
-RECORDS = sorted((ROOT / "results" / "records" / "figure-shallow").glob("*.json"))
+FOLDERS = {"figure-shallow": 452, "readings": 504, "mini-deit-tiny": 24, "mini-llama": 16}
+ALL_RECORDS = {
+    name: sorted((ROOT / "results" / "records" / name).glob("*.json")) for name in FOLDERS
+}
+RECORDS = ALL_RECORDS["figure-shallow"]
 
 
 def named(config):
     return run_id(config, result_fields(config, {}))
 
 
-def test_committed_records_keep_their_run_ids():
-    assert len(RECORDS) == 452
-    for path in RECORDS:
+@pytest.mark.parametrize("table", FOLDERS)
+def test_committed_records_keep_their_run_ids(table):
+    assert len(ALL_RECORDS[table]) >= FOLDERS[table]
+    for path in ALL_RECORDS[table]:
         record = json.loads(path.read_text())
-        config = parse_stored(record["config"])
-        assert run_id(config, result_fields(config, record["resolved"])) == record["run_id"], path
+        seeds = record.get("seeds")  # of lanes
+        config = parse_stored({**record["config"], "seed": seeds[0]} if seeds else record["config"])
+        result = result_fields(config, record["resolved"])
+        made = cell_id(config, result, seeds) if seeds else run_id(config, result)
+        assert made == record["run_id"] == path.stem, path
 
 
 LATER = {  # a run that has the setting, and another value of it

@@ -83,17 +83,17 @@ def full_table(results: Path, save: Callable[..., dict[str, Any]]) -> Path:
     for cell in read_paper(results / "paper" / f"{TABLE}.csv"):
         row, column = cell["row"], cell["column"]
         n = int(match[1]) if (match := re.search(r"n=(\d+)", row)) else 0
-        key = str(n) if row.startswith("n-SPSA") else column.removeprefix("1-beta=")
-        centre = INVENTED.get(key, 0.65)
+        given = dict(part.split("=") for part in column.split(", ") if "=" in part)
+        centre = INVENTED.get(str(n) if row.startswith("n-SPSA") else given.get("1-beta", ""), 0.65)
         if row.startswith("FOGZO n=10"):
             centre = 0.58 + (centre - 0.58) / (1 + n / 10)
-        if row.endswith("random sign"):
+        if "random sign" in row:
             centre += 0.1
         if row == "Full precision":
             centre = 0.31
-        if row.startswith("STE") and column != "-":
-            centre = 0.6 + 1e3 * (float(column.removeprefix("lr=")) - 0.032) ** 2 / 10
-        tuned = row == "STE" or (re.fullmatch(r"FOGZO n=\d+", row) and key != "0")
-        for seed in [*range(10), *((100, 101, 102) if tuned else ())]:
+        if row.startswith("STE"):
+            centre = 0.6 + 1e3 * (float(given["lr"]) - 0.032) ** 2 / 10
+        tuned = row.startswith("STE") or (row.startswith("FOGZO") and "sign" not in row)
+        for seed in [*range(10), *((100, 101, 102) if tuned and column != "1-beta=0" else ())]:
             save(row, column, seed, centre + draw.gauss(0, 0.04), 80 + draw.gauss(0, 1))
     return results

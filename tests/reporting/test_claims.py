@@ -13,10 +13,11 @@ from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import Judged, chosen, judge, on_edge, read_claims
 from fogzo_repro.reporting.results import read_results
 from fogzo_repro.reporting.tables import write_table
+from tests.conftest import ROOT
 
 TABLE = "figure-shallow"
-STE = ("STE", "lr=0.032")
-FOGZO = ("FOGZO n=1", "1-beta=0.001")
+STE = ("STE, integer grid", "lr=0.032")
+FOGZO = ("FOGZO n=1, integer grid", "1-beta=0.001")
 LATE = "70% STE + 30% FOGZO, 3.0B tokens"
 TABLE_4_CONFIG = {
     "model": {"name": "llama_30m"}, "dataset": {"name": "c4"}, "quantizer": {},
@@ -76,7 +77,7 @@ def test_other_numbers_of_seeds_are_compared_without_pairs(results: Path, save: 
     assert judged.test.n == (6, 5) and judged.test.gain == pytest.approx(0.103)
     write_table(results, TABLE)
     text = (results / "tables" / f"{TABLE}.md").read_text()
-    (line,) = [x for x in text.splitlines() if x.startswith("| FOGZO beta=0.999 n=1 is better")]
+    (line,) = [x for x in text.splitlines() if "0.999 n=1 is better than the STE (integer" in x]
     assert "| 6, 5 |" in line
 
 
@@ -134,14 +135,19 @@ def test_a_choice_on_the_edge_of_its_grid_is_marked(
 ) -> None:
     for value in ("0.334", "0.001", "1e-06"):
         for seed in (100, 101, 102):
-            save("FOGZO n=1", f"1-beta={value}", seed, 0.5 if value == best else 0.7)
+            save("FOGZO n=1, integer grid", f"1-beta={value}", seed, 0.5 if value == best else 0.7)
+    for seed in (100, 101, 102):
+        save(*STE, seed, 0.7)
+    for value in ("0.334", "0.001", "1e-06"):
         for seed in range(5):
-            save("FOGZO n=1", f"1-beta={value}", seed, 0.5 + seed / 100)
+            save("FOGZO n=1, integer grid", f"1-beta={value}", seed, 0.5 + seed / 100)
             save(*STE, seed, 0.7)
     found = read_results(results, TABLE)
-    cell = chosen(found, "FOGZO n=1")
+    cell = chosen(found, "FOGZO n=1, integer grid")
     assert cell is not None and on_edge(found, cell) == edge
-    assert ("is on the edge of its grid" in verdict_of(results, "fogzo-chosen-better").note) == edge
+    assert (
+        "is on the edge of its grid" in verdict_of(results, "fogzo-beats-tuned-ste").note
+    ) == edge
     write_table(results, TABLE)
     text = (results / "tables" / f"{TABLE}.md").read_text()
     assert ("chosen, on the edge of its grid" in text) == edge
@@ -151,56 +157,78 @@ def test_a_diverged_run_forbids_a_clear_verdict(results: Path, save: Save) -> No
     save_pairs(save, [0.10, 0.11, 0.09, 0.12, 0.10])
     save(*FOGZO, 5, 0.5, status="diverged", metrics={})
     judged = verdict_of(results)
-    assert (judged.verdict, judged.note) == ("inconclusive", "diverged: FOGZO n=1, seed 5")
+    assert (judged.verdict, judged.note) == (
+        "inconclusive",
+        "diverged: FOGZO n=1, integer grid, seed 5",
+    )
 
 
 def test_a_margin_is_part_of_the_claim(results: Path, save: Save) -> None:
     gains = [0.10, 0.11, 0.09, 0.12, 0.10]  # clearly better, clearly not by 0.3
     for seed, gain in enumerate(gains):
         save(*STE, seed, 0.5)
-        save("n-SPSA n=1", "-", seed, 0.5 + gain)
+        save("n-SPSA n=1, integer grid", "-", seed, 0.5 + gain)
     assert verdict_of(results, "spsa-1-far-worse").verdict == "contradicted"
 
 
 def test_beta_is_chosen_on_the_tuning_seeds_alone(results: Path, save: Save) -> None:
     for column, tuned, reported in (("1-beta=0.001", 0.7, 0.1), ("1-beta=1e-05", 0.6, 0.9)):
         for seed in (100, 101, 102):
-            save("FOGZO n=1", column, seed, tuned)
-        save("FOGZO n=1", column, 0, reported)
-    best = chosen(read_results(results, TABLE), "FOGZO n=1")
+            save("FOGZO n=1, integer grid", column, seed, tuned)
+        save("FOGZO n=1, integer grid", column, 0, reported)
+    best = chosen(read_results(results, TABLE), "FOGZO n=1, integer grid")
     assert best is not None and best.column == "1-beta=1e-05"
 
 
 def test_an_incomplete_tuning_sweep_chooses_nothing(results: Path, save: Save) -> None:
     for seed in (100, 101, 102):
-        save("FOGZO n=1", "1-beta=0.001", seed, 0.7)
-    save("FOGZO n=1", "1-beta=1e-05", 100, 0.6)
-    assert chosen(read_results(results, TABLE), "FOGZO n=1") is None
-    judged = verdict_of(results, "fogzo-chosen-better")
+        save("FOGZO n=1, integer grid", "1-beta=0.001", seed, 0.7)
+    save("FOGZO n=1, integer grid", "1-beta=1e-05", 100, 0.6)
+    assert chosen(read_results(results, TABLE), "FOGZO n=1, integer grid") is None
+    judged = verdict_of(results, "fogzo-beats-tuned-ste")
     assert (judged.verdict, judged.note) == ("not run", "the tuning sweep is not complete")
 
 
 def test_a_cell_that_diverged_in_tuning_is_not_chosen(results: Path, save: Save) -> None:
     for seed in (100, 101, 102):
-        save("FOGZO n=1", "1-beta=0.001", seed, 0.7)
+        save("FOGZO n=1, integer grid", "1-beta=0.001", seed, 0.7)
         ended = {"status": "diverged", "metrics": {}} if seed == 102 else {}
-        save("FOGZO n=1", "1-beta=1e-05", seed, 0.1, **ended)
-    best = chosen(read_results(results, TABLE), "FOGZO n=1")
+        save("FOGZO n=1, integer grid", "1-beta=1e-05", seed, 0.1, **ended)
+    best = chosen(read_results(results, TABLE), "FOGZO n=1, integer grid")
     assert best is not None and best.column == "1-beta=0.001"
 
 
-@pytest.mark.slow
-def test_the_random_sign_control_has_the_chosen_beta(full_table: Path) -> None:
-    judged = verdict_of(full_table, "loss-information")
-    assert judged.better is not None and judged.worse is not None
-    assert judged.worse.column == judged.better.column
-    assert judged.worse.row == "FOGZO n=1, random sign"
+def test_fresh_seeds_take_the_place_of_those_that_were_looked_at(results: Path, save: Save) -> None:
+    save_pairs(save, [0.10, 0.11, 0.09, 0.12, 0.10])
+    for seed in range(2000, 2006):
+        save(*STE, seed, 0.4 + seed / 1e5)
+    found = read_results(results, TABLE).cells[STE]
+    assert list(found.values("train", "loss")) == list(range(2000, 2006))
+    judged = verdict_of(results)
+    assert judged.verdict == "contradicted"
+    assert judged.test is not None and judged.test.n == (5, 6) and not judged.test.paired
+
+
+@pytest.mark.parametrize("grid", ["half-", ""], ids=["default", "earlier"])
+def test_each_reading_has_the_same_claims(grid: str) -> None:
+    claims = {c.id: c for c in read_claims(ROOT / "results/paper/claims.csv", TABLE)}
+    other = {"half-": "", "": "half-"}[grid]
+    for name in (n.removeprefix(grid) for n in claims if n.startswith("half-") == (grid != "")):
+        one, two = claims[grid + name], claims[other + name]
+        assert (one.margin, one.bound, one.direction) == (two.margin, two.bound, two.direction)
+        rows = {one.better[0], one.worse[0]}
+        assert {row.split(", ")[-1] for row in rows} == {
+            "half_integer grid" if grid else "integer grid"
+        }
+        assert {row.replace("half_integer", "integer") for row in rows} == {
+            row.replace("half_integer", "integer") for row in (two.better[0], two.worse[0])
+        }
 
 
 def test_a_claim_about_an_unknown_cell_is_one_clear_error(results: Path) -> None:
     path = results / "paper" / "claims.csv"
-    path.write_text(path.read_text().replace("STE,lr=0.032", "STE,lr=7"))
-    with pytest.raises(UserError, match=r"unknown cell STE \| lr=7"):
+    path.write_text(path.read_text().replace(' grid",lr=0.032', ' grid",lr=7'))
+    with pytest.raises(UserError, match=r"unknown cell STE, half_integer grid \| lr=7"):
         verdict_of(results)
 
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import RoundConfig
 from fogzo_repro.reporting.claims import read_claims
 from fogzo_repro.reporting.figures.readings import write_figure
 from fogzo_repro.reporting.readings import (
     CLAIMS,
+    DERIVATIVES,
     FOGZO,
     FOGZO_10,
     SPSA,
@@ -155,3 +158,12 @@ def test_without_records_nothing_is_picked_or_drawn(results: Path) -> None:
     _, tried = write_readings(results)
     assert not write_figure(results / "figures", "t", tried)
     assert "None was run." in (results / "tables" / "readings.md").read_text()
+
+
+def test_the_default_of_quantizer_round_is_what_the_records_pick() -> None:
+    best = picked(read_readings(ROOT / "results")[1])
+    quantizer = compose_run("quantizer=round").quantizer
+    assert best is not None and isinstance(quantizer, RoundConfig)
+    assert best.reading.grid == quantizer.grid.replace("_", "-")
+    assert best.reading.derivative == DERIVATIVES[quantizer.clip_gradient]
+    assert best.reading.spacing == quantizer.scale_factor

@@ -67,18 +67,18 @@ def test_committed_results_are_those_of_the_committed_records(tmp_path: Path) ->
 
 def test_a_cell_shows_mean_sd_count_and_interval(results: Path, save: Save) -> None:
     for seed, loss in enumerate((1.0, 2.0, 3.0)):
-        save("STE", "lr=0.032", seed, loss, top1=70.0 + loss)
+        save("STE, integer grid", "lr=0.032", seed, loss, top1=70.0 + loss)
     write_table(results, TABLE)
     # sd 1, t(0.975, 2) = 4.302653, half = 4.302653 / sqrt(3) = 2.484138
-    line = line_of(results, "| STE | lr=0.032")
+    line = line_of(results, "| STE, integer grid | lr=0.032")
     assert "| 2.0000 ± 1.0000 (3) | [-0.4841, 4.4841] | 72.00 ± 1.00 (3) |" in line
     assert "| 0 / 3 |" in line
 
 
 def test_the_accuracy_that_is_drawn_is_that_of_the_test_images(results: Path, save: Save) -> None:
     for seed in (0, 1):
-        save("FOGZO n=1", "1-beta=0.001", seed, 1.0, top1=80.0 + seed)
-    save("FOGZO n=1", "1-beta=0.001", 100, 1.0, top1=10.0)
+        save("FOGZO n=1, integer grid", "1-beta=0.001", seed, 1.0, top1=80.0 + seed)
+    save("FOGZO n=1, integer grid", "1-beta=0.001", 100, 1.0, top1=10.0)
     assert write_accuracy(results / "figures", f"{TABLE}-accuracy", read_results(results, TABLE))
     with open(results / "figures" / f"{TABLE}-accuracy.csv") as file:
         (point,) = csv.DictReader(file)
@@ -87,32 +87,42 @@ def test_the_accuracy_that_is_drawn_is_that_of_the_test_images(results: Path, sa
 
 
 def test_rho_is_noise_times_d_over_beta(results: Path, save: Save) -> None:
-    save("FOGZO n=1", "1-beta=0.001", 0, 1.0)
+    save("FOGZO n=1, integer grid", "1-beta=0.001", 0, 1.0)
     write_table(results, TABLE)
-    assert "| 7.95 | 1170 | 2 / 5 |" in line_of(results, "| FOGZO n=1 | 1-beta=0.001")
+    assert "| 7.95 | 1170 | 2 / 5 |" in line_of(results, "| FOGZO n=1, integer grid | 1-beta=0.001")
 
 
 def test_a_cell_without_records_says_not_run(results: Path) -> None:
     write_table(results, TABLE)
     text = (results / "tables" / f"{TABLE}.md").read_text()
-    assert "0 of 38 cells run" in text
+    assert "0 of 118 cells run" in text
     with open(results / "tables" / f"{TABLE}.csv") as file:
         assert {line["diverged"] for line in csv.DictReader(file)} == {"not run"}
 
 
 def test_a_diverged_run_is_printed_and_not_averaged(results: Path, save: Save) -> None:
-    save("STE", "lr=0.032", 0, 1.0)
-    save("STE", "lr=0.032", 1, 9.0, status="diverged", notes="step 7: loss nan", metrics={})
+    save("STE, integer grid", "lr=0.032", 0, 1.0)
+    save(
+        "STE, integer grid",
+        "lr=0.032",
+        1,
+        9.0,
+        status="diverged",
+        notes="step 7: loss nan",
+        metrics={},
+    )
     write_table(results, TABLE)
-    assert "1.0000 ± – (1), 1 diverged" in line_of(results, "| STE | lr=0.032")
-    assert line_of(results, "- STE (lr=0.032), seed 1").endswith("seed 1: step 7: loss nan")
+    assert "1.0000 ± – (1), 1 diverged" in line_of(results, "| STE, integer grid | lr=0.032")
+    assert line_of(results, "- STE, integer grid (lr=0.032), seed 1").endswith(
+        "seed 1: step 7: loss nan"
+    )
 
 
 def test_tuning_seeds_do_not_enter_the_reported_mean(results: Path, save: Save) -> None:
-    save("STE", "lr=0.032", 0, 1.0)
-    save("STE", "lr=0.032", 100, 5.0)
+    save("STE, integer grid", "lr=0.032", 0, 1.0)
+    save("STE, integer grid", "lr=0.032", 100, 5.0)
     write_table(results, TABLE)
-    assert "| 1.0000 ± – (1) |" in line_of(results, "| STE | lr=0.032")
+    assert "| 1.0000 ± – (1) |" in line_of(results, "| STE, integer grid | lr=0.032")
 
 
 def test_796_is_shown_under_both_countings(full_table: Path) -> None:
@@ -133,29 +143,29 @@ def test_796_is_shown_under_both_countings(full_table: Path) -> None:
 def test_a_record_that_may_not_stand_there_is_refused_by_name(
     results: Path, save: Save, change: dict[str, Any], reason: str
 ) -> None:
-    record = save("STE", "lr=0.032", 0, 1.0, **change)
+    record = save("STE, integer grid", "lr=0.032", 0, 1.0, **change)
     found = write_table(results, TABLE)
-    assert not found.cells["STE", "lr=0.032"].runs
+    assert not found.cells["STE, integer grid", "lr=0.032"].runs
     assert line_of(results, f"- {record['run_id']}.json: {reason}")
     assert found.refused[0].startswith(f"{record['run_id']}.json: {reason}")
 
 
 def test_two_records_of_one_cell_and_seed_are_one_clear_error(results: Path, save: Save) -> None:
-    save("STE", "lr=0.032", 0, 1.0)
-    save("STE", "lr=0.032", 0, 1.0, run_id="another-s0-bbbbbbbb")
-    with pytest.raises(UserError, match=r"two records of STE \| lr=0.032, seed 0"):
+    save("STE, integer grid", "lr=0.032", 0, 1.0)
+    save("STE, integer grid", "lr=0.032", 0, 1.0, run_id="another-s0-bbbbbbbb")
+    with pytest.raises(UserError, match=r"two records of STE, integer grid \| lr=0.032, seed 0"):
         read_results(results, TABLE)
 
 
 def test_an_unknown_cell_is_one_clear_error(results: Path, save: Save) -> None:
-    save("STE", "lr=7", 0, 1.0)
-    with pytest.raises(UserError, match=r"unknown cell STE \| lr=7"):
+    save("STE, integer grid", "lr=7", 0, 1.0)
+    with pytest.raises(UserError, match=r"unknown cell STE, integer grid \| lr=7"):
         read_results(results, TABLE)
 
 
 def test_runs_of_one_cell_with_other_settings_are_refused(results: Path, save: Save) -> None:
-    first = save("STE", "lr=0.032", 0, 1.0)
+    first = save("STE, integer grid", "lr=0.032", 0, 1.0)
     other = json.loads(json.dumps(first["config"])) | {"recipe": {"lr": 7}}
-    save("STE", "lr=0.032", 1, 1.0, config=other)
+    save("STE, integer grid", "lr=0.032", 1, 1.0, config=other)
     with pytest.raises(UserError, match="differ in recipe"):
         read_results(results, TABLE)

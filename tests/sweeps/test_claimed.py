@@ -17,18 +17,13 @@ from fogzo_repro.tracking.records import write_record
 from tests.conftest import ROOT
 from tests.reporting.conftest import TABLE, make_record
 
-OTHERS = (  # rows that no claim names
-    "Full precision", "FOGZO n=100", "n-SPSA n=10", "n-SPSA n=100", "n-SPSA n=1990",
-)  # fmt: skip
+GRIDS = ("half_integer", "integer")
 EVALUATION = (0, 1, 2, 3, 4)
-LOSSES = {  # of the tuning seeds
-    "STE": dict(zip(("0.008", "0.016", "0.024", "0.032", "0.048", "0.064"), range(6), strict=True)),
-    "FOGZO n=1": {"0.334": 3, "0.1": 2, "0.001": 2, "0.0001": 1, "1e-05": 0, "1e-06": 1},
-}
-LOSSES = {
-    row: {f"{'lr' if row == 'STE' else '1-beta'}={value}": loss for value, loss in losses.items()}
-    for row, losses in LOSSES.items()
-}
+CHOSEN = {"STE": "lr=0.008", "STE, equal cost": "lr=0.008", "FOGZO n=1": "1-beta=1e-05, lr=0.008"}
+
+
+def is_swept(row: str, column: str) -> bool:
+    return row.rpartition(", ")[0] in CHOSEN and column != "1-beta=0"
 
 
 @pytest.fixture
@@ -44,8 +39,9 @@ def cells(make_config: Callable[..., RunConfig]) -> list[Cell]:
     config, found = make_config(), []
     for line in read_paper(ROOT / "results" / "paper" / f"{TABLE}.csv"):
         label = replace(config.cell, table=TABLE, row=line["row"], column=line["column"])
-        tuned = line["column"] in LOSSES.get(line["row"], {})
-        seeds = (*EVALUATION, *TUNING_SEEDS) if tuned else EVALUATION
+        tuned = is_swept(line["row"], line["column"])
+        alone = tuned and "lr=" in line["column"] and line["column"] != "lr=0.032"
+        seeds = (*EVALUATION * (not alone), *TUNING_SEEDS * tuned)
         found.append(Cell(replace(config, cell=label), seeds))
     return found
 
@@ -54,42 +50,53 @@ def places(cells: list[Cell]) -> set[tuple[str, str]]:
     return {(cell.config.cell.row, cell.config.cell.column) for cell in cells}
 
 
-def tune(results: Path, leave_out: str = "") -> None:
-    for row, losses in LOSSES.items():
-        for column, loss in losses.items():
-            for seed in TUNING_SEEDS if column != leave_out else TUNING_SEEDS[:1]:
-                record = make_record(row, column, seed, loss)
-                folder = results / "records" / TABLE
-                folder.mkdir(parents=True, exist_ok=True)
-                write_record(folder / f"{record['run_id']}.json", record)
+def tune(results: Path, cells: list[Cell], leave_out: str = "") -> None:
+    for row, column in places(tuning_part(cells)):
+        loss = float(column != CHOSEN[row.rpartition(", ")[0]])
+        for seed in TUNING_SEEDS if column != leave_out else TUNING_SEEDS[:1]:
+            record = make_record(row, column, seed, loss)
+            folder = results / "records" / TABLE
+            folder.mkdir(parents=True, exist_ok=True)
+            write_record(folder / f"{record['run_id']}.json", record)
 
 
 def test_the_first_part_is_every_sweep_on_its_tuning_seeds(cells: list[Cell]) -> None:
     first = tuning_part(cells)
-    assert places(first) == {(row, column) for row, found in LOSSES.items() for column in found}
+    assert places(first) == {place for place in places(cells) if is_swept(*place)}
     assert {cell.seeds for cell in first} == {TUNING_SEEDS}
 
 
+@pytest.mark.parametrize("seeds", [None, (7, 8)], ids=["none given", "given"])
 def test_the_second_part_is_what_claims_compare_and_the_other_controls(
-    cells: list[Cell], results: Path
+    cells: list[Cell], results: Path, seeds: tuple[int, ...] | None
 ) -> None:
-    tune(results)
-    second = claimed_part(cells, results, TABLE)
-    assert {place for place in places(second) if place[0] not in OTHERS} == {
-        ("STE", "lr=0.032"), ("STE", "lr=0.008"), ("STE, equal cost", "-"),
-        ("FOGZO n=1", "1-beta=0.001"), ("FOGZO n=1", "1-beta=1e-05"),
-        ("FOGZO n=1, random sign", "1-beta=1e-05"), ("FOGZO n=10", "1-beta=0.001"),
+    tune(results, cells)
+    second = claimed_part(cells, results, TABLE, seeds)
+    chosen = {(f"{row}, {grid} grid", column) for row, column in CHOSEN.items() for grid in GRIDS}
+    named = {
+        ("STE", "lr=0.032"), ("FOGZO n=1", "1-beta=0.001"), ("FOGZO n=10", "1-beta=0.001"),
         ("n-SPSA n=1", "-"), ("n-SPSA n=7960", "-"),
     }  # fmt: skip
-    untouched = {place for place in places(cells) if place[0] in OTHERS}
-    assert untouched <= places(second)
-    assert {cell.seeds for cell in second} == {EVALUATION}
+    compared = {(f"{row}, {grid} grid", column) for row, column in named for grid in GRIDS}
+    compared |= {
+        (f"FOGZO n=1, {control}{grid} grid", f"1-beta={noise}")
+        for grid, noise in zip(GRIDS, ("0.0001", "1e-05"), strict=True)
+        for control in ("", "random sign, ")
+    }
+    if seeds:
+        compared |= chosen
+    rows = {row for row, _ in compared | chosen}
+    assert {place for place in places(second) if place[0] in rows} == compared
+    assert {place for place in places(cells) if place[0] not in rows} <= places(second)
+    assert {c.seeds for c in second if (c.config.cell.row, c.config.cell.column) in chosen} == (
+        {seeds} if seeds else set()
+    )
 
 
 def test_nothing_is_chosen_before_the_sweep_is_complete(cells: list[Cell], results: Path) -> None:
-    tune(results, leave_out="1-beta=1e-06")
+    tune(results, cells, leave_out="1-beta=1e-06")
     with pytest.raises(
-        UserError, match="fogzo-chosen-better is not complete; run the same command again"
+        UserError, match="half-fogzo-beats-tuned-ste is not complete; run the same command again"
     ):
         claimed_part(cells, results, TABLE)
 

@@ -19,8 +19,8 @@ from fogzo_repro import files
 from fogzo_repro.reporting.statistics import Summary
 
 # Okabe and Ito's colours: told apart by readers with any colour vision.
-BLACK, ORANGE, BLUE, GREEN, VERMILION, GREY = (
-    "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#808080",
+BLACK, ORANGE, BLUE, GREEN, VERMILION, MAGENTA, GREY = (
+    "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#808080",
 )  # fmt: skip
 STYLE: Any = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 6.5,

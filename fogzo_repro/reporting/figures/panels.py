@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fogzo_repro.reporting.figures.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION
-from fogzo_repro.reporting.results import TUNING_SEEDS, CellResult, TableResults
+from fogzo_repro.reporting.results import CellResult, TableResults
 
 FULL, RANDOM, EQUAL, FOGZO, STE = "full precision", "random sign", "equal cost", "FOGZO", "STE"
 LINES = {STE: "--", FOGZO: "-", EQUAL: ":", RANDOM: "-.", FULL: (0, (4, 1, 1, 1, 1, 1))}
@@ -28,11 +28,7 @@ def panels(found: TableResults) -> dict[str, list[CellResult]]:
 
 def evaluated(cell: CellResult) -> list[dict[str, Any]]:
     """Return the finished records on evaluation seeds, by seed."""
-    return [
-        record
-        for seed, record in sorted(cell.runs.items())
-        if seed not in TUNING_SEEDS and record["status"] == "finished"
-    ]
+    return [record for record in cell.reporting().values() if record["status"] == "finished"]
 
 
 def looks(names: Sequence[str]) -> Styles:

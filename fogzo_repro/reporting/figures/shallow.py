@@ -1,25 +1,29 @@
 """results/figures/figure-shallow: train loss against cost, and against 1 - beta (PAPER 2).
 
-(a) train loss against network evaluations per step, the STE pass counted as 3; (b) train loss
-against 1 - beta, with rho = (1 - beta) d / beta on the upper axis. figure-shallow-accuracy is (b)
-with the test accuracy. Mean over the evaluation seeds with its 95% t interval. The CSV holds every
-point and is what is drawn.
+A line of panels for each reading that was run (reporting/readings.py): on the left train loss
+against network evaluations per step, the STE pass counted as 3; on the right against 1 - beta at
+the paper's learning rate, with rho = (1 - beta) d / beta on the upper axis. figure-shallow-accuracy
+is the right one with the test accuracy. The STE stands there at the paper's rate, and at its chosen
+one where that was run. Mean over the evaluation seeds with its 95% t interval. The CSV holds every
+point, also those at other rates, which are not drawn.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro.reporting.claims import chosen
 from fogzo_repro.reporting.figures.drawing import (
     BLACK,
     BLUE,
     COLUMN,
     GREEN,
     GREY,
+    MAGENTA,
     ORANGE,
     TEXT,
     VERMILION,
@@ -34,10 +38,10 @@ from fogzo_repro.reporting.figures.drawing import (
 from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
-STE = ("STE", "lr=0.032")
-FULL_PRECISION = ("Full precision", "-")
+RATE = "lr=0.032"  # the paper's
+READINGS = {"half_integer": "half-integer grid", "integer": "integer grid"}  # default, earlier
 MARKERS = "osD^vP"
-HEIGHT, ACCURACY_HEIGHT = 3.0, 2.6  # inches
+HEIGHT, ACCURACY_HEIGHT = 3.0, 2.6  # inches, of a line of panels
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Point:
 
     row: str
     column: str
+    chosen: bool
     evaluations: int
     noise: float | None
     perturbed: int
@@ -58,12 +63,16 @@ class Point:
 def write_shallow(folder: Path, name: str, found: TableResults) -> bool:
     """Write the figure as PNG and PDF and the CSV behind it; return False where nothing was run."""
     points = _points(found, "train", "loss")
-    if not points:
+    lines = _by_reading(points)
+    if not lines:
         return False
-    with canvas(folder / name, points, (TEXT, HEIGHT), (1, 2), pdf=True) as (_, axes):
-        _against_cost(axes[0][0], points)
-        _against_noise(axes[0][1], points)
-        for panel, text in zip(axes[0], "ab", strict=True):
+    size = TEXT, HEIGHT * len(lines)
+    with canvas(folder / name, points, size, (len(lines), 2), pdf=True) as (_, axes):
+        for (title, shown), line in zip(lines.items(), axes, strict=True):
+            _against_cost(line[0], shown)
+            _against_noise(line[1], shown)
+            line[0].set_title(title, loc="left", x=0.02)
+        for panel, text in zip(axes.flat, "abcd", strict=False):
             letter(panel, text, -0.16, 1.03)
     return True
 
@@ -71,32 +80,56 @@ def write_shallow(folder: Path, name: str, found: TableResults) -> bool:
 def write_accuracy(folder: Path, name: str, found: TableResults) -> bool:
     """Write the figure of the test accuracy and its CSV; return False where nothing was run."""
     points = _points(found, "test", "top1")
-    if not points:
+    lines = _by_reading(points)
+    if not lines:
         return False
-    with canvas(folder / name, points, (COLUMN, ACCURACY_HEIGHT)) as (_, axes):
-        _against_noise(axes[0][0], points)
-        axes[0][0].set_ylabel("test accuracy (%)")
+    size = COLUMN, ACCURACY_HEIGHT * len(lines)
+    with canvas(folder / name, points, size, (len(lines), 1)) as (_, axes):
+        for (title, shown), (panel,) in zip(lines.items(), axes, strict=True):
+            _against_noise(panel, shown)
+            panel.set_ylabel(f"test accuracy (%), {title}")
     return True
 
 
 def _points(found: TableResults, split: str, metric: str) -> list[Point]:
-    points = (_point(cell, split, metric) for cell in found.cells.values())
+    points = (_point(found, cell, split, metric) for cell in found.cells.values())
     return [p for p in points if p is not None]
 
 
-def _point(cell: CellResult, split: str, metric: str) -> Point | None:
+def _point(found: TableResults, cell: CellResult, split: str, metric: str) -> Point | None:
     summary, record = summarize([*cell.values(split, metric).values()]), cell.any_record
     if summary is None or record is None:
         return None
     return Point(
-        cell.row, cell.column, record["evaluations_per_step"]["total"],
-        record["config"]["estimator"].get("noise"), record["perturbed_weights"],
-        summary.n, summary.mean, *ends_of_interval(summary),
+        cell.row, cell.column, cell is chosen(found, cell.row),
+        record["evaluations_per_step"]["total"], record["config"]["estimator"].get("noise"),
+        record["perturbed_weights"], summary.n, summary.mean, *ends_of_interval(summary),
     )  # fmt: skip
 
 
-def _at(points: Sequence[Point], place: tuple[str, str]) -> list[Point]:
-    return [p for p in points if (p.row, p.column) == place]
+def _by_reading(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Return the points to draw by reading, its name taken out of their rows.
+
+    Full precision has none and stands in all. What is at another rate than the paper's is left out,
+    but for the STE's chosen one.
+    """
+    found = {}
+    for grid, title in READINGS.items():
+        end = f", {grid} grid"
+        own = [replace(p, row=p.row.removesuffix(end)) for p in points if p.row.endswith(end)]
+        if own:
+            drawn = [p for p in own if "lr=" not in p.column or p.row == "STE"]
+            found[title] = drawn + [p for p in points if p.row == "Full precision"]
+    return found
+
+
+def _draw_stes(axes: Any, points: Sequence[Point]) -> None:
+    """Draw the STE at the paper's rate, and at its chosen one, as horizontal lines."""
+    stes = [p for p in points if p.row == "STE"]
+    draw_levels(axes, [p for p in stes if p.column == RATE], BLACK, f"STE, {RATE}")
+    tuned = [p for p in stes if p.chosen and p.column != RATE]
+    for p in tuned:
+        draw_levels(axes, [p], MAGENTA, f"STE, {p.column} (chosen)")
 
 
 def _against_cost(axes: Any, points: Sequence[Point]) -> None:
@@ -105,9 +138,11 @@ def _against_cost(axes: Any, points: Sequence[Point]) -> None:
     def cost(point: Point) -> int:
         return point.evaluations
 
-    draw_levels(axes, _at(points, STE), BLACK, "STE")
-    draw_levels(axes, _at(points, FULL_PRECISION), GREY, "full precision")
-    draw_points(axes, _at(points, STE), cost, color=BLACK, marker="*", markersize=6)
+    _draw_stes(axes, points)
+    full = [p for p in points if p.row == "Full precision"]
+    draw_levels(axes, full, GREY, "full precision")
+    paper = [p for p in points if (p.row, p.column) == ("STE", RATE)]
+    draw_points(axes, paper, cost, color=BLACK, marker="*", markersize=6)
     spsa = [p for p in points if p.row.startswith("n-SPSA")]
     draw_points(axes, spsa, cost, color=VERMILION, marker="x", markersize=4.5, label="n-SPSA")
     fogzo = [p for p in points if p.row.startswith("FOGZO") and "sign" not in p.row and p.noise]
@@ -130,7 +165,7 @@ def _beta(noise: float) -> str:
 
 
 def _against_noise(axes: Any, points: Sequence[Point]) -> None:
-    draw_levels(axes, _at(points, STE), BLACK, "STE")
+    _draw_stes(axes, points)
     rows = {
         "FOGZO n=1": (BLUE, "o", r"FOGZO $n=1$"),
         "FOGZO n=10": (ORANGE, "s", r"FOGZO $n=10$"),
