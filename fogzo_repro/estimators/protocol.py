@@ -34,6 +34,7 @@ class QuantizedWeight:
         levels: the level of each latent weight; only for counting flips.
         quantized: the weight that the network computes with, in the latent weight's coordinates,
             where an estimator asks for it.
+        slope: the surrogate's derivative h' at each latent weight; only for logging.
         rotate: to the coordinates in which the rounding happens, an orthonormal map of each row
             (its last axes); directions and guide live there.
         rotate_back: its inverse.
@@ -43,6 +44,7 @@ class QuantizedWeight:
     scale: Tensor | Callable[[Tensor], Tensor]
     law: SmoothingLaw
     levels: Callable[[Tensor], Tensor] | None = None
+    slope: Callable[[Tensor], Tensor] | None = None
     rotate: Callable[[Tensor], Tensor] = _identity
     rotate_back: Callable[[Tensor], Tensor] = _identity
     quantized: Callable[[Tensor], Tensor] | None = None

@@ -9,6 +9,7 @@ A quantizer is a file with `build`, which returns the module of one weight. It h
   broadcastable to the weight (the level spacing; half of it for sign);
 * ``smoothing``: its smoothing law, or the pair (operator, surrogate) that selects one of the
   paper's; a quantizer without one trains by the STE alone;
+* ``slope(weight)``: h' of each weight, where that is not what back-propagation gives elementwise;
 * where it rounds in rotated coordinates, ``rotate`` and ``rotate_back``, orthonormal and inverse
   to each other, on a tensor whose last axes are the weight's; ``units`` are rotated then;
 * where ``forward`` leaves its value rotated, ``quantized(weight)``, the value rotated back.
@@ -17,7 +18,7 @@ A quantizer of a layer's inputs, which `build_input` of the same file returns, i
 maps them to their quantized values.
 """
 
-from fogzo_repro.quantization.functional import Surrogate
+from fogzo_repro.quantization.functional import Surrogate, surrogate_slope
 from fogzo_repro.quantization.replace import QuantizedConv2d, QuantizedLinear, quantize_layers
 
-__all__ = ["QuantizedConv2d", "QuantizedLinear", "Surrogate", "quantize_layers"]
+__all__ = ["QuantizedConv2d", "QuantizedLinear", "Surrogate", "quantize_layers", "surrogate_slope"]

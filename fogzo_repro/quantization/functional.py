@@ -27,6 +27,23 @@ def with_surrogate_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
     return value.detach() + (surrogate - surrogate.detach())
 
 
+def surrogate_slope(quantizer: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
+    """Return h' at each weight: what back-propagation through a quantizer multiplies a gradient by.
+
+    The quantizer has `slope(weight)` where that is not elementwise in the weight's own coordinates.
+
+    >>> surrogate_slope(lambda w: with_surrogate_gradient(torch.sign(w), w.clamp(-1, 1)),
+    ...                 torch.tensor([0.5, 2.0]))
+    tensor([1., 0.])
+    """
+    if hasattr(quantizer, "slope"):
+        return quantizer.slope(weight)
+    with torch.enable_grad():
+        leaf = weight.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(quantizer(leaf).sum(), leaf)
+    return slope
+
+
 def round_range(bits: int) -> tuple[int, int]:
     """Return the lowest and highest integer level, -2^(b-1) and 2^(b-1)-1.
 

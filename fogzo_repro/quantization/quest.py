@@ -150,6 +150,11 @@ class Quest(nn.Module):
         """Return the mask M of the backward pass."""
         return (units.abs() <= self.limit) & ((levels - units).abs() <= self.width)
 
+    def slope(self, weight: Tensor) -> Tensor:
+        """Return the mask M as numbers, in the coordinates of the rounding, (..., row)."""
+        units = self.units(weight)
+        return self.trusted(units, self.levels(units)).to(weight.dtype)
+
     def units(self, x: Tensor) -> Tensor:
         """Return the rotated rows in units of Delta, (..., row)."""
         rotated = self._rows(x)

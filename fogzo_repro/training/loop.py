@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fogzo_repro import files
 from fogzo_repro.config import UserError
+from fogzo_repro.estimators import QuantizedWeight
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.tracking.metrics import Journal
 from fogzo_repro.tracking.progress import RunProgress
@@ -33,6 +34,7 @@ NO_GRADIENT = (
     "they would not be trained; if hardware.compile=false mends it, torch.compile has dropped "
     "their gradient: report it with the version of torch"
 )
+LOOK_STEPS = 100  # between looks at how much the surrogate holds back, and one at the end
 FLUSH_STEPS = 100  # rows are fetched from the device and written this many at a time
 
 
@@ -51,6 +53,21 @@ class Data(Protocol):
     def epoch(self, generator: torch.Generator, start: int = 0) -> Any:
         """Iterate over the batches from `start` on."""
         ...
+
+
+@torch.no_grad()
+def held_back(weights: Sequence[QuantizedWeight]) -> dict[str, float]:
+    """Return the mean of 1 - h' over all quantized weights: how much the STE holds back.
+
+    It is the surrogate's derivative that counts, not which gradients happen to be zero. Nothing for
+    a network without quantized weights.
+    """
+    known = [w for w in weights if w.slope is not None]
+    if not known:
+        return {}
+    sums = [(1 - w.slope(w.parameter)).double().sum() for w in known]  # type: ignore[misc]
+    total = sum(w.parameter.numel() for w in known)
+    return {"held_back": torch.stack(sums).sum().item() / total}
 
 
 @dataclass(frozen=True)
@@ -224,8 +241,11 @@ class Training:
         asks = self.step.asks_null_level = t == self.first_probed
         self.buffer[len(self.pending)].copy_(self.take(batch, probing))
         null_level = self.step.null_level.item() if asks else None
-        self.pending.append(begin_line(t + 1, lr, noise, null_level))
+        line = begin_line(t + 1, lr, noise, null_level)
         self.done += 1
+        if self.done % LOOK_STEPS == 0 or self.done == timetable.total_steps:
+            line |= held_back(self.step.weights)
+        self.pending.append(line)
 
     def flush(self, progress: RunProgress) -> None:
         """Fetch the rows of the steps since the last time, check and write them."""

@@ -19,7 +19,7 @@ from fogzo_repro.config import (
     did_you_mean,
 )
 from fogzo_repro.estimators import QuantizedWeight, SmoothingLaw, smoothing_law
-from fogzo_repro.quantization import Surrogate, quantize_layers
+from fogzo_repro.quantization import Surrogate, quantize_layers, surrogate_slope
 from fogzo_repro.randomness import derive_seed
 from fogzo_repro.training.start import Start
 
@@ -183,6 +183,7 @@ def _perturbed_weight(layer: Any) -> QuantizedWeight:
         law=_law(getattr(quantizer, "smoothing", None)),
         levels=lambda weight: quantizer.levels(quantizer.units(weight)),
         quantized=getattr(quantizer, "quantized", quantizer),
+        slope=lambda weight: surrogate_slope(quantizer, weight),
         **rotations,
     )
 

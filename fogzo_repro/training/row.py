@@ -74,7 +74,8 @@ def has_no_gradient(line: Mapping[str, Any]) -> bool:
 def course(line: Mapping[str, Any]) -> dict[str, float | None]:
     """Return what a line of metrics.jsonl adds to the record's history of the run.
 
-    That is `step`, `loss` and `skipped`, and of a probed step `noise` (1 - beta), `flips` and
+    That is `step`, `loss` and `skipped`; `held_back`, the mean of 1 - h' over the quantized
+    weights, where the loop has looked at it; and of a probed step `noise` (1 - beta), `flips` and
     `c_over_g`: |c| / ||eps g||, 1 where the loss changes along the guide as the STE's gradient
     says.
     """
@@ -84,6 +85,8 @@ def course(line: Mapping[str, Any]) -> dict[str, float | None]:
         found["flips"] = line["flips"]
     if guide and coefficient is not None:  # None stood for a number that was not finite
         found["c_over_g"] = abs(coefficient) / guide
+    if "held_back" in line:
+        found["held_back"] = line["held_back"]
     if "noise" in line:
         found["noise"] = line["noise"]
     return found
