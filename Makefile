@@ -10,7 +10,7 @@ endif
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick lint types check smoke figure-shallow readings table1 table2 table3 table4 tables status bench bench-vision bench-language bench-cards bench-loader bench-prepare clean
+.PHONY: help install demo test quick lint types check smoke figure-shallow readings minis table1 table2 table3 table4 tables status bench bench-vision bench-language bench-cards bench-loader bench-prepare clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -71,6 +71,15 @@ figure-shallow: install  ## run the missing cells of Section 4.1 on MNIST, then 
 
 readings: install  ## run the missing readings of Section 4.1, side by side on one card, then make tables
 	@$(RUN)
+
+# The noises choose first, then the rates; what they chose goes into configs/table/ by hand before the rest is run.
+MINIS := mini-deit-tiny mini-llama mini-resnet18
+PART ?= *
+minis: install  ## run the missing cells of the mini tables: PART='sweep-noise-*', then PART='sweep-lr-*', then all
+	@for table in $(MINIS); do \
+	  $(BIN)/python $(if $(SMOKE),scripts/smoke.py $$table,scripts/run_cells.py "$$table/$(PART)" hardware=$(HARDWARE) $(OPTIONS)) \
+	    || { status=$$?; test $$status -eq 3 || break; }; \
+	done; test "$${status:-0}" -ne 2 || exit 2; $(AFTER) && exit $${status:-0}
 
 table1: install  ## Table 1: SEEDS=0..4 HARDWARE=h200 SCALE=smoke GPUS=0,1 MINUTES=8 DRY_RUN=1
 	@$(RUN)

@@ -18,19 +18,23 @@ if not __package__:  # started as a file
 from fogzo_repro.config import UserError
 from fogzo_repro.project import INSTALLED, TOP, working_folder
 from fogzo_repro.reporting.figures.curves import write_curves
+from fogzo_repro.reporting.figures.minis import write_gain, write_noise
 from fogzo_repro.reporting.figures.readings import write_figure
 from fogzo_repro.reporting.figures.shallow import write_accuracy, write_shallow
 from fogzo_repro.reporting.figures.sweeps import write_sweeps
 from fogzo_repro.reporting.figures.time import write_time
+from fogzo_repro.reporting.minis import TITLES as MINI_TITLES
 from fogzo_repro.reporting.readings import write_readings
 from fogzo_repro.reporting.readme import update_pages, write_overview
 from fogzo_repro.reporting.results import TableResults, ran
 from fogzo_repro.reporting.tables import FORMS, PAPER_TITLES, write_table
 
 OF_THE_PAPER = {"-curves": write_curves, "-sweeps": write_sweeps, "-time": write_time}
+OF_THE_MINIS = {"-curves": write_curves, "-noise": write_noise, "-time": write_time}
 FIGURES = {  # of each table: how a figure's name ends, and what draws it where there is enough
     "figure-shallow": {"": write_shallow, "-accuracy": write_accuracy},
     **dict.fromkeys(PAPER_TITLES, OF_THE_PAPER),
+    **dict.fromkeys(MINI_TITLES, OF_THE_MINIS),
 }
 
 
@@ -53,6 +57,8 @@ def write_all(results: Path) -> list[TableResults]:
         print(f"readings: refused {line}", file=sys.stderr)
     drawn = ["readings"] if write_figure(results / "figures", "readings", tried) else []
     print(f"readings: {len(tried)} readings, {len(drawn)} figure")
+    minis = [table for table in found if table.table in MINI_TITLES]
+    drawn += ["gain"] if write_gain(results / "figures", "gain", minis) else []
     write_overview(results, found, figures + drawn)
     return found
 

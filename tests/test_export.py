@@ -11,7 +11,7 @@ from fogzo_repro.export import METADATA, WEIGHTS, export_run, load_export
 from fogzo_repro.quantization.uniform import Round
 
 CASES = {  # name: (overrides, levels as stored, offset)
-    "integer": (["quantizer=round"], {-2, -1, 0, 1}, 0.0),
+    "integer": (["quantizer=round", "quantizer.grid=integer"], {-2, -1, 0, 1}, 0.0),
     "half_integer": (["quantizer=round", "quantizer.grid=half_integer"], {-2, -1, 0, 1}, 0.5),
     "half_integer_8bit": (
         ["quantizer=round", "quantizer.grid=half_integer", "quantizer.weight_bits=8"],

@@ -12,6 +12,9 @@ with Holm's correction over the table. The verdicts:
     inconclusive    none of these; said with the difference that so many seeds could have seen
     not run         a side has no runs, or the tuning that chooses it is not complete
 
+The mini tables may be looked at twice: where a claim is inconclusive on seeds 0 to 4, seeds 5 to 9
+are added and it is tested anew. Each look is at half the level.
+
 A gain that is both significant and below the bound is no difference: the bound was stated as what
 matters. Fewer than five seeds, or a run that diverged, give at most inconclusive.
 """
@@ -24,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.results import CellResult, TableResults, read_paper
+from fogzo_repro.reporting.results import CellResult, TableResults, read_paper, scale_of
 from fogzo_repro.reporting.statistics import LEVEL, GainTest, gain_test, holm
 
 VERDICTS = ("holds", "contradicted", "no difference", "inconclusive", "not run")
@@ -100,7 +103,7 @@ def read_claims(path: Path, table: str) -> list[Claim]:
     """
     claims = []
     for line in read_paper(path):
-        if line["table"] != table:
+        if line["table"] != table or line["statistic"]:  # that is for `reporting.hypotheses`
             continue
         where = f"{path}: claim {line['id']}"
         if line["direction"] not in ("lower", "higher"):
@@ -142,12 +145,29 @@ def chosen(results: TableResults, row: str) -> CellResult | None:
     cell that has tuning runs must have those of the same seeds.
     """
     swept = [c for c in results.row(row) if c.tuning_losses()]
-    losses = {c.column: c.tuning_losses() for c in swept}
-    seeds = {(*losses[c.column], *c.diverged(tuning=True)) for c in swept}
-    if len({tuple(sorted(s)) for s in seeds}) != 1:
+    complete = {tuple(sorted((*c.tuning_losses(), *c.diverged(tuning=True)))) for c in swept}
+    if len(complete) != 1:
         return None
-    stable = [c for c in swept if not c.diverged(tuning=True)]
-    return min(stable, key=lambda c: math.fsum(losses[c.column].values()), default=None)
+    (seeds,) = complete
+    found = [*swept, *_elsewhere(results, row, swept)]
+    stable = [c for c in found if {*seeds} <= {*c.tuning_losses()}]
+
+    def loss(cell: CellResult) -> float:
+        losses = cell.tuning_losses()
+        return math.fsum(losses[seed] for seed in seeds)
+
+    return min(stable, key=loss, default=None)
+
+
+def _elsewhere(results: TableResults, row: str, swept: Sequence[CellResult]) -> list[CellResult]:
+    """Return the cell of a sweep over rates that stands in the sweep over noises before it.
+
+    The row `X: FOGZO, rate` has rates at one noise; that noise at the recipe's rate is a cell of
+    `X: FOGZO, noise`, where it was chosen, and is the same run.
+    """
+    noises = {_settings(c.column).get("1-beta") for c in swept}
+    before = results.row(row.removesuffix("rate") + "noise") if row.endswith(", rate") else []
+    return [c for c in before if _settings(c.column).get("1-beta") in noises]
 
 
 def on_edge(results: TableResults, cell: CellResult) -> bool:
@@ -177,8 +197,14 @@ def _settings(column: str) -> dict[str, float]:
     return found
 
 
+def level_of(table: str) -> float:
+    """Return the level of a table's tests: half of it where there may be a second look."""
+    return LEVEL / 2 if scale_of(table) == "mini" else LEVEL
+
+
 def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:
     """Put every claim of a table to the tests."""
+    level = level_of(results.table)
     pairs = [named_cells(results, claim) for claim in claims]
     tests = [_test(claim, *pair) for claim, pair in zip(claims, pairs, strict=True)]
     adjusted = holm([math.nan if t is None else t.p for t in tests])
@@ -187,7 +213,7 @@ def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:
     for claim, (better, worse), test, p, p_same in zip(
         claims, pairs, tests, adjusted, same, strict=True
     ):
-        verdict, notes = _verdict(claim, better, worse, test, p, p_same)
+        verdict, notes = _verdict(claim, better, worse, test, p, p_same, level)
         if verdict != "not run":
             notes += _edges(results, claim, better, worse)
         judged.append(Judged(claim, better, worse, test, p, p_same, verdict, "; ".join(notes)))
@@ -234,6 +260,7 @@ def _verdict(
     test: GainTest | None,
     p: float,
     p_same: float,
+    level: float,
 ) -> tuple[str, list[str]]:
     """Return the verdict, and notes on what limits it."""
     if better is None or worse is None:
@@ -246,10 +273,10 @@ def _verdict(
         return "inconclusive", [f"only {min(test.n)} seeds", *notes]
     if lost:
         return "inconclusive", notes
-    if p_same < LEVEL:
+    if p_same < level:
         small = f"a gain of {test.gain:+.2g} is there, p = {p:.2g}"
-        return "no difference", [small] if p < LEVEL else []
-    if p < LEVEL:
+        return "no difference", [small] if p < level else []
+    if p < level:
         return ("holds" if test.gain > claim.margin else "contradicted"), []
     return "inconclusive", [f"could have seen {test.visible:.2g}"]
 

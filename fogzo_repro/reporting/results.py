@@ -16,10 +16,14 @@ from fogzo_repro.tracking.records import read_runs
 
 TUNING_SEEDS = (100, 101, 102)  # PAPER 4, "Verdicts": they choose, the other seeds report
 FRESH_SEEDS = 2000  # from here on: seeds of which nothing was known when claims were written
-SCALE = "full"  # the scale of the records that may stand in a table
 SETTINGS = ("model", "dataset", "quantizer", "estimator", "recipe")
 
 Place = tuple[str, str]  # row, column
+
+
+def scale_of(table: str) -> str:
+    """Return the scale of the records that may stand in a table."""
+    return "mini" if table.startswith("mini-") else "full"
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,20 @@ def noise_ratio(cell: CellResult) -> float | None:
     if record is None or noise is None:
         return None
     return noise * record["perturbed_weights"] / (1 - noise) if noise < 1 else math.inf
+
+
+def held_back(cell: CellResult) -> float | None:
+    """Return the mean of 1 - h' over a cell's quantized weights, runs and steps, if logged."""
+    histories = [run.get("history") or {} for run in cell.reporting().values()]
+    seen = [x for h in histories for x in h.get("held_back", []) if x is not None]
+    return math.fsum(seen) / len(seen) if seen else None
+
+
+def corpora(results: TableResults) -> list[str]:
+    """Return what the records of a table were trained on: texts by their names."""
+    records = (run for cell in results.cells.values() for run in cell.runs.values())
+    named = (r["resolved"].get("corpus") or r["config"]["dataset"]["name"] for r in records)
+    return sorted(set(named))
 
 
 def evaluations(record: dict[str, Any], counting: str) -> float:
@@ -179,19 +197,19 @@ def _accepted(results: Path, found: TableResults) -> Iterator[tuple[Path, list[d
     """Yield the runs of each record that may stand in a table; note the others in `refused`."""
     for path in sorted((results / "records" / found.table).glob("*.json")):
         runs = read_runs(path)
-        reason = _refusal(runs[0])
+        reason = _refusal(runs[0], scale_of(found.table))
         if reason:
             found.refused.append(f"{path.name}: {reason}")
         else:
             yield path, runs
 
 
-def _refusal(record: dict[str, Any]) -> str | None:
+def _refusal(record: dict[str, Any], scale: str) -> str | None:
     if record["method_version"] != METHOD_VERSION:
         return f"stale, method_version {record['method_version']} and not {METHOD_VERSION}"
     if record["dirty"] is not False:
         return "not from a clean commit"
-    if record["scale"] != SCALE:
+    if record["scale"] != scale:
         return f"scale {record['scale']}"
     dataset = record["config"]["dataset"]
     if dataset.get("allow_partial"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,20 @@ from fogzo_repro.reporting.columns import (
 )
 from fogzo_repro.reporting.latex import tabular
 from fogzo_repro.reporting.markdown import NOT_RUN, interval, mean_sd, named
+from fogzo_repro.reporting.minis import TITLES as MINI_TITLES
+from fogzo_repro.reporting.minis import sections as mini_sections
 from fogzo_repro.reporting.results import (
-    SCALE,
     TUNING_SEEDS,
     CellResult,
     TableResults,
+    corpora,
     evaluations,
+    held_back,
     noise_ratio,
     ran,
     read_paper,
     read_results,
+    scale_of,
 )
 from fogzo_repro.reporting.statistics import GainTest, Summary, summarize
 
@@ -198,7 +202,7 @@ PAPER_MORE = (  # for Markdown alone
     SOURCE,
 )
 PAPER_EXACT = (
-    TABLE, ROW, COLUMN, Column("scale", lambda line: SCALE),
+    TABLE, ROW, COLUMN, Column("scale", lambda line: scale_of(line.table)),
     Column("metric", lambda line: line.metric), Column("split", lambda line: line.split),
     Column("seeds", lambda line: "tuning" if line.only_tuned else "evaluation" * bool(line.record)),
     Column("paper", lambda line: line.paper),
@@ -238,7 +242,9 @@ class Form:
         more: those that LaTeX does without.
         exact: the columns of the CSV.
         tuning: the section on the tuning seeds.
-        of_the_paper: one of Tables 1 to 4: LaTeX too, and sweeps stand in the section alone.
+        apart: sweeps stand in the section on the tuning seeds alone; such a table is written in
+            LaTeX too.
+        sections: what else its page has, before the verdicts.
     """
 
     title: str
@@ -247,7 +253,8 @@ class Form:
     more: Columns
     exact: Columns
     tuning: Tuning
-    of_the_paper: bool
+    apart: bool
+    sections: Callable[[Path, TableResults], list[str]] = lambda results, found: []
 
 
 SEEDS = ", ".join(map(str, TUNING_SEEDS))
@@ -266,7 +273,7 @@ SHALLOW = Form(
         (ROW, COLUMN, Column("train loss", _tuned)),
         lambda line: line.summary(tuning=True) is not None,
     ),
-    of_the_paper=False,
+    apart=False,
 )
 METHOD = (
     "Paper: its value, with the tag of its source; an empty place is not known to us. Only the "
@@ -300,10 +307,59 @@ def _paper_form(table: str) -> Form:
     title, quest = PAPER_TITLES[table], table == "table3"
     about = f"{METHOD} {QUESTS}" if quest else METHOD
     shown = (*PAPER_SHOWN, QUEST) if quest else PAPER_SHOWN
-    return Form(title, about, shown, PAPER_MORE, PAPER_EXACT, SWEEPS, of_the_paper=True)
+    return Form(title, about, shown, PAPER_MORE, PAPER_EXACT, SWEEPS, apart=True)
 
 
-FORMS = {"figure-shallow": SHALLOW, **{table: _paper_form(table) for table in PAPER_TITLES}}
+LR = Column("lr", _from_record(lambda record: record["config"]["recipe"]["lr"]))
+HELD_BACK = Column(
+    "mean 1−h'", lambda line: held_back(line.cell), lambda x: "" if x is None else f"{x:.3f}"
+)
+MINI_ABOUT = (
+    "Scale mini: the same code where the estimators can be told apart on one card in minutes a "
+    "run; never a value of the paper's. Train loss in nats over training data with the final "
+    "weights, beside the metric on data that took no part in training or choosing. Mean ± sd (n) "
+    "over the evaluation seeds, [ ] its 95% t interval. Mean 1−h': over the quantized weights and "
+    "the steps, how much the surrogate holds back."
+)
+MINI_TUNING = replace(
+    SWEEPS,
+    about="On the tuning seeds, which choose and report nothing else, by the loss on what was held "
+    "out of those runs for it. ρ = (1−β)d/β at β_min, d the number of perturbed weights.",
+    columns=(
+        ROW, COLUMN, RHO, METRIC, Column("tuning seeds", _tuned),
+        Column("train loss", lambda line: mean_sd(line.summary("train", "loss", tuning=True), 4)),
+    ),
+)  # fmt: skip
+
+
+def _train_loss(line: Line) -> Summary | None:
+    return line.summary("train", "loss", tuning=line.only_tuned)
+
+
+def _mini_form(table: str) -> Form:
+    split, metric = ("val", "perplexity") if table == "mini-llama" else ("test", "top1")
+    held_out = f"{split} {METRIC_NAMES[metric]}"
+    shown = (
+        ROW, COLUMN, RHO, LR, STEPS, HELD_BACK,
+        _measured("train loss", "train", "loss"), _interval("train", "loss"),
+        _measured(held_out, split, metric), _interval(split, metric),
+    )  # fmt: skip
+    exact = (
+        TABLE, ROW, COLUMN, *PAPER_EXACT[3:7],
+        Column("rho", RHO.value), LR, STEPS, Column("held_back", HELD_BACK.value),
+        *_numbers("train_loss_", _train_loss),
+        *_numbers("", lambda line: line.summary(tuning=line.only_tuned)),
+        *PAPER_EXACT[-3:],
+    )  # fmt: skip
+    title = f"{table}: {MINI_TITLES[table]}"
+    return Form(title, MINI_ABOUT, shown, PAPER_MORE[:1], exact, MINI_TUNING, True, mini_sections)
+
+
+FORMS = {
+    "figure-shallow": SHALLOW,
+    **{table: _mini_form(table) for table in MINI_TITLES},
+    **{table: _paper_form(table) for table in PAPER_TITLES},
+}
 
 HOW_JUDGED = (
     "Stated before the runs in `results/paper/claims.csv`. Gain: how much better the claimed side "
@@ -314,6 +370,11 @@ HOW_JUDGED = (
     "such spread would have shown with a probability of 80%. Fewer than 5 seeds or a diverged run "
     "give at most inconclusive. Evaluations: how many times as many the other side takes in a run, "
     "under both countings."
+)
+
+TWO_LOOKS = (
+    " Where a claim is inconclusive on seeds 0 to 4, seeds 5 to 9 are added and it is tested once "
+    "more; each of the two looks is at 2.5%."
 )
 
 
@@ -376,13 +437,13 @@ def write_table(results: Path, table: str) -> TableResults:
     """Write <table>.md and .csv, for a table of the paper .tex too; return what they show."""
     form, found = FORMS[table], read_results(results, table)
     lines = read_lines(results, found)
-    main = [line for line in lines if not (form.of_the_paper and form.tuning.has(line))]
+    main = [line for line in lines if not (form.apart and form.tuning.has(line))]
     judged = judge(found, read_claims(results / "paper" / "claims.csv", table))
     folder = results / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    files.write(folder / f"{table}.md", _page(form, found, main, lines, judged))
+    files.write(folder / f"{table}.md", _page(results, form, found, main, lines, judged))
     files.write(folder / f"{table}.csv", csv_of(form.exact, lines))
-    if form.of_the_paper:
+    if form.apart:
         text = tabular(titles(form.shown), body(form.shown, main))
         files.write(folder / f"{table}.tex", text)
     return found
@@ -418,7 +479,13 @@ def read_lines(results: Path, found: TableResults) -> list[Line]:
     return lines
 
 
+def _trained_on(found: TableResults) -> str:
+    texts = corpora(found)
+    return f", on {' and '.join(texts)}" if texts else ""
+
+
 def _page(
+    results: Path,
     form: Form,
     found: TableResults,
     main: Sequence[Line],
@@ -434,16 +501,18 @@ def _page(
     parts = [
         f"# {form.title}",
         "Generated by `make tables` from `results/records/` alone; do not edit.",
-        f"{ran(found)} of {len(found.cells)} cells run. {form.about}",
+        f"{ran(found)} of {len(found.cells)} cells run{_trained_on(found)}. {form.about}",
         markdown((*form.shown, *form.more), main),
     ]
-    if tuned or not form.of_the_paper:
+    if tuned or not form.apart:
         parts += [
             f"## {form.tuning.title}",
             form.tuning.about,
             markdown(form.tuning.columns, tuned),
         ]
-    parts += ["## Verdicts", HOW_JUDGED, markdown(VERDICTS, judged)]
+    parts += form.sections(results, found)
+    looks = TWO_LOOKS if scale_of(found.table) == "mini" else ""
+    parts += ["## Verdicts", HOW_JUDGED + looks, markdown(VERDICTS, judged)]
     if diverged:
         parts += ["## Diverged", "\n".join(diverged)]
     if found.refused:

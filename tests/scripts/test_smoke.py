@@ -10,7 +10,7 @@ import pytest
 from scripts import smoke
 
 CELLS = [
-    "figure-shallow/fogzo-beta1", "table1/llama-9m-tanh-fogzo", "table1/resnet18-identity-fogzo",
+    "figure-shallow/full-precision", "table1/llama-9m-tanh-fogzo", "table1/resnet18-identity-fogzo",
     "table2/llama-20m-random-sign", "table3/95m-quest-fogzo", "table4/lsq-ste",
 ]  # fmt: skip
 

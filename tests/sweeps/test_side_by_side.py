@@ -50,7 +50,7 @@ def test_runs_that_differ_in_numbers_train_together(
 @pytest.mark.parametrize(
     "other",
     [
-        ("estimator.n=10",), ("quantizer.grid=half_integer",), ("recipe.max_steps=9",),
+        ("estimator.n=10",), ("quantizer.grid=integer",), ("recipe.max_steps=9",),
         ("recipe.weight_decay=0.1",), ("estimator.start_fraction=0.5",), ("quantizer=sign",),
         ("quantizer.clip_gradient=true",), ("dataset=mnist",),
     ],

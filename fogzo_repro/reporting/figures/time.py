@@ -39,7 +39,8 @@ from fogzo_repro.reporting.statistics import summarize
 PANEL_HEIGHT = 1.7  # inches
 COMPARED = (STE, FOGZO, EQUAL)
 UNITS = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}  # in an hour
-QUALITY = (("val", "perplexity"), ("val", "top1"), ("train", "loss"))  # the first that a run has
+# The first that a run has:
+QUALITY = (("val", "perplexity"), ("val", "top1"), ("test", "top1"), ("train", "loss"))
 LABELS = {"perplexity": "perplexity", "top1": "top-1 (%)", "loss": "train loss (nats)"}
 
 

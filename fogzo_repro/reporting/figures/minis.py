@@ -1,0 +1,163 @@
+"""Figures of the mini tables: FOGZO's noise, and its gain against how much the STE holds back.
+
+`<table>-noise`: loss held out for choosing against 1 - beta_min, a panel for each quantizer with a
+noise sweep; beside it the STE at the recipe's rate and at the one that it chose. Mean ± sd over the
+tuning seeds. `gain`: over all networks and quantizers, FOGZO's gain in held-out loss against the
+STE's mean 1 - h' (PAPER 6, H1), with its 95% t interval.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fogzo_repro.reporting.figures.drawing import (
+    BLACK,
+    BLUE,
+    COLUMN,
+    GREY,
+    MAGENTA,
+    ORANGE,
+    VERMILION,
+    canvas,
+    draw_levels,
+    draw_points,
+    ends_of_sd,
+    legend_inside,
+    rho_axis,
+)
+from fogzo_repro.reporting.hypotheses import FOGZO, STE
+from fogzo_repro.reporting.minis import SWEEP, TITLES, choices
+from fogzo_repro.reporting.results import CellResult, TableResults, held_back
+from fogzo_repro.reporting.statistics import gain_test, summarize
+
+PANEL_HEIGHT, GAIN_HEIGHT = 2.1, 2.6  # inches
+RECIPE, CHOSEN = "the recipe's rate", "its chosen rate"
+LOOKS = dict(zip(TITLES, ((BLUE, "o"), (ORANGE, "s"), (VERMILION, "D")), strict=True))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuning cell: its loss on what was held out for choosing, in nats, over n seeds."""
+
+    quantizer: str
+    method: str
+    noise: float | None
+    rate: float
+    perturbed: int
+    n: int
+    mean: float
+    low: float
+    high: float
+
+
+def write_noise(folder: Path, name: str, found: TableResults) -> bool:
+    """Write <name>.png and .csv; return False where no two noises were tried."""
+    points = [point for cell in found.cells.values() for point in _tuned(found, cell)]
+    noises = Counter(p.quantizer for p in points if p.method == "FOGZO")
+    swept = [quantizer for quantizer, count in noises.items() if count > 1]
+    if not swept:
+        return False
+    points = [p for p in points if p.quantizer in swept]
+    height = PANEL_HEIGHT * len(swept)
+    with canvas(folder / name, points, (COLUMN, height), (len(swept), 1)) as (_, axes):
+        for quantizer, (panel,) in zip(swept, axes, strict=True):
+            shown = [p for p in points if p.quantizer == quantizer]
+            stes = {p.rate: p for p in shown if p.method != "FOGZO"}  # the chosen one stands last
+            for rate, p in stes.items():
+                chosen = p.method.endswith(CHOSEN)
+                label = f"STE, lr={rate:g}" + " (chosen)" * chosen
+                draw_levels(panel, [p], MAGENTA if chosen else BLACK, label)
+            along = sorted((p for p in shown if p.method == "FOGZO"), key=lambda p: p.noise or 0.0)
+            label = f"FOGZO, lr={along[0].rate:g}"
+            draw_points(panel, along, lambda p: p.noise, color=BLUE, marker="o", label=label)
+            low, high = (along[0].noise or 0.0) / 2, (along[-1].noise or 0.0) * 2
+            panel.set_xscale("log")
+            panel.set_xlim(low, high)
+            panel.set_ylabel(f"held-out loss (nats)\n{quantizer}")
+            rho_axis(panel, low, high, along[0].perturbed)
+            legend_inside(panel)
+        axes[-1][0].set_xlabel(r"$1-\beta_{\min}$")
+    return True
+
+
+def _tuned(found: TableResults, cell: CellResult) -> list[Tuned]:
+    named, record = SWEEP.fullmatch(cell.row), cell.any_record
+    summary = summarize([*cell.tuning_losses().values()])
+    if named is None or record is None or summary is None:
+        return []
+    quantizer, side, what = named.groups()
+    rate, recipe = record["config"]["recipe"]["lr"], _recipe_rate(found)
+    methods = ["FOGZO"] * (what == "noise")
+    if side == STE:
+        best = [c.cell for c in choices(found) if (c.row, c.side) == (quantizer, STE)]
+        methods += [f"STE, {RECIPE}"] * (rate == recipe) + [f"STE, {CHOSEN}"] * (cell in best)
+    noise = record["config"]["estimator"].get("noise")
+    place = noise, rate, record["perturbed_weights"], summary.n, summary.mean, *ends_of_sd(summary)
+    return [Tuned(quantizer, method, *place) for method in dict.fromkeys(methods)]
+
+
+def _recipe_rate(found: TableResults) -> float | None:
+    """Return the rate that the noises were tried at."""
+    for cell in found.cells.values():
+        if cell.row.endswith("FOGZO, noise") and cell.any_record is not None:
+            rate: float = cell.any_record["config"]["recipe"]["lr"]
+            return rate
+    return None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A quantizer of a network: how much the STE holds back, and FOGZO's gain over n seeds."""
+
+    table: str
+    quantizer: str
+    held_back: float
+    n: int
+    mean: float
+    low: float
+    high: float
+
+
+def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
+    """Write <name>.png and .csv; return False where no STE was looked at."""
+    points = [point for found in tables for point in _gains(found)]
+    if not points:
+        return False
+    with canvas(folder / name, points, (COLUMN, GAIN_HEIGHT)) as (_, axes):
+        panel = axes[0][0]
+        panel.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+        for table in dict.fromkeys(p.table for p in points):
+            color, marker = LOOKS[table]
+            look: dict[str, Any] = {"color": color, "marker": marker, "linestyle": "none"}
+            same = [p for p in points if p.table == table]
+            label = TITLES[table].split(",")[0]
+            draw_points(panel, same, lambda p: p.held_back, label=label, **look)
+            for p in same:
+                panel.annotate(
+                    p.quantizer, (p.held_back, p.mean), xytext=(3, 3), fontsize=5,
+                    textcoords="offset points", color=color,
+                )  # fmt: skip
+        panel.set_xlabel("mean 1 − h' of the STE")
+        panel.set_ylabel("gain of FOGZO, held-out loss (nats)")
+        legend_inside(panel)
+    return True
+
+
+def _gains(found: TableResults) -> list[Gain]:
+    split = "val" if found.table == "mini-llama" else "test"
+    points = []
+    for row in dict.fromkeys(cell.row for cell in found.cells.values()):
+        ste, fogzo = found.cells.get((row, STE)), found.cells.get((row, FOGZO))
+        held = None if ste is None else held_back(ste)
+        if ste is None or fogzo is None or held is None:
+            continue
+        worse, better = ste.values(split, "loss"), fogzo.values(split, "loss")
+        if worse and better:
+            test = gain_test(better, worse)
+            low, high = (test.gain if end != end else end for end in (test.low, test.high))
+            points.append(Gain(found.table, row, held, min(test.n), test.gain, low, high))
+    return points

@@ -1,0 +1,205 @@
+"""Hypotheses about the gain of FOGZO whose statistic is more than one cell against another.
+
+Those lines of results/paper/claims.csv have a `statistic`, each written down before the runs that
+decide it (PAPER 6):
+
+    rank correlation   of the gain and the STE's mean 1 - h', over the rows of a table
+    excess loss        of a value of a sweep over the sweep's best, on its tuning seeds
+    share of gain      (STE - cell) / (STE - FOGZO), of FOGZO made cheaper
+
+A gain is the STE's mean loss minus FOGZO's. Fewer than five seeds or rows give at most
+inconclusive, as with the claims.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fogzo_repro.config import UserError
+from fogzo_repro.reporting.claims import ENOUGH_SEEDS, chosen
+from fogzo_repro.reporting.columns import Column, Columns
+from fogzo_repro.reporting.jackknife import jackknife
+from fogzo_repro.reporting.results import CellResult, TableResults, held_back, read_paper
+from fogzo_repro.reporting.statistics import LEVEL
+
+FOGZO, STE = "FOGZO", "STE"  # the columns whose difference is the gain
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A hypothesis with what the records say of it.
+
+    Attributes:
+        claim: as it was written down.
+        statistic: its name.
+        value: of the statistic; nan where a side was not run.
+        low: lower end of its 95% interval, nan where it has none.
+        high: its upper end.
+        n: seeds, or rows for a rank correlation.
+        verdict: one of `claims.VERDICTS`.
+        note: what limits it.
+        source: whose hypothesis it is.
+    """
+
+    claim: str
+    statistic: str
+    value: float
+    low: float
+    high: float
+    n: int
+    verdict: str
+    note: str
+    source: str
+
+
+def read_tested(results: Path, found: TableResults) -> list[Tested]:
+    """Return the hypotheses about a table with their verdicts.
+
+    Raises:
+        UserError: for a statistic or a cell that is not known.
+    """
+    path = results / "paper" / "claims.csv"
+    lines = [e for e in read_paper(path) if e["table"] == found.table and e["statistic"]]
+    tested = []
+    for line in lines:
+        if line["statistic"] not in STATISTICS:
+            known = ", ".join(STATISTICS)
+            wrong = f"{line['id']} has statistic={line['statistic']}; options: {known}"
+            raise UserError(f"{path}: claim {wrong}")
+        try:
+            value, low, high, n, verdict, note = STATISTICS[line["statistic"]](found, line)
+        except KeyError as error:
+            raise UserError(f"{path}: claim {line['id']} names the unknown cell {error}") from None
+        said = Tested(
+            line["claim"], line["statistic"], value, low, high, n, verdict, note, line["source"]
+        )
+        tested.append(said)
+    return tested
+
+
+Said = tuple[float, float, float, int, str, str]  # value, low, high, n, verdict, note
+NOT_RUN: Said = (math.nan, math.nan, math.nan, 0, "not run", "")
+
+
+def gains(found: TableResults, split: str, metric: str) -> dict[str, tuple[float, float]]:
+    """Return by row the STE's mean 1 - h' and FOGZO's gain, where both were run and looked at."""
+    points = {}
+    for row in dict.fromkeys(cell.row for cell in found.cells.values()):
+        ste, fogzo = (found.cells.get((row, column)) for column in (STE, FOGZO))
+        means = [_mean(cell.values(split, metric)) for cell in (ste, fogzo) if cell is not None]
+        held = held_back(ste) if ste is not None else None
+        if len(means) == 2 and held is not None and None not in means:
+            points[row] = held, means[0] - means[1]  # type: ignore[operator]
+    return points
+
+
+def _rank_correlation(found: TableResults, line: dict[str, str]) -> Said:
+    points = [*gains(found, line["split"], line["metric"]).values()]
+    if len(points) < 3:
+        return NOT_RUN
+    value, p = spearman([x for x, _ in points], [y for _, y in points])
+    n = len(points)
+    if n < ENOUGH_SEEDS:
+        return value, math.nan, math.nan, n, "inconclusive", f"only {n} rows, p = {p:.2g}"
+    return value, math.nan, math.nan, n, _decided(value > 0, p < LEVEL), f"p = {p:.2g}"
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Return the rank correlation, and its exact two-sided p over all orders of y.
+
+    >>> spearman([1, 2, 3, 4], [10, 20, 30, 40])
+    (1.0, 0.08333333333333333)
+    """
+    from scipy.stats import rankdata
+
+    a, b = rankdata(x), rankdata(y)
+    a, b = a - a.mean(), b - b.mean()
+    size = math.sqrt(float(a @ a) * float(b @ b))
+    if not size:
+        return 0.0, 1.0
+    value = float(a @ b) / size
+    orders = [float(a @ order) / size for order in map(list, itertools.permutations(b))]
+    extreme = sum(abs(other) >= abs(value) - 1e-9 for other in orders)
+    return round(value, 12), extreme / len(orders)
+
+
+def _excess_loss(found: TableResults, line: dict[str, str]) -> Said:
+    cell, best = _cell(found, line, "better"), chosen(found, line["better_row"])
+    tried = [c for c in found.row(line["better_row"]) if c.tuning_losses()]
+    if best is None or not cell.tuning_losses() or len(tried) < 2:
+        return NOT_RUN
+    ours, theirs = cell.tuning_losses(), best.tuning_losses()
+    differences = [ours[seed] - theirs[seed] for seed in ours]
+    value, n = math.fsum(differences) / len(differences), len(differences)
+    verdict = _decided(value <= float(line["margin"]), n >= ENOUGH_SEEDS)
+    note = f"best {best.column}" + (f", only {n} seeds" if n < ENOUGH_SEEDS else "")
+    return value, math.nan, math.nan, n, verdict, note
+
+
+def _share_of_gain(found: TableResults, line: dict[str, str]) -> Said:
+    cell, ste = _cell(found, line, "better"), _cell(found, line, "worse")
+    share = share_of_gain(found, cell, ste, line["split"], line["metric"])
+    if share is None:
+        return NOT_RUN
+    value, low, high, n = share
+    margin = float(line["margin"])
+    note = "" if n >= ENOUGH_SEEDS else f"only {n} seeds"
+    return value, low, high, n, _decided(low > margin, not note and not low <= margin <= high), note
+
+
+def share_of_gain(
+    found: TableResults, cell: CellResult, ste: CellResult, split: str, metric: str
+) -> tuple[float, float, float, int] | None:
+    """Return the share of FOGZO's gain that a cell of its row keeps, its 95% interval, the seeds.
+
+    The interval is by the jackknife over the seeds that all three have; None for fewer than two.
+    """
+    whole = found.cells[cell.row, FOGZO]
+    values = [one.values(split, metric) for one in (ste, cell, whole)]
+    seeds = sorted(set.intersection(*map(set, values)))
+    if len(seeds) < 2:
+        return None
+    rows = [[column[seed] for column in values] for seed in seeds]
+    return *jackknife(rows, lambda m: (m[0] - m[1]) / (m[0] - m[2])), len(seeds)
+
+
+def _decided(in_favour: bool, clear: bool) -> str:
+    if not clear:
+        return "inconclusive"
+    return "holds" if in_favour else "contradicted"
+
+
+def _cell(found: TableResults, line: dict[str, str], side: str) -> CellResult:
+    return found.cells[line[f"{side}_row"], line[f"{side}_column"]]
+
+
+def _mean(values: dict[int, float]) -> float | None:
+    return math.fsum(values.values()) / len(values) if values else None
+
+
+STATISTICS: dict[str, Callable[[TableResults, dict[str, str]], Said]] = {
+    "rank correlation": _rank_correlation,
+    "excess loss": _excess_loss,
+    "share of gain": _share_of_gain,
+}
+
+
+def _value(tested: Tested) -> str:
+    if math.isnan(tested.value):
+        return ""
+    ends = "" if math.isnan(tested.low) else f" [{tested.low:+.3f}, {tested.high:+.3f}]"
+    return f"{tested.value:+.4f}{ends}"
+
+
+HYPOTHESES: Columns = (
+    Column("hypothesis", lambda tested: tested.claim),
+    Column("statistic", lambda tested: tested.statistic),
+    Column("value [95%]", _value),
+    Column("n", lambda tested: tested.n or ""),
+    Column("verdict", lambda tested: tested.verdict + (f" ({tested.note})" if tested.note else "")),
+    Column("source", lambda tested: tested.source),
+)

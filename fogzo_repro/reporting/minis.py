@@ -1,0 +1,175 @@
+"""What the mini tables have beside the others: what was chosen, hypotheses, what probes cost.
+
+A side chooses on its tuning seeds: FOGZO its noise at the recipe's rate, in the row
+`X: FOGZO, noise`, where it has one; then both sides their rate, in `X: STE, rate` and
+`X: FOGZO, rate`. The values go into configs/table/ by hand; a test compares them with these.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fogzo_repro.reporting.claims import chosen, on_edge
+from fogzo_repro.reporting.columns import Column, Columns, markdown
+from fogzo_repro.reporting.hypotheses import HYPOTHESES, STE, read_tested, share_of_gain
+from fogzo_repro.reporting.results import CellResult, TableResults, noise_ratio
+
+TITLES = {
+    "mini-deit-tiny": "DeiT-Tiny on CIFAR-100, 60 epochs",
+    "mini-resnet18": "ResNet-18 on CIFAR-100, 60 epochs",
+    "mini-llama": "LLaMA-9m, 3,000 steps of 64 x 512 tokens",
+}
+SWEEP = re.compile("(.*): (STE|FOGZO), (noise|rate)")
+KEPT = 0.75  # the share of the gain that the cheapest setting is asked to keep
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one sweep has chosen.
+
+    Attributes:
+        row: the quantizer.
+        side: STE or FOGZO.
+        what: noise or rate.
+        cell: the chosen one.
+        tried: how many values have tuning runs.
+        of: how many the sweep has.
+        edge: nothing beyond the chosen value was tried.
+    """
+
+    row: str
+    side: str
+    what: str
+    cell: CellResult
+    tried: int
+    of: int
+    edge: bool
+
+    @property
+    def noise(self) -> float | None:
+        """1 - beta_min of the chosen cell."""
+        record = self.cell.any_record
+        return None if record is None else record["config"]["estimator"].get("noise")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the chosen cell."""
+        record = self.cell.any_record
+        return math.nan if record is None else record["config"]["recipe"]["lr"]
+
+
+def choices(found: TableResults) -> list[Choice]:
+    """Return what the sweeps of a table have chosen; one value alone is no choice."""
+    made = []
+    for row in dict.fromkeys(cell.row for cell in found.cells.values()):
+        named, best = SWEEP.fullmatch(row), chosen(found, row)
+        cells = found.row(row)
+        tried = sum(bool(cell.tuning_losses()) for cell in cells)
+        if named and best is not None and (tried > 1 or best.row != row):
+            quantizer, side, what = named.groups()
+            edge = on_edge(found, best)
+            made.append(Choice(quantizer, side, what, best, tried, len(cells), edge))
+    return made
+
+
+def sections(results: Path, found: TableResults) -> list[str]:
+    """Return the parts of a mini table's page that the others do not have."""
+    made, kept = choices(found), probes(found)
+    parts = ["## Chosen", ABOUT_CHOICES, markdown(CHOICES, made) if made else "Nothing yet."]
+    parts += ["## Hypotheses", ABOUT_HYPOTHESES, markdown(HYPOTHESES, read_tested(results, found))]
+    if kept:
+        parts += ["## What the probes cost", ABOUT_PROBES, markdown(PROBES, kept), _cheapest(kept)]
+    return parts
+
+
+@dataclass(frozen=True)
+class Kept:
+    """FOGZO made cheaper: what share of its gain is left, and in how many times the STE's time."""
+
+    cell: CellResult
+    share: float
+    low: float
+    high: float
+    n: int
+    time: float
+
+
+def probes(found: TableResults) -> list[Kept]:
+    """Return the cells whose probes see a part of the batch or begin late, and FOGZO itself."""
+    return [
+        k for cell in found.cells.values() if "FOGZO" in cell.column for k in _kept(found, cell)
+    ]
+
+
+def _kept(found: TableResults, cell: CellResult) -> Iterator[Kept]:
+    ste = found.cells.get((cell.row, STE))
+    if ste is None or not (cell.column == "FOGZO" or "probes=" in cell.column):
+        return
+    seconds = [_seconds(one) for one in (cell, ste)]
+    share = (
+        share_of_gain(found, cell, ste, "val", "loss") if "LLaMA" in TITLES[found.table] else None
+    )
+    if share is not None and None not in seconds:
+        yield Kept(cell, *share, seconds[0] / seconds[1])  # type: ignore[operator]
+
+
+def _seconds(cell: CellResult) -> float | None:
+    walls = [run["wall_seconds"] for run in cell.reporting().values()]
+    return math.fsum(walls) / len(walls) if walls else None
+
+
+def _cheapest(kept: Sequence[Kept]) -> str:
+    said = []
+    for row in dict.fromkeys(k.cell.row for k in kept):
+        enough = [k for k in kept if k.cell.row == row and k.share >= KEPT]
+        if enough:
+            best = min(enough, key=lambda k: k.time)
+            said.append(
+                f"{row}: the cheapest setting that keeps three quarters of the gain is "
+                f"{best.cell.column}, with {best.share:.2f} [{best.low:.2f}, {best.high:.2f}] of "
+                f"it in {best.time:.2f} times the STE's time."
+            )
+    return " ".join(said) or "No setting keeps three quarters of the gain."
+
+
+def _edge(choice: Choice) -> str:
+    notes = ["on the edge of its grid"] * choice.edge
+    if choice.tried < choice.of:
+        notes.append(f"{choice.tried} of {choice.of} values were tried")
+    return "; ".join(notes)
+
+
+ABOUT_CHOICES = (
+    "By the lowest mean loss on what was held out of the tuning runs for it. FOGZO's noise first, "
+    "at the recipe's rate; then each side's rate."
+)
+CHOICES: Columns = (
+    Column("quantizer", lambda choice: choice.row),
+    Column("side", lambda choice: choice.side),
+    Column("chosen", lambda choice: choice.what),
+    Column("1−β_min", lambda choice: choice.noise, lambda x: "" if x is None else f"{x:g}"),
+    Column("ρ", lambda choice: noise_ratio(choice.cell), lambda x: "" if x is None else f"{x:.2g}"),
+    Column("lr", lambda choice: choice.rate, lambda rate: f"{rate:g}"),
+    Column("seeds", lambda choice: ", ".join(map(str, choice.cell.tuning_losses()))),
+    Column("note", _edge),
+)
+ABOUT_HYPOTHESES = (
+    "Stated before the runs in `results/paper/claims.csv`, each with its statistic "
+    "(`reporting/hypotheses.py`). A gain is the STE's mean loss minus FOGZO's. Fewer than 5 seeds "
+    "or rows give at most inconclusive."
+)
+ABOUT_PROBES = (
+    "Share of FOGZO's gain in held-out loss that is left [95% by the jackknife over seeds], and "
+    "the wall time of a run in times the STE's, compilation included."
+)
+PROBES: Columns = (
+    Column("quantizer", lambda kept: kept.cell.row),
+    Column("setting", lambda kept: kept.cell.column),
+    Column("share of the gain", lambda kept: f"{kept.share:.2f} [{kept.low:.2f}, {kept.high:.2f}]"),
+    Column("n", lambda kept: kept.n),
+    Column("time", lambda kept: f"{kept.time:.2f}"),
+)
