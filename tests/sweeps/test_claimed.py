@@ -109,15 +109,17 @@ def test_claims_about_cells_that_were_not_asked_for_are_left_aside(
 
 
 def test_cells_that_a_sweep_has_not_chosen_are_not_needed(results: Path, cells: list[Cell]) -> None:
-    tune(results)
+    tune(results, cells)
     needed = needed_cells(results, TABLE)
-    kept = places(claimed_part(cells, results, TABLE))
+    kept = places(claimed_part(cells, results, TABLE, EVALUATION))
     assert {place for place in places(cells) if place in needed} == kept
-    assert ("FOGZO n=1", "1-beta=1e-05") in needed  # the lowest
-    assert ("FOGZO n=1", "1-beta=1e-06") not in needed
-    assert ("FOGZO n=100", "1-beta=1e-06") in needed  # no claim compares its row
+    assert ("FOGZO n=1, integer grid", "1-beta=1e-05, lr=0.008") in needed  # the lowest
+    assert ("FOGZO n=1, integer grid", "1-beta=1e-06") not in needed
+    assert ("FOGZO n=100, integer grid", "1-beta=1e-06") in needed  # no claim compares its row
 
 
-def test_before_the_sweep_has_chosen_every_cell_of_the_claim_may_be_needed(results: Path) -> None:
-    tune(results, leave_out="1-beta=1e-05")
-    assert ("FOGZO n=1", "1-beta=1e-06") in needed_cells(results, TABLE)
+def test_before_the_sweep_has_chosen_every_cell_of_the_claim_may_be_needed(
+    results: Path, cells: list[Cell]
+) -> None:
+    tune(results, cells, leave_out="1-beta=1e-05")
+    assert ("FOGZO n=1, integer grid", "1-beta=1e-06") in needed_cells(results, TABLE)
