@@ -29,6 +29,7 @@ from fogzo_repro.tracking.metrics import Journal
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.tracking.records import SCHEMA_VERSION, make_good, read_record, write_record
 from fogzo_repro.training.graph import CapturedStep
+from fogzo_repro.training.kept_code import KeptCode, kept_folder
 from fogzo_repro.training.loop import Diverged, Timetable, Training
 from fogzo_repro.training.memory import check_batch_fits
 from fogzo_repro.training.preemption import Preempted, StopRequest
@@ -36,6 +37,8 @@ from fogzo_repro.training.ranks import current_ranks
 from fogzo_repro.training.row import course
 from fogzo_repro.training.schedules import learning_rate
 
+SHAPING = ("n", "probe_fraction")  # what of an estimator tells one compiled step from another
+OF_THE_DATA = ("data", "corpus", "start_from")  # what does not
 NO_LOCKS = (
     "warning: the file system of this folder has no locks, so that nothing keeps a second process "
     "from writing into it; start the run once"
@@ -148,6 +151,8 @@ def _check_stored_config(plan: Plan) -> None:
 def _train(plan: Plan, name: str, said: list[str]) -> dict[str, Any]:
     config, machine, folder = plan.config, plan.machine, plan.folder
     task = plan.task
+    kept = KeptCode(kept_folder() if machine.compile else None, machine.card, _shape(plan))
+    said += kept.load()
     step = plan.build_step()
     batch = config.recipe.global_batch_size
     ranks = current_ranks()
@@ -191,6 +196,8 @@ def _train(plan: Plan, name: str, said: list[str]) -> dict[str, Any]:
             raise lost from None
         raise
     finally:
+        for line in kept.save():
+            log.say(f"{name}: {line}")
         progress.close()
     if skipped := task.skipped():
         since = f" since step {resumed_at}" if resumed_at else ""
@@ -204,6 +211,20 @@ def _train(plan: Plan, name: str, said: list[str]) -> dict[str, Any]:
         journal.finish(record)
     ranks.meet()
     return read_record(folder / "record.json")
+
+
+def _shape(plan: Plan) -> dict[str, Any]:
+    """Return what tells apart the code that runs compile."""
+    config, machine = plan.config, plan.machine
+    estimator, recipe = config.estimator, config.recipe
+    return {
+        "model": asdict(config.model),
+        "quantizer": asdict(config.quantizer),
+        "estimator": [estimator.family, *(getattr(estimator, k, None) for k in SHAPING)],
+        "micro_batch_size": recipe.accumulate and recipe.micro_batch_size,
+        "machine": [str(machine.device), machine.channels_last],
+        "resolved": {k: v for k, v in plan.result["resolved"].items() if k not in OF_THE_DATA},
+    }
 
 
 def _timetable(plan: Plan, name: str, steps_per_epoch: int) -> Timetable:

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from tests.forked import ROOT, python
+from tests.forked import ROOT, new_python, python
 
 SCRIPT = """
 import json, sys
@@ -81,3 +82,52 @@ def test_all_blocks_share_one_graph_and_no_later_step_compiles(tmp_path):
     assert done.returncode == 0, done.stderr
     found = dict(zip(CASES, map(int, done.stdout.split()), strict=True))
     assert found == {case: PASSES + ESTIMATOR[case.split()[1]] for case in CASES}
+
+
+CAPTURED = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.training.graph import CapturedStep
+from scripts.bench.networks import build
+
+torch.use_deterministic_algorithms(True)
+
+
+def steps(words, captured):
+    common = "scale=smoke", "hardware=auto", "recipe.global_batch_size=8", "hardware.compile=true"
+    config = compose_run(*words, *common)
+    step, batches, _ = build(config, sys.argv[2], True)
+    take = CapturedStep(step, 8) if captured else step
+    rows = []
+    for t in range(12):  # half of them by the estimator
+        rows.append(take(batches[t % 4], step.begin(t, 12, 1e-3)).tolist())
+    return rows, [p.detach().clone() for p in step.parameters]
+
+
+rows, weights = steps(sys.argv[3:], False)
+found, theirs = steps(sys.argv[3:], True)
+assert found == rows, (found, rows)
+assert all(map(torch.equal, theirs, weights))
+"""
+LATER = ["estimator=fogzo", "estimator.noise=1e-4", "estimator.start_fraction=0.5"]
+ON_GPU = {
+    "llama": ["language", "model=llama_9m", "model.context=64", "model.vocabulary=512"],
+    "deit": ["vision", "model=deit_tiny", "model.drop_path=0.5", "dataset=imagenet1k"],
+}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ON_GPU.values(), ids=ON_GPU)
+def test_captured_compiled_steps_equal_launched_ones_bit_for_bit(tmp_path, monkeypatch, words):
+    monkeypatch.setenv(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # what cuBLAS needs to be deterministic
+    script = tmp_path / "script.py"
+    script.write_text(CAPTURED)
+    done = new_python(script, ROOT, *words, *LATER, "quantizer=lsq", *W2A2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
