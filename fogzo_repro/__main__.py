@@ -16,6 +16,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ from fogzo_repro.config import (
     quoted,
     setting_names,
 )
+from fogzo_repro.config.explained import help_text
 from fogzo_repro.config.identity import FREE
+from fogzo_repro.config.parts import own_parts
 from fogzo_repro.project import script
 from fogzo_repro.sweeps.tables import (
     GROUPS,
@@ -91,6 +94,9 @@ def main() -> int:
             if plain:
                 print("\n".join(plain_commands(words)))
                 return 0
+            if arguments.help:
+                print(help_of(words))
+                return 0
             hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")(job)()
         except KeyboardInterrupt:
             return say_interrupted()
@@ -106,6 +112,16 @@ def main() -> int:
 
         leave()
     return max(statuses)
+
+
+def help_of(words: Sequence[str]) -> str:
+    """Return what --help prints: every setting with the value that the command line gives it."""
+    folders = [CONFIGS, *(Path(folder) for folder in [own_parts()] if folder)]
+    options = {
+        group: sorted({path.stem for folder in folders for path in folder.glob(f"{group}/*.yaml")})
+        for group in (*GROUPS, "scale")
+    }
+    return help_text(asdict(compose_run(*words)), options)
 
 
 def tell(error: UserError) -> None:

@@ -9,14 +9,13 @@ too. Exit status 2: an error that the user can mend, in one line.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import UserError
-from fogzo_repro.terminal import one_line_errors
+from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.tracking.records import read_record
 
@@ -153,7 +152,7 @@ def compare(a: Path, b: Path) -> str:
 
 def main() -> None:
     """Print the comparison."""
-    parser = argparse.ArgumentParser("fogzo_repro.compare", description=__doc__.splitlines()[0])
+    parser = command_parser(__doc__, "fogzo_repro.compare")
     parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="a run folder or a record")
     first, second = parser.parse_args().runs
     print(compare(first, second))

@@ -22,7 +22,6 @@ Writes diagnose.csv and diagnose.png into the run folder and prints a table.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ from fogzo_repro.randomness import derive_seed, generator_for
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
 from fogzo_repro.reporting.jackknife import jackknife
 from fogzo_repro.stored import StoredRun, open_run
-from fogzo_repro.terminal import one_line_errors
+from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import read_tensors
 from fogzo_repro.training.network import Network
@@ -261,13 +260,13 @@ def diagnose(
 
 def main() -> None:
     """Diagnose a run: print the table, write diagnose.csv and diagnose.png."""
-    parser = argparse.ArgumentParser("fogzo_repro.diagnose", description=__doc__.splitlines()[0])
+    parser = command_parser(__doc__, "fogzo_repro.diagnose")
     parser.add_argument("run", help="a run folder with snapshots")
     parser.add_argument(
         "settings",
         nargs="*",
-        help="data_dir=..., device=auto|cpu|cuda; per snapshot: directions= (probe pairs for the "
-        "smoothed gradient), batches=, draws= (probe pairs for each estimator on each batch)",
+        help="data_dir=DIR, device=auto|cpu|cuda; per snapshot, each 1 or more: directions= (probe "
+        "pairs for the smoothed gradient), batches=, draws= (pairs for an estimator on a batch)",
     )
     arguments = parser.parse_args()
     known: dict[str, Any] = {

@@ -7,7 +7,6 @@ Exit status 2: an error that the user can mend, in one line.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from fogzo_repro.config import UserError, did_you_mean
 from fogzo_repro.stored import open_run
-from fogzo_repro.terminal import one_line_errors
+from fogzo_repro.terminal import command_parser, one_line_errors
 
 
 def parse_settings(given: list[str], known: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
@@ -52,9 +51,11 @@ def read_device(name: str) -> torch.device:
 
 def main() -> None:
     """Evaluate a run and print its metrics."""
-    parser = argparse.ArgumentParser("fogzo_repro.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="a run folder")
-    parser.add_argument("settings", nargs="*", help="data_dir=..., device=auto|cpu|cuda")
+    parser = command_parser(__doc__, "fogzo_repro.evaluate")
+    parser.add_argument("run", help="a run folder, as runs/RUN_ID")
+    parser.add_argument(
+        "settings", nargs="*", help="data_dir=DIR, where the data lie now; device=auto|cpu|cuda"
+    )
     arguments = parser.parse_args()
     settings = parse_settings(arguments.settings, {"data_dir": str, "device": read_device})
     device = settings.get("device", read_device("auto"))

@@ -16,7 +16,6 @@ on the same machine. An export needs one byte per quantized weight, at any bit w
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from fogzo_repro import files
 from fogzo_repro.config import UserError, parse_stored, published
 from fogzo_repro.stored import open_run
-from fogzo_repro.terminal import one_line_errors
+from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.training.checkpoint import read_tensors
 from fogzo_repro.training.network import build_network
 
@@ -150,9 +149,9 @@ def _integers(name: str, quantizer: Any, weight: Tensor) -> tuple[Tensor, Tensor
 
 def main() -> None:
     """Export a run and print what it takes."""
-    parser = argparse.ArgumentParser("fogzo_repro.export", description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="a run folder")
-    parser.add_argument("out", help="the folder to write")
+    parser = command_parser(__doc__, "fogzo_repro.export")
+    parser.add_argument("run", help="a run folder, as runs/RUN_ID")
+    parser.add_argument("out", help="the folder to write; it is made")
     arguments = parser.parse_args()
     weights = export_run(arguments.run, arguments.out)
     sizes = [path.stat().st_size for path in (weights, weights.with_name(METADATA))]

@@ -13,7 +13,6 @@ error that the user can mend, in one line.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -31,7 +30,7 @@ from fogzo_repro.reporting.figures.drawing import ends_of_sd
 from fogzo_repro.reporting.figures.groups import Point, draw_groups
 from fogzo_repro.reporting.markdown import mean_sd
 from fogzo_repro.reporting.statistics import summarize
-from fogzo_repro.terminal import one_line_errors, stderr
+from fogzo_repro.terminal import command_parser, one_line_errors, stderr
 from fogzo_repro.tracking.history import binned_history
 from fogzo_repro.tracking.metrics import stream_metrics
 from fogzo_repro.tracking.records import read_runs
@@ -332,11 +331,7 @@ def along_steps(rows: Sequence[Row]) -> list[Point]:
 
 def main() -> None:
     """Print the table; draw what is asked for."""
-    documentation = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(
-        "fogzo_repro.summary", description=documentation[0],
-        epilog="example: python -m fogzo_repro.summary runs --by estimator.noise --plot sweep.png",
-    )  # fmt: skip
+    parser = command_parser(__doc__, "fogzo_repro.summary")
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUNS",
         help="a folder with runs or records somewhere below it, a run folder or a record",

@@ -6,6 +6,7 @@ no reason to end a run that trains well and writes log.txt beside its metrics.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -31,6 +32,26 @@ def say_interrupted() -> int:
     """
     print("interrupted: run the same command again to go on", file=stderr())
     return 130
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description and says the defaults."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        if text and default not in (None, "", False, argparse.SUPPRESS) and action.option_strings:
+            return f"{text} [{'%(default)s'}]"
+        return text
+
+
+def command_parser(documentation: str | None, name: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser whose --help shows a command's whole documentation, examples included.
+
+    Args:
+        documentation: of the module.
+        name: of the command, where it is not the file's.
+    """
+    return argparse.ArgumentParser(name, description=documentation, formatter_class=_Help)
 
 
 def one_line_errors(tool: Callable[[], None]) -> int:

@@ -25,7 +25,6 @@ Exit status: 0; 2 an error that the user can mend; 75 interrupted, the same comm
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -36,6 +35,7 @@ if not __package__:  # started as a file
 
 from fogzo_repro.config import UserError
 from fogzo_repro.project import working_folder
+from fogzo_repro.terminal import command_parser
 
 FOLDER = working_folder() / "demo"
 RECORDS = Path(__file__).resolve().parents[1] / "results" / "records" / "readings"
@@ -233,11 +233,8 @@ def draw(records: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> No
 
 def main() -> int:
     """Run, print, draw; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description="Two quantizers, each by the STE and by FOGZO, on bundled images of digits.",
-        epilog="example: python scripts/demo.py --seeds 3",
-    )
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs a cell, 2 or more [10]")
+    parser = command_parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs a cell; 2 or more")
     seeds = tuple(range(parser.parse_args().seeds))
     print(
         "FOGZO demo: a small network with 2-bit weights learns to read digits. Two quantizers,\n"

@@ -8,7 +8,6 @@ Exit status: 0, or 2 with one line for a record that is damaged or out of place.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from fogzo_repro.reporting.readings import write_readings
 from fogzo_repro.reporting.readme import update_pages, write_overview
 from fogzo_repro.reporting.results import TableResults, ran
 from fogzo_repro.reporting.tables import FORMS, PAPER_TITLES, write_table
+from fogzo_repro.terminal import command_parser
 
 OF_THE_PAPER = {"-curves": write_curves, "-sweeps": write_sweeps, "-time": write_time}
 OF_THE_MINIS = {"-curves": write_curves, "-noise": write_noise, "-time": write_time}
@@ -65,8 +65,11 @@ def write_all(results: Path) -> list[TableResults]:
 
 def main() -> int:
     """Write everything; return the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--results", type=Path, default=working_folder() / "results")
+    parser = command_parser(__doc__)
+    parser.add_argument(
+        "--results", type=Path, default=working_folder() / "results",
+        help="folder with paper/ and records/, to which tables/ and figures/ are written",
+    )  # fmt: skip
     results = parser.parse_args().results
     try:
         write_all(results)

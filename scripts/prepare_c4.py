@@ -52,7 +52,7 @@ from fogzo_repro.data.c4_shards import (
     tokenize_files,
     write_json,
 )
-from fogzo_repro.terminal import say_interrupted
+from fogzo_repro.terminal import command_parser, say_interrupted
 from fogzo_repro.tracking.progress import RunProgress
 
 TOKENS_PER_SECOND = 0.8e6  # a core, sentencepiece; for the estimate before the start
@@ -65,9 +65,7 @@ LOCK_SECONDS = 10  # workers of a killed process need a moment to go
 
 def arguments(line: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--source", required=True, help="hub, or a folder of *.json.gz")
     parser.add_argument(
         "--name", help=f"what records and tables call the text; {C4_NAME} for C4's own files"
@@ -79,12 +77,17 @@ def arguments(line: list[str] | None) -> argparse.Namespace:
         "--held-out",
         type=float,
         default=0.0005,
-        help="share of the documents to report on, and as many to choose by; QuEST's is 0.0005",
+        help="share of the documents to report on, and as many to choose by; 0 to below 0.5",
     )
     parser.add_argument(
-        "--validation-tokens", type=float, default=1e7, help="of the source's own validation split"
+        "--validation-tokens",
+        type=float,
+        default=1e7,
+        help="tokens of the source's own validation split",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes; 1 or more"
+    )
     return parser.parse_args(line)
 
 

@@ -12,7 +12,6 @@ Exit status: 0 manifest written; 2 something is to be mended.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
@@ -39,6 +38,7 @@ from fogzo_repro.data.imagenet import (
     list_split,
     odd_counts,
 )
+from fogzo_repro.terminal import command_parser
 from fogzo_repro.tracking.progress import RunProgress
 
 SHOWN = 10  # bad files named on the terminal
@@ -46,12 +46,20 @@ SHOWN = 10  # bad files named on the terminal
 
 def main() -> int:
     """Check, then write the manifest; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_parser(__doc__)
     parser.add_argument("--root", type=Path, required=True, help="holds train/ and val/")
     parser.add_argument("--full", action="store_true", help="decode every image")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--val-labels", type=Path, help="lines `file index-or-wnid`")
-    parser.add_argument("--leave-out-bad", action="store_true", help="keep bad files out of it")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; 1 or more")
+    parser.add_argument(
+        "--val-labels",
+        type=Path,
+        help="sort a flat val/ by this file first; lines `file index-or-wnid`",
+    )
+    parser.add_argument(
+        "--leave-out-bad",
+        action="store_true",
+        help="keep files that cannot be read out of the manifest",
+    )
     arguments = parser.parse_args()
     root = arguments.root
     if arguments.workers < 1:

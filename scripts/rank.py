@@ -38,6 +38,7 @@ from fogzo_repro.reporting.ranking import (
 from fogzo_repro.reporting.results import TUNING_SEEDS, read_recorded
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
+from fogzo_repro.terminal import command_parser
 
 from .run_cells import INTERRUPTED_STATUS, check_overrides, run_table, table_cells
 
@@ -45,14 +46,19 @@ from .run_cells import INTERRUPTED_STATUS, check_overrides, run_table, table_cel
 def main() -> int:
     """Run and rank what the command line says; return the exit status."""
     started = time.monotonic()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_parser(__doc__)
     parser.add_argument("table", help="a table of your folder, or <table>/<row or pattern>")
     parser.add_argument("--run", action="store_true", help="run what is missing of your rows")
     parser.add_argument("--out", type=Path, help="write the ranking into this file too")
-    parser.add_argument("--results", type=Path, default=working_folder() / "results")
-    parser.add_argument("--workers", type=int, help="runs at a time")
+    parser.add_argument(
+        "--results", type=Path, default=working_folder() / "results",
+        help="folder with paper/ and records/",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=int, help="runs at a time; 1 or more [by the cards]")
     parser.add_argument("--gpus", default="", help="cards to deal to the workers, as 0,1")
-    parser.add_argument("--minutes", type=float, help="stop after so many, with checkpoints")
+    parser.add_argument(
+        "--minutes", type=float, help="stop after so many minutes, with checkpoints"
+    )
     arguments, overrides = parser.parse_known_args()
     arguments.deadline = None if arguments.minutes is None else started + 60 * arguments.minutes
     arguments.records = arguments.results / "records"

@@ -44,7 +44,7 @@ from fogzo_repro.sweeps.lanes import group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.tables import evaluation_seeds
-from fogzo_repro.terminal import outlive_terminal, say_interrupted
+from fogzo_repro.terminal import command_parser, outlive_terminal, say_interrupted
 from fogzo_repro.training.preemption import hurry
 
 INTERRUPTED_STATUS = 75
@@ -53,17 +53,23 @@ INTERRUPTED_STATUS = 75
 def main() -> int:
     """Run what the command line says; return the exit status."""
     started = time.monotonic()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_parser(__doc__)
     parser.add_argument(
-        "table", help="a file of configs/table without its ending, or <table>/<cell or pattern>"
+        "table",
+        help="TABLE or TABLE/CELL, in which * stands for any letters; then any setting=value",
     )
     parser.add_argument("--seeds", help="evaluation seeds, as 0,1 or 0..4; tuning seeds stay")
-    parser.add_argument("--workers", type=int, help="runs at a time")
+    parser.add_argument("--workers", type=int, help="runs at a time; 1 or more [by the cards]")
     parser.add_argument("--gpus", default="", help="cards to deal to the workers, as 0,1")
-    parser.add_argument("--minutes", type=float, help="stop after so many, with checkpoints")
+    parser.add_argument(
+        "--minutes", type=float, help="stop after so many minutes, with checkpoints"
+    )
     parser.add_argument("--claims", action="store_true", help="only the runs that claims need")
     parser.add_argument("--dry-run", action="store_true", help="say what it takes, start nothing")
-    parser.add_argument("--records", type=Path, default=working_folder() / "results" / "records")
+    parser.add_argument(
+        "--records", type=Path, default=working_folder() / "results" / "records",
+        help="folder of the committed records",
+    )  # fmt: skip
     arguments, overrides = parser.parse_known_args()
     arguments.deadline = None if arguments.minutes is None else started + 60 * arguments.minutes
     try:

@@ -13,7 +13,6 @@ Exit status: 0; 1 some cells failed; 2 an error that the user can mend; 75 inter
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ if not __package__:  # started as a file
 
 from fogzo_repro.config import UserError
 from fogzo_repro.sweeps.tables import table_files
-from fogzo_repro.terminal import say_interrupted
+from fogzo_repro.terminal import command_parser, say_interrupted
 from fogzo_repro.training.preemption import Preempted
 
 from .table_cells import table_cells
@@ -34,8 +33,8 @@ from .table_cells import table_cells
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("tables", nargs="*", help="tables of configs/table, or table/cell")
+    parser = command_parser(__doc__)
+    parser.add_argument("tables", nargs="*", help="TABLE or TABLE/CELL; none: all tables")
     names = parser.parse_args().tables or table_files()
     started, failed, count = time.monotonic(), [], 0
     try:

@@ -12,7 +12,6 @@ From results/records and the run folders alone; imports no torch.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.claimed import needed_cells
 from fogzo_repro.sweeps.status import STATES, Run, count_states, known_runs, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds, find_entries, table_files
+from fogzo_repro.terminal import command_parser
 
 NOT_NEEDED = "not needed"
 
@@ -41,10 +41,13 @@ def not_needed(results: Path, table: str, runs: list[Run], known: dict[Run, str]
 
 def main() -> int:
     """Print the table; return the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("tables", nargs="*", help="names of tables")
-    parser.add_argument("--seeds", help="evaluation seeds in place of the files'")
-    parser.add_argument("--records", type=Path, default=working_folder() / "results" / "records")
+    parser = command_parser(__doc__)
+    parser.add_argument("tables", nargs="*", help="TABLE or TABLE/CELL; none: all tables")
+    parser.add_argument("--seeds", help="evaluation seeds in place of the tables', as 0,1 or 0..4")
+    parser.add_argument(
+        "--records", type=Path, default=working_folder() / "results" / "records",
+        help="folder of the committed records",
+    )  # fmt: skip
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="output_root of the runs")
     arguments = parser.parse_args()
     try:

@@ -63,13 +63,6 @@ def test_bad_setting_is_one_line_and_status_2(monkeypatch, capsys, arguments, sa
     assert not out
 
 
-@pytest.mark.slow
-def test_help_says_how_a_cell_of_a_table_is_run(monkeypatch, capsys):
-    status, out, err = run_cli(monkeypatch, capsys, "--help")
-    assert (status, err) == (0, "")
-    assert "experiment=TABLE/CELL stands for a cell of configs/table/TABLE.yaml" in out
-
-
 def test_flags_of_hydra_are_not_overrides(monkeypatch, capsys):
     status, out, err = run_cli(monkeypatch, capsys, "seed=7", "--cfg", "job", "-p", "recipe")
     assert (status, err) == (0, "")

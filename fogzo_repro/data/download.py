@@ -16,7 +16,11 @@ PREFIX = ".download-"  # of the folders in which downloads are made
 
 
 def download(
-    name: str, data_dir: Path, is_there: Callable[[], bool], fetch: Callable[[Path], object]
+    name: str,
+    data_dir: Path,
+    is_there: Callable[[], bool],
+    fetch: Callable[[Path], object],
+    instead: str = "",
 ) -> None:
     """Download a dataset into `data_dir` where it is not there.
 
@@ -28,6 +32,7 @@ def download(
         data_dir: made where it is missing.
         is_there: whether there is nothing to do.
         fetch: downloads into an empty folder, laid out as `data_dir` is.
+        instead: what else the user can do, for the error's end.
 
     Raises:
         UserError: where it cannot be downloaded, with the remedy.
@@ -48,7 +53,7 @@ def download(
                 reason = (str(error) or repr(error)).splitlines()[0]
                 raise UserError(
                     f"{name} is not under data_dir={data_dir} and cannot be downloaded ({reason}); "
-                    "give data_dir=<the folder that holds it>, or use dataset=digits"
+                    f"give data_dir=<the folder that holds it>{instead}"
                 ) from None
             for path in (p for p in Path(folder).rglob("*") if p.is_file()):
                 target = data_dir / path.relative_to(folder)

@@ -35,6 +35,7 @@ FILES = {  # name: md5 of NAME.gz, as torchvision publishes it, and of what is i
         "27ae3e4e09519cfbb04c329615203637",
     ),
 }
+OFFLINE = "; images that need no download, with a recipe for them: dataset=digits recipe=digits_mlp"
 MEAN, STD = 0.1307, 0.3081  # choice, see docs/choices.md
 
 
@@ -58,7 +59,7 @@ def read(data_dir: Path) -> Images:
     Raises:
         UserError: where a file is missing offline, or corrupt.
     """
-    download("MNIST", data_dir, lambda: is_there(data_dir), _fetch)
+    download("MNIST", data_dir, lambda: is_there(data_dir), _fetch, OFFLINE)
     pixels, labels, test_pixels, test_labels = (_content(data_dir, name) for name in FILES)
     return Images(
         train=Batch(pixels.view(-1, 1, 28, 28), labels.long()),

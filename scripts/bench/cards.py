@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from fogzo_repro import files
 from fogzo_repro.config import UserError
+from fogzo_repro.terminal import command_parser
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks, leave
 from scripts.bench.clock import Clock
@@ -39,11 +40,13 @@ WAYS = ("together", "eager", "one_card")  # the last one's weights go their own 
 
 def main() -> None:
     """Measure one network after another; the first rank writes the JSON file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--warm-up", type=int, default=5)
+    parser = command_parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
+    parser.add_argument(
+        "--networks", default=",".join(NETWORKS), help="which ones, comma-separated"
+    )
+    parser.add_argument("--steps", type=int, default=50, help="timed; 1 or more")
+    parser.add_argument("--warm-up", type=int, default=5, help="steps before the clock starts")
     parser.add_argument("--toy", action="store_true", help="tiny networks, a check on the CPU")
     arguments = parser.parse_args()
     ranks = current_ranks()

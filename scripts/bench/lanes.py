@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -33,6 +32,7 @@ from fogzo_repro.project import TOP
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.lanes import groups, plan_lanes
 from fogzo_repro.sweeps.side_by_side import memory_of, parts, train_group
+from fogzo_repro.terminal import command_parser
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.tracking.records import read_record
 from fogzo_repro.training.lanes import Lanes
@@ -147,11 +147,9 @@ def agreement(profile: Sequence[str], seeds: int, output: Path) -> dict[str, Any
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--seeds", type=int, default=200, help="of the comparison; 0 for none")
+    parser = command_parser(__doc__)
+    parser.add_argument("--out", required=True, type=Path, help="the record to write; a JSON file")
+    parser.add_argument("--seeds", type=int, default=200, help="of the comparison; 0: none")
     arguments, profile = parser.parse_known_args()
 
     config = compose_run(*profile)

@@ -1,6 +1,6 @@
 """Measure how many images a second the loader decodes and augments.
 
-    python -m scripts.bench.loader --data-dir DIR --workers 16 --out results/bench/loader.json
+    python -m scripts.bench.loader --data-dir DIR --workers 16 --out loader.json
 
 DIR holds imagenet/, any part of it; its images are read again and again, so the disk's cache is
 warm. The share of a training step that the loader hides is images/s here over images/s of
@@ -18,16 +18,17 @@ from pathlib import Path
 from fogzo_repro import files
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError, build_part
+from fogzo_repro.terminal import command_parser
 
 
 def main() -> None:
     """Measure both recipes, write one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--workers", type=int, default=16)
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = command_parser(__doc__)
+    parser.add_argument("--data-dir", required=True, help="holds imagenet/")
+    parser.add_argument("--workers", type=int, default=16, help="processes; 1 or more")
+    parser.add_argument("--images", type=int, default=20_000, help="decoded; 1 or more")
+    parser.add_argument("--batch", type=int, default=256, help="images; 1 or more")
+    parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     arguments = parser.parse_args()
     results = {model: measure(model, arguments) for model in ("resnet18", "deit_tiny")}
 

@@ -13,7 +13,6 @@ Figures (each the median of its repetitions, with all of them listed):
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import statistics
@@ -29,6 +28,7 @@ import torch
 from fogzo_repro import files, run
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError
+from fogzo_repro.terminal import command_parser
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.step import TrainStep
@@ -139,11 +139,9 @@ def probe_memory(hardware: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("hardware", help="hardware=<profile>")
-    parser.add_argument("--out", required=True, type=Path)
+    parser = command_parser(__doc__)
+    parser.add_argument("hardware", help="hardware=PROFILE, as hardware=cpu")
+    parser.add_argument("--out", required=True, type=Path, help="the record to write; a JSON file")
     parser.add_argument("--quick", action="store_true", help="one repetition of everything")
     arguments = parser.parse_args()
     hardware = arguments.hardware.removeprefix("hardware=")

@@ -9,7 +9,6 @@ temporary folder; the wall time is that of the whole command, its start included
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 from fogzo_repro import files
 from fogzo_repro.data.c4 import MANIFEST
+from fogzo_repro.terminal import command_parser
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.machine import processor_name
 
@@ -28,12 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def main() -> None:
     """Measure, write one JSON file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--workers", default="1,2", help="comma-separated")
-    parser.add_argument("--repeat", type=int, default=20)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = command_parser(__doc__)
+    parser.add_argument("--source", type=Path, required=True, help="folder of *.json.gz")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="holds tokenizer.model")
+    parser.add_argument("--workers", default="1,2", help="numbers of processes, comma-separated")
+    parser.add_argument("--repeat", type=int, default=20, help="times that the files are read")
+    parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro import files
+from fogzo_repro.terminal import command_parser
 from scripts.bench.networks import NETWORKS, cases, configure, measure
 
 PAPER_RATIO = 1.58  # a FOGZO step in STE steps, PAPER 2, "Table 4"
@@ -41,13 +42,15 @@ PAPER_RATIO = 1.58  # a FOGZO step in STE steps, PAPER 2, "Table 4"
 
 def main() -> int:
     """Compile all cases, measure one after another, write a JSON file for each group."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("groups", nargs="+", choices=NETWORKS)
+    parser = command_parser(__doc__)
+    parser.add_argument("groups", nargs="+", choices=NETWORKS, help="which networks")
     parser.add_argument("--out", required=True, help="JSON file; {group} stands for the group")
     parser.add_argument("--cases", help="comma-separated, as 'resnet18 none,resnet18 round-w2'")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--warm-up", type=int, default=5)
-    parser.add_argument("--side-by-side", type=int, default=11, help="processes that compile")
+    parser.add_argument("--steps", type=int, default=50, help="timed; 1 or more")
+    parser.add_argument("--warm-up", type=int, default=5, help="steps before the clock starts")
+    parser.add_argument(
+        "--side-by-side", type=int, default=11, help="processes that compile at a time"
+    )
     parser.add_argument("--patience", type=float, default=900, help="seconds for compiling")
     parser.add_argument("--toy", action="store_true", help="tiny networks, a check on the CPU")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a measuring process

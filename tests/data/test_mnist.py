@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError
 from fogzo_repro.data import mnist
 
@@ -49,3 +50,18 @@ def test_describing_it_reads_and_downloads_nothing(tmp_path: Path) -> None:
     assert dataset.fingerprint == "ee625814236d7d0e2ecdd8a2eb7c6770"
     assert (dataset.examples, dataset.shape, dataset.classes) == (60_000, (1, 28, 28), 10)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_network_a_run_that_makes_sense_is_proposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(mnist, "_fetch", fail)
+    mnist.read.cache_clear()
+    with pytest.raises(UserError, match="no route to host") as error:
+        mnist.read(tmp_path)
+    words = str(error.value).rpartition(": ")[2].split()
+    config = compose_run(*words)
+    assert (config.dataset.name, config.recipe.name) == ("digits", "digits_mlp")
