@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from fogzo_repro import load_run, summary
 from fogzo_repro.__main__ import compose_run
+from fogzo_repro.estimators import check_weights
 from fogzo_repro.reporting import readme
 from tests.conftest import ROOT
 from tests.forked import python
@@ -68,7 +69,7 @@ def mine(tmp_path):
 
 
 def test_the_librarys_page_has_a_loop_that_trains():
-    loop, own = (code for page, code in PYTHON if page == "docs/library.md")
+    loop, own, adapter = (code for page, code in PYTHON if page == "docs/library.md")
     names = {}
     exec(compile(loop, "docs/library.md", "exec"), names)
     assert names["losses"][-1] < names["losses"][0] - 0.1
@@ -78,6 +79,9 @@ def test_the_librarys_page_has_a_loop_that_trains():
         exec(compile(own, "docs/library.md", "exec"), names)
     assert names["estimate"].coefficient != 0 and not torch.equal(names["model"][0].weight, before)
     assert names["model"][1].num_batches_tracked == 4 * 20 + 2 * 4
+    exec(compile(adapter, "docs/library.md", "exec"), names)
+    check_weights(names["weights"], names["model"])
+    assert [w.parameter.shape for w in names["weights"]] == [(16, 20), (4, 16)]
 
 
 def test_three_lines_of_the_readme_are_those_of_the_loop():
