@@ -1,0 +1,187 @@
+"""The answer on the first screen of README.md: three sentences and a table, from records alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fogzo_repro.reporting.claims import Judged, chosen, judge, read_claims
+from fogzo_repro.reporting.columns import Column, Columns, markdown
+from fogzo_repro.reporting.hypotheses import FOGZO, STE
+from fogzo_repro.reporting.markdown import NOT_RUN, mean_sd
+from fogzo_repro.reporting.minis import TITLES as MINIS
+from fogzo_repro.reporting.minis import Choice, choices
+from fogzo_repro.reporting.readings import CLAIMS, RATE, SPACING, picked, read_readings
+from fogzo_repro.reporting.results import FRESH_SEEDS, CellResult, TableResults, ran, scale_of
+from fogzo_repro.reporting.statistics import summarize
+
+SHALLOW = "figure-shallow"
+GRIDS = {"half_integer": "round, half-integer grid (default)", "integer": "round, integer grid"}
+METRICS = {
+    "loss": "train loss (nats)", "top1": "test top-1 (%)", "perplexity": "held-out perplexity",
+}  # fmt: skip
+DIGITS = {"loss": 3, "top1": 2, "perplexity": 2}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A line of the table: both sides at their best, and the STE at equal cost."""
+
+    network: str
+    quantizer: str
+    metric: str
+    ste: str
+    fogzo: str
+    equal_cost: str
+    gain: str
+    verdict: str
+
+
+def answer(results: Path, found: Sequence[TableResults]) -> str:
+    """Return the sentences and the table."""
+    tables = {table.table: table for table in found}
+    judged = {
+        name: judge(table, read_claims(results / "paper" / "claims.csv", name))
+        for name, table in tables.items()
+    }
+    lines = [line for grid in GRIDS for line in _shallow(tables[SHALLOW], judged[SHALLOW], grid)]
+    lines += [line for name in MINIS for line in _mini(tables[name], judged[name])]
+    sentences = [
+        _of_readings(results, tables[SHALLOW], judged[SHALLOW]),
+        _of_minis([tables[name] for name in MINIS], [j for name in MINIS for j in judged[name]]),
+        _of_the_paper([t for t in found if scale_of(t.table) == "full" and t.table != SHALLOW]),
+    ]
+    absent = [line for line in lines if {line.ste, line.fogzo, line.equal_cost} == {NOT_RUN}]
+    shown = [line for line in lines if line not in absent or line.quantizer.endswith("(default)")]
+    numbered = [f"{k}. {sentence}" for k, sentence in enumerate(sentences, 1)]
+    parts = ["\n".join(numbered), markdown(COLUMNS, shown), IN_BRACKETS + _not_run(absent)]
+    return "\n\n".join(parts)
+
+
+def _not_run(lines: Sequence[Compared]) -> str:
+    by_network: dict[str, list[str]] = {}
+    for line in lines:
+        by_network.setdefault(line.network, []).append(line.quantizer)
+    said = "; ".join(f"{network}: {' / '.join(rows)}" for network, rows in by_network.items())
+    return f" Nothing was run yet of {said}." if said else ""
+
+
+def _of_readings(results: Path, shallow: TableResults, judged: Sequence[Judged]) -> str:
+    _, tried = read_readings(results)
+    best = picked(tried)
+    if best is None:
+        return "MNIST (Section 4.1): no reading of what the paper leaves open was run."
+    alike = [t for t in tried if (t.reading.rate, t.reading.spacing) == (RATE, SPACING)]
+    full = sum(t.given == len(CLAIMS) for t in alike)
+    n = len(best.losses("STE"))
+    half = [j for j in judged if j.claim.id.startswith("half-")]
+    fresh = any(seed >= FRESH_SEEDS for j in half if j.better is not None for seed in j.better.runs)
+    said = f"of its {len(half)} claims: {_counts(half)}" if fresh else "it was not run yet"
+    return (
+        "**MNIST (Section 4.1)**: what comes out depends on how weights are rounded, which the "
+        f"paper leaves open. Of {len(alike)} readings at its learning rate and a spacing of one "
+        f"standard deviation, {full} give{'s' * (full == 1)} all {len(CLAIMS)} of its claims by "
+        f"the means of {n} seeds ([readings](results/tables/readings.md)): the "
+        f"{best.reading.grid} grid with derivative {best.reading.derivative}. It is the default "
+        f"here, picked *because* the claims come out under it; on fresh seeds {said}. Under the "
+        f"integer grid, the reading before, of {len(judged) - len(half)} claims: "
+        f"{_counts([j for j in judged if j not in half])}."
+    )
+
+
+def _of_minis(minis: Sequence[TableResults], judged: Sequence[Judged]) -> str:
+    cells = [cell for table in minis for cell in table.cells.values()]
+    tuning = sum(len(cell.reporting(tuning=True)) for cell in cells)
+    reported = sum(len(cell.reporting()) for cell in cells)
+    named = ", ".join(f"{MINIS[t.table].split(',')[0]}" for t in minis if ran(t))
+    start = f"**Deep networks at small scale** ({named or 'none'}): {tuning} tuning runs and "
+    if not reported:
+        return f"{start}no evaluation run, so that no verdict stands on whether FOGZO helps there."
+    return f"{start}{reported} evaluation runs; of {len(judged)} claims: {_counts(judged)}."
+
+
+def _of_the_paper(tables: Sequence[TableResults]) -> str:
+    cells, done = sum(len(t.cells) for t in tables), sum(map(ran, tables))
+    return (
+        f"**The paper's Tables 1 to 4** (ImageNet-100, C4): {done} of {cells} cells were run at "
+        "full scale"
+        + (", so that nothing is known here of the paper's numbers." if not done else ".")
+    )
+
+
+def _counts(judged: Sequence[Judged]) -> str:
+    counted = Counter(one.verdict for one in judged)
+    words = {"holds": "hold", "not run": "not run yet"}
+    return ", ".join(f"{n} {words.get(verdict, verdict)}" for verdict, n in counted.items())
+
+
+def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Iterator[Compared]:
+    rows = [f"{name}, {grid} grid" for name in ("STE", "FOGZO n=1", "STE, equal cost")]
+    cells = [chosen(found, row) for row in rows]
+    sides = (rows[1], "chosen"), (rows[0], "chosen")
+    claim = next(j for j in judged if (j.claim.better, j.claim.worse) == sides)
+    ste, fogzo, cost = (_value(cell, "train", "loss") for cell in cells)
+    place = "MLP, MNIST", GRIDS[grid], METRICS["loss"]
+    yield Compared(*place, ste, fogzo, cost, *_verdict(claim))
+
+
+def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
+    made = choices(found)
+    for row in dict.fromkeys(row for row, column in found.cells if column == FOGZO):
+        claims = [j for j in judged if j.claim.better == (row, FOGZO)]
+        claim = next(j for j in claims if j.claim.worse == (row, STE) and j.claim.metric != "loss")
+        split, metric = claim.claim.split, claim.claim.metric
+        cells = [found.cells.get((row, name)) for name in (STE, FOGZO, "STE, equal cost")]
+        ste, fogzo, cost = (_value(cell, split, metric) for cell in cells)
+        if ste == fogzo == NOT_RUN:
+            ste, fogzo = (_tuned(made, row, side) for side in (STE, FOGZO))
+        place = MINIS[found.table].split(",")[0], row, METRICS[metric]
+        yield Compared(*place, ste, fogzo, cost, *_verdict(claim))
+
+
+def _value(cell: CellResult | None, split: str, metric: str) -> str:
+    if cell is None:
+        return NOT_RUN
+    summary = summarize([*cell.values(split, metric).values()])
+    return mean_sd(summary, DIGITS[metric])
+
+
+def _tuned(made: Sequence[Choice], row: str, side: str) -> str:
+    """Return the loss on tuning seeds of the last sweep that has chosen, in brackets."""
+    own = [c for c in made if (c.row, c.side) == (row, side)]
+    if not own:
+        return NOT_RUN
+    choice = own[-1]
+    losses = choice.cell.tuning_losses()
+    noise = "" if choice.noise is None else f", 1−β={choice.noise:g}"
+    edge = ", edge" * choice.edge
+    mean = sum(losses.values()) / len(losses)
+    return f"[{mean:.3f} ({len(losses)}), lr={choice.rate:g}{noise}{edge}]"
+
+
+def _verdict(judged: Judged) -> tuple[str, str]:
+    test = judged.test
+    if test is None:
+        return "", judged.verdict
+    gain = f"{test.gain:+.3f} [{test.low:+.3f}, {test.high:+.3f}]"
+    return gain, judged.said + f", p = {judged.deciding_p:.2g}"
+
+
+COLUMNS: Columns = (
+    Column("network", lambda line: line.network),
+    Column("quantizer", lambda line: line.quantizer),
+    Column("metric", lambda line: line.metric),
+    Column("STE, its rate", lambda line: line.ste),
+    Column("FOGZO n=1, its noise and rate", lambda line: line.fogzo),
+    Column("STE, equal cost", lambda line: line.equal_cost),
+    Column("gain [95%]", lambda line: line.gain),
+    Column("verdict", lambda line: line.verdict),
+)
+IN_BRACKETS = (
+    "Mean ± sd (seeds). Gain: FOGZO over the STE, each with the noise and learning rate that it "
+    "chose on seeds of their own. In square brackets, where nothing else was run: held-out loss in "
+    "nats of the tuning runs at the chosen values; it was chosen by and has one or two seeds, "
+    "reports nothing and is not to be compared. Edge: no value beyond the chosen one was tried."
+)

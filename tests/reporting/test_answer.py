@@ -1,0 +1,58 @@
+"""The first screen of README.md: what is known, and what is not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fogzo_repro.reporting.answer import answer
+from fogzo_repro.reporting.results import read_results
+from fogzo_repro.reporting.tables import FORMS
+from tests.conftest import ROOT
+
+Save = Callable[..., dict[str, Any]]
+
+
+def said(results: Path) -> str:
+    return answer(results, [read_results(results, table) for table in FORMS])
+
+
+def line(text: str, start: str) -> list[str]:
+    (found,) = (x for x in text.splitlines() if x.startswith(start))
+    return [part.strip() for part in found.strip("|").split("|")]
+
+
+def test_without_records_it_says_that_nothing_is_known(results: Path) -> None:
+    text = said(results)
+    assert "no reading of what the paper leaves open was run" in text
+    assert "0 tuning runs and no evaluation run, so that no verdict stands" in text
+    assert "nothing is known here of the paper's numbers" in text
+    assert text.count("\n| ") == 3  # title, rule, and the default reading all the same
+    assert "Nothing was run yet of MLP, MNIST: round, half-integer grid (default)" in text
+
+
+def test_the_verdict_is_that_of_both_sides_at_their_chosen_values(full_table: Path) -> None:
+    shutil.copytree(ROOT / "results" / "records" / "readings", full_table / "records" / "readings")
+    text = said(full_table)
+    _, quantizer, metric, ste, fogzo, cost, gain, verdict = line(text, "| MLP, MNIST | round, in")
+    assert (quantizer, metric) == ("round, integer grid", "train loss (nats)")
+    assert all(cell.endswith("(10)") for cell in (ste, fogzo, cost))
+    assert gain.startswith(("+", "-")) and "[" in gain and verdict != "not run"
+    assert "picked *because* the claims come out under it; on fresh seeds it was not run" in text
+
+
+def test_tuning_runs_stand_in_brackets_and_give_no_verdict(results: Path, save: Save) -> None:
+    row, table = "sign, hardtanh", "mini-deit-tiny"
+    for rate, loss in ((1e-3, 2.2), (5e-4, 2.1)):
+        config = {
+            "model": {"name": "deit_tiny"}, "dataset": {"name": "cifar100"}, "quantizer": {},
+            "estimator": {"name": "ste"}, "recipe": {"lr": rate},
+        }  # fmt: skip
+        losses = {"val": {"loss": loss, "top1": 50.0}, "train": {"loss": 2.0}}
+        more = {"table": table, "scale": "mini", "metrics": {"last": losses}, "config": config}
+        save(f"{row}: STE, rate", f"lr={rate}", 100, 0.0, **more)
+    cells = line(said(results), "| DeiT-Tiny on CIFAR-100 | sign, hardtanh")
+    assert cells[3:] == ["[2.100 (1), lr=0.0005, edge]", "not run", "not run", "", "not run"]
+    assert "2 tuning runs and no evaluation run, so that no verdict stands" in said(results)
