@@ -38,6 +38,12 @@ def body(columns: Sequence[Column], lines: Sequence[Any]) -> list[list[str]]:
     return [[column.format(column.value(line)) for column in columns] for line in lines]
 
 
+def filled(columns: Sequence[Column], lines: Sequence[Any]) -> list[Column]:
+    """Return the columns that have something to say in at least one line."""
+    texts = zip(*body(columns, lines), strict=True)
+    return [column for column, said in zip(columns, texts, strict=True) if any(said)]
+
+
 def markdown(columns: Sequence[Column], lines: Sequence[Any]) -> str:
     """Return a table in Markdown."""
     return grid(titles(columns), body(columns, lines))

@@ -15,7 +15,7 @@ from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import judge, read_claims
 from fogzo_repro.reporting.latex import tabular
 from fogzo_repro.reporting.results import read_paper, read_results
-from fogzo_repro.reporting.tables import PAPER_TITLES, write_table
+from fogzo_repro.reporting.tables import PAPER_TITLES, ran_alone, write_table
 from fogzo_repro.tracking.records import SCHEMA_VERSION
 
 Save = Callable[..., dict[str, Any]]
@@ -91,7 +91,7 @@ def test_the_best_evaluation_never_stands_for_the_last(results: Path, save_cell:
 
 def test_quests_published_value_stands_beside_its_cell(results: Path) -> None:
     write_table(results, "table3")
-    assert "| 37.75 | not run |  | 35.66 |" in line_of(results, "table3", "| 95M | QuEST |")
+    assert "| 37.75 | not run | 35.66 |" in line_of(results, "table3", "| 95M | QuEST |")
     assert "35.66" in (results / "tables" / "table3.tex").read_text()
 
 
@@ -215,3 +215,25 @@ def test_latex_names_a_row_once_and_rules_off_the_next() -> None:
     text = tabular(["row", "v"], [["a", "1"], ["a", "2"], ["b", "3"]])
     assert text.count("\\midrule") == 2
     assert [line.split(" &")[0] for line in text.splitlines()[5:7]] == ["a", ""]
+
+
+@pytest.mark.parametrize(
+    ("command", "resolved", "alone"),
+    [
+        ("python -m fogzo_repro", {}, True),
+        ("python scripts/run_cells.py table1 --workers 2", {}, False),
+        ("python scripts/run_cells.py table1 --gpus 0,1 --workers 2", {}, True),
+        ("python scripts/run_cells.py figure-shallow", {"evaluator": "lanes"}, False),
+    ],
+    ids=["single", "shared", "a card each", "lanes"],
+)
+def test_the_time_of_a_run_that_shared_its_card_is_not_told(
+    command: str, resolved: dict[str, str], alone: bool
+) -> None:
+    assert ran_alone({"command": command, "resolved": resolved}) is alone
+
+
+def test_a_column_without_anything_to_say_is_left_out(results: Path) -> None:
+    write_table(results, "table1")
+    head = line_of(results, "table1", "| row")
+    assert "ours" in head and "hours" not in head and "difference" not in head
