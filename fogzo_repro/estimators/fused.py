@@ -99,9 +99,20 @@ def alphas(parameters: Sequence[Tensor], scales: Sequence[Scale]) -> list[Tensor
     return [s(p) if callable(s) else s for p, s in zip(parameters, scales, strict=True)]
 
 
-@_compilable
+def unrotated(x: Tensor) -> Tensor:
+    """Return x: a map for `rotated`."""
+    return x
+
+
 def rotated(tensors: Sequence[Tensor], maps: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:
     """Return each tensor in the coordinates of its rounding, or back; types stay."""
+    if all(f is unrotated for f in maps):  # nothing to compile
+        return list(tensors)
+    return _rotated(list(tensors), list(maps))
+
+
+@_compilable
+def _rotated(tensors: Sequence[Tensor], maps: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:
     return [f(t).to(t.dtype) for t, f in zip(tensors, maps, strict=True)]
 
 

@@ -10,15 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fogzo_repro.estimators.fused import alphas, rotated, safe_norm, scaled_norms
+from fogzo_repro.estimators.fused import alphas, rotated, safe_norm, scaled_norms, unrotated
 from fogzo_repro.estimators.smoothing import SmoothingLaw
 
 # Returns the loss, a 0-dim tensor, at the current parameters: same batch, same masks, every time.
 LossFunction = Callable[[], Tensor]
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,8 @@ class QuantizedWeight:
     law: SmoothingLaw
     levels: Callable[[Tensor], Tensor] | None = None
     slope: Callable[[Tensor], Tensor] | None = None
-    rotate: Callable[[Tensor], Tensor] = _identity
-    rotate_back: Callable[[Tensor], Tensor] = _identity
+    rotate: Callable[[Tensor], Tensor] = unrotated
+    rotate_back: Callable[[Tensor], Tensor] = unrotated
     quantized: Callable[[Tensor], Tensor] | None = None
 
     def epsilon(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from fogzo_repro.estimators import directions
 from fogzo_repro.estimators.fogzo import algorithm_1
-from fogzo_repro.estimators.fused import compile_fused
+from fogzo_repro.estimators.fused import _alike, compile_fused
 from fogzo_repro.estimators.probes import SequentialProbes
 
 
@@ -65,3 +65,21 @@ def test_compiled_functions_equal_eager_ones(
     request.getfixturevalue("compiled")
     for a, b in zip(eager, estimate(quantizer, n=5), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "bounds"),
+    [
+        ("s" + 3 * "qkvo" + "h", [0, 1, 5, 9, 13, 14]),
+        (2 * "qqqqggd", [0, 7, 14]),
+        (10 * "a", [0, 5, 10]),
+        (3 * "ab", [0, 6]),  # no block of four
+        ("uvwxyz" + 2 * "qkvo", [0, 14]),  # most are of no block
+        ("", [0, 0]),
+    ],
+    ids=str,
+)
+def test_the_weights_of_blocks_that_are_alike_are_parts(shapes: str, bounds: list[int]) -> None:
+    parts = _alike(shapes)
+    assert [part.stop for part in parts] == bounds[1:]
+    assert [part.start for part in parts] == bounds[:-1]
