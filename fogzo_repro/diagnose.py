@@ -49,7 +49,7 @@ from fogzo_repro.randomness import derive_seed, generator_for
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
 from fogzo_repro.reporting.jackknife import jackknife
 from fogzo_repro.stored import StoredRun, open_run
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import command_parser, one_line_errors, typed_path
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import read_tensors
 from fogzo_repro.training.network import Network
@@ -224,7 +224,7 @@ def step_of(path: Path) -> int:
 
 
 def diagnose(
-    run: StoredRun, data_dir: str | None, device: torch.device, effort: Callable[[Effort], Effort]
+    run: StoredRun, data_dir: Path | None, device: torch.device, effort: Callable[[Effort], Effort]
 ) -> list[Row]:
     """Measure at all snapshots of a run, with progress.
 
@@ -270,7 +270,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     known: dict[str, Any] = {
-        "data_dir": str,
+        "data_dir": typed_path,
         "device": read_device,
         **dict.fromkeys(Effort.__annotations__, int),
     }

@@ -15,7 +15,7 @@ import torch
 
 from fogzo_repro.config import UserError, did_you_mean
 from fogzo_repro.stored import open_run
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import command_parser, one_line_errors, typed_path
 
 
 def parse_settings(given: list[str], known: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def main() -> None:
         "settings", nargs="*", help="data_dir=DIR, where the data lie now; device=auto|cpu|cuda"
     )
     arguments = parser.parse_args()
-    settings = parse_settings(arguments.settings, {"data_dir": str, "device": read_device})
+    settings = parse_settings(arguments.settings, {"data_dir": typed_path, "device": read_device})
     device = settings.get("device", read_device("auto"))
 
     run = open_run(arguments.run)

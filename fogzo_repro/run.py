@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from fogzo_repro.tracking.history import binned_history
 from fogzo_repro.tracking.metrics import Journal
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.tracking.records import SCHEMA_VERSION, make_good, read_record, write_record
+from fogzo_repro.training.compilation import compile_failure
 from fogzo_repro.training.graph import CapturedStep
 from fogzo_repro.training.kept_code import KeptCode, kept_folder
 from fogzo_repro.training.loop import Diverged, Timetable, Training
@@ -64,25 +66,26 @@ def execute(config: RunConfig, *, quiet: bool = False, label: str = "") -> dict[
         UserError: for what the user can mend.
         Preempted: after a signal, with the checkpoint written.
     """
-    plan, ranks = make_plan(config), current_ranks()
+    ranks = current_ranks()
+    with ranks.together():
+        plan = make_plan(config)
+        record = None if config.force else finished_record(plan)
     name = named(plan.run_id, config, label)
-    if not config.force:
-        record = finished_record(plan)
-        if record is not None:
-            ranks.meet()  # all have read before the first rank writes
-            if ranks.first:
-                record = make_good(plan.folder / "record.json")
-                if not quiet:
-                    print(f"{name}: {record['status']} before, {_skipped(record)}")
-            return record
-    plan.task.load(plan.machine.device)  # data that cannot be read leave no run folder behind
-    check_batch_fits(
-        config, plan.task, plan.network.model, plan.machine, ranks.world_size, plan.total_steps,
-        needs_of(config, plan.network).first_step,
-    )  # fmt: skip
-    ranks.meet()  # all have looked before the first rank writes
-    with _run_folder(plan) as said:
-        ranks.meet()
+    if record is not None:
+        if ranks.first:
+            record = make_good(plan.folder / "record.json")
+            if not quiet:
+                print(f"{name}: {record['status']} before, {_skipped(record)}")
+        return record
+    with ranks.together():
+        plan.task.load(plan.machine.device)  # data that cannot be read leave no run folder behind
+        check_batch_fits(
+            config, plan.task, plan.network.model, plan.machine, ranks.world_size,
+            plan.total_steps, needs_of(config, plan.network).first_step,
+        )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        with ranks.together():
+            said = stack.enter_context(_run_folder(plan))
         return _train(plan, name, said)
 
 
@@ -194,6 +197,9 @@ def _train(plan: Plan, name: str, said: list[str]) -> dict[str, Any]:
             log.say(f"{name}: {error}; run the same command again to go on")
         if isinstance(error, RuntimeError) and (lost := lost_workers(error)):
             raise lost from None
+        if plan.machine.compile and (failure := compile_failure(error)):
+            log.keep(traceback.format_exc())
+            raise failure from None
         raise
     finally:
         for line in kept.save():
@@ -254,10 +260,14 @@ class _Log:
 
     def say(self, line: str) -> None:
         """Write a line to both."""
+        self.keep(line)
+        self.progress.say(line)
+
+    def keep(self, line: str) -> None:
+        """Write a line, or several, to log.txt alone."""
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         with contextlib.suppress(UserError):  # to tell what happens must not end it
             files.append(self.path, f"{stamp} {line}\n")
-        self.progress.say(line)
 
 
 def _record(

@@ -61,9 +61,9 @@ class StoredRun:
         network.model.eval()
         return network, step
 
-    def task(self, data_dir: str | None, device: torch.device) -> Task:
+    def task(self, data_dir: str | Path | None, device: torch.device) -> Task:
         """Load the run's data, from where the run found them unless told otherwise."""
-        task = build_task(replace(self.config, data_dir=data_dir or self.config.data_dir))
+        task = build_task(replace(self.config, data_dir=str(data_dir or self.config.data_dir)))
         task.load(device)
         return task
 

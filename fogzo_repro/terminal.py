@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 LOST = (OSError, ValueError, AttributeError)  # no room or no reader, closed, not there at all
@@ -44,6 +45,21 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return text
 
 
+def typed_path(text: str) -> Path:
+    """Return the path that a user has typed, with `~` for a home folder.
+
+    Raises:
+        ValueError: where there is no such home folder, and for nothing, which would be the current
+            folder, as after `--out=$UNSET`.
+    """
+    if not text.strip():
+        raise ValueError("is empty; a dot stands for the current folder")
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise ValueError("names a home folder that is not there; ./~ begins a name with ~")
+    return Path(path)
+
+
 def command_parser(documentation: str | None, name: str | None = None) -> argparse.ArgumentParser:
     """Return a parser whose --help shows a command's whole documentation, examples included.
 
@@ -51,7 +67,9 @@ def command_parser(documentation: str | None, name: str | None = None) -> argpar
         documentation: of the module.
         name: of the command, where it is not the file's.
     """
-    return argparse.ArgumentParser(name, description=documentation, formatter_class=_Help)
+    parser = argparse.ArgumentParser(name, description=documentation, formatter_class=_Help)
+    parser.register("type", Path, typed_path)  # what `type=Path` stands for
+    return parser
 
 
 def one_line_errors(tool: Callable[[], None]) -> int:

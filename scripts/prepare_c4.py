@@ -66,11 +66,14 @@ LOCK_SECONDS = 10  # workers of a killed process need a moment to go
 def arguments(line: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = command_parser(__doc__)
-    parser.add_argument("--source", required=True, help="hub, or a folder of *.json.gz")
+    home = os.path.expanduser
+    parser.add_argument("--source", required=True, type=home, help="hub, or a folder of *.json.gz")
     parser.add_argument(
         "--name", help=f"what records and tables call the text; {C4_NAME} for C4's own files"
     )
-    parser.add_argument("--tokenizer", required=True, help="folder with tokenizer.model, or a name")
+    parser.add_argument(
+        "--tokenizer", required=True, type=home, help="folder with tokenizer.model, or a name"
+    )
     parser.add_argument("--out", required=True, type=Path, help="data_dir/c4")
     parser.add_argument("--tokens", required=True, type=float, help="training tokens, e.g. 3.1e9")
     parser.add_argument(

@@ -224,10 +224,14 @@ def default_workers(config: RunConfig, gpus: list[str]) -> int:
 def conclude(outcome: Outcome, wanted: int, overview: Overview) -> int:
     """Say how the runs ended, and which did not and why; return the exit status."""
     for title, ended in (("failed", outcome.failed), ("diverged", outcome.diverged)):
-        for job, why in ended:
-            cell = job.config.cell
-            place = f"{cell.row} | {cell.column}, seed {job.config.seed}"
-            overview.say(f"{title}: {place} ({job.run_id}): {why}")
+        for why in dict.fromkeys(why for _, why in ended):  # what all runs lack is said once
+            places = [
+                f"{job.config.cell.row} | {job.config.cell.column}, seed {job.config.seed} "
+                f"({job.run_id})"
+                for job, their in ended
+                if their == why
+            ]
+            overview.say(f"{title}: {'; '.join(places)}: {why}")
     left = wanted - len(outcome.finished) - len(outcome.diverged) - len(outcome.failed)
     overview.say(
         f"{len(outcome.finished)} finished, {len(outcome.diverged)} diverged, "

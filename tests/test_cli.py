@@ -390,3 +390,30 @@ def test_mnist_runs_from_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "train loss" in done.stdout
     assert Path(tmp_path, done.stdout.split(":")[0], "record.json").is_file()
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FOGZO_DATA", "~/data")
+    monkeypatch.chdir(tmp_path)
+    words = ['output_root="~/runs"', *TINY]
+    status, out, _ = run_cli(monkeypatch, capsys, *words, "dry_run=true")
+    assert status == 0 and f"data_dir: {tmp_path}/home/data" in out
+    assert run_cli(monkeypatch, capsys, "-m", *words, "seed=0,1")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert len(list(tmp_path.glob("home/runs/*/record.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "data", "said"),
+    [
+        ([], "", "data_dir=, by FOGZO_DATA is empty; a dot stands for the current folder"),
+        (["output_root="], "x", "output_root= is empty"),
+        (['data_dir="~nobody-here/x"'], "x", "data_dir=~nobody-here/x names a home folder that"),
+    ],
+    ids=["FOGZO_DATA", "output_root", "no such home"],
+)
+def test_a_place_that_is_none_is_refused(monkeypatch, capsys, words, data, said):
+    monkeypatch.setenv("FOGZO_DATA", data)
+    status, _, err = run_cli(monkeypatch, capsys, *TINY, *words)
+    assert status == 2 and said in err and err.count("\n") == 1

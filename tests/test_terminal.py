@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from fogzo_repro.terminal import command_parser
 from tests.conftest import ROOT
 
 TELLING = """
@@ -53,6 +55,7 @@ def test_work_ends_well_after_the_reader_of_a_pipe_has_left(tmp_path) -> None:
 
 TOOL = """
 import sys
+from pathlib import Path
 from fogzo_repro.terminal import one_line_errors
 sys.exit(one_line_errors(lambda: print("a result\\n" * int(sys.argv[1]))))
 """
@@ -76,3 +79,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(lines: int) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+def test_a_path_is_typed_with_a_tilde_and_never_empty(monkeypatch, capsys):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = command_parser("What it does.")
+    parser.add_argument("--out", type=Path)
+    assert parser.parse_args(["--out=~/x"]).out == Path("/home/me/x")
+    for text, said in (("", "''"), ("~nobody-here/x", "'~nobody-here/x'")):
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--out={text}"])
+        assert f"invalid Path value: {said}" in capsys.readouterr().err

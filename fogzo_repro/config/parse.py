@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, require,
 from fogzo_repro.config.run import FAMILIES, RECIPE_KINDS, SECTIONS, TRACKERS, RunConfig
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS
+from fogzo_repro.terminal import typed_path
 
 CompositionError = OmegaConfBaseException  # what Hydra lets through while it composes
 
@@ -159,6 +161,8 @@ OmegaConf.register_new_resolver(
 )
 
 
+# Hydra makes the folder of a sweep before anything is parsed.
+OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)
 OmegaConf.register_new_resolver("parts_dir", own_parts, replace=True)
 OmegaConf.register_new_resolver(  # where Hydra looks for options too
     "parts_searchpath",
@@ -202,6 +206,12 @@ def _parse(settings: dict[str, Any], typed: Mapping[str, str]) -> RunConfig:
         part = _parse_section(section, settings[section], values["parts_dir"], typed)
         short = values["scale"] == "smoke" and hasattr(part, "smoke")
         values[section] = part.smoke() if short else part
+    for key in ("data_dir", "output_root"):
+        try:
+            values[key] = str(typed_path(values[key]))
+        except ValueError as error:
+            by = ", by FOGZO_DATA" if (key, values[key]) == ("data_dir", "") else ""
+            raise ConfigError(f"{key}={values[key]}{by} {error}") from None
     return RunConfig(**values)
 
 

@@ -15,6 +15,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fogzo_repro.config import UserError
+
+COMPILERS = ("torch._dynamo", "torch._inductor", "triton")  # where their errors are defined
+
 
 def compile_network(model: nn.Module) -> None:
     """Have a network compiled when it is called, in place: its parameters keep their names.
@@ -29,3 +33,23 @@ def compile_network(model: nn.Module) -> None:
         setattr(model, name, torch.compile(method, dynamic=False))
     if not regions:
         model.compile(dynamic=False)
+
+
+def compile_failure(error: BaseException) -> UserError | None:
+    """Return in one line that the compiler does not work here, where that is the error.
+
+    It looks for its own tools, a C++ compiler among them, when the first step is taken.
+    """
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__
+    if not any(type(e).__module__.startswith(COMPILERS) for e in chain):
+        return None
+    reason = next(iter(str(chain[-1]).strip().splitlines()), type(chain[-1]).__name__)
+    return UserError(
+        f"torch.compile does not work here ({reason}); it needs a C++ "
+        "compiler, on a GPU with Python's headers; else give hardware.compile=false (the run's "
+        "log.txt says where it failed)"
+    )

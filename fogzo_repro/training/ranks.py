@@ -9,9 +9,10 @@ code for every model.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,9 +21,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fogzo_repro.config import UserError
 from fogzo_repro.estimators.protocol import Point, ProbeLosses, Probes
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
+class SharedError(UserError):
+    """An error that all processes of a run raise at the same place."""
+
+    def tell(self) -> None:
+        """Print it, in the first process."""
+        if current_ranks().first:
+            super().tell()
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,25 @@ class Ranks:
         found: list[set[str]] = [set()] * self.world_size
         dist.all_gather_object(found, lines, group=self.control)
         return set().union(*found)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Do what each rank does, and raise in all of them what any one raises.
+
+        So none waits for one that is gone, and it is enough that the first one says it.
+
+        Raises:
+            SharedError: where any rank has raised a UserError.
+        """
+        own: set[str] = set()
+        try:
+            yield
+        except UserError as error:
+            if self.world_size == 1:
+                raise
+            own.add(str(error))
+        if said := self.union(own):
+            raise SharedError("; ".join(sorted(said)))
 
     def agree(self, tensors: Iterable[Tensor]) -> bool:
         """Return whether all ranks hold the same bits, by their sums as integers; all must ask."""

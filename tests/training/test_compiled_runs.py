@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.forked import ROOT, new_python
+from tests.forked import ROOT, finish, new_python, start
 
 SCRIPT = """
 import sys
@@ -33,3 +33,22 @@ def test_each_run_compiles_its_training_pass_and_no_evaluation(tmp_path):
     done = new_python(script, ROOT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "1", "1"]
+
+
+def test_a_missing_compiler_is_one_line(tmp_path):
+    def without():
+        import torch._inductor.config as inductor
+
+        inductor.cpp.cxx = ("no-such-compiler",)
+        inductor.force_disable_caches = True
+
+    words = ["dataset=digits", "recipe=digits_mlp", "hardware=cpu", "hardware.compile=true"]
+    words += ["recipe.max_steps=2", "estimator=ste", f"output_root={tmp_path / 'runs'}"]
+    assert finish(start(words, tmp_path / "err", before=without)) == 2
+    said = (tmp_path / "err").read_text()
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert error.startswith(
+        "error: torch.compile does not work here (InvalidCxxCompiler: No working"
+    )
+    assert error.endswith("(the run's log.txt says where it failed)") and "Traceback" not in said
+    assert "Traceback" in next(tmp_path.glob("runs/*/log.txt")).read_text()

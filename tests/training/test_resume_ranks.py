@@ -45,6 +45,47 @@ def test_processes_whose_weights_differ_stop_with_one_line(
     assert not list(tmp_path.glob("*/record.json"))
 
 
+def test_what_both_processes_lack_is_said_once(tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    words = ["model=resnet18", "hardware=cpu", "estimator=ste", f"data_dir={tmp_path}"]
+    both = start_both([*words, f"output_root={tmp_path / 'runs'}"], errors)
+    assert [finish(pid) for pid in both] == [2, 2]
+    assert errors.read_text().count("error: ") == 1
+    assert f"{tmp_path}/imagenet/train is not there" in errors.read_text()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_process_lacks_ends_both(tmp_path: Path, rank: int) -> None:
+    """The other one must not wait for it."""
+    words = ["dataset=digits", "recipe=digits_mlp", "hardware=cpu", "estimator=ste"]
+    errors, port = tmp_path / "errors", free_port()
+
+    def lack(number: int) -> None:
+        join(number, port)
+        if number == rank:
+            from fogzo_repro.config import UserError
+            from fogzo_repro.training.classification import InMemoryImages
+
+            def load(*_: object) -> None:
+                raise UserError("the data are not here")
+
+            InMemoryImages.load = load  # type: ignore[method-assign, assignment]
+
+    words += [f"output_root={tmp_path / 'runs'}"]
+    both = [start(words, errors, before=partial(lack, number)) for number in (0, 1)]
+    assert [finish(pid) for pid in both] == [2, 2]
+    assert errors.read_text() == "error: the data are not here\n"
+
+
+def test_a_folder_that_the_first_process_cannot_write_ends_both(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ["dataset=digits", "recipe=digits_mlp", "hardware=cpu", "estimator=ste"]
+    errors = tmp_path / "errors"
+    both = start_both([*words, f"output_root={tmp_path / 'file' / 'runs'}"], errors)
+    assert [finish(pid) for pid in both] == [2, 2]
+    assert errors.read_text().count("error: ") == 1 and "is not writable" in errors.read_text()
+
+
 def final_bytes(root: Path) -> dict[str, bytes]:
     names = ("metrics.jsonl", f"checkpoint-{STEPS:08d}.safetensors", f"checkpoint-{STEPS:08d}.json")
     return {name: next(root.glob(f"*/{name}")).read_bytes() for name in names}
