@@ -1,18 +1,19 @@
 """Rank parts of your own beside the STE and FOGZO on Section 4.1 or a mini.
 
-    python scripts/rank.py rivals            show the ranking, from records alone
-    python scripts/rank.py rivals --run      first run what is missing of your rows
-    python scripts/rank.py rivals/cage --run hardware=cpu
+    python scripts/rank.py rivals --config-dir examples/rivals          show the ranking
+    python scripts/rank.py rivals --config-dir examples/rivals --run    first run what is missing
+    python scripts/rank.py rivals/cage --run hardware=cpu               one row; FOGZO_PARTS is set
 
-The table is a file of your folder, DIR/table/NAME.yaml, with a section `rank` (docs/ranking.md);
-FOGZO_PARTS=DIR names the folder. With --run the tuning seeds are run first, and then, on the other
-seeds, what they have chosen; interrupted anywhere, the same command goes on. Options as those of
-run_cells.py, and so is the exit status.
+The table is a file of your folder, DIR/table/NAME.yaml, with a section `rank` (docs/ranking.md).
+The ranking is made from records alone, those under --results. With --run the tuning seeds are run
+first, and then, on the other seeds, what they have chosen; interrupted anywhere, the same command
+goes on. Options as those of run_cells.py, and so is the exit status.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,11 @@ if not __package__:  # started as a file
     __package__ = "scripts"
 
 from fogzo_repro import files
-from fogzo_repro.config import ConfigError, UserError
+from fogzo_repro.config import ConfigError, UserError, check_own_parts
 from fogzo_repro.project import working_folder
 from fogzo_repro.reporting.ranking import (
     Rules,
+    check_places,
     chosen_place,
     page,
     rank,
@@ -48,6 +50,7 @@ def main() -> int:
     started = time.monotonic()
     parser = command_parser(__doc__)
     parser.add_argument("table", help="a table of your folder, or <table>/<row or pattern>")
+    parser.add_argument("--config-dir", help="your folder, in place of FOGZO_PARTS")
     parser.add_argument("--run", action="store_true", help="run what is missing of your rows")
     parser.add_argument("--out", type=Path, help="write the ranking into this file too")
     parser.add_argument(
@@ -64,12 +67,14 @@ def main() -> int:
     arguments.records = arguments.results / "records"
     try:
         check_overrides(overrides)
+        if arguments.config_dir is not None:
+            os.environ["FOGZO_PARTS"] = arguments.config_dir  # and for the processes that train
+        check_own_parts()
         known = table_files()
         entries = find_entries(arguments.table, known)
         name = arguments.table.partition("/")[0]
         rules = read_rules(known[name])
-        if rules.beside not in known:
-            raise ConfigError(f"{known[name]}: rank.beside={rules.beside} is not a table")
+        check_places(rules, labels(find_entries(rules.beside, known)))
         rows = labels(entries)
         status = 0
         if arguments.run:

@@ -17,9 +17,9 @@ of the added table is ranked with. Each is put to the tests of `claims` against 
 `against`, with Holm's correction over the rows that are ranked.
 
 A row is ranked only where its runs are those of the first cell of `against` but for what is
-compared: as many steps, the same seeds, model, data and recipe (what either row was tuned over
-aside), and no more tuning runs than that table gave the compared cells. Otherwise it stands apart,
-with the reason.
+compared: as many steps, the same seeds, model, data and recipe (its rate and what either row was
+tuned over aside), and no more tuning runs than `chosen` cells of `against` have. Otherwise it
+stands apart, with the reason.
 """
 
 from __future__ import annotations
@@ -185,14 +185,13 @@ def rank(
         seeds: the evaluation seeds of each row.
 
     Raises:
-        UserError: where the rules name a cell that the other table does not have, or both tables
-            have a row of the same name.
+        UserError: where both tables have a row of the same name.
     """
     own, other = read_recorded(results, table), read_recorded(results, rules.beside)
     if both := {*rows} & {row for row, _ in other.cells}:
         raise UserError(f"{table} and {rules.beside} both have a row {min(both)}; rename yours")
-    against = [_known(other, place, rules) for place in rules.against]
-    controls = [_known(other, place, rules) for place in rules.controls]
+    against = [_beside_cell(other, place, rules) for place in rules.against]
+    controls = [_beside_cell(other, place, rules) for place in rules.controls]
     found = [_added(own, row, columns, rules) for row, columns in rows.items()]
     first = against[0].cell
     most = max(one.tuned for one in against)
@@ -231,17 +230,32 @@ def _added(own: TableResults, row: str, columns: Sequence[str], rules: Rules) ->
     return Ranked(row, cell, rules.split, rules.metric, runs, edge)
 
 
-def _known(other: TableResults, place: Place, rules: Rules) -> Ranked:
+def _beside_cell(other: TableResults, place: Place, rules: Rules) -> Ranked:
     row, column = place
-    cells = other.row(row)
-    rows = {c.row for c in other.cells.values()}
-    if rows and not cells:
-        near = did_you_mean(row, rows)
-        raise UserError(f"rank: {rules.beside} has no recorded row {row}{near}")
-    cell = chosen(other, row) if column == CHOSEN else other.cells.get(place)
-    tuned = sum(_tuning_runs(c) for c in cells) if column == CHOSEN else 0
-    edge = column == CHOSEN and cell is not None and on_edge(other, cell)
+    is_chosen = column == CHOSEN
+    cell = chosen(other, row) if is_chosen else other.cells.get(place)
+    tuned = sum(_tuning_runs(c) for c in other.row(row)) if is_chosen else 0
+    edge = is_chosen and cell is not None and on_edge(other, cell)
     return Ranked(named(*place), cell, rules.split, rules.metric, tuned, edge)
+
+
+def check_places(rules: Rules, known: Mapping[str, Sequence[str]]) -> None:
+    """Refuse rules that name a cell which the other table does not have.
+
+    Args:
+        rules: of the ranking.
+        known: labels of the other table's rows, with those of their columns.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    for row, column in (*rules.against, *rules.controls):
+        if row not in known:
+            said = f"rank: {rules.beside} has no row {row}{did_you_mean(row, known)}"
+            raise ConfigError(f"{said}; it has: {', '.join(known)}")
+        if column not in (*known[row], CHOSEN):
+            near = did_you_mean(column, known[row])
+            raise ConfigError(f"rank: {rules.beside} has no cell {row} | {column}{near}")
 
 
 def _tuning_runs(cell: CellResult) -> int:
@@ -275,7 +289,8 @@ def _apart(
     if most and one.tuned > most:
         return f"tuned by {one.tuned} runs, not {most}"
     mine, their = next(iter(runs.values())), next(iter(theirs.values()))
-    free = {*_swept(own.row(one.cell.row)), *_swept(other.row(first.row))}
+    tuned = own.row(tuned_row(one.cell.row, rules))
+    free = {"recipe.lr", *_swept(tuned), *_swept(other.row(first.row))}
     for key, (a, b) in _differing(mine, their).items():
         if key not in free:
             return f"{key}={a}, not {b}"

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from fogzo_repro.config import ConfigError, UserError
-from fogzo_repro.reporting.ranking import chosen_place, page, rank, read_rules
+from fogzo_repro.reporting.ranking import check_places, chosen_place, page, rank, read_rules
 from fogzo_repro.reporting.results import read_recorded
 
 OWN = "own"
@@ -161,10 +161,13 @@ def test_a_row_of_the_same_name_is_refused(results, rules, reference, row):
         ranked(results, rules, "STE")
 
 
-def test_a_cell_that_the_other_table_does_not_have_is_named(results, reference, tmp_path, row):
-    (tmp_path / "bad.yaml").write_text(RULES.replace("FOGZO n=1", "FOGZO n=2"))
-    with pytest.raises(UserError, match=r"no recorded row FOGZO n=2; did you mean FOGZO n=1\?"):
-        ranked(results, read_rules(tmp_path / "bad.yaml"), "Mine")
+def test_a_cell_that_the_other_table_does_not_have_is_named(rules):
+    known = {"STE": ["lr=0.1"], "FOGZO n=1": ["1-beta=0.1"], "Full precision": ["-"]}
+    check_places(rules, known)
+    with pytest.raises(ConfigError, match=r"has no row FOGZO n=1; did you mean FOGZO n=2\?"):
+        check_places(rules, {"STE": [], "FOGZO n=2": []})
+    with pytest.raises(ConfigError, match=r"has no cell Full precision \| -"):
+        check_places(rules, {**known, "Full precision": ["lr=0.1"]})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,191 @@
+"""scripts/rank.py: from an estimator's file to its row beside the STE and FOGZO."""
+
+import json
+import sys
+
+import pytest
+
+from fogzo_repro import run
+from fogzo_repro.config import ConfigError
+from fogzo_repro.reporting.ranking import check_places, read_rules
+from fogzo_repro.sweeps import side_by_side
+from fogzo_repro.sweeps.queue import Outcome
+from fogzo_repro.sweeps.tables import find_entries, table_files
+from scripts import rank, run_cells
+from tests.conftest import ROOT
+
+TINY = """
+seeds: [0..1, 100]
+settings:
+  {model: mlp, dataset: digits, recipe: digits_mlp, recipe.max_steps: 3, quantizer: round}
+rows:
+  ste:
+    label: STE
+    estimator: ste
+    cell.column: "lr=${recipe.lr}"
+    over: {recipe.lr: [0.002, 0.004]}
+  fogzo:
+    label: FOGZO n=1
+    estimator: fogzo
+    cell.column: "1-beta=${estimator.noise}"
+    over: {estimator.noise: [0.1, 0.01]}
+"""
+OWN = """
+seeds: [0..1, 100]
+settings:
+  {model: mlp, dataset: digits, recipe: digits_mlp, recipe.max_steps: 3, quantizer: round}
+rank:
+  beside: tiny
+  against: [[STE, chosen], [FOGZO n=1, chosen]]
+  split: train
+  metric: loss
+  direction: lower
+  no_difference_below: 0.02
+rows:
+  signed:
+    label: Signed
+    estimator: signed
+    cell.column: "size=${estimator.size}"
+    over: {estimator.size: [0.01, 1.0]}
+  longer:
+    label: Signed for longer
+    estimator: signed
+    cell.column: "-"
+    recipe.max_steps: 4
+"""
+SIGNED = """
+class Signed:
+    def __init__(self, size):
+        self.size = size
+
+    def begin_step(self, step, total_steps):
+        return True
+
+    def __call__(self, weights, probes, generator, signs):
+        for w in weights:
+            w.parameter.grad.copy_(self.size * w.parameter.grad.sign())
+
+
+build = Signed
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    for name, text in {
+        "table/tiny.yaml": TINY,
+        "table/own.yaml": OWN,
+        "estimator/signed.py": SIGNED,
+        "estimator/signed.yaml": "name: signed\nfamily: signed\nsize: 0.01\n",
+    }.items():
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setenv("FOGZO_PARTS", str(tmp_path / "mine"))
+    return tmp_path / "mine"
+
+
+def call(monkeypatch, capsys, module, *words):
+    """Call a command's main; return its status and what it printed."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words)])
+    status = module.main()
+    said = capsys.readouterr()
+    return status, said.out + said.err
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Train in this process, and as from a clean commit: the records of others are refused."""
+
+    def queue(jobs, **options):
+        outcome = Outcome()
+        for job in jobs:
+            run.execute(job.config, quiet=True)
+            outcome.finished.append(job)
+        return outcome
+
+    monkeypatch.setattr(run_cells, "run_queue", queue)
+    for module in (run, side_by_side):
+        monkeypatch.setattr(module, "git_state", lambda: {"commit": "0" * 40, "dirty": False})
+
+
+def test_an_own_estimator_is_tuned_run_and_ranked(mine, here, tmp_path, monkeypatch, capsys):
+    results = tmp_path / "results"
+    more = ["hardware=cpu", f"output_root={tmp_path / 'runs'}"]
+    status, said = call(
+        monkeypatch, capsys, run_cells, "tiny", "--records", results / "records", *more
+    )
+    assert status == 0, said
+    rank_it = (monkeypatch, capsys, rank, "own", "--results", results)
+    status, said = call(*rank_it, "--run", *more)
+    assert status == 0, said
+    records = [json.loads(p.read_text()) for p in (results / "records" / "own").glob("*.json")]
+    ran = {(r["row"], r["column"], r["seed"]) for r in records}
+    tuned = {("Signed", f"size={size}", 100) for size in (0.01, 1.0)}
+    assert ran - tuned >= {("Signed for longer", "-", seed) for seed in (0, 1)}
+    losses = {
+        r["column"]: r["metrics"]["last"]["train"]["loss"] for r in records if r["seed"] == 100
+    }
+    best = min(losses, key=losses.get)
+    reports = {(row, column) for row, column, seed in ran if seed != 100}
+    assert reports == {("Signed", best), ("Signed for longer", "-")}
+
+    status, said = call(*rank_it, "--out", tmp_path / "ranking.md")
+    assert status == 0 and (tmp_path / "ranking.md").read_text() in said
+    ranked, apart = said.split("## Not ranked")
+    assert ranked.count("\n| 1 |") == ranked.count("\n| 3 |") == 1 and "| 4 |" not in ranked
+    assert f"| Signed | {best} | 2 runs, on the edge of its grid |" in ranked
+    assert "inconclusive" in ranked and "Signed for longer" not in ranked
+    assert "| Signed for longer | - |" in apart and "| steps=4, not 3 |" in apart
+
+    status, said = call(*rank_it, "--run", *more)
+    assert "own: 2 cells, 2 runs, 2 over, 0 to run" in said
+    assert "own: 2 cells, 4 runs, 4 over, 0 to run" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["onw"], "onw is not a table; did you mean own?"),
+        (["tiny"], "tiny.yaml has no section `rank`"),
+        (["own/singed"], "has no cell singed; did you mean signed?"),
+        (["own", "hardware=cpu"], "hardware=cpu: settings are for --run"),
+        (["own", "--rum"], "--rum is neither an option nor an override"),
+        (["own", "--config-dir", "nowhere"], "is not a folder"),
+    ],
+    ids=["table", "section", "row", "setting", "option", "folder"],
+)
+def test_bad_input_is_one_line_and_status_2(mine, monkeypatch, capsys, words, message):
+    status, said = call(monkeypatch, capsys, rank, *words)
+    assert status == 2 and said.startswith("error: ") and said.count("\n") == 1
+    assert message in said
+
+
+def test_a_cell_that_is_not_there_is_one_line(mine, monkeypatch, capsys):
+    (mine / "table" / "own.yaml").write_text(OWN.replace("[STE, chosen]", "[STEE, chosen]"))
+    status, said = call(monkeypatch, capsys, rank, "own")
+    assert status == 2 and "tiny has no row STEE; did you mean STE?" in said
+
+
+@pytest.mark.parametrize("table", ["rivals", "mini-rivals-deit", "mini-rivals-llama"])
+def test_the_tables_of_the_rivals_stand_beside_cells_that_there_are(table, monkeypatch):
+    monkeypatch.setenv("FOGZO_PARTS", str(ROOT / "examples" / "rivals"))
+    known = table_files()
+    rules = read_rules(known[table])
+    check_places(rules, rank.labels(find_entries(rules.beside, known)))
+    with pytest.raises(ConfigError):
+        check_places(rules, {})
+
+
+def test_rivals_differ_from_the_row_beside_them_in_their_rule_alone(monkeypatch):
+    monkeypatch.setenv("FOGZO_PARTS", str(ROOT / "examples" / "rivals"))
+    first, *_ = run_cells.table_cells("figure-shallow/ste", [])
+    cells = run_cells.table_cells("rivals", [])
+    tuned = {}
+    for cell in cells:
+        config, row = cell.config, cell.config.cell.row
+        assert (config.model, config.dataset) == (first.config.model, first.config.dataset)
+        assert vars(config.recipe) == {**vars(first.config.recipe), "lr": config.recipe.lr}
+        assert config.quantizer.grid == "integer" and config.quantizer.weight_bits == 2
+        tuned[row] = tuned.get(row, 0) + sum(seed >= 100 for seed in cell.seeds)
+    assert set(tuned.values()) == {18} and len(tuned) == 4
