@@ -13,6 +13,7 @@ from fogzo_repro.sweeps.queue import Outcome
 from fogzo_repro.sweeps.tables import find_entries, table_files
 from scripts import rank, run_cells
 from tests.conftest import ROOT
+from tests.test_readme import FILES
 
 TINY = """
 seeds: [0..1, 100]
@@ -46,7 +47,7 @@ rows:
     label: Signed
     estimator: signed
     cell.column: "size=${estimator.size}"
-    over: {estimator.size: [0.01, 1.0]}
+    over: {estimator.size: [1e-5, 10.0]}
   longer:
     label: Signed for longer
     estimator: signed
@@ -63,7 +64,7 @@ class Signed:
 
     def __call__(self, weights, probes, generator, signs):
         for w in weights:
-            w.parameter.grad.copy_(self.size * w.parameter.grad.sign())
+            w.parameter.grad.add_(self.size * w.parameter.grad.sign())
 
 
 build = Signed
@@ -121,11 +122,12 @@ def test_an_own_estimator_is_tuned_run_and_ranked(mine, here, tmp_path, monkeypa
     assert status == 0, said
     records = [json.loads(p.read_text()) for p in (results / "records" / "own").glob("*.json")]
     ran = {(r["row"], r["column"], r["seed"]) for r in records}
-    tuned = {("Signed", f"size={size}", 100) for size in (0.01, 1.0)}
+    tuned = {("Signed", f"size={size}", 100) for size in (1e-5, 10.0)}
     assert ran - tuned >= {("Signed for longer", "-", seed) for seed in (0, 1)}
     losses = {
         r["column"]: r["metrics"]["last"]["train"]["loss"] for r in records if r["seed"] == 100
     }
+    assert len({*losses.values()}) == 2
     best = min(losses, key=losses.get)
     reports = {(row, column) for row, column, seed in ran if seed != 100}
     assert reports == {("Signed", best), ("Signed for longer", "-")}
@@ -189,3 +191,16 @@ def test_rivals_differ_from_the_row_beside_them_in_their_rule_alone(monkeypatch)
         assert config.quantizer.grid == "integer" and config.quantizer.weight_bits == 2
         tuned[row] = tuned.get(row, 0) + sum(seed >= 100 for seed in cell.seeds)
     assert set(tuned.values()) == {18} and len(tuned) == 4
+
+
+def test_the_table_of_the_page_is_one_that_can_be_ranked(tmp_path, monkeypatch, capsys):
+    for name in ("table/own.yaml", "estimator/signed.py", "estimator/signed.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(FILES[name])
+    words = ("own", "--config-dir", tmp_path, "--results", ROOT / "results")
+    monkeypatch.setenv("FOGZO_PARTS", "elsewhere")  # put back by the end of the test
+    status, said = call(monkeypatch, capsys, rank, *words)
+    assert status == 0 and "| Signed |" in said and "its tuning is not complete" in said
+    cells = run_cells.table_cells("own", [])
+    assert [cell.config.estimator.size for cell in cells] == [1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3]
