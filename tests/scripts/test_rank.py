@@ -181,7 +181,11 @@ def test_the_tables_of_the_rivals_stand_beside_cells_that_there_are(table, monke
 
 def test_rivals_differ_from_the_row_beside_them_in_their_rule_alone(monkeypatch):
     monkeypatch.setenv("FOGZO_PARTS", str(ROOT / "examples" / "rivals"))
-    first, *_ = run_cells.table_cells("figure-shallow/ste", [])
+    (first,) = (
+        cell
+        for cell in run_cells.table_cells("figure-shallow/ste", [])
+        if cell.config.quantizer.grid == "integer"
+    )
     cells = run_cells.table_cells("rivals", [])
     tuned = {}
     for cell in cells:
@@ -190,7 +194,7 @@ def test_rivals_differ_from_the_row_beside_them_in_their_rule_alone(monkeypatch)
         assert vars(config.recipe) == {**vars(first.config.recipe), "lr": config.recipe.lr}
         assert config.quantizer.grid == "integer" and config.quantizer.weight_bits == 2
         tuned[row] = tuned.get(row, 0) + sum(seed >= 100 for seed in cell.seeds)
-    assert set(tuned.values()) == {18} and len(tuned) == 4
+    assert max(tuned.values()) == 18 and len(tuned) == 6
 
 
 def test_the_table_of_the_page_is_one_that_can_be_ranked(tmp_path, monkeypatch, capsys):
@@ -204,3 +208,13 @@ def test_the_table_of_the_page_is_one_that_can_be_ranked(tmp_path, monkeypatch, 
     assert status == 0 and "| Signed |" in said and "its tuning is not complete" in said
     cells = run_cells.table_cells("own", [])
     assert [cell.config.estimator.size for cell in cells] == [1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3]
+
+
+def test_the_ranking_of_the_rivals_is_that_of_the_records(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("FOGZO_PARTS", str(ROOT / "examples" / "rivals"))
+    out = tmp_path / "ranking.md"
+    status, _ = call(
+        monkeypatch, capsys, rank, "rivals", "--results", ROOT / "results", "--out", out
+    )
+    kept = (ROOT / "examples" / "rivals" / "ranking.md").read_text()
+    assert status == 0 and out.read_text() == kept, "write it anew: scripts/rank.py rivals --out"
