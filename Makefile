@@ -96,7 +96,7 @@ table4: install  ## Table 4, quality at equal training time: the same settings
 tables: install  ## make results/ (Markdown, CSV, LaTeX, figures) from the committed records alone
 	@$(BIN)/python scripts/make_tables.py
 
-status: install  ## per table: runs done, running, interrupted, failed, stale, missing
+status: install  ## per table: runs done, running, interrupted, failed, stale, missing, not needed
 	@$(BIN)/python scripts/status.py $(if $(SEEDS),--seeds $(SEEDS))
 
 bench: install  ## measure the speed on this machine: HARDWARE=cpu, h200, ...

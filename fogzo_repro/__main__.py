@@ -173,6 +173,9 @@ def run_one(config: RunConfig, label: str = "") -> int:
 def summary(record: dict, label: str = "") -> str:
     """Return the last line of a run."""
     parts = [f"{record['run_id']}: {record['status']}", *([label] if label else [])]
+    if record["scale"] == "smoke":
+        said = "it runs; after two steps there is no result to tell"
+        return "  ".join([*parts, said if record["status"] == "finished" else record["notes"]])
     for split, values in record["metrics"]["last"].items():
         parts += [f"{split} {k} {v:.4f}" for k, v in values.items() if k != "step"]
     for split, values in record["metrics"]["best"].items():

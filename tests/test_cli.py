@@ -258,10 +258,12 @@ def test_the_last_line_of_a_run_keeps_last_and_best_apart():
     record = {
         "run_id": "r",
         "status": "finished",
+        "scale": "full",
         "metrics": metrics,
         "wall_seconds": 1,
         "notes": "",
     }
+    assert "loss" not in cli.summary({**record, "scale": "smoke"})  # two steps are no result
     assert cli.summary(record) == (
         "r: finished  val top1 70.0000  val top5 90.0000  train loss 2.5000  "
         "best val: top1 71.2500 top5 91.0000 at step 6  1.0 s"
