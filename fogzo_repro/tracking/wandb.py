@@ -23,11 +23,12 @@ from fogzo_repro.terminal import stderr
 QUEUE_LENGTH = 1000  # calls of `append`, of up to 100 lines each
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 30.0
+LEAVE_SECONDS = 1.0  # where a signal asks to leave; what was not sent is sent when the run goes on
 TOTALS = ("status", "steps", "wall_seconds", "gpu_hours", "peak_memory_mb", "perturbed_weights")
 
 
 class WandbMirror:
-    """Sends metrics to wandb: offline unless WANDB_API_KEY is set.
+    """Sends metrics to wandb: as WANDB_MODE says, else offline unless WANDB_API_KEY is set.
 
     Args:
         config: the `tracker` section.
@@ -47,8 +48,9 @@ class WandbMirror:
             "project": config.project,
             "group": config.group or (None if table == "none" else table),
             "id": self.id, "name": name or run_id, "resume": "allow",
-            "config": settings, "dir": folder,
-            "mode": "online" if os.environ.get("WANDB_API_KEY") else "offline",
+            "config": settings, "dir": os.environ.get("WANDB_DIR") or folder,
+            "mode": os.environ.get("WANDB_MODE")
+            or ("online" if os.environ.get("WANDB_API_KEY") else "offline"),
         }  # fmt: skip
         self.run: Any = None
         self.failed = False
@@ -71,7 +73,7 @@ class WandbMirror:
         """
         self._put(lambda: self._close(record))
         self._put(None)
-        self.thread.join(FINISH_SECONDS)
+        self.thread.join(FINISH_SECONDS if record else min(LEAVE_SECONDS, FINISH_SECONDS))
         if self.thread.is_alive():
             self._say("wandb has not answered; the run ends without it")
 
@@ -106,10 +108,21 @@ class WandbMirror:
                 self._say(f"wandb failed ({reason}); the run goes on without it")
 
     def _start(self) -> None:
+        try:
+            self._begin(**self.arguments)
+        except Exception as error:
+            if self.arguments["mode"] != "online":
+                raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            where = f"`wandb sync` in {self.arguments['dir']} sends it later"
+            print(f"wandb is not reached ({reason}); mirrored offline: {where}", file=stderr())
+            self._begin(**{**self.arguments, "mode": "offline"})
+
+    def _begin(self, **arguments: Any) -> None:
         import wandb
 
         self.run = wandb.init(
-            **self.arguments,
+            **arguments,
             settings=wandb.Settings(
                 console="off", silent=True, disable_git=True, x_disable_stats=True, save_code=False,
                 init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS,

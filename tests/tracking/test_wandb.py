@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import wandb
 
+from fogzo_repro.config.hardware import WandbConfig
 from fogzo_repro.tracking import wandb as mirror_module
 from fogzo_repro.tracking.wandb import WandbMirror
 from tests.forked import finish, start
@@ -128,6 +129,65 @@ def test_cells_of_a_sweep_are_grouped_by_their_table(tmp_path, service, table, g
     mirror(tmp_path, table, given).finish(None)
     assert service.arguments["group"] == group
     assert service.arguments["name"] == "the-run"
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "mode"),
+    [
+        (None, None, "offline"), ("key", None, "online"), ("key", "offline", "offline"),
+        ("key", "disabled", "disabled"), (None, "online", "online"), ("key", "", "online"),
+    ],
+    ids=["no key", "key", "offline with a key", "disabled", "logged in by a file", "empty"],
+)  # fmt: skip
+def test_the_mode_is_the_users(tmp_path, monkeypatch, service, key, given, mode):
+    for name, value in (("WANDB_API_KEY", key), ("WANDB_MODE", given)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    mirror(tmp_path).finish(None)
+    assert service.arguments["mode"] == mode
+
+
+def test_the_project_group_and_folder_of_the_environment_are_taken(tmp_path, monkeypatch, service):
+    from fogzo_repro.__main__ import compose_run
+
+    for name in ("PROJECT", "RUN_GROUP", "DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", f"my-{name}")
+    assert compose_run("tracker=wandb").tracker == WandbConfig(
+        "wandb", "my-PROJECT", "my-RUN_GROUP"
+    )
+    assert compose_run("tracker=wandb", "tracker.project=typed").tracker.project == "typed"
+    mirror(tmp_path).finish(None)
+    assert service.arguments["dir"] == "my-DIR"
+    for name in ("PROJECT", "RUN_GROUP"):
+        monkeypatch.delenv(f"WANDB_{name}")
+    assert compose_run("tracker=wandb").tracker == WandbConfig("wandb", "fogzo_repro", None)
+
+
+def test_a_service_that_is_not_reached_is_mirrored_offline(tmp_path, monkeypatch, capsys, service):
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    begin = service.init
+
+    def init(**arguments):
+        if arguments["mode"] == "online":
+            raise ConnectionError("no route to host")
+        return begin(**arguments)
+
+    service.init = init
+    offline = mirror(tmp_path)
+    offline.append(lines(1, 2))
+    offline.finish(None)
+    assert [step for step, _ in service.logged] == [1, 2]
+    assert "wandb is not reached (no route to host); mirrored offline" in capsys.readouterr().err
+
+
+def test_a_run_that_is_asked_to_leave_waits_for_no_service(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", Service(hangs="finish"))
+    hanging = mirror(tmp_path)
+    started = time.monotonic()
+    hanging.finish(None)
+    assert time.monotonic() - started < 2
 
 
 def test_resumed_run_goes_on_in_the_same_wandb_run_and_sends_nothing_twice(tmp_path, service):
