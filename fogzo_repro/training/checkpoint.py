@@ -41,10 +41,12 @@ def save_checkpoint(
     stem = folder / f"checkpoint-{step:08d}"
     files.write(stem.with_suffix(".safetensors"), content)
     files.write(stem.with_suffix(".json"), json.dumps(head, indent=1).encode())
-    for old in _checkpoints(folder)[:-KEEP]:
-        with contextlib.suppress(OSError):  # one too many does no harm
-            old.unlink()
-            old.with_suffix(".safetensors").unlink()
+    kept = {path.stem for path in _checkpoints(folder)[-KEEP:]}
+    # JSON first: tensors alone are no checkpoint, and those that a kill has left alone go too.
+    for old in sorted(folder.glob("checkpoint-*"), key=lambda path: path.suffix):
+        if old.stem not in kept:
+            with contextlib.suppress(OSError):  # one too many does no harm
+                old.unlink()
 
 
 def load_checkpoint(

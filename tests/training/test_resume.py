@@ -13,6 +13,7 @@ import pytest
 from short_runs import train
 
 from fogzo_repro import files
+from fogzo_repro.training.checkpoint import save_checkpoint
 from tests.forked import finish, start
 
 STEPS = 40
@@ -271,3 +272,13 @@ def test_a_diverged_run_says_where_and_keeps_no_bad_checkpoint(tmp_path):
     assert not list(root.glob("*/checkpoint-*"))
     record = (run_folder(root) / "record.json").read_text()
     assert '"status": "diverged"' in record
+
+
+def test_tensors_that_a_kill_has_left_alone_go_with_the_next_checkpoint(tmp_path):
+    """It came between the two files of a checkpoint, as one was written or removed."""
+    for step in (1, 4):
+        (tmp_path / f"checkpoint-{step:08d}.safetensors").touch()
+    for step in (2, 3, 5):
+        save_checkpoint(tmp_path, step, {}, {})
+    names = [f"checkpoint-{step:08d}.{kind}" for step in (3, 5) for kind in ("json", "safetensors")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
