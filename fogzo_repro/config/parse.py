@@ -143,6 +143,9 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver(  # the paper has other values for deep networks than for the MLP
     "deep", lambda model, deep, shallow: shallow if model == "mlp" else deep, replace=True
 )
+OmegaConf.register_new_resolver(  # one of several ways to say the same, for who says it in none
+    "unless_given", lambda a, b, value: value if a is None and b is None else None, replace=True
+)
 OmegaConf.register_new_resolver(
     "whole_steps", lambda tokens, batch, context: int(tokens // (batch * context)), replace=True
 )

@@ -133,8 +133,13 @@ def test_a_name_is_proposed_only_where_one_is_near(typed, near):
         (["estimator.noise=0.25"], (0.75, 0.25, None)),
         (["estimator.beta_min=0.75"], (0.75, 0.25, None)),
         ([], (0.999, 0.001, None)),
+        (["model=deit_tiny"], (None, None, 0.1)),
+        (["model=deit_tiny", "estimator.noise=0.25"], (0.75, 0.25, None)),
+        (["model=deit_tiny", "estimator.beta_min=0.75"], (0.75, 0.25, None)),
+        (["model=deit_tiny", "estimator.rho=8"], (None, None, 8.0)),
+        (["experiment=table1/deit-tiny-identity-fogzo"], (1 - 1e-9, 1e-9, None)),
     ],
-    ids=["rho", "noise", "beta_min", "none"],
+    ids=["rho", "noise", "beta_min", "none", "deep", "deep noise", "deep beta", "deep rho", "cell"],
 )
 def test_noise_is_given_in_one_of_three_ways(words, expected):
     estimator = compose_run(*words).estimator

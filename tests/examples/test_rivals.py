@@ -265,7 +265,9 @@ def trained(tmp_path, monkeypatch, *words):
 
 
 def off_grid(weights):
-    return torch.cat([(v - v.round().clamp(-2, 1)).abs().flatten() for v in weights]).mean().item()
+    levels = [(v - 0.5).round().clamp(-2, 1) + 0.5 for v in weights]
+    off = [(v - level).abs().flatten() for v, level in zip(weights, levels, strict=True)]
+    return torch.cat(off).mean().item()
 
 
 def test_cage_without_strength_is_the_ste(tmp_path, monkeypatch):
