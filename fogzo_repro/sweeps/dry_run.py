@@ -20,11 +20,14 @@ from fogzo_repro.sweeps.forecast import (
     run_hours,
 )
 from fogzo_repro.sweeps.jobs import Cell
+from fogzo_repro.sweeps.lanes import group_key
+from fogzo_repro.sweeps.recorded import hours_by_records, recorded_seconds
 from fogzo_repro.sweeps.status import known_runs, runs_of
 from fogzo_repro.sweeps.tables import find_entries, table_files
 
 HOURS = (
-    "hours are training steps by results/records/bench; ~ estimated from another size or quantizer;"
+    "hours are training steps by results/records/bench, or what runs took that have a record; "
+    "~ estimated from another size or quantizer;"
     " L: what the recorded loader takes to decode the images, which is longer; evaluation comes on "
     "top, and loading where it was not measured"
 )
@@ -55,15 +58,19 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
     """
     known = known_runs(records, {Path(cell.config.output_root) for cell in cells})
     bench = shipped(records.parent, "records/bench")
+    recorded = recorded_seconds(records)
     benches, rates = read_benches(bench), loader_rates(bench)
     found = []
     for cell in cells:
         config, needed = cell.config, forecast(cell.config)
         runs = runs_of(config.cell, config.scale, cell.seeds)
         missing = sum(known.get(run) not in ("done", "diverged") for run in runs)
-        hours = {
-            card: run_hours(config, needed.steps, each, rates) for card, each in benches.items()
-        }
+        hours: dict[str, Hours | None] = {}
+        for card, measured in benches.items():
+            by_bench = run_hours(config, needed.steps, measured, rates)
+            by_records = hours_by_records(config, needed.steps, recorded.get(card, {}))
+            side_by_side = group_key(config) is not None
+            hours[card] = (by_records if side_by_side else by_bench) or by_records
         found.append(Needed(cell, needed, missing, hours))
     disk = sum(each.forecast.disk * each.missing for each in found)
     largest: dict[str, Needed] = {}  # by dataset: of the most data

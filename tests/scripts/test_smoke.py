@@ -46,3 +46,11 @@ def test_a_cell_that_fails_is_named_and_does_not_stop_the_rest(
     said = capsys.readouterr().out
     assert "LSQ-STE, 3.522B tokens: RuntimeError: no such kernel" in said
     assert "2 cells, 1 failed" in said
+
+
+def test_of_tuning_sweeps_one_is_run_for_each_estimator() -> None:
+    cells = smoke.table_cells("mini-deit-tiny", ["scale=smoke"], each_value_once=True)
+    kept = smoke.without_most_sweeps(cells)
+    tuned = [cell for cell in kept if max(cell.seeds) >= 100]
+    assert sorted(cell.config.estimator.name for cell in tuned) == ["fogzo", "ste"]
+    assert [c for c in cells if max(c.seeds) < 100] == [c for c in kept if max(c.seeds) < 100]

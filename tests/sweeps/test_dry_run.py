@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fogzo_repro.sweeps.forecast import (
     read_benches,
     run_hours,
 )
+from fogzo_repro.sweeps.recorded import hours_by_records, recorded_seconds
 from scripts.table_cells import table_cells
 from tests.composed import TABLES, composed
 from tests.conftest import ROOT
@@ -186,3 +187,29 @@ def test_a_card_counts_by_its_training_benches_alone() -> None:
     assert set(benches) == {"NVIDIA H200"}
     said = {r.get("bench", "mnist") for r in benches["NVIDIA H200"]}
     assert said == {"language", "mnist", "vision"}
+
+
+def record_of(folder: Path, name: str, run: RunConfig, hours: float, **changes: Any) -> None:
+    made = {"config": asdict(run), "gpu_hours": hours, "steps": 100, "hardware": "a card"}
+    (folder / "t").mkdir(exist_ok=True)
+    (folder / "t" / f"{name}.json").write_text(json.dumps(made | changes))
+
+
+def test_runs_side_by_side_take_their_share_of_the_groups_time(tmp_path: Path) -> None:
+    one, ten, hundred = (config(f"figure-shallow/fogzo{k}") for k in ("", "-10", "-100"))
+    record_of(tmp_path, "one", one, 2.0, seeds=[0, 1, 2, 3])
+    record_of(tmp_path, "ten", ten, 8.0, seeds=[0, 1])
+    seconds = recorded_seconds(tmp_path)["a card"]
+    found = [hours_by_records(c, 200, seconds) for c in (one, ten, hundred)]
+    assert [(h.hours, h.scaled) for h in found if h] == [(1.0, False), (8.0, False), (80.0, True)]
+
+
+def test_runs_at_scale_mini_take_what_recorded_ones_took(tmp_path: Path) -> None:
+    lsq, other = (config(f"mini-deit-tiny/{name}-ste") for name in ("lsq", "clipped"))
+    for k, hours in enumerate((1.0, 2.0, 9.0)):
+        record_of(tmp_path, f"{k}", lsq, hours)
+    (tmp_path / "t" / "half.json").write_text("{")
+    seconds = recorded_seconds(tmp_path)["a card"]
+    found = [hours_by_records(c, 100, seconds) for c in (lsq, other)]
+    assert [(h.hours, h.scaled) for h in found if h] == [(2.0, False), (2.0, True)]
+    assert hours_by_records(config("mini-llama/lsq-ste"), 100, seconds) is None

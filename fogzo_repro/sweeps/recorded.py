@@ -1,0 +1,76 @@
+"""How long runs take that are like those which have a committed record.
+
+For what the benches do not time: runs at scale mini, and runs that train side by side, where a
+run's time is its share of the group's. A quantizer without a record is estimated by another one's,
+more probe pairs than were recorded in proportion; both are marked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from fogzo_repro.config import RunConfig, quantizer_label
+from fogzo_repro.sweeps.forecast import Hours
+from fogzo_repro.sweeps.lanes import group_key
+
+
+class Kind(NamedTuple):
+    """What the time of a step depends on."""
+
+    scale: str
+    model: str
+    estimator: str
+    side_by_side: bool
+    pairs: int
+    quantizer: str
+
+
+Seconds = dict[Kind, float]
+
+
+def recorded_seconds(records: Path) -> dict[str, Seconds]:
+    """Return by card the median seconds of a step of each kind of run that has a record."""
+    found: dict[str, dict[Kind, list[float]]] = {}
+    for path in sorted(records.glob("*/*.json")):
+        try:
+            record = json.loads(path.read_bytes())
+            hours = record["gpu_hours"] / len(record.get("seeds", [0]))
+            kind = _kind(record["config"], "seeds" in record)
+            seconds = 3600 * hours / record["steps"]
+        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+            continue  # a bench, a diagnosis, or damaged: tables say so
+        if hours:
+            found.setdefault(record["hardware"], {}).setdefault(kind, []).append(seconds)
+    return {card: {k: median(v) for k, v in kinds.items()} for card, kinds in found.items()}
+
+
+def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, float]) -> Hours | None:
+    """Return how long a run of so many steps takes; None where no record is near.
+
+    Args:
+        config: the run.
+        steps: that it takes.
+        seconds: of a step on a card, see `recorded_seconds`.
+    """
+    wanted = _kind(asdict(config), group_key(config) is not None)
+    if wanted in seconds:
+        return Hours(steps * seconds[wanted] / 3600, False)
+    near = {k: s for k, s in seconds.items() if k[:4] == wanted[:4] and k.pairs <= wanted.pairs}
+    if not near:
+        return None
+    pairs = max(kind.pairs for kind in near)
+    slowest = max(s for kind, s in near.items() if kind.pairs == pairs)
+    return Hours(steps * slowest * (wanted.pairs / pairs if pairs else 1) / 3600, True)
+
+
+def _kind(config: Mapping[str, Any], side_by_side: bool) -> Kind:
+    estimator = config["estimator"]
+    return Kind(
+        config["scale"], config["model"]["name"], estimator["name"], side_by_side,
+        estimator.get("n", 0), quantizer_label(config["quantizer"]),
+    )  # fmt: skip
