@@ -6,6 +6,7 @@ import torch
 from fogzo_repro import run
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.tracking.metrics import read_metrics
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -14,6 +15,8 @@ ESTIMATORS = {
     "fogzo": ["estimator=fogzo", "estimator.noise=1e-4"],
     "fogzo-later": ["estimator=fogzo", "estimator.start_fraction=0.5"],
     "fogzo-batched": ["estimator=fogzo", "estimator.n=20"],
+    "corrects-after-the-update": ["estimator=cage", "estimator.strength=30"],
+    "corrects-by-what-was-before": ["estimator=cage", "estimator.rule=before"],
     "nspsa-sequential": ["estimator=nspsa", "estimator.n=3", "estimator.evaluator=sequential"],
 }
 
@@ -27,7 +30,8 @@ def execute(folder, *overrides):
 
 
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS.keys())
-def test_captured_step_equals_eager_step_bit_for_bit(tmp_path, overrides):
+def test_captured_step_equals_eager_step_bit_for_bit(tmp_path, overrides, monkeypatch):
+    monkeypatch.setenv("FOGZO_PARTS", str(ROOT / "examples" / "rivals"))
     eager = execute(tmp_path / "eager", *overrides, "hardware.cuda_graph=false")
     graph = execute(tmp_path / "graph", *overrides, "hardware.cuda_graph=true")
     assert graph["capture_seconds"] > 0
