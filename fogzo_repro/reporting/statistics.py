@@ -130,7 +130,7 @@ def visible_difference(error: float, df: float) -> float:
         df: degrees of freedom.
 
     >>> round(visible_difference(1 / 34**0.5, 33), 2)  # 34 pairs see half a standard deviation
-    0.49
+    0.5
     """
     from scipy import optimize, stats
 
