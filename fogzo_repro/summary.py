@@ -162,6 +162,7 @@ def _steps(folder: Path) -> Iterator[dict[str, Any]]:
 def _settings(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Return what determines the result, `model.name` as `model`."""
     kept = flat({key: value for key, value in config.items() if key not in IGNORED})
+    kept = {key: value for key, value in kept.items() if not key.endswith(".family")}  # by the name
     facts = {f"resolved.{k}": v for k, v in flat(resolved).items() if "model_arguments" not in k}
     kept |= {key: value for key, value in NEUTRAL.items() if kept.get(key, value) == value}
     return {key.removesuffix(".name"): value for key, value in (kept | facts).items()}
@@ -258,12 +259,14 @@ def table(rows: Sequence[Row], by: str | None = None) -> str:
 def shown(value: Any) -> str:
     """Return a value as a short text that still tells 1 - 1e-9 from 1.
 
-    >>> shown(0.9), shown(1 - 1e-9), shown(1e-05)
-    ('0.9', '0.999999999', '1e-05')
+    >>> shown(0.9), shown(1 - 1e-9), shown(1e-05), shown(True)
+    ('0.9', '0.999999999', '1e-05', 'true')
     """
     if isinstance(value, float):
         short = f"{value:.6g}"
         return short if float(short) == value or abs(1 - value) > 1e-4 else f"{value:.12g}"
+    if isinstance(value, bool):
+        return str(value).lower()
     return "null" if value is None else str(value)
 
 
