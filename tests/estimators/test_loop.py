@@ -193,6 +193,26 @@ def test_random_numbers_go_on_as_if_there_had_been_no_probes() -> None:
     assert torch.equal(drawn[0], expected) and not torch.equal(drawn[1], expected)
 
 
+def test_what_is_drawn_between_loss_and_step_is_not_drawn_again() -> None:
+    model = network(nn.Dropout(0.5))
+    step = FogzoStep(model, sgd(model), quantized(model))
+    step.loss(loss_of(model), *batches(1)[0]).backward()
+    torch.rand(5)
+    expected = torch.get_rng_state()
+    step.step()
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_each_step_has_directions_of_its_own() -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model, lr=0.0), quantized(model), noise=NOISE)
+    found = []
+    for x, y in batches(1) * 3:
+        step.loss(loss_of(model), x, y).backward()
+        found.append(step.step().coefficient.item())
+    assert len(set(map(abs, found))) == 3
+
+
 SCALE = 2.0**16
 
 
