@@ -168,7 +168,9 @@ def help_text(settings: Mapping[str, Any], options: Mapping[str, list[str]]) -> 
         options: of the groups.
     """
     groups = [f"  {group + '=':<11} {', '.join(names)}" for group, names in options.items()]
-    sections = {"": {k: v for k, v in settings.items() if not isinstance(v, Mapping)}}
+    sections: dict[str, Mapping[str, Any]] = {
+        "": {k: v for k, v in settings.items() if not isinstance(v, Mapping)}
+    }
     sections |= {k: v for k, v in settings.items() if isinstance(v, Mapping)}
     parts = [EXAMPLES, "\n".join(["Groups, each with its options:", *groups])]
     for section, values in sections.items():

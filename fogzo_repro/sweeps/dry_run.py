@@ -151,7 +151,7 @@ def _of_columns(lines: Sequence[list[str] | str]) -> list[list[str]]:
 
 def _networks(cells: Sequence[Needed]) -> str:
     """Return which networks a row trains, and how large they are."""
-    said = []
+    said: list[str] = []
     for each in cells:
         config, needed = each.config, each.forecast
         part = f"{config.model.name} on {config.dataset.name}, {needed.parameters:,} parameters"

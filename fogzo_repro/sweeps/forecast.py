@@ -264,7 +264,7 @@ def run_hours(
     found = _step_hours(config, steps, benches)
     if found is None or config.dataset.family != "imagenet":
         return found
-    rate = (rates or {}).get(LOADERS.get(config.recipe.augmentation, ""))
+    rate = (rates or {}).get(LOADERS.get(getattr(config.recipe, "augmentation", ""), ""))
     if rate is None:
         return found
     loading = steps * config.recipe.global_batch_size / rate / 3600
