@@ -137,9 +137,10 @@ def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
             label = TITLES[table].split(",")[0]
             draw_points(panel, same, lambda p: p.held_back, label=label, **look)
             for p in same:
+                right = p.held_back > max(q.held_back for q in points) / 2  # names stay inside
                 panel.annotate(
-                    p.quantizer, (p.held_back, p.mean), xytext=(3, 3), fontsize=5,
-                    textcoords="offset points", color=color,
+                    p.quantizer, (p.held_back, p.mean), xytext=(-3 if right else 3, 3), fontsize=5,
+                    textcoords="offset points", color=color, ha="right" if right else "left",
                 )  # fmt: skip
         panel.set_xlabel("mean 1 − h' of the STE")
         panel.set_ylabel("gain of FOGZO, held-out loss (nats)")
