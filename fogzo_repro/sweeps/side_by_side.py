@@ -87,7 +87,7 @@ def train_group(
 
     Args:
         group: from `sweeps.lanes.groups`.
-        check: is called after each step, and may raise.
+        check: is called after each step and each pass of the evaluation, and may raise.
 
     Raises:
         UserError: where the group does not fit the card.
@@ -220,7 +220,8 @@ def _columns(
     activations = lanes.failed.numel() * (2 * model.hidden + 3 * images.classes)
     per_image = 4 * (activations + 3 * math.prod(images.shape))
     at_once = hardware.probe_memory_mb * 2**20 // per_image
-    metrics = lanes.evaluate(max(1, min(MOST_IMAGES, at_once)))
+    done = before + lanes.total_steps
+    metrics = lanes.evaluate(max(1, min(MOST_IMAGES, at_once)), lambda: tick(done))
     found = {f"{split}/{k}": v for split, values in metrics.items() for k, v in values.items()}
     dead = lanes.dead_steps >= lanes.steps_per_epoch
     found |= {**lanes.counts, "failed": lanes.failed, "dead": dead}

@@ -285,8 +285,15 @@ class Lanes:
         return (pixels.to(self.dtype) / 255 - self.images.mean) / self.images.std
 
     @torch.no_grad()
-    def evaluate(self, images_at_once: int) -> dict[str, dict[str, Tensor]]:
-        """Return loss in nats and top-1 in percent over all of each split, (S, C) each."""
+    def evaluate(
+        self, images_at_once: int, tick: Callable[[], None] = lambda: None
+    ) -> dict[str, dict[str, Tensor]]:
+        """Return loss in nats and top-1 in percent over all of each split, (S, C) each.
+
+        Args:
+            images_at_once: of one pass.
+            tick: called after each pass.
+        """
         found = {}
         for split, data in (("train", self.images.train), ("test", self.images.test)):
             count = len(data.labels)
@@ -297,6 +304,7 @@ class Lanes:
                 logits = self._logits(self._normalized(pixels.flatten(1)).T)
                 loss += mean_cross_entropy(logits, labels).double() * len(labels)
                 correct += (logits.argmax(-2) == labels).sum(-1)
+                tick()
             found[split] = {"loss": loss / count, "top1": 100 * correct.double() / count}
         return found
 

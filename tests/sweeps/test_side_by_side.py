@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +214,20 @@ def test_what_is_interrupted_leaves_nothing_and_what_is_over_stays(
     outcome, _ = train(cells, tmp_path, deadline=1.0)
     assert outcome.interrupted and len(outcome.finished) == 1
     assert {column for column, _ in losses(tmp_path)} == {"-"}
+
+
+def test_a_signal_in_their_evaluation_is_heard(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = Lanes.evaluate
+
+    def evaluate(lanes: Lanes, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return usual(lanes, *arguments)
+
+    monkeypatch.setattr(Lanes, "evaluate", evaluate)
+    outcome, _ = train([Cell(make_config("estimator=ste"), (0,))], tmp_path)
+    assert outcome.interrupted and not outcome.finished and not losses(tmp_path)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
