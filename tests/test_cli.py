@@ -179,6 +179,7 @@ def test_a_table_with_a_mistake_is_named(monkeypatch, capsys, tiny_table):
     assert f"{tiny_table}: colums is not a part of this table; did you mean columns?" in err
 
 
+@pytest.mark.slow
 def test_a_sweep_with_one_bad_value_starts_none_of_its_runs(monkeypatch, capsys, tmp_path):
     words = ["-m", f"output_root={tmp_path}", *TINY, "estimator.beta_min=0.9,0.99,1.5"]
     status, _, err = run_cli(monkeypatch, capsys, *words)
@@ -195,6 +196,7 @@ def test_a_folder_of_the_users_is_searched_for_options(monkeypatch, capsys, tmp_
     assert "lr: 0.001" in out
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_yaml_is_one_line(monkeypatch, capsys, tmp_path):
     (tmp_path / "estimator").mkdir()
     (tmp_path / "estimator" / "tabbed.yaml").write_text("name: fogzo\n\tn: 1\n")
@@ -220,6 +222,7 @@ def test_errors_of_the_configuration_come_before_torch(tmp_path):
         assert (done.returncode, done.stderr) == (2, "error: recipe.lr=-1.0 must be above 0\n")
 
 
+@pytest.mark.slow
 def test_what_all_runs_of_a_sweep_lack_is_said_once(monkeypatch, capsys, tmp_path):
     words = ["-m", f"output_root={tmp_path}", *TINY, "seed=0,1,2", "recipe.global_batch_size=2000"]
     status, _, err = run_cli(monkeypatch, capsys, *words)
@@ -235,6 +238,7 @@ def run_error(monkeypatch, capsys, tmp_path, *arguments):
     return lines[0]
 
 
+@pytest.mark.slow
 def test_batch_larger_than_the_data_is_refused(monkeypatch, capsys, tmp_path):
     line = run_error(monkeypatch, capsys, tmp_path, "recipe.global_batch_size=2000")
     assert "recipe.global_batch_size=2000 exceeds the 1437 training images" in line.replace(
@@ -270,6 +274,7 @@ def test_the_last_line_of_a_run_keeps_last_and_best_apart():
     )
 
 
+@pytest.mark.slow
 def test_one_of_several_processes_says_what_is_wrong(monkeypatch, capsys):
     for rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)
@@ -282,6 +287,7 @@ def test_missing_device_is_refused(monkeypatch, capsys, tmp_path):
     assert "hardware.device=cuda:99" in line
 
 
+@pytest.mark.slow
 def test_missing_mnist_names_both_remedies(monkeypatch, capsys, tmp_path):
     from torchvision.datasets import MNIST
 
@@ -312,6 +318,7 @@ def test_unwritable_output_root_is_refused(monkeypatch, capsys, tmp_path):
     assert "is not writable" in line
 
 
+@pytest.mark.slow
 def test_folder_of_another_configuration_is_refused_with_the_differing_keys(
     monkeypatch, capsys, tmp_path
 ):
@@ -323,6 +330,7 @@ def test_folder_of_another_configuration_is_refused_with_the_differing_keys(
     assert "it differs in seed" in run_error(monkeypatch, capsys, tmp_path)
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_previous_checkpoint(tmp_path):
     """A child that may not write more than 40 kB a file, as on a full disk."""
     arguments = [*TINY, f"output_root={tmp_path}", "checkpoint_minutes=0"]
@@ -344,6 +352,7 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path):
     assert not list(folder.glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_finished_run_is_skipped_and_force_runs_it_again(monkeypatch, capsys, tmp_path):
     arguments = [f"output_root={tmp_path}", *TINY]
     assert run_cli(monkeypatch, capsys, *arguments)[0] == 0
@@ -373,6 +382,7 @@ def test_sweep_runs_each_value_and_skips_them_the_second_time(monkeypatch, capsy
     assert out.count("skipped") == 4
 
 
+@pytest.mark.slow
 def test_beta_and_noise_name_the_same_run(monkeypatch, capsys, tmp_path):
     for setting in ("estimator.beta_min=0.999", "estimator.noise=1e-3"):
         run_cli(monkeypatch, capsys, f"output_root={tmp_path}", *TINY, setting)
@@ -394,6 +404,7 @@ def test_mnist_runs_from_the_command_line(tmp_path):
     assert Path(tmp_path, done.stdout.split(":")[0], "record.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_tilde_is_the_home_folder(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FOGZO_DATA", "~/data")
@@ -406,6 +417,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch, capsys, tmp_path):
     assert len(list(tmp_path.glob("home/runs/*/record.json"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "data", "said"),
     [

@@ -26,6 +26,7 @@ def rows_of(folder, effort):
     return diagnose.diagnose(run, None, torch.device("cpu"), lambda default: effort)
 
 
+@pytest.mark.slow
 def test_the_tool_writes_a_row_for_every_estimator_and_snapshot(folder, capsys, monkeypatch):
     settings = ["device=cpu", "directions=2400", "batches=3", "draws=100"]
     monkeypatch.setattr(sys, "argv", ["diagnose", str(folder), *settings])

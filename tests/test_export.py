@@ -31,6 +31,7 @@ def exported(request, tmp_path_factory):
     return folder, export_run(folder, base / "out").parent, levels, offset
 
 
+@pytest.mark.slow
 def test_reloaded_logits_are_bitwise_equal(exported):
     folder, out, _, _ = exported
     x = torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))

@@ -39,6 +39,7 @@ def test_every_setting_is_explained_and_nothing_else():
     assert {section: set(said) for section, said in MEANINGS.items()} == known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [[], ["model=resnet18", "quantizer=lsq"], ["model=llama_9m", "estimator=nspsa", "scale=mini"]],

@@ -116,6 +116,7 @@ def test_the_direction_test_knows_a_breach(part_name: str, name: str, breach: bo
     assert breaches(part_name, name) == breach
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ALLOWED)
 def test_hydra_omegaconf_and_wandb_stay_where_they_belong(library: str) -> None:
     users = {file for file, _, (name, _, _) in walk() if name.split(".")[0] == library}
@@ -234,6 +235,7 @@ print("loaded:", *{{name.split(".")[0] for name in sys.modules}}, *sys.modules)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "heavy"),
     [

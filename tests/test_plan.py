@@ -40,6 +40,7 @@ def total(tensors: Any) -> int:
     return sum(t.nbytes for t in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", CELLS.values(), ids=CELLS.keys())
 def test_what_is_foretold_is_there_after_a_step(overrides: list[str]) -> None:
     config = digits(*overrides)
@@ -112,6 +113,7 @@ def test_the_disk_is_that_of_the_checkpoints_and_snapshots(tmp_path: Path) -> No
     assert needs.disk == pytest.approx(sum(f.stat().st_size for f in files), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", CELLS.values(), ids=CELLS.keys())
 def test_the_run_and_the_table_foretell_the_same(overrides: list[str]) -> None:
     config = digits(*overrides)

@@ -157,6 +157,7 @@ def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_an_estimator_is_one_file_and_one_yaml_and_stands_in_a_table(mine, tmp_path):
     labels = ("cell.table=figure-shallow", "cell.row=signed", "cell.column=size 0.01")
     words = ("estimator=signed", "estimator.size=0.01", *DIGITS, *labels)
@@ -192,6 +193,7 @@ def build_input(layer, activation_bits):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("inputs", "bits"), [("", 16), (INPUTS, 4)], ids=["weights", "both"])
 def test_a_quantizer_is_one_file_and_one_yaml(mine, tmp_path, inputs, bits):
     with open(mine / "quantizer" / "ternary.py", "a") as file:

@@ -34,6 +34,7 @@ def rows(folder, by=None):
     return summary.table(summary.group(summary.find_runs([folder])), by)
 
 
+@pytest.mark.slow
 def test_a_row_is_mean_and_sd_over_the_seeds_of_equal_settings(runs):
     records = [json.loads(path.read_text()) for path in runs.glob("*fogzo*/record.json")]
     losses = [
@@ -70,6 +71,7 @@ def test_a_run_that_is_not_over_is_named_and_in_no_mean(runs):
     assert "(1)" in ste
 
 
+@pytest.mark.slow
 def test_a_plot_has_a_point_for_each_value_and_a_level_for_those_without(runs, tmp_path):
     done = python(
         "-m", "fogzo_repro.summary", runs, "--by", "estimator.noise", "--plot", tmp_path / "s.pdf"
@@ -129,6 +131,7 @@ def test_what_the_user_can_mend_is_one_line(runs, tmp_path, monkeypatch, words, 
     assert said in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_told_apart_in_progress_lines(tmp_path):
     done = python(
         "-m", "fogzo_repro", "-m", "dataset=digits", "recipe=digits_mlp", "recipe.max_steps=2",
@@ -140,6 +143,7 @@ def test_a_sweep_is_told_apart_in_progress_lines(tmp_path):
         assert f": finished  estimator.noise={noise}  test" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_of_a_table_is_called_by_its_cell(tmp_path):
     folder = train(tmp_path, "estimator=ste", "cell.row=a row", "cell.column=a column")
     assert f"{folder.name} (a row | a column): 10 steps" in (folder / "log.txt").read_text()

@@ -45,6 +45,7 @@ def test_every_setting_that_came_later_is_tried():
     assert set(LATER) | {"estimator.rho", "recipe.start_from"} == set(NEUTRAL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", LATER)
 def test_a_setting_that_came_later_counts_where_it_is_not_as_before(key):
     words, other = LATER[key]
@@ -65,6 +66,7 @@ def test_rho_is_in_the_identity_as_the_noise_that_it_amounts_to():
     assert named(by_noise) == named(resolved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", sorted(FREE - {"cell", "hardware", "tracker"}))
 def test_what_changes_no_number_is_not_part_of_the_identity(key):
     other = {"parts_dir": str(Path.cwd()), "eval_every_steps": 7, "snapshots": 3}.get(key)

@@ -105,6 +105,7 @@ def test_what_is_in_a_file_has_to_be_a_text_too():
         parse_config(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "near"),
     [

@@ -62,6 +62,7 @@ def test_another_size_of_a_built_in_network_is_one_yaml(mine):
     assert replace(config.model, name="llama_9m", layers=5) == compose_run("model=llama_9m").model
 
 
+@pytest.mark.slow
 def test_settings_have_the_types_of_the_yaml_file(mine):
     mine(
         estimator__shrink__py=SHRINK + BUILD,
@@ -96,6 +97,7 @@ def test_a_yaml_file_may_be_based_on_another_of_the_same_part(mine):
     assert build_part("estimator", settings, compose_run().parts_dir).by == 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "said"),
     [
@@ -319,6 +321,7 @@ def built_in():
             yield section, path.stem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("section", "name"), built_in(), ids=lambda value: value)
 def test_every_built_in_part_has_the_file_that_its_family_names(section, name):
     needed = {"dataset": ["model=llama_9m"] if name == "c4" else [], "quantizer": ["estimator=ste"]}

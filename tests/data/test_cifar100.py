@@ -35,6 +35,7 @@ def test_all_images_are_read_and_normalised_by_their_own_mean(images: Images) ->
     torch.testing.assert_close(deviation, torch.ones(3), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_torchvisions_folder_gives_the_same_batches(
     images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,7 @@ def test_cosine_and_norm_ratio_of_a_known_ste_gradient_are_recovered(cosine):
     assert quality.variance == 0
 
 
+@pytest.mark.slow
 def test_repeated_calls_and_the_pairs_of_one_call_measure_the_same():
     """Both are unbiased for the moments of n-SPSA with 3 pairs; they agree within their errors."""
     case = Linear()

@@ -29,6 +29,7 @@ def count(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "image_shape", "classes", "parameters"),
     [

@@ -209,6 +209,7 @@ def test_autocast_rotates_inputs_in_its_type_and_never_weights():
     assert (rounded - exact).square().mean().sqrt() < 0.1
 
 
+@pytest.mark.slow
 def test_compiled_layers_that_share_their_inputs_rotate_them_once():
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.partitioners import min_cut_rematerialization_partition

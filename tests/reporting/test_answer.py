@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fogzo_repro.reporting.answer import answer
 from fogzo_repro.reporting.results import read_results
 from fogzo_repro.reporting.tables import FORMS
@@ -33,6 +35,7 @@ def test_without_records_it_says_that_nothing_is_known(results: Path) -> None:
     assert "Nothing was run yet of MLP, MNIST: round, half-integer grid (default)" in text
 
 
+@pytest.mark.slow
 def test_the_verdict_is_that_of_both_sides_at_their_chosen_values(full_table: Path) -> None:
     shutil.copytree(ROOT / "results" / "records" / "readings", full_table / "records" / "readings")
     text = said(full_table)

@@ -59,6 +59,7 @@ def test_without_records_nothing_is_drawn(results: Path, draw: Draw) -> None:
     assert not (results / "figures").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [write_curves, write_sweeps, write_time], ids=lambda d: d.__name__)
 def test_the_same_records_give_the_same_bytes(results: Path, save_run: Save, draw: Draw) -> None:
     for seed in (0, 1):

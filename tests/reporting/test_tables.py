@@ -125,6 +125,7 @@ def test_tuning_seeds_do_not_enter_the_reported_mean(results: Path, save: Save) 
     assert "| 1.0000 ± – (1) |" in line_of(results, "| STE, integer grid | lr=0.032")
 
 
+@pytest.mark.slow
 def test_796_is_shown_under_both_countings(full_table: Path) -> None:
     write_table(full_table, TABLE)
     assert "| 796 / 692.3 |" in line_of(full_table, "| FOGZO n=10 beta=0.999 is no worse")

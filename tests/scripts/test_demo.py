@@ -39,6 +39,7 @@ def shown(folder, records, monkeypatch, capsys):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_table_has_what_the_records_have(shown, records):
     losses = [r["metrics"]["last"]["train"]["loss"] for r in records["derivative cut", "FOGZO"]]
     value = f"{statistics.mean(losses):.3f} ± {statistics.stdev(losses):.3f} (2)"

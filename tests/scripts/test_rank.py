@@ -110,6 +110,7 @@ def here(monkeypatch):
         monkeypatch.setattr(module, "git_state", lambda: {"commit": "0" * 40, "dirty": False})
 
 
+@pytest.mark.slow
 def test_an_own_estimator_is_tuned_run_and_ranked(mine, here, tmp_path, monkeypatch, capsys):
     results = tmp_path / "results"
     more = ["hardware=cpu", f"output_root={tmp_path / 'runs'}"]

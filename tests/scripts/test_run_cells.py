@@ -30,6 +30,7 @@ def cells() -> dict[tuple[str, str], Cell]:
     return {(c.config.cell.row, c.config.cell.column): c for c in found}
 
 
+@pytest.mark.slow
 def test_the_cells_are_those_that_the_figure_lists(
     cells: dict[tuple[str, str], Cell],
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_pattern_takes_a_part_of_a_table() -> None:
     assert [cell.config.cell.column for cell in found] == ["LSQ-STE, 3.522B tokens"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -14,6 +14,7 @@ def commands(folder: str) -> list[Path]:
     return sorted(path for path in found if path.stem not in IMPORTED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", commands("."), ids=lambda path: path.stem)
 def test_script_tells_its_usage_from_any_folder(script, tmp_path):
     process = python(script, "--help", cwd=tmp_path)
@@ -21,6 +22,7 @@ def test_script_tells_its_usage_from_any_folder(script, tmp_path):
     assert process.stdout.startswith("usage:")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bench", commands("bench"), ids=lambda path: path.stem)
 def test_bench_tells_its_usage_from_the_projects_folder(bench):
     process = python("-m", f"scripts.bench.{bench.stem}", "--help")

@@ -48,6 +48,7 @@ def test_a_cell_that_fails_is_named_and_does_not_stop_the_rest(
     assert "2 cells, 1 failed" in said
 
 
+@pytest.mark.slow
 def test_of_tuning_sweeps_one_is_run_for_each_estimator() -> None:
     cells = smoke.table_cells("mini-deit-tiny", ["scale=smoke"], each_value_once=True)
     kept = smoke.without_most_sweeps(cells)

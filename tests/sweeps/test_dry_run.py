@@ -102,6 +102,7 @@ def test_the_best_recorded_loader_counts(tmp_path: Path) -> None:
     assert loader_rates(tmp_path) == {"deit_tiny": 300.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["table1", "table3"])
 def test_the_way_to_try_a_cell_can_be_run(table: str) -> None:
     lines = dry_run(table, composed(table)[:1], RECORDS)
@@ -195,6 +196,7 @@ def record_of(folder: Path, name: str, run: RunConfig, hours: float, **changes: 
     (folder / "t" / f"{name}.json").write_text(json.dumps(made | changes))
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_take_their_share_of_the_groups_time(tmp_path: Path) -> None:
     one, ten, hundred = (config(f"figure-shallow/fogzo{k}") for k in ("", "-10", "-100"))
     record_of(tmp_path, "one", one, 2.0, seeds=[0, 1, 2, 3])

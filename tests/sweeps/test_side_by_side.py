@@ -63,6 +63,7 @@ def test_runs_that_differ_in_kind_do_not(make_config: Make, other: tuple[str]) -
     assert here is not None and there is not None and here != there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -103,6 +104,7 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     return peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "cells", "seeds"),
     [

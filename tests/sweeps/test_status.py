@@ -47,6 +47,7 @@ def test_each_state_is_told_from_what_a_run_has_left(make_config: Make, tmp_path
     assert count_states(runs, known) == {**dict.fromkeys(states, 1), "missing": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"{", bytes(40), b"[1, 2]"], ids=repr)
 @pytest.mark.parametrize(
     ("name", "state"),

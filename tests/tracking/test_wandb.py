@@ -148,6 +148,7 @@ def test_the_mode_is_the_users(tmp_path, monkeypatch, service, key, given, mode)
     assert service.arguments["mode"] == mode
 
 
+@pytest.mark.slow
 def test_the_project_group_and_folder_of_the_environment_are_taken(tmp_path, monkeypatch, service):
     from fogzo_repro.__main__ import compose_run
 

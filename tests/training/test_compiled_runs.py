@@ -35,6 +35,7 @@ def test_each_run_compiles_its_training_pass_and_no_evaluation(tmp_path):
     assert done.stdout.split() == ["1", "1", "1"]
 
 
+@pytest.mark.slow
 def test_a_missing_compiler_is_one_line(tmp_path):
     def without():
         import torch._inductor.config as inductor

@@ -175,6 +175,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it_with_its_loaders(
     raise AssertionError("a process of the run is still there")
 
 
+@pytest.mark.slow
 def test_replaced_images_are_counted_in_the_record_and_named_in_the_log(tmp_path: Path) -> None:
     bad = tiny_tree(tmp_path) / "imagenet/train/n00000001/train_2.JPEG"
     bad.write_bytes(bad.read_bytes()[:300])

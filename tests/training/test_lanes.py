@@ -175,6 +175,7 @@ def test_a_step_on_a_card_does_not_wait_for_it() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.slow
 def test_float32_changes_no_mean() -> None:
     """The exact product in float32, over many seeds, against float64, which is the run itself."""
     config, images = configured(*FOGZO), digits()

@@ -158,6 +158,7 @@ def test_probes_move_the_loss_and_leave_the_weights(data_dir, quantizer, overrid
     assert len(step.weights) == 2 * 7  # q, k, v, o, gate, up, down of each block
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_last", ["8bit", "quantized"])
 @pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
 def test_a_quantized_head_gives_the_loss_of_its_own_logits(data_dir, quantizer, first_last):
@@ -171,6 +172,7 @@ def test_a_quantized_head_gives_the_loss_of_its_own_logits(data_dir, quantizer, 
     assert len(step.weights) == 2 * 7 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)
 def test_accumulated_gradients_and_probes_are_those_of_the_whole_batch(data_dir, overrides):
     whole, batch = build_step(data_dir, *overrides, dtype=torch.float64)

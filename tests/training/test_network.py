@@ -112,6 +112,7 @@ def test_a_first_or_last_layer_that_is_not_there_is_refused(
         build(monkeypatch, first_last=("haed",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "quantized"),
     [("resnet18", 19), ("resnet50", 52), ("deit_tiny", 48)],

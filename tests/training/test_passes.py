@@ -42,6 +42,7 @@ def take(step: TrainStep, batch: Any) -> list[float]:
     return step(batch, True).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_sharing_the_prefix_changes_no_number(model: str) -> None:
     (shared, batch), (apart, _) = build(model), build(model)
@@ -52,6 +53,7 @@ def test_sharing_the_prefix_changes_no_number(model: str) -> None:
     assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)  # statistics of a stem's norm too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_the_probes_take_the_prefix_of_their_own_step(model: str) -> None:
     step, batch = build(model)
@@ -67,6 +69,7 @@ def test_the_probes_take_the_prefix_of_their_own_step(model: str) -> None:
     assert all(end.output is None and end.mode == "compute" for end in step.passes.prefix.ends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS, ids=str)
 @pytest.mark.parametrize(
     "override",

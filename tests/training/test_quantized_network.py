@@ -183,6 +183,7 @@ def test_chosen_layers_have_unsigned_inputs():
     assert model.fc2.input_quantizer.grid.low == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", [False, True], ids=["scales-free", "scales-decayed"])
 @pytest.mark.parametrize("decay", ["weights", "all"], ids=str)
 def test_steps_are_decayed_where_asked_whatever_else_is(decay, scales):

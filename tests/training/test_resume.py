@@ -160,6 +160,7 @@ def test_a_checkpoint_that_the_metrics_do_not_reach_is_passed_over(
     assert final_bytes(root) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b""), lines_lost(9)], ids=["all", "9"])
 def test_metrics_that_reach_no_checkpoint_are_an_error_that_says_so(
@@ -240,6 +241,7 @@ def test_signal_saves_and_leaves_with_the_requeue_status(tmp_path, finished, num
     assert final_bytes(root) == final_bytes(finished)
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_write_one_run(tmp_path):
     root = tmp_path / "runs"
     first = start(arguments(root, "checkpoint_minutes=0"), tmp_path / "err")

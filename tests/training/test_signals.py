@@ -67,6 +67,7 @@ def whole(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["composing", "loading"])
 def test_before_the_run_begins(tmp_path, moment):
     def slow():
@@ -114,6 +115,7 @@ def slow_data(tmp_path, before_step):
     return slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=str)
 def test_waiting_for_the_first_batch(tmp_path, number):
     status, seconds = stopped(tmp_path, slow_data(tmp_path, 1), number)
@@ -122,6 +124,7 @@ def test_waiting_for_the_first_batch(tmp_path, number):
     assert not list(tmp_path.glob("runs/*/checkpoint*"))
 
 
+@pytest.mark.slow
 def test_waiting_for_a_later_batch(tmp_path, whole):
     status, seconds = stopped(tmp_path, slow_data(tmp_path, 5))
     assert status == 75 and seconds < SOON
@@ -197,6 +200,7 @@ def slow_evaluation(tmp_path, step):
     return slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, STEPS], ids=["interim", "last"])
 def test_in_an_evaluation_which_is_made_after_all(tmp_path, whole, step):
     status, seconds = stopped(tmp_path, slow_evaluation(tmp_path, step))
@@ -205,6 +209,7 @@ def test_in_an_evaluation_which_is_made_after_all(tmp_path, whole, step):
     goes_on_to_the_bytes_of(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_a_kill_after_an_evaluation_that_was_made_up_for(tmp_path, whole):
     """Its lines are of the checkpoint's own step; they are cut, and the evaluation made again."""
     assert stopped(tmp_path, slow_evaluation(tmp_path, 3))[0] == 75

@@ -14,6 +14,7 @@ from fogzo_repro.training.classification import InMemoryImages, recipe_mixing
 from fogzo_repro.training.optimizers import build_optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "dataset", "recipe", "batch"),
     [
