@@ -237,8 +237,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs a cell; 2 or more")
     seeds = tuple(range(parser.parse_args().seeds))
     print(
-        "FOGZO demo: a small network with 2-bit weights learns to read digits. Two quantizers,\n"
-        "in which the STE's derivative is 1 everywhere, or cut to 0 beyond the outer levels.",
+        "FOGZO demo: a small network with 2-bit weights (integer grid, which is not the default)\n"
+        "learns to read digits. Two quantizers, in which the STE's derivative is 1 everywhere, or\n"
+        "cut to 0 beyond the outer levels.",
         flush=True,
     )
     try:

@@ -13,7 +13,7 @@ from fogzo_repro.reporting.hypotheses import FOGZO, STE
 from fogzo_repro.reporting.markdown import NOT_RUN, mean_sd
 from fogzo_repro.reporting.minis import TITLES as MINIS
 from fogzo_repro.reporting.minis import Choice, choices
-from fogzo_repro.reporting.readings import CLAIMS, RATE, SPACING, picked, read_readings
+from fogzo_repro.reporting.readings import CLAIMS, RATE, SPACING, elsewhere, picked, read_readings
 from fogzo_repro.reporting.results import FRESH_SEEDS, CellResult, TableResults, ran, scale_of
 from fogzo_repro.reporting.statistics import summarize
 
@@ -79,13 +79,18 @@ def _of_readings(results: Path, shallow: TableResults, judged: Sequence[Judged])
     half = [j for j in judged if j.claim.id.startswith("half-")]
     fresh = any(seed >= FRESH_SEEDS for j in half if j.better is not None for seed in j.better.runs)
     said = f"of its {len(half)} claims: {_counts(half)}" if fresh else "it was not run yet"
+    there = "".join(
+        f"At lr {one.reading.rate:g} it gives {one.given}, and {len(more)} others give more. "
+        for one, more in elsewhere(tried, best)
+    )
     return (
         "**MNIST (Section 4.1)**: what comes out depends on how weights are rounded, which the "
         f"paper leaves open. Of {len(alike)} readings at its learning rate and a spacing of one "
         f"standard deviation, {full} give{'s' * (full == 1)} all {len(CLAIMS)} of its claims by "
         f"the means of {n} seeds ([readings](results/tables/readings.md)): the "
         f"{best.reading.grid} grid with derivative {best.reading.derivative}. It is the default "
-        f"here, picked *because* the claims come out under it; on fresh seeds {said}. Under the "
+        f"here, picked *because* the claims come out under it; on fresh seeds {said}. "
+        f"{there}Under the "
         f"integer grid, the reading before, of {len(judged) - len(half)} claims: "
         f"{_counts([j for j in judged if j not in half])}."
     )

@@ -230,22 +230,24 @@ RULE = (
 )
 
 
-def _elsewhere(tried: Sequence[Tried], chosen: Tried) -> str:
-    """Return what the picked reading gives at other rates, and which readings give more there."""
-    said = []
+def elsewhere(tried: Sequence[Tried], chosen: Tried) -> list[tuple[Tried, list[Tried]]]:
+    """Return the picked reading at each other rate, with the readings that give more claims there."""
+    found = []
     for rate in dict.fromkeys(t.reading.rate for t in tried if t.reading.rate != RATE):
         there = [t for t in tried if (t.reading.rate, t.reading.spacing) == (rate, SPACING)]
         same = [t for t in there if t.reading.named == chosen.reading.named]
-        more = [t for t in there if same and t.given > same[0].given]
-        if not same:
-            continue
-        line = f"At lr {rate:g} it gives {same[0].given}"
-        if more:
-            line += "; more are given there by: " + "; ".join(
-                f"{t.reading.grid} grid, derivative {t.reading.derivative} ({t.given})"
-                for t in more
-            )
-        said.append(f"{line}.")
+        found += [(t, [other for other in there if other.given > t.given]) for t in same]
+    return found
+
+
+def _said_elsewhere(tried: Sequence[Tried], chosen: Tried) -> str:
+    said = []
+    for one, more in elsewhere(tried, chosen):
+        named = "; ".join(
+            f"{t.reading.grid} grid, derivative {t.reading.derivative} ({t.given})" for t in more
+        )
+        then = f"; more are given there by: {named}" if more else ""
+        said.append(f"At lr {one.reading.rate:g} it gives {one.given}{then}.")
     return " ".join(said)
 
 
@@ -258,7 +260,7 @@ def _page(found: TableResults, tried: Sequence[Tried], chosen: Tried | None) -> 
         alone = "no other one gives as many" if not others else f"as do {len(others)} others"
         pick = (
             f"Picked: **{chosen.reading.named}**, with {chosen.given} of {len(CLAIMS)}; {alone}. "
-            f"{_elsewhere(tried, chosen)}"
+            f"{_said_elsewhere(tried, chosen)}"
         )
     parts = [
         "# readings",
