@@ -12,7 +12,7 @@ from typing import Any
 MEANINGS: dict[str, dict[str, str]] = {
     "": {
         "seed": "of every random stream; whole, 0 or more",
-        "scale": "full: the paper | mini: CIFAR-100 or 36M tokens | smoke: two steps, an eighth of the widths",
+        "scale": "full: the paper | mini: CIFAR-100 or 36M tokens | smoke: two steps, tiny",
         "data_dir": "folder of the data; by default FOGZO_DATA, else data (docs/data.md)",
         "output_root": "folder in which each run gets a folder of its own",
         "parts_dir": "folder of your own parts, by --config-dir or FOGZO_PARTS",

@@ -231,7 +231,7 @@ RULE = (
 
 
 def elsewhere(tried: Sequence[Tried], chosen: Tried) -> list[tuple[Tried, list[Tried]]]:
-    """Return the picked reading at each other rate, with the readings that give more claims there."""
+    """Return the picked reading at each other rate, and the readings that give more there."""
     found = []
     for rate in dict.fromkeys(t.reading.rate for t in tried if t.reading.rate != RATE):
         there = [t for t in tried if (t.reading.rate, t.reading.spacing) == (rate, SPACING)]
