@@ -13,7 +13,8 @@ their names on the command line:
 The cell `deit-lsq-fogzo` has the table's settings, then its row's, its column's and its own; of two
 values for one setting the later one stands, and `use` comes before the settings beside it. A column
 with `rows: [deit]` stands in these rows alone. A table may have rows alone, or columns alone, which
-then name the cells; the other label is the setting `cell.column` or `cell.row`.
+then name the cells; the other label is the setting `cell.column` or `cell.row`. The table's name is
+the file's, no setting.
 
 `over: {estimator.noise: [1e-6, 1e-7]}` makes one cell of each value, or of each combination; the
 labels refer to it, as in "1-beta=${estimator.noise}". `sweeps:` has such cells on the tuning seeds,
@@ -30,6 +31,7 @@ import itertools
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
@@ -51,6 +53,7 @@ WORDS = {  # the parts of a table file, and what an entry of each may say beside
     "only": ("use", "over", "seeds"),
     "sweeps": ("of", "use", "over", "seeds"),
 }
+LAST_SEED, MOST_SEEDS = 2**31 - 1, 100_000  # the second, so that a slip fills no memory
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z][\w./-]*", re.I)  # needs no quotes
 
@@ -203,18 +206,24 @@ def parse_seeds(text: Any) -> tuple[int, ...]:
     """Return seeds from a number, a range or a list of them.
 
     Raises:
-        ValueError: where a part is neither a number nor a range.
+        ValueError: where a part is neither a number nor a range, or a seed stands there twice.
 
     >>> parse_seeds("0..3"), parse_seeds(["0..1", 100]), parse_seeds("0,1,2")
     ((0, 1, 2, 3), (0, 1, 100), (0, 1, 2))
     """
     found: list[int] = []
     for part in text if isinstance(text, list) else str(text).split(","):
-        first, dots, last = str(part).partition("..")
-        seeds = range(int(first), int(last if dots else first) + 1)
+        bounds = re.fullmatch(r"(\d{1,10})(?:\.\.(\d{1,10}))?", str(part).strip())
+        if not bounds or int(bounds[2] or bounds[1]) > LAST_SEED:
+            raise ValueError(f"{part} is neither a number in 0..{LAST_SEED} nor a range of them")
+        seeds = range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1)
         if not seeds:
             raise ValueError(f"{part} is an empty range")
+        if len(found) + len(seeds) > MOST_SEEDS:
+            raise ValueError(f"{part} makes more than {MOST_SEEDS} seeds")
         found += seeds
+    if twice := Counter(found) - Counter(set(found)):
+        raise ValueError(f"{min(twice)} stands there twice")
     return tuple(found)
 
 
@@ -228,8 +237,9 @@ def evaluation_seeds(text: str | None) -> tuple[int, ...] | None:
         return None
     try:
         seeds = parse_seeds(text)
-    except ValueError:
-        raise ConfigError(f"--seeds={text} is not a list of numbers, as 0,1,2 or 0..4") from None
+    except ValueError as error:
+        said = f"--seeds={text} is not a list of numbers, as 0,1,2 or 0..4: {error}"
+        raise ConfigError(said) from None
     for seed in seeds:
         if seed in TUNING_SEEDS:
             raise ConfigError(f"--seeds={text}: {seed} is a tuning seed, it reports nothing")
@@ -259,7 +269,8 @@ class _Reader:
 
     def entries(self) -> list[Entry]:
         """Return the cells, rows times columns, then the sweeps."""
-        common = self._part("settings", {"cell.table": self.file.stem, **self.parts["settings"]})
+        common = self._part("settings", self.parts["settings"])
+        common.settings = {"cell.table": self.file.stem, **common.settings}
         cells: dict[str, list[_Part]] = {}
         for row in self.parts["rows"] or [""]:
             for column in self.parts["columns"] or [""]:
@@ -269,16 +280,23 @@ class _Reader:
                 self._check("row", rows, self.parts["rows"] or [""], f"columns.{column}.rows")
                 if row in rows:
                     name = "-".join(filter(None, (row, column)))
+                    if name in cells:
+                        said = f"two cells have the name {name}; give a row or column another one"
+                        raise self._mistake(said)
                     cells[name] = [common, in_row, in_column]
         self._check("cell", self.parts["only"], cells, "only")
         for name in self.parts["only"]:
             cells[name].append(self._named("only", name))
         sweeps = {}
         for name in self.parts["sweeps"]:
+            if name in cells:
+                raise self._mistake(f"{name} is a cell and a sweep; give the sweep another name")
             sweep = self._named("sweeps", name)
             sweep.words.setdefault("seeds", list(TUNING_SEEDS))
             of = _listed(sweep.words.get("of", []))
             self._check("cell", of, cells, f"sweeps.{name}.of")
+            if len(of) > 1:
+                raise self._mistake(f"sweeps.{name}.of names {len(of)} cells; name one")
             sweeps[name] = [*(cells[of[0]] if of else [common]), sweep]
         made = [self._entry(name, parts) for name, parts in {**cells, **sweeps}.items()]
         for entry in made[len(cells) :]:
@@ -294,11 +312,14 @@ class _Reader:
         over: dict[str, list[Any]] = {}
         seeds = self.seeds
         for part in parts:
+            said: dict[str, Any] = {}
             for used in _listed(part.words.get("use", [])):
-                settings |= self._named("sets", used).settings
-            settings |= part.settings
+                said |= self._named("sets", used).settings
+            said |= part.settings
             if "label" in part.words:
-                settings[part.label] = part.words["label"]
+                said[part.label] = part.words["label"]
+            settings |= said
+            over = {key: values for key, values in over.items() if key not in said}
             over |= part.words.get("over", {})
             seeds = part.words.get("seeds", seeds)
         for label in ("cell.row", "cell.column"):
@@ -306,9 +327,9 @@ class _Reader:
                 raise self._mistake(f"{name} has no {label}; give its row or column a label")
         try:
             found = parse_seeds(seeds)
-        except ValueError:
-            said = f"{seeds} are not seeds, as 0..4 or [0..9, 100]"
-            raise self._mistake(f"{name}: {said}") from None
+        except ValueError as error:
+            wrong = f"{seeds} are not seeds, as 0..4 or [0..9, 100]: {error}"
+            raise self._mistake(f"{name}: {wrong}") from None
         kept = {key: value for key, value in settings.items() if key not in over}
         return Entry(self.file, name, kept, over, found)
 
@@ -325,7 +346,10 @@ class _Reader:
                 raise self._mistake(f"{where}: {key} is not a setting{near}")
             (part.words if key in known else part.settings)[key] = value
         self._check("set", _listed(part.words.get("use", [])), self.parts["sets"], f"{where}.use")
-        for key, values in self._mapping(f"{where}.over", part.words.get("over", {})).items():
+        over = self._mapping(f"{where}.over", part.words.get("over", {}))
+        if "cell.table" in {*part.settings, *over}:
+            raise self._mistake(f"{where}: cell.table is the file's name, no setting")
+        for key, values in over.items():
             if not (isinstance(values, list) and values):
                 raise self._mistake(f"{where}.over.{key} is not a list of values")
         return part

@@ -91,7 +91,20 @@ def test_seeds_are_numbers_ranges_and_lists_of_them() -> None:
     assert evaluation_seeds("5,0..1") == (5, 0, 1)
 
 
-@pytest.mark.parametrize("text", ["0,x", "1..", "0,100"], ids=str)
+BAD_SEEDS = [
+    "0,x",
+    "1..",
+    "0,100",
+    "0,0",
+    "0..2,1",
+    "-1",
+    "2147483648",
+    "0..99999999999",
+    "0..2147483647",
+]
+
+
+@pytest.mark.parametrize("text", BAD_SEEDS, ids=str)
 def test_seeds_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=f"--seeds={text}"):
         evaluation_seeds(text)
@@ -111,6 +124,13 @@ MISTAKES = {  # what is written in place of what, and what is said
     "one label twice": ("label: FOGZO", "label: STE", "have the same labels, Large, on C4 | STE"),
     "one value twice": ("1e-6, 1e-7", "1e-7, 1e-7", "noise and noise have the same labels"),
     "a reference": ("lr=${recipe.lr}", "lr=${recipe.l}", "recipe.l, which is not set; did you "),
+    "a seed twice": ("seeds: 0..2", "seeds: [0, 0]", "[0..9, 100]: 0 stands there twice"),
+    "a negative seed": ("seeds: 0..2", "seeds: -1", "-1 is neither a number in 0..2147483647"),
+    "too many seeds": ("seeds: 0..2", "seeds: 0..99999999999", "99999 is neither a number"),
+    "a cell and a sweep": ("  noise:", "  small-ste:", "small-ste is a cell and a sweep; give the"),
+    "another table": ("scale: [mini]", "cell.table: [x]", "sweeps.noise: cell.table is the file"),
+    "another table of a row": ("model: mlp", "cell.table: x", "rows.small: cell.table is the"),
+    "a sweep of two cells": ("of: large-fogzo", "of: [large-fogzo, small-ste]", "of names 2 cells"),
     "evaluation seeds": ("of: large", "seeds: 1..2\n    of: large", "sweeps.noise: seed 1 reports"),
     "no values": ("[1e-6, 1e-7]", "1e-6", "sweeps.noise.over.estimator.noise is not a list"),
     "no mapping": ("{label: Small, model: mlp}", "mlp", "rows.small is not a mapping of names"),
@@ -129,3 +149,31 @@ def test_a_mistake_is_one_line_with_the_file(
         read(tmp_path, TABLE.replace(there, written))
     assert str(error.value).startswith(f"{tmp_path}/tiny.yaml")
     assert said in str(error.value)
+
+
+def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = """
+    seeds: 0
+    rows: {a: {label: A}, a-b: {label: AB}}
+    columns: {b-c: {label: BC}, c: {label: C}}
+    """
+    with pytest.raises(ConfigError, match=r"tiny\.yaml: two cells have the name a-b-c"):
+        read(tmp_path, table)
+
+
+def test_a_later_value_stands_against_several_earlier_ones(tmp_path: Path) -> None:
+    table = """
+    seeds: 0
+    settings: {cell.column: "-"}
+    sets: {slow: {recipe.lr: 0.01}}
+    rows:
+      a: {label: "A ${recipe.lr}", over: {recipe.lr: [0.1, 0.2]}}
+      b: {label: "B ${recipe.lr}", over: {recipe.lr: [0.1, 0.2]}}
+    only: {a: {recipe.lr: 0.3}, b: {use: [slow]}}
+    sweeps: {s: {of: a, over: {recipe.lr: [1, 2]}, cell.row: "S ${recipe.lr}"}}
+    """
+    entries = read(tmp_path, table)
+    assert [(entries[k].over, entries[k].settings["recipe.lr"]) for k in "ab"] == [
+        ({}, 0.3), ({}, 0.01),
+    ]  # fmt: skip
+    assert entries["s"].over == {"recipe.lr": [1, 2]} and "recipe.lr" not in entries["s"].settings
