@@ -216,7 +216,7 @@ def parse_composed(composed: Any, hydra_section: Any) -> RunConfig:
     """
     words = list(hydra_section.overrides.task)
     try:
-        return parse_config(composed, words)
+        return parse_config(composed, words, hydra_section.runtime.choices)
     except ConfigError as error:
         cell = hydra_section.runtime.choices.get("experiment")
         key = re.match(r"[\w.]*", str(error))

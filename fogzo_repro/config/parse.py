@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fogzo_repro.config.hardware import CellConfig, HardwareConfig
 from fogzo_repro.config.identity import EARLIER, GONE, NEUTRAL
-from fogzo_repro.config.parts import own_parts, schema
+from fogzo_repro.config.parts import labels, own_parts, schema
 from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, require, spelled
 from fogzo_repro.config.run import FAMILIES, RECIPE_KINDS, SECTIONS, TRACKERS, RunConfig
 from fogzo_repro.config.yaml_files import read_yaml
@@ -174,12 +174,15 @@ OmegaConf.register_new_resolver(  # where Hydra looks for options too
 )
 
 
-def parse_config(config: DictConfig, typed: Iterable[str] = ()) -> RunConfig:
+def parse_config(
+    config: DictConfig, typed: Iterable[str] = (), chosen: Mapping[str, Any] = MappingProxyType({})
+) -> RunConfig:
     """Turn a composed Hydra config into a checked `RunConfig`.
 
     Args:
         config: as Hydra has composed it.
         typed: the words `key=value` of the command line, as they were typed.
+        chosen: the option of each section that Hydra has composed; its file names the part.
 
     Raises:
         ConfigError: with one line that names the key, the rule and, where there is one, the remedy.
@@ -194,7 +197,30 @@ def parse_config(config: DictConfig, typed: Iterable[str] = ()) -> RunConfig:
         ) from None
     assert isinstance(settings, dict)
     words = dict(word.split("=", 1) for word in typed if "=" in word)
+    for section in SECTIONS:
+        if isinstance(settings.get(section), dict) and isinstance(chosen.get(section), str):
+            _check_named(section, settings[section], chosen[section], settings.get("parts_dir"))
     return _parse({str(key): value for key, value in settings.items()}, words)
+
+
+def _check_named(section: str, settings: dict[str, Any], option: str, parts_dir: Any) -> None:
+    """Refuse a name or a family that is not the chosen option's: a record would carry it."""
+    said = labels(section, option, parts_dir)
+    own = said.get("name", option)
+    built_in = (CONFIGS / section / f"{option}.yaml").is_file()  # llama_95m is llama_30m
+    require(  # a machine, a recipe or a tracker may keep the name of its base
+        section not in FAMILIES or built_in or own in (option, option.rpartition("/")[2]),
+        f"{section}.name={own} stands in the file of {section}={option}, and a part's file has "
+        f"the part's name; write name: {option} there",
+    )
+    for key, wanted in said.items():
+        given = settings.get(key)
+        if isinstance(given, str) and given != wanted:
+            other = given if key == "name" and labels(section, given, parts_dir) else "<option>"
+            raise ConfigError(
+                f"{section}.{key} names the part, which is {section}={option} here; choose "
+                f"another one by {section}={other}"
+            )
 
 
 def _parse(settings: dict[str, Any], typed: Mapping[str, str]) -> RunConfig:

@@ -190,6 +190,17 @@ def schema(
     )
 
 
+def labels(section: str, option: str, parts_dir: str | None) -> dict[str, str]:
+    """Return the name and the family that the YAML file of an option gives; nothing without one."""
+    roots = [CONFIGS, *([] if parts_dir is None else [Path(parts_dir)])]
+    files = (root / section / f"{option}.yaml" for root in roots)
+    found: dict[str, Any] = {}
+    path = next((path for path in files if path.is_file()), None)
+    for content in _based_on(path) if path else []:
+        found |= {key: content[key] for key in ("name", "family") if key in content}
+    return {k: v for k, v in found.items() if isinstance(v, str) and "${" not in v}
+
+
 @cache
 def _types(path: Path) -> dict[str, Any]:
     """Return the type of each key of a part's YAML file; those that it is based on come first."""
@@ -206,8 +217,9 @@ def _based_on(path: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for other in content.get("defaults", ()):
         if isinstance(other, str) and other != "_self_":
-            built_in = CONFIGS / path.parent.name / f"{other}.yaml"
-            found += _based_on(built_in if built_in.is_file() else path.with_name(built_in.name))
+            file = f"{other.removeprefix(f'/{path.parent.name}/')}.yaml"
+            places = [CONFIGS / path.parent.name / file, path.parent / file]
+            found += next((_based_on(place) for place in places if place.is_file()), [])
     return [*found, content]
 
 

@@ -136,7 +136,7 @@ def test_a_yaml_file_may_be_based_on_another_of_the_same_part(mine):
                 "estimator__shrink__py": SHRINK + BUILD,
                 "estimator__shrink__yaml": YAML.replace("name: shrink", "name: shrunk"),
             },
-            r"estimator.name=shrunk: there is no estimator/shrunk.yaml, and a part's file has the",
+            r"estimator.name=shrunk stands in the file of estimator=shrink, and a part's file has",
         ),
     ],
     ids=["no file", "no build", "unread key", "no key", "anything", "no family", "other name"],
@@ -250,6 +250,45 @@ def test_what_all_quantizers_have_has_the_same_rules(mine, setting, said):
     mine(quantizer__own__py=OWN.replace("SMOOTHING", ""), quantizer__own__yaml=OWN_YAML)
     with pytest.raises(ConfigError, match=said):
         compose_run("quantizer=own", setting)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "estimator.name=ste", "estimator.family=spsa", "quantizer.name=sign", "model.name=../../x",
+        "model.name=resnet18", "dataset.name=mnist", "recipe.name=other", "hardware.name=a100",
+        "tracker.name=wandb", "quantizer.family=sign", "++estimator.name=ste",
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_names_a_part_is_no_setting(word):
+    section = word.strip("+").partition(".")[0]
+    with pytest.raises(ConfigError, match=f"names the part, which is {section}=") as caught:
+        compose_run(*TINY, word)
+    assert "choose another one by " + section in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_names_an_added_part_is_no_setting_either(mine):
+    mine(
+        estimator__fast__yaml="defaults:\n  - fogzo\n  - _self_\n\nname: fast\nn: 2\n",
+        estimator__nameless__yaml="defaults:\n  - fogzo\n  - _self_\n\nn: 2\n",
+        estimator__shrink__py=SHRINK + BUILD,
+        estimator__other__py=SHRINK + BUILD,
+        estimator__shrink__yaml=YAML,
+        hardware__mine__yaml="defaults:\n  - cpu\n  - _self_\n",
+    )
+    fast = compose_run("estimator=fast", "hardware=mine").estimator
+    assert (fast.name, fast.family, fast.n) == ("fast", "fogzo", 2)
+    for words in (
+        ["estimator=fast", "estimator.name=fogzo"],
+        ["estimator=fogzo", "estimator.name=fast"],
+        ["estimator=shrink", "estimator.family=other"],
+    ):
+        with pytest.raises(ConfigError, match=f"names the part, which is {words[0]} here"):
+            compose_run(*words)
+    with pytest.raises(ConfigError, match="name=fogzo stands in the file of estimator=nameless"):
+        compose_run("estimator=nameless")
 
 
 BIGRAM = """
