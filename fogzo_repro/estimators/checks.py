@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.estimators.protocol import QuantizedWeight
+from fogzo_repro.estimators.protocol import NO_WEIGHTS, QuantizedWeight
 from fogzo_repro.estimators.replay import RecordedLoss
 
 MANY_LOSSES = 100  # more than are ever added up in a step, less than a GradScaler begins with
@@ -33,7 +35,7 @@ def check_weights(
         ValueError: in one line with the layer and the remedy.
     """
     if not weights:
-        raise ValueError("the list of quantized weights is empty; there is nothing to perturb")
+        raise ValueError(NO_WEIGHTS)
     names = {id(p): _plain(name) for name, p in model.named_parameters()}
     trained = None if parameters is None else {id(p) for p in parameters}
     places: list[tuple[int, int, int, str]] = []  # storage, first and last byte, name
@@ -54,6 +56,11 @@ def check_weights(
             raise ValueError(f"{name} does not require a gradient, and so has no STE gradient")
         if trained is not None and id(p) not in trained:
             raise ValueError(f"{name} is not among the optimizer's parameters")
+        if _overlaps_itself(p):
+            raise ValueError(
+                f"several elements of {name} share one place in memory, as in an expanded tensor, "
+                "and would be perturbed as one; give the parameter memory of its own, .contiguous()"
+            )
         _check_scale(name, weight)
         first = p.data_ptr()
         places.append((p.untyped_storage().data_ptr(), first, first + p.nbytes, name))
@@ -64,6 +71,37 @@ def check_weights(
                 f"{one[3]} and {other[3]} share memory; a tied weight is perturbed once: make them "
                 "one parameter and list it once"
             )
+
+
+def _overlaps_itself(p: Tensor) -> bool:
+    """Tell whether an axis steps within what the axes of smaller steps reach."""
+    reached = 0
+    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
+        if size > 1 and stride <= reached:
+            return p.numel() > 0
+        reached += stride * (size - 1)
+    return False
+
+
+def check_whole(name: str, value: Any, least: int) -> int:
+    """Return an argument that must be a whole number, at least `least`.
+
+    Raises:
+        ValueError: where it is something else.
+    """
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number, at least {least}")
+    return int(value)
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse an argument that is no finite number.
+
+    Raises:
+        ValueError: in one line with the argument's name.
+    """
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be a finite number")
 
 
 def _check_scale(name: str, weight: QuantizedWeight) -> None:
@@ -125,7 +163,7 @@ def check_losses(
         ValueError: where backward was not called, or of a loss that a GradScaler had scaled while
             none is known.
     """
-    total = sum((_weight(loss) for loss in losses), torch.zeros(()))
+    total = sum((weight_of(loss) for loss in losses), torch.zeros(()))
     if not has_scaler and float(total) > MANY_LOSSES:
         raise ValueError(
             f"the loss was multiplied by {float(total):g} before backward; give the GradScaler "
@@ -135,11 +173,11 @@ def check_losses(
     for index, loss in enumerate(losses):
         others = _states()
         one, two = again(loss), again(loss)
-        null = null.to(one.device) + (one - two) * _weight(loss)
+        null = null.to(one.device) + (one - two) * weight_of(loss)
         changed = [what for what, state in _states().items() if state != others[what]]
         coarse = loss.autocast or loss.first.dtype.itemsize < 4
-        gap = abs(float(loss.first) - float(one))
-        close = gap <= (2e-3 if coarse else 1e-5) * max(1.0, abs(float(one)))
+        values = [float(value) for value in (loss.first, one, two)]
+        close = abs(values[0] - values[1]) <= (2e-3 if coarse else 1e-5) * max(1.0, abs(values[1]))
         if torch.equal(one, two) and close:
             continue
         if changed:
@@ -151,18 +189,28 @@ def check_losses(
                 "does it look up its batch in a variable that has changed since? Give the batch "
                 "as arguments, loss(loss_fn, x, y)"
             )
+        so = f"so that probes measure something else than the weights' effect: {why}"
+        if not all(map(math.isfinite, values)):
+            so = (
+                "which is not finite, and leaves the STE's gradient in place: look at the data, "
+                "the learning rate and the start of the weights"
+            )
         of = f" of micro-batch {index + 1} of {len(losses)}" if len(losses) > 1 else ""
         warnings.warn(
-            f"the loss{of} was {float(loss.first):.9g} in the backward pass, and taken again twice "
-            f"at the same weights it is {float(one):.9g} and {float(two):.9g}, so that probes "
-            f"measure something else than the weights' effect: {why}",
+            f"the loss{of} was {values[0]:.9g} in the backward pass, and taken again twice at the "
+            f"same weights it is {values[1]:.9g} and {values[2]:.9g}, {so}",
             RuntimeWarning,
             stacklevel=4,
         )
     return null
 
 
-def _weight(loss: RecordedLoss) -> Tensor:
+def weight_of(loss: RecordedLoss) -> Tensor:
+    """Return the factor with which a loss took part in backward, without asking the device.
+
+    Raises:
+        ValueError: where backward was not called.
+    """
     if loss.weight is None:
         raise ValueError("backward was not called on a loss of this step; call loss.backward()")
     return loss.weight

@@ -53,8 +53,9 @@ def fogzo(
         What the estimate rested on. A probe that is not finite leaves the STE gradient in place.
 
     Raises:
-        ValueError: where a weight has no gradient or is listed twice, beta is outside [0, 1] or
-            n < 1.
+        ValueError: where there is no weight, one has no gradient or is listed twice, beta is
+            outside [0, 1] or n < 1.
+        TypeError: where `loss` returns something else than a tensor with one element.
     """
     sqrt_beta, sqrt_noise = square_roots(beta)
     signs = signs or split_stream(generator)

@@ -14,15 +14,22 @@ so that the estimate stands in `.grad` in the very units in which the STE's grad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fogzo_repro.estimators.checks import check_losses, check_weights
+from fogzo_repro.estimators.checks import (
+    check_losses,
+    check_number,
+    check_weights,
+    check_whole,
+    weight_of,
+)
 from fogzo_repro.estimators.fogzo import Fogzo
 from fogzo_repro.estimators.probes import SequentialProbes
 from fogzo_repro.estimators.protocol import Estimate, Point, ProbeLosses, Probes, QuantizedWeight
@@ -45,9 +52,10 @@ class FogzoStep:
         noise: 1 - beta, in place of `rho`.
         n: probe pairs a step; each costs two forward passes.
         schedule: `constant`, or `linear` from no noise at the first step to all at the last.
-        total_steps: of the training, for `linear`.
+        total_steps: of the training, for `linear`; at least 1.
         seed: of the directions; the same on all processes.
-        clip_norm: bound on the norm of all gradients together, applied by `step` to the estimate.
+        clip_norm: bound on the norm of all gradients together, above 0, applied by `step` to the
+            estimate; None for no bound.
         scaler: the GradScaler, where there is one.
 
     Attributes:
@@ -57,14 +65,14 @@ class FogzoStep:
             same weights; should be 0. 0-dim, None before that step.
 
     Raises:
-        ValueError: in one line that names the layer, see `check_weights`.
+        ValueError: in one line that names the argument, or the layer (see `check_weights`).
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        weights: Sequence[QuantizedWeight],
+        weights: Iterable[QuantizedWeight],
         *,
         rho: float | None = None,
         noise: float | None = None,
@@ -78,22 +86,30 @@ class FogzoStep:
         self.model = model
         # What accelerate and Lightning hand out holds the optimizer itself.
         self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-        self.weights = weights
-        check_weights(weights, model, self._parameters())
-        self.d = sum(w.parameter.numel() for w in weights)
+        self.weights = list(weights)
+        check_weights(self.weights, model, self._parameters())
+        self.d = sum(w.parameter.numel() for w in self.weights)
+        for name, value in {"rho": rho, "noise": noise}.items():
+            if value is not None:
+                check_number(name, value)
+        if clip_norm is not None and not (isinstance(clip_norm, Real) and clip_norm > 0):
+            raise ValueError(f"clip_norm={clip_norm!r} must be a number above 0, or None")
+        if rho is not None and rho < 0:
+            raise ValueError(f"rho={rho} must be at least 0")
         if rho is not None and noise is not None:
             raise ValueError("rho and noise say the same; give one of them")
         if noise is None:
             noise = noise_from_rho(RHO if rho is None else rho, self.d)
         if not 0 <= noise <= 1:
-            raise ValueError(f"noise={noise} is outside [0, 1]; rho is at least 0")
+            raise ValueError(f"noise={noise} is outside [0, 1]")
         if schedule not in ("constant", "linear"):
             raise ValueError(f"schedule={schedule}; options: constant, linear")
         if schedule == "linear" and total_steps is None:
             raise ValueError("schedule=linear needs total_steps")
-        self.device = weights[0].parameter.device
+        n = check_whole("n", n, least=1)
+        self.device = self.weights[0].parameter.device
         self.estimator = Fogzo(n, noise, schedule, self.device)
-        self.total_steps = total_steps or 1
+        self.total_steps = 1 if total_steps is None else check_whole("total_steps", total_steps, 1)
         self.seed = seed
         self.clip_norm = clip_norm
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -136,6 +152,8 @@ class FogzoStep:
         losses, self.losses = self.losses, []
         if not losses:
             raise ValueError("no loss was recorded for this step; take it by loss(loss_fn, *batch)")
+        for loss in losses:
+            weight_of(loss)  # refuses one without backward
         is_unscaled, inverse = self._scale()
         after = RandomState(self.device)
         try:
@@ -181,9 +199,15 @@ class FogzoStep:
         """Return what a resumed training needs, to go on with the directions that come next."""
         return {"steps": self.steps, "seed": self.seed}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken."""
-        self.steps, self.seed = state["steps"], state["seed"]
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: where it is no such state.
+        """
+        if not isinstance(state, Mapping) or not {"steps", "seed"} <= state.keys():
+            raise ValueError("the state lacks steps or seed; give what state_dict() has returned")
+        self.steps, self.seed = check_whole("steps", state["steps"], least=0), state["seed"]
 
     def _begin(self) -> None:
         """Set what depends on the step; its streams are functions of the seed and the step."""
@@ -201,8 +225,7 @@ class FogzoStep:
         """Return what was differentiated: the losses, each as it took part in backward."""
         total = torch.zeros((), device=self.device)
         for loss in losses:
-            assert loss.weight is not None, "check_losses"
-            total = total + self._again(loss) * loss.weight
+            total = total + self._again(loss) * weight_of(loss)
         return total if unscaled_by is None else total * unscaled_by
 
     def _scale(self) -> tuple[bool, Tensor | None]:

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from fogzo_repro.estimators.directions import random_signs
 from fogzo_repro.estimators.fused import cross_, displace_
-from fogzo_repro.estimators.protocol import LossFunction, Point, ProbeLosses, Probes
+from fogzo_repro.estimators.protocol import (
+    LossFunction,
+    Point,
+    ProbeLosses,
+    Probes,
+    one_number,
+)
 
 
 class SequentialProbes:
@@ -19,7 +25,7 @@ class SequentialProbes:
     parameters keep their storage, so compiled and captured graphs stay valid.
 
     Args:
-        loss: returns the loss at the current parameters.
+        loss: returns the loss at the current parameters, a tensor with one element.
     """
 
     def __init__(self, loss: LossFunction) -> None:
@@ -47,7 +53,7 @@ class SequentialProbes:
 
     def _measure(self) -> Tensor:
         """Return the loss in float32 at least: a difference of bf16 losses is rounding."""
-        loss = self.loss().detach()
+        loss = one_number(self.loss()).detach()
         return loss.to(torch.promote_types(loss.dtype, torch.float32))
 
 

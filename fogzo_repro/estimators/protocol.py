@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,24 @@ from fogzo_repro.estimators.smoothing import SmoothingLaw
 
 # Returns the loss, a 0-dim tensor, at the current parameters: same batch, same masks, every time.
 LossFunction = Callable[[], Tensor]
+
+
+def one_number(loss: Any) -> Tensor:
+    """Return what a loss function has returned as a 0-dim tensor.
+
+    Raises:
+        TypeError: where it is something else than a tensor with one element.
+    """
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss.reshape(())
+    shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+    raise TypeError(
+        f"the loss function returned a {type(loss).__name__}{shape}; return the loss, a tensor "
+        "with one element"
+    )
+
+
+NO_WEIGHTS = "the list of quantized weights is empty; there is nothing to perturb"
 
 
 @dataclass(frozen=True)
@@ -71,10 +89,12 @@ class Point:
         weights: the quantized weights, each parameter listed once.
 
     Raises:
-        ValueError: where a parameter is listed twice.
+        ValueError: where there is no weight, or a parameter is listed twice.
     """
 
     def __init__(self, weights: Sequence[QuantizedWeight]) -> None:
+        if not weights:
+            raise ValueError(NO_WEIGHTS)
         if len({id(w.parameter) for w in weights}) < len(weights):
             raise ValueError(
                 "a tied weight is perturbed once: list each parameter once in `weights`"

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fogzo_repro.estimators.protocol import one_number
+
 
 class FrozenBuffers:
     """Keeps a model's buffers as they are during forward passes in training mode.
@@ -110,14 +112,10 @@ class RecordedLoss:
 
         Raises:
             TypeError: where the function returns something else than a loss.
+            ValueError: where the loss has no gradient.
         """
         loss = self.loss_fn(*self.batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
-            raise TypeError(
-                f"loss_fn returned a {type(loss).__name__}{shape}; return the loss, a tensor with "
-                "one element"
-            )
+        one_number(loss)
         if not loss.requires_grad:
             raise ValueError(
                 "the loss has no gradient: take it outside torch.no_grad(), of a model whose "

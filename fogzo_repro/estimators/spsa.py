@@ -43,7 +43,8 @@ def nspsa(
         What the estimate rested on. A probe that is not finite leaves the STE gradient in place.
 
     Raises:
-        ValueError: where a weight has no gradient or is listed twice, or n < 1.
+        ValueError: where there is no weight, one has no gradient or is listed twice, or n < 1.
+        TypeError: where `loss` returns something else than a tensor with one element.
     """
     probes = probes_of(loss, probes)
     here = Point(weights)

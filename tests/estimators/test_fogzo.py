@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -230,6 +232,29 @@ def test_wrong_argument_is_refused(
     given: dict[str, object] = {"loss": tiny.loss, "beta": 0.9, "generator": stream(0), **arguments}
     with pytest.raises(ValueError, match=message):
         fogzo(tiny.weights, given.pop("loss"), **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["fogzo", "nspsa"])
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [(1.5, "a float;"), (None, "a NoneType;"), (torch.ones(3), r"a Tensor of shape \(3,\);")],
+    ids=["float", "nothing", "many"],
+)
+def test_a_loss_that_is_no_tensor_with_one_element_is_refused(
+    tiny: TinyNetwork, method: str, returned: Any, said: str
+) -> None:
+    tiny.backward()
+    before = [w.parameter.detach().clone() for w in tiny.weights]
+    function = {"fogzo": partial(fogzo, beta=0.9), "nspsa": nspsa}[method]
+    with pytest.raises(TypeError, match=f"loss function returned {said} return the loss"):
+        function(tiny.weights, lambda: returned, generator=stream(0))
+    assert all(map(torch.equal, [w.parameter for w in tiny.weights], before))
+
+
+@pytest.mark.parametrize("function", [partial(fogzo, beta=0.9), nspsa], ids=["fogzo", "nspsa"])
+def test_no_weight_at_all_is_refused(tiny: TinyNetwork, function: Any) -> None:
+    with pytest.raises(ValueError, match="the list of quantized weights is empty"):
+        function([], tiny.loss, generator=stream(0))
 
 
 def test_missing_gradient_is_refused(tiny: TinyNetwork) -> None:

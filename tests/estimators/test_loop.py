@@ -1,5 +1,6 @@
 """FogzoStep in a real loop: each silent error of the loop that one would write, and none here."""
 
+import math
 import random
 import warnings
 from collections.abc import Callable
@@ -408,6 +409,16 @@ def test_a_loss_that_comes_out_otherwise_is_noticed_at_the_first_step(name: str)
         step.step()
 
 
+@pytest.mark.parametrize("factor", [math.nan, math.inf], ids=str)
+def test_a_first_loss_that_is_not_finite_is_said_to_be_so(factor: float) -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    step.loss(lambda x, y: loss_of(model)(x, y) * factor, *batches(1)[0]).backward()
+    with pytest.warns(RuntimeWarning, match="which is not finite, and leaves the STE's") as told:
+        step.step()
+    assert len(told) == 1 and "fetch a new batch" not in str(told[0].message)
+
+
 def first_weight(change: Callable[[nn.Module, QuantizedWeight], Any]) -> None:
     model = network()
     weights = quantized(model)
@@ -434,6 +445,16 @@ def shared(model: Any, w: QuantizedWeight) -> list[QuantizedWeight]:
     return [w, QuantizedWeight(model[2].weight, w.scale, LAW)]
 
 
+def expanded(model: Any, w: QuantizedWeight) -> QuantizedWeight:
+    model[0].weight = nn.Parameter(torch.ones(8, 1).expand(8, 6))
+    return QuantizedWeight(model[0].weight, w.scale, LAW)
+
+
+def overlapping(model: Any, w: QuantizedWeight) -> QuantizedWeight:
+    model[0].weight = nn.Parameter(torch.ones(20).as_strided((8, 6), (1, 2)))
+    return QuantizedWeight(model[0].weight, w.scale, LAW)
+
+
 WRONG = {
     "none": (lambda model, w: [], "the list of quantized weights is empty"),
     "float scale": (scaled(float), "the scale of 0.weight is a float, not a tensor"),
@@ -453,6 +474,8 @@ WRONG = {
     ),
     "bfloat16": (cast, "0.weight is kept in torch.bfloat16, in which a perturbation is lost"),
     "frozen": (frozen, "0.weight does not require a gradient"),
+    "expanded": (expanded, r"several elements of 0.weight share one place .*\.contiguous\(\)"),
+    "overlapping": (overlapping, r"several elements of 0.weight share one place in memory"),
     "shared": (shared, r"\d.weight and \d.weight share memory"),
     "another model's": (
         lambda model, w: quantized(network()),
@@ -467,6 +490,18 @@ def test_what_could_not_be_perturbed_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         first_weight(change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [torch.ones(4, 6).t(), torch.ones(9, 8)[1:7, 2:6:2], torch.ones(1, 1).expand(1, 1)],
+    ids=["transposed", "part", "single"],
+)
+def test_a_weight_of_any_layout_that_does_not_overlap_is_taken(weight: Tensor) -> None:
+    layer = nn.Linear(1, 1)
+    layer.weight = nn.Parameter(weight)
+    weights = (QuantizedWeight(p, torch.ones(()), LAW) for p in [layer.weight])  # any iterable
+    assert FogzoStep(layer, sgd(layer), weights).d == weight.numel()
 
 
 def test_a_scale_of_a_square_weight_along_the_wrong_axis_is_refused() -> None:
@@ -513,6 +548,51 @@ def test_the_order_of_calls_is_checked() -> None:
     del loss
 
 
+def test_a_micro_batch_without_backward_is_noticed_at_any_step() -> None:
+    model, step = train(network(), batches(1))
+    before = weights_of(model)
+    first, second = batches(2)
+    step.loss(loss_of(model), *first).backward()
+    step.loss(loss_of(model), *second)
+    with pytest.raises(ValueError, match="backward was not called on a loss of this step"):
+        step.step()
+    assert same(weights_of(model), before)
+
+
+WRONG_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
+    *[
+        ({"clip_norm": bound}, f"clip_norm={bound!r} must be a number above 0, or None")
+        for bound in (0, -1.0, math.nan, "1")
+    ],
+    *[
+        ({"schedule": "linear", "total_steps": total}, f"total_steps={total!r} must be a whole n")
+        for total in (0, -3, 2.5, "9")
+    ],
+    *[({"n": n}, f"n={n!r} must be a whole number, at least 1") for n in (0, -1, 1.5, "1")],
+    *[({"rho": rho}, f"rho={rho} must be a finite number") for rho in (math.inf, math.nan)],
+    ({"rho": -72.0}, "rho=-72.0 must be at least 0"),  # as many as there are weights
+    *[({"noise": noise}, f"noise={noise!r} must be a finite n") for noise in ("x", math.nan)],
+]
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG_ARGUMENTS, ids=str)
+def test_a_wrong_argument_is_refused_when_the_object_is_made(
+    options: dict[str, Any], said: str
+) -> None:
+    model = network()
+    with pytest.raises(ValueError, match=said):
+        FogzoStep(model, sgd(model), quantized(model), **options)
+
+
+@pytest.mark.parametrize("state", [{}, {"steps": 3}, None, {"steps": "3", "seed": 0}], ids=str)
+def test_a_state_that_is_none_is_refused_and_changes_nothing(state: Any) -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model), seed=4)
+    with pytest.raises(ValueError, match=r"lacks steps or seed|steps='3' must be a whole number"):
+        step.load_state_dict(state)
+    assert step.state_dict() == {"steps": 0, "seed": 4}
+
+
 def test_rho_noise_and_schedule() -> None:
     model, total = network(), 3
     d = 6 * 8 + 8 * 3
@@ -535,7 +615,7 @@ def test_rho_noise_and_schedule() -> None:
     for options, said in [
         ({"rho": 1.0, "noise": 0.1}, "rho and noise say the same"),
         ({"noise": 1.5}, r"noise=1.5 is outside \[0, 1\]"),
-        ({"rho": -1.0}, r"is outside \[0, 1\]; rho is at least 0"),
+        ({"rho": -1.0}, "rho=-1.0 must be at least 0"),
         ({"schedule": "cosine"}, "options: constant, linear"),
         ({"schedule": "linear"}, "schedule=linear needs total_steps"),
     ]:

@@ -194,7 +194,8 @@ class OneSided:
 
 def test_random_sign_keeps_the_size_of_c_and_balances_its_sign() -> None:
     nowhere = [torch.zeros(100_000, 1)]
-    losses = RandomSign(OneSided(), stream(2))(Point([]), nowhere)
+    one = [QuantizedWeight(nn.Parameter(torch.zeros(1)), torch.ones(()), LAW)]
+    losses = RandomSign(OneSided(), stream(2))(Point(one), nowhere)
     difference = losses.plus - losses.minus
     assert torch.equal(difference.abs(), torch.full((100_000,), 0.5))
     plus = (difference > 0).sum().item()
