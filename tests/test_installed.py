@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.forked import python
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["dataset=digits", "recipe=digits_mlp", "recipe.max_steps=2", "hardware=cpu"]
 
 

@@ -25,6 +25,8 @@ from scripts.table_cells import table_cells
 from tests.composed import TABLES, composed
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 RECORDS = ROOT / "results" / "records"
 
 
@@ -32,7 +34,6 @@ def config(name: str, *overrides: str) -> RunConfig:
     return table_cells(name, list(overrides))[0].config
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES, ids=TABLES)
 def test_every_cell_is_forecast_without_its_data(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -102,7 +103,6 @@ def test_the_best_recorded_loader_counts(tmp_path: Path) -> None:
     assert loader_rates(tmp_path) == {"deit_tiny": 300.0}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("table", ["table1", "table3"])
 def test_the_way_to_try_a_cell_can_be_run(table: str) -> None:
     lines = dry_run(table, composed(table)[:1], RECORDS)
@@ -196,7 +196,6 @@ def record_of(folder: Path, name: str, run: RunConfig, hours: float, **changes: 
     (folder / "t" / f"{name}.json").write_text(json.dumps(made | changes))
 
 
-@pytest.mark.slow
 def test_runs_side_by_side_take_their_share_of_the_groups_time(tmp_path: Path) -> None:
     one, ten, hundred = (config(f"figure-shallow/fogzo{k}") for k in ("", "-10", "-100"))
     record_of(tmp_path, "one", one, 2.0, seeds=[0, 1, 2, 3])

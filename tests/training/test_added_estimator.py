@@ -17,6 +17,8 @@ from tests.conftest import ROOT
 from tests.forked import python
 from tests.test_readme import FILES
 
+pytestmark = pytest.mark.slow
+
 DIGITS = ("dataset=digits", "recipe=digits_mlp", "recipe.max_steps=8", "hardware=cpu")
 UNBOUNDED = ("estimator=bounded", "estimator.bound=1e30")  # FOGZO, computed by the user's file
 
@@ -40,7 +42,6 @@ def train(tmp_path: Path, *words: str) -> tuple[dict[str, Any], list[dict[str, A
     return record, [json.loads(line) for line in lines]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -133,7 +134,6 @@ def test_half_an_estimator_is_refused_in_one_line(mine, tmp_path, code, said):
         train(tmp_path, "estimator=half")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -159,7 +159,6 @@ def test_keys_that_all_estimators_may_have_have_the_same_rules(mine):
             compose_run("estimator=plain", f"estimator.{word}")
 
 
-@pytest.mark.slow
 def test_diagnose_measures_the_runs_own_estimator_beside_the_others(mine, tmp_path):
     """The user's FOGZO has the moments that the built-in one is measured to have."""
     words = ("estimator.n=10", "estimator.noise=0.1", "snapshots=2")
@@ -185,7 +184,6 @@ rows:
 """
 
 
-@pytest.mark.slow
 def test_it_stands_in_a_table_of_ones_own_with_its_control(mine, tmp_path):
     (mine / "table").mkdir()
     (mine / "table" / "own.yaml").write_text(TABLE)
@@ -205,7 +203,6 @@ def test_it_stands_in_a_table_of_ones_own_with_its_control(mine, tmp_path):
     assert [r["evaluations_per_step"]["probes"] for r in records] == [8, 2]
 
 
-@pytest.mark.slow
 def test_the_commands_of_the_page_run(mine, tmp_path):
     page = (ROOT / "docs" / "estimator.md").read_text()
     commands = [line.split() for line in page.splitlines() if "estimator=bounded" in line]

@@ -14,6 +14,8 @@ from ranks_worker import join
 from fogzo_repro.training.ranks import Ranks
 from tests.forked import finish, free_port, start
 
+pytestmark = pytest.mark.slow
+
 STEPS = 14
 ESTIMATORS = {
     "ste": ["estimator=ste"],
@@ -91,7 +93,6 @@ def final_bytes(root: Path) -> dict[str, bytes]:
     return {name: next(root.glob(f"*/{name}")).read_bytes() for name in names}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("overrides", ESTIMATORS.values(), ids=ESTIMATORS)
 def test_killed_ranks_end_with_the_bytes_of_the_uninterrupted_ones(
     tmp_path: Path, overrides: list[str]

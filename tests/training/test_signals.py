@@ -13,6 +13,8 @@ import torch
 from forked import finish, free_port, start
 from training.ranks_worker import join
 
+pytestmark = pytest.mark.slow
+
 SOON = 2.0  # seconds
 LONG = 60.0
 STEPS = 6
@@ -67,7 +69,6 @@ def whole(tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["composing", "loading"])
 def test_before_the_run_begins(tmp_path, moment):
     def slow():
@@ -115,7 +116,6 @@ def slow_data(tmp_path, before_step):
     return slow
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=str)
 def test_waiting_for_the_first_batch(tmp_path, number):
     status, seconds = stopped(tmp_path, slow_data(tmp_path, 1), number)
@@ -124,7 +124,6 @@ def test_waiting_for_the_first_batch(tmp_path, number):
     assert not list(tmp_path.glob("runs/*/checkpoint*"))
 
 
-@pytest.mark.slow
 def test_waiting_for_a_later_batch(tmp_path, whole):
     status, seconds = stopped(tmp_path, slow_data(tmp_path, 5))
     assert status == 75 and seconds < SOON
@@ -200,7 +199,6 @@ def slow_evaluation(tmp_path, step):
     return slow
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, STEPS], ids=["interim", "last"])
 def test_in_an_evaluation_which_is_made_after_all(tmp_path, whole, step):
     status, seconds = stopped(tmp_path, slow_evaluation(tmp_path, step))
@@ -209,7 +207,6 @@ def test_in_an_evaluation_which_is_made_after_all(tmp_path, whole, step):
     goes_on_to_the_bytes_of(tmp_path, whole)
 
 
-@pytest.mark.slow
 def test_a_kill_after_an_evaluation_that_was_made_up_for(tmp_path, whole):
     """Its lines are of the checkpoint's own step; they are cut, and the evaluation made again."""
     assert stopped(tmp_path, slow_evaluation(tmp_path, 3))[0] == 75

@@ -17,6 +17,8 @@ from fogzo_repro.sweeps.lanes import group_key
 from tests.conftest import ROOT
 from tests.short_runs import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
@@ -38,7 +40,6 @@ def copy(source, tmp_path):
     return shutil.copytree(source, tmp_path / "copy")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["round", "lsq", "sign", "quest"])
 def test_latent_weights_are_those_of_the_run_and_scales_come_from_them(source, quantizer):
     words = [f"quantizer={quantizer}", "estimator=ste"]
@@ -75,7 +76,6 @@ def test_training_goes_on_from_there(source, tmp_path):
     assert abs(begun - last) < 0.3 < first_loss(source) - begun
 
 
-@pytest.mark.slow
 def test_the_name_of_a_run_depends_on_the_weights_and_not_on_their_place(source, copy, tmp_path):
     plain = planned().run_id
     begun = planned(from_(source)).run_id
@@ -132,7 +132,6 @@ def diverge(folder):
     (folder / "record.json").write_text(json.dumps({**record, "status": "diverged"}))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -189,7 +188,6 @@ def test_a_run_of_another_network_is_one_line(source):
         planned(*words)
 
 
-@pytest.mark.slow
 def test_the_command_line_says_it_in_one_line(source, tmp_path):
     done = subprocess.run(
         [
