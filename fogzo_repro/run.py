@@ -138,9 +138,11 @@ def _check_stored_config(plan: Plan) -> None:
     ours = plan.result
     try:
         stored = json.loads(path.read_bytes())
-    except (OSError, ValueError):  # not there, or of a disk that lost it: the run id says the same
+    except (OSError, ValueError, RecursionError):
         stored = None
-    if stored is not None:
+    if isinstance(
+        stored, dict
+    ):  # else it is not there, or a disk lost it: the run id says the same
         differing = sorted(k for k in {*stored, *ours} if stored.get(k) != ours.get(k))
         if differing:
             raise UserError(

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, require
+from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, finite, require
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS, PACKAGE
 
@@ -75,6 +75,7 @@ class EstimatorPart(Part):
     def __post_init__(self) -> None:
         n = getattr(self, "n", 0)
         require(type(n) is int and n >= 0, f"estimator.n={n} is not a number of probe pairs")
+        finite("estimator.n", n, 0)
         for key in ("start_fraction", "probe_fraction"):
             value = getattr(self, key, 1.0)
             require(0 <= value <= 1, f"estimator.{key}={value} is outside [0, 1]")

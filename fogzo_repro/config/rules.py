@@ -67,9 +67,14 @@ def spelled(value: object) -> str:
     return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
+LARGEST = 2**31 - 1  # of a whole number: sizes of a network, probe pairs
+
+
 def finite(key: str, value: float | None, low: float, *, strict: bool = False) -> None:
     """Refuse a number that is not finite or is below (or, if strict, at) a bound; null passes."""
     if value is None:
         return
+    if isinstance(value, int):
+        require(value <= LARGEST, f"{key}={value} must be at most {LARGEST}")
     good = math.isfinite(value) and (value > low if strict else value >= low)
     require(good, f"{key}={value} must be {'above' if strict else 'at least'} {low:g}")

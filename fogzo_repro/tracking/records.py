@@ -40,6 +40,13 @@ FIELDS = (
     "peak_memory_mb", "started", "ended", "notes",
 )  # fmt: skip
 SEVERAL_FIELDS = (*(field for field in FIELDS if field != "seed"), "seeds", "lanes")
+TYPES = {  # of the fields that are read by more than their name
+    "method_version": int, "run_id": str, "table": str, "row": str, "column": str, "scale": str,
+    "config": dict, "resolved": dict, "metrics": dict,
+}  # fmt: skip
+OF_ONE = {"seed": int, "status": str, "metrics.last": dict, "metrics.best": dict}
+OF_SEVERAL = {"seeds": list, "status": list, "notes": dict}
+WORDS = {int: "a whole number", str: "a text", dict: "an object", list: "a list"}
 COLUMNS = ("seeds", "lanes", "status", "metrics", "notes")  # what differs from a single run's
 
 
@@ -153,7 +160,7 @@ def _read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
         if not isinstance(record, dict):
             raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not a record ({error}); delete it and run the cell again"
         ) from None
@@ -163,27 +170,46 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check(record: dict[str, Any], path: Path) -> None:
     """Refuse a record that cannot be used, in one line."""
+    remedy = "delete it and run the cell again"
+    _check_type(path, "schema_version", record.get("schema_version", 0), int)
     if record.get("schema_version", 0) > SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema_version {record['schema_version']}, this code reads up to "
             f"{SCHEMA_VERSION}; update the code"
         )
-    remedy = "delete it and run the cell again"
     for field in SEVERAL_FIELDS if "seeds" in record else FIELDS:
         if field not in record:
             raise UserError(f"{path} lacks the field {field}; {remedy}")
+    for field, kind in (TYPES | (OF_SEVERAL if "seeds" in record else OF_ONE)).items():
+        outer, _, inner = field.partition(".")
+        value = record[outer]
+        _check_type(path, field, value.get(inner) if inner else value, kind)
     if "seeds" not in record:
+        for split, values in record["metrics"]["last"].items():
+            _check_type(path, f"metrics.last.{split}", values, dict)
         return
+    for seed in record["seeds"]:
+        _check_type(path, "seeds", seed, int)
     count = len(record["seeds"])
     if not count or len(set(record["seeds"])) != count:
         raise UserError(f"{path} has no seed, or one twice; {remedy}")
     if len(record["status"]) != count:
         raise UserError(f"{path} has {count} seeds and {len(record['status'])} status; {remedy}")
     for split, columns in record["metrics"].items():
+        _check_type(path, f"metrics.{split}", columns, dict)
         for metric, values in columns.items():
+            _check_type(path, f"metrics.{split}.{metric}", values, list)
             if len(values) != count:
                 name = f"metrics.{split}.{metric}"
                 raise UserError(f"{path} has {count} seeds and {len(values)} {name}; {remedy}")
+
+
+def _check_type(path: Path, field: str, value: Any, kind: type) -> None:
+    if type(value) is not kind:
+        raise UserError(
+            f"{path} is not a record ({field} is not {WORDS[kind]}); delete it and run the cell "
+            "again"
+        )
 
 
 def _seeds(record: dict[str, Any]) -> list[int]:

@@ -66,6 +66,8 @@ def load_checkpoint(
     for path in reversed(_checkpoints(folder)):
         try:
             head = json.loads(path.read_bytes())
+            if not isinstance(head, dict):
+                raise ValueError("its JSON is no object")
             content = path.with_suffix(".safetensors").read_bytes()
             if head.pop("checksum") != _checksum(head):
                 raise ValueError("its JSON does not match its checksum")
@@ -73,7 +75,7 @@ def load_checkpoint(
                 raise ValueError("its tensors do not match their checksum")
             if missing := lacks(head["step"], head["state"]):
                 raise ValueError(missing)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RecursionError) as error:
             damaged.append(f"{path.stem} is damaged ({error})")
             continue
         said = [f"{line}; using the one before" for line in damaged]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from fnmatch import filter as matching
 from typing import Any
@@ -81,6 +82,17 @@ def build_network(
             model = build_part("model", config.model, config.parts_dir, **model_arguments)
         except ValueError as error:
             raise UserError(f"model={config.model.name}: {error}") from None
+        except RuntimeError as error:
+            asked = re.search(r"allocate (\d+) bytes", str(error))
+            if asked is None and "overflow" not in str(error):
+                raise
+            size = (
+                f"{int(asked[1]) / 2**20:,.0f} MiB" if asked else "more bytes than can be counted"
+            )
+            raise UserError(
+                f"model={config.model.name} needs {size} for a single tensor, which this machine "
+                "does not have; make the model smaller"
+            ) from None
     if start is not None:
         start.load_into(model)
     _check_first_last(config, model)

@@ -182,3 +182,10 @@ def test_clip_gradient_has_three_values(word, value):
 def test_clip_gradient_has_no_other_values(word):
     with pytest.raises(ConfigError, match=r"quantizer\.clip_gradient"):
         compose_run(f"quantizer.clip_gradient={word}")
+
+
+@pytest.mark.parametrize("key", ["model.hidden", "estimator.n"])
+@pytest.mark.parametrize("value", [10**30, 10**400], ids=["30", "400"])
+def test_a_size_beyond_all_machines_is_refused(key, value):
+    with pytest.raises(ConfigError, match=f"^{key}={value} must be at most 2147483647$"):
+        compose_run(f"{key}={value}")

@@ -17,6 +17,8 @@ Make = Callable[..., RunConfig]
 def record(job: Job, **changes: object) -> str:
     labels = {"table": "none", "row": "none", "column": "none"}
     known = {"run_id": job.run_id, "seed": job.config.seed, "schema_version": SCHEMA_VERSION}
+    known |= {"scale": "full", "status": "finished", "config": {}, "resolved": {}}
+    known["metrics"] = {"last": {}, "best": {}}
     return json.dumps(dict.fromkeys(FIELDS, 1) | labels | known | changes)
 
 

@@ -24,7 +24,8 @@ LABELS = {"table": "figure-shallow", "row": "STE", "column": "lr=0.032", "scale"
 
 def single(seed: int, **changes: Any) -> dict[str, Any]:
     known = {"schema_version": 1, "method_version": 1, "run_id": f"mlp-s{seed}-a", "seed": seed}
-    return dict.fromkeys(FIELDS, 1) | LABELS | known | changes
+    known |= {"status": "finished", "metrics": {"last": {}, "best": {}}, "config": {}}
+    return dict.fromkeys(FIELDS, 1) | LABELS | known | {"resolved": {}} | changes
 
 
 def several(seeds: list[int], **changes: Any) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def several(seeds: list[int], **changes: Any) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION, "method_version": 1, "lanes": 50, "seeds": seeds,
         "run_id": f"mlp-{len(seeds)}seeds-{min(seeds)}", "status": ["finished"] * len(seeds),
         "metrics": {"train": {"loss": [s / 10 for s in seeds]}}, "notes": {},
+        "config": {}, "resolved": {},
     }  # fmt: skip
     return dict.fromkeys(SEVERAL_FIELDS, 1) | LABELS | known | changes
 
@@ -91,6 +93,39 @@ def test_uneven_columns_are_neither_written_nor_read(
         write_record(path, record)
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=message):
+        read_runs(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [
+        (single(0, metrics=None), "metrics"),
+        (single(0, metrics={"last": None, "best": {}}), "metrics.last"),
+        (single(0, metrics={"last": {"test": 3}, "best": {}}), "metrics.last.test"),
+        (single(0, schema_version="x"), "schema_version"),
+        (single(0, schema_version=None), "schema_version"),
+        (single(0, config=[]), "config"),
+        (single(0) | {"seed": "3"}, "seed"),
+        (several([0, 1]) | {"seeds": 3}, "seeds"),
+        (several([0, 1]) | {"seeds": [[], 1]}, "seeds"),
+        (several([0, 1], metrics={"test": 3}), "metrics.test"),
+        (several([0, 1], metrics={"test": {"loss": 3}}), "metrics.test.loss"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_field_of_another_type_is_one_line(
+    tmp_path: Path, record: dict[str, Any], field: str
+) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=rf"r\.json is not a record \({field} is not .*; delete it"):
+        read_runs(path)
+
+
+def test_a_deep_nest_is_not_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text("[" * 200_000 + "]" * 200_000)
+    with pytest.raises(UserError, match="is not a record"):
         read_runs(path)
 
 

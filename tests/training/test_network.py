@@ -141,3 +141,14 @@ def test_nothing_is_quantized_or_perturbed_in_full_precision(
 ) -> None:
     built = build(monkeypatch, SimpleNamespace(name="none"))
     assert built.weights == [] and built.perturbed == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [((2**50,), "needs 4,294,967,296 MiB for a single"), ((2**62, 2**62), "than can be counted")],
+    ids=["large", "overflow"],
+)
+def test_a_network_that_no_memory_holds_is_one_line(monkeypatch, shape, said):
+    monkeypatch.setattr(network, "build_part", lambda *a, **k: torch.empty(shape))
+    with pytest.raises(UserError, match=said):
+        network.build_network(compose_run("dataset=digits"), {}, torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import random
 import resource
@@ -13,7 +14,10 @@ import pytest
 from short_runs import train
 
 from fogzo_repro import files
-from fogzo_repro.training.checkpoint import save_checkpoint
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.plan import make_plan
+from fogzo_repro.run import _check_stored_config
+from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.forked import finish, start
 
 STEPS = 40
@@ -102,6 +106,26 @@ DAMAGE = {
     "json bit-flipped": (".json", flip_a_bit),
     "json empty": (".json", lambda path: path.write_bytes(b"")),
 }
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", "[" * 200_000 + "]" * 200_000], ids="abcd")
+def test_json_that_is_no_checkpoint_is_passed_over(tmp_path, text):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {}, {"seen": step})
+    (tmp_path / "checkpoint-00000002.json").write_text(text)
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    step, _, state, said = found
+    assert (step, state) == (1, {"seen": 1}) and "checkpoint-00000002 is damaged" in said[0]
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", "{", "[" * 200_000], ids="abcde")
+def test_settings_that_are_no_object_are_written_anew(tmp_path, text):
+    plan = make_plan(compose_run(*arguments(tmp_path)))
+    plan.folder.mkdir()
+    (plan.folder / "resolved.json").write_text(text)
+    _check_stored_config(plan)
+    assert json.loads((plan.folder / "resolved.json").read_text()) == plan.result
 
 
 @pytest.mark.slow
