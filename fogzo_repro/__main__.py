@@ -348,13 +348,17 @@ def _unknown_setting(words: Sequence[str]) -> ConfigError | None:
     except Exception:
         return None  # one of these is to blame, and Hydra's own message says it
     known = {*groups, *setting_names(config)}
-    for key in keys:
+    cells = [cell for value in _given("experiment", words) for cell in value.split(",")]
+    entries = [entry for cell in cells for entry in find_entries(cell, table_files())]
+    over = {key: f"{entry.file}, {entry.name}: " for entry in entries for key in entry.over}
+    for key in [*keys, *over]:
         if key == "table":  # Hydra's help takes the folder for a setting's options
             return ConfigError("table is not a setting; a cell is run by experiment=TABLE/CELL")
         if key not in known and not key.startswith(("hydra", "+", "~")):
             section = key.split(".")[0]
             of = f" of {section}={config[section].name}" if f"{section}.name" in known else ""
-            return ConfigError(f"{key} is not a setting{of}{did_you_mean(key, known)}")
+            said = f"{key} is not a setting{of}{did_you_mean(key, known)}"
+            return ConfigError(f"{'' if key in keys else over[key]}{said}")
     return None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf, open_dict
 
 from fogzo_repro.__main__ import compose_config, parse_composed
-from fogzo_repro.config import CONFIGS, read_yaml
+from fogzo_repro.config import CONFIGS, ConfigError, did_you_mean, read_yaml, setting_names
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
 
@@ -45,6 +45,11 @@ def _compose(entry: Entry, overrides: Sequence[str], each_value_once: bool) -> l
             for key in set(whole.dataset) - set(known):
                 del whole.dataset[key]
     given = {word.partition("=")[0] for word in overrides}  # replaces the cells' own values
+    known = {name for name in setting_names(whole) if not name.startswith("hydra")}
+    for key in entry.over:
+        if key not in known:
+            said = f"{key} is not a setting{did_you_mean(key, known)}"
+            raise ConfigError(f"{entry.file}, {entry.name}: {said}")
     cells = []
     for values in entry.without(given).combinations(each_value_once):
         one = copy.deepcopy(whole)

@@ -76,7 +76,7 @@ columns:
   ste: {label: "STE, plain", estimator: ste}
   nspsa: {label: "n=${estimator.n}", estimator: nspsa, over: {estimator.n: [1, 2]}}
   wrong: {label: wrong, estimator: fogzo, estimator.noice: 1e-9}
-  unknown: {label: unknown, estimator: fogso}
+  unknown: {label: "u=${estimator.nn}", estimator: fogzo, over: {estimator.nn: [1, 2]}}
 """
 
 
@@ -157,7 +157,11 @@ UNKNOWN = {
     "table": ("experiment=tinny/ste", "tinny is not a table; did you mean tiny?"),
     "whole table": ("experiment=tiny", "experiment=tiny stands for 4 cells; give one, as "),
     "setting": ("experiment=tiny/wrong", "tiny.yaml, wrong: estimator.noice is not a setting"),
-    "option": ("experiment=tiny/unknown", "estimator=fogso is not an option; did you mean fogzo?"),
+    "setting over": (
+        "experiment=tiny/unknown",
+        "tiny.yaml, unknown: estimator.nn is not a setting",
+    ),
+    "option": ("estimator=fogso", "estimator=fogso is not an option; did you mean fogzo?"),
     "no setting": ("table=tiny", "a cell is run by experiment=TABLE/CELL"),
     "added setting": ("estimator.noice=1", "did you mean estimator.noise?"),
 }
@@ -422,10 +426,11 @@ def test_a_tilde_is_the_home_folder(monkeypatch, capsys, tmp_path):
     ("words", "data", "said"),
     [
         ([], "", "data_dir=, by FOGZO_DATA is empty; a dot stands for the current folder"),
+        (["data_dir="], "", "data_dir= is empty; a dot"),
         (["output_root="], "x", "output_root= is empty"),
         (['data_dir="~nobody-here/x"'], "x", "data_dir=~nobody-here/x names a home folder that"),
     ],
-    ids=["FOGZO_DATA", "output_root", "no such home"],
+    ids=["FOGZO_DATA", "data_dir", "output_root", "no such home"],
 )
 def test_a_place_that_is_none_is_refused(monkeypatch, capsys, words, data, said):
     monkeypatch.setenv("FOGZO_DATA", data)

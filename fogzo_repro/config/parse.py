@@ -239,7 +239,8 @@ def _parse(settings: dict[str, Any], typed: Mapping[str, str]) -> RunConfig:
         try:
             values[key] = str(typed_path(values[key]))
         except ValueError as error:
-            by = ", by FOGZO_DATA" if (key, values[key]) == ("data_dir", "") else ""
+            ours = key == "data_dir" and key not in typed  # a word of the command line comes first
+            by = ", by FOGZO_DATA" if ours and os.environ.get("FOGZO_DATA") == values[key] else ""
             raise ConfigError(f"{key}={values[key]}{by} {error}") from None
     return RunConfig(**values)
 

@@ -45,6 +45,7 @@ from fogzo_repro.reporting.results import TUNING_SEEDS
 # Settings that choose among files. So does `scale`, which comes after the cell: see `Entry.node`.
 GROUPS = ("model", "dataset", "quantizer", "estimator", "recipe", "hardware", "tracker")
 SECTIONS = {field.name for field in fields(RunConfig)} - {"seed"}  # a setting begins with one
+FOLDED = (*GROUPS, "cell")  # have settings of their own, as in recipe.lr
 WORDS = {  # the parts of a table file, and what an entry of each may say beside settings
     "settings": (),
     "sets": (),
@@ -54,6 +55,7 @@ WORDS = {  # the parts of a table file, and what an entry of each may say beside
     "sweeps": ("of", "use", "over", "seeds"),
 }
 LAST_SEED, MOST_SEEDS = 2**31 - 1, 100_000  # the second, so that a slip fills no memory
+NAME = re.compile(r"[A-Za-z0-9_.-]+")  # of a row, a column or a sweep: a shell and Hydra take it
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z][\w./-]*", re.I)  # needs no quotes
 
@@ -159,9 +161,14 @@ class Entry:
 
 def table_files() -> dict[str, Path]:
     """Return the files of all tables by their names: ours, and those of the user's folder."""
+    return _options("table")
+
+
+def _options(group: str) -> dict[str, Path]:
+    """Return the files of a folder of the configuration by their names."""
     own = own_parts()
     folders = [CONFIGS, *([Path(own)] if own else [])]
-    found = [path for folder in folders for path in sorted((folder / "table").glob("*.yaml"))]
+    found = [path for folder in folders for path in sorted((folder / group).glob("*.yaml"))]
     return {path.stem: path for path in found}
 
 
@@ -264,6 +271,11 @@ class _Reader:
         self._check("part", content, ("seeds", "rank", *WORDS), "")
         self.seeds = content.get("seeds")
         self.parts = {kind: self._mapping(kind, content.get(kind, {})) for kind in WORDS}
+        for kind in ("rows", "columns", "sweeps"):
+            for name in self.parts[kind]:
+                if not NAME.fullmatch(name):
+                    said = f"{kind}: the name {name!r} has other than letters, digits, - _ and ."
+                    raise self._mistake(said)
         if not (self.parts["rows"] or self.parts["columns"]):
             raise self._mistake("it has neither rows nor columns")
 
@@ -330,6 +342,10 @@ class _Reader:
         except ValueError as error:
             wrong = f"{seeds} are not seeds, as 0..4 or [0..9, 100]: {error}"
             raise self._mistake(f"{name}: {wrong}") from None
+        for key in settings:
+            for above in (key[: dot.start()] for dot in re.finditer(r"\.", key)):
+                if above in settings and above not in GROUPS:
+                    raise self._mistake(f"{name}: {above} has a value, so there is no {key}")
         kept = {key: value for key, value in settings.items() if key not in over}
         return Entry(self.file, name, kept, over, found)
 
@@ -344,15 +360,36 @@ class _Reader:
             if key not in known and key.partition(".")[0] not in SECTIONS:
                 near = did_you_mean(key, {*known, *SECTIONS})
                 raise self._mistake(f"{where}: {key} is not a setting{near}")
+            self._check_value(where, key, value)
             (part.words if key in known else part.settings)[key] = value
         self._check("set", _listed(part.words.get("use", [])), self.parts["sets"], f"{where}.use")
         over = self._mapping(f"{where}.over", part.words.get("over", {}))
         if "cell.table" in {*part.settings, *over}:
             raise self._mistake(f"{where}: cell.table is the file's name, no setting")
         for key, values in over.items():
+            if key.partition(".")[0] not in SECTIONS:
+                near = did_you_mean(key, SECTIONS)
+                raise self._mistake(f"{where}.over: {key} is not a setting{near}")
+            if key in GROUPS:
+                said = f"give each {key} a row or a column of its own"
+                raise self._mistake(f"{where}.over: {key} chooses a file; {said}")
             if not (isinstance(values, list) and values):
                 raise self._mistake(f"{where}.over.{key} is not a list of values")
         return part
+
+    def _check_value(self, where: str, key: str, value: Any) -> None:
+        """Refuse an option that is none, and a plain value where settings are, or the reverse."""
+        section, dot, _ = key.partition(".")
+        if key in (*GROUPS, "scale"):
+            options = _options(key)
+            if not isinstance(value, str) or ("${" not in value and value not in options):
+                near = did_you_mean(str(value), options)
+                said = f"{key}: {value} is not an option{near}; options: {', '.join(options)}"
+                raise self._mistake(f"{where}: {said}")
+        elif key in FOLDED:
+            raise self._mistake(f"{where}: {key} has settings, given one by one as {key}.NAME")
+        elif dot and section not in FOLDED:
+            raise self._mistake(f"{where}: {key}: {section} is one value and has no settings")
 
     def _mapping(self, where: str, said: Any) -> dict[str, Any]:
         if not isinstance(said, dict):

@@ -6,9 +6,11 @@ import csv
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from fogzo_repro.config import ConfigError
 from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import find_entries, table_files
@@ -52,6 +54,23 @@ def test_other_seeds_leave_a_sweep_on_the_tuning_seeds() -> None:
     found = {c.seeds for c in table_cells("table4/sweep-noise", [], (7, 8))}
     found |= {c.seeds for c in table_cells("table4/lsq-ste", [], (7, 8))}
     assert found == {TUNING_SEEDS, (7, 8)}
+
+
+def test_a_setting_with_several_values_that_is_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FOGZO_PARTS", str(tmp_path))
+    (tmp_path / "table").mkdir()
+    table = """
+    seeds: 0
+    settings: {dataset: digits, recipe: digits_mlp, cell.column: "-"}
+    rows: {a: {label: "n=${estimator.nn}", over: {estimator.nn: [1, 2]}}}
+    """
+    (tmp_path / "table" / "tiny.yaml").write_text(table)
+    with pytest.raises(
+        ConfigError, match=r"tiny\.yaml, a: estimator\.nn is not a setting; did you"
+    ):
+        table_cells("tiny", [])
 
 
 def test_every_cell_is_what_its_label_says(cells: dict[str, list[Cell]]) -> None:
