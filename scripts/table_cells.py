@@ -45,10 +45,10 @@ def _compose(entry: Entry, overrides: Sequence[str], each_value_once: bool) -> l
             for key in set(whole.dataset) - set(known):
                 del whole.dataset[key]
     given = {word.partition("=")[0] for word in overrides}  # replaces the cells' own values
-    known = {name for name in setting_names(whole) if not name.startswith("hydra")}
+    names = {name for name in setting_names(whole) if not name.startswith("hydra")}
     for key in entry.over:
-        if key not in known:
-            said = f"{key} is not a setting{did_you_mean(key, known)}"
+        if key not in names:
+            said = f"{key} is not a setting{did_you_mean(key, names)}"
             raise ConfigError(f"{entry.file}, {entry.name}: {said}")
     cells = []
     for values in entry.without(given).combinations(each_value_once):
