@@ -183,9 +183,9 @@ def _check(record: dict[str, Any], path: Path) -> None:
     for field, kind in (TYPES | (OF_SEVERAL if "seeds" in record else OF_ONE)).items():
         outer, _, inner = field.partition(".")
         value = record[outer]
-        _check_type(path, field, value.get(inner) if inner else value, kind)
+        _check_type(path, field, value.get(inner, {}) if inner else value, kind)
     if "seeds" not in record:
-        for split, values in record["metrics"]["last"].items():
+        for split, values in record["metrics"].get("last", {}).items():
             _check_type(path, f"metrics.last.{split}", values, dict)
         return
     for seed in record["seeds"]:
