@@ -49,7 +49,7 @@ types: install
 
 check: lint types test  ## lint, type check, tests
 
-smoke: install  ## every cell of every table for two steps on the CPU, without any download, in 4 minutes
+smoke: install  ## the cells of every table for two steps on the CPU, without any download, in 4 minutes
 	@$(BIN)/python scripts/smoke.py
 
 # One cell a card at a time, only what is missing; SCALE=smoke goes through scripts/smoke.py.

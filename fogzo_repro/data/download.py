@@ -40,11 +40,12 @@ def download(
     if is_there():
         return
     make_folder(data_dir, f"data_dir={data_dir}")
-    with locked(data_dir / ".download.lock", str(data_dir), wait=math.inf):
+    with locked(data_dir / ".download.lock", str(data_dir), wait=math.inf) as has_locks:
         if is_there():  # another process has been faster
             return
-        for left in data_dir.glob(f"{PREFIX}*"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        if has_locks:
+            for left in data_dir.glob(f"{PREFIX}*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
         print(f"{name} is not under data_dir={data_dir}: downloading it", flush=True)
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=data_dir) as folder:
             try:

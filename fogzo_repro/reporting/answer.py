@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fogzo_repro.reporting.claims import Judged, chosen, judge, read_claims
+from fogzo_repro.reporting.claims import Judged, chosen, judge, on_edge, read_claims, untuned
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, STE
 from fogzo_repro.reporting.markdown import NOT_RUN, mean_sd
@@ -127,7 +127,10 @@ def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Iterat
     cells = [chosen(found, row) for row in rows]
     sides = (rows[1], "chosen"), (rows[0], "chosen")
     claim = next(j for j in judged if (j.claim.better, j.claim.worse) == sides)
-    ste, fogzo, cost = (_value(cell, "train", "loss") for cell in cells)
+    ste, fogzo, cost = (
+        _value(cell, "train", "loss") + (_limits(found, cell) if cell is not None else "")
+        for cell in cells
+    )
     place = "MLP, MNIST", GRIDS[grid], METRICS["loss"]
     yield Compared(*place, ste, fogzo, cost, *_verdict(claim))
 
@@ -141,7 +144,7 @@ def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
         cells = [found.cells.get((row, name)) for name in (STE, FOGZO, "STE, equal cost")]
         ste, fogzo, cost = (_value(cell, split, metric) for cell in cells)
         if ste == fogzo == NOT_RUN:
-            ste, fogzo = (_tuned(made, row, side) for side in (STE, FOGZO))
+            ste, fogzo = (_tuned(found, made, row, side) for side in (STE, FOGZO))
         place = MINIS[found.table].split(",")[0], row, METRICS[metric]
         yield Compared(*place, ste, fogzo, cost, *_verdict(claim))
 
@@ -153,11 +156,18 @@ def _value(cell: CellResult | None, split: str, metric: str) -> str:
     return mean_sd(summary, DIGITS[metric])
 
 
-def _tuned(made: Sequence[Choice], row: str, side: str) -> str:
+def _limits(found: TableResults, cell: CellResult) -> str:
+    """Return what limits the choice of a cell."""
+    notes = ["edge"] * on_edge(found, cell) + [f"{x} not tuned" for x in untuned(found, cell)]
+    return "".join(f", {note}" for note in notes)
+
+
+def _tuned(found: TableResults, made: Sequence[Choice], row: str, side: str) -> str:
     """Return the loss on tuning seeds of the last sweep that has chosen, in brackets."""
     own = [c for c in made if (c.row, c.side) == (row, side)]
     if not own:
-        return NOT_RUN
+        begun = (c for c in found.cells.values() if c.row.startswith(f"{row}: {side}, "))
+        return "[tuning begun]" if any(c.tuning_losses() for c in begun) else NOT_RUN
     choice = own[-1]
     losses = choice.cell.tuning_losses()
     noise = "" if choice.noise is None else f", 1−β={choice.noise:g}"
@@ -188,5 +198,6 @@ IN_BRACKETS = (
     "Mean ± sd (seeds). Gain: FOGZO over the STE, each with the noise and learning rate that it "
     "chose on seeds of their own. In square brackets, where nothing else was run: held-out loss in "
     "nats of the tuning runs at the chosen values; it was chosen by and has one or two seeds, "
-    "reports nothing and is not to be compared. Edge: no value beyond the chosen one was tried."
+    "reports nothing and is not to be compared. Edge: no value beyond the chosen one was tried; a "
+    "rate beside a noise is the recipe's, where no other is named in the table's page."
 )

@@ -202,6 +202,16 @@ def level_of(table: str) -> float:
     return LEVEL / 2 if scale_of(table) == "mini" else LEVEL
 
 
+def untuned(results: TableResults, cell: CellResult) -> list[str]:
+    """Return the settings that a row has cells for, none of which has tuning runs yet."""
+    row = results.row(cell.row)
+    named, tuned = (
+        {name for c in cells for name in _settings(c.column)}
+        for cells in (row, [c for c in row if c.tuning_losses()])
+    )
+    return sorted(named - tuned)
+
+
 def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:
     """Put every claim of a table to the tests."""
     level = level_of(results.table)
@@ -284,10 +294,14 @@ def _verdict(
 def _edges(
     results: TableResults, claim: Claim, better: CellResult | None, worse: CellResult | None
 ) -> list[str]:
-    """Return a note for each side whose value was chosen on the edge of what was tried."""
+    """Return notes for each side whose value was chosen on the edge, or not among all it has."""
     sides = ((better, claim.better[1]), (worse, claim.worse[1]))
+    cells = [cell for cell, column in sides if cell is not None and column == CHOSEN]
     return [
-        f"{cell.column} of {cell.row} is on the edge of its grid"
-        for cell, column in sides
-        if cell is not None and column == CHOSEN and on_edge(results, cell)
+        *(
+            f"{c.column} of {c.row} is on the edge of its grid"
+            for c in cells
+            if on_edge(results, c)
+        ),
+        *(f"{name} of {c.row} was not tuned" for c in cells for name in untuned(results, c)),
     ]

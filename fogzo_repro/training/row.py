@@ -43,7 +43,7 @@ def read_row(row: Sequence[float]) -> tuple[dict[str, float], str | None]:
         return values, None
     if values["bad_probes"]:
         return values, f"{MAX_BAD_STREAK} steps in a row with a probe loss that is not finite"
-    return values, f"loss {values['loss']:g} or a gradient is not finite"
+    return values, f"loss {values['loss']:g} or a gradient, or its norm, is not finite"
 
 
 def begin_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +60,16 @@ def test_a_killed_download_leaves_nothing_that_counts_and_the_next_one_clears_it
     assert not (tmp_path / "set").exists()
     download("SET", tmp_path, lambda: is_there(tmp_path), fetch)
     assert is_there(tmp_path) and not list(tmp_path.glob(f"{PREFIX}*"))
+
+
+def test_without_locks_what_another_process_has_begun_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fogzo_repro.data.download.locked", lambda *_, **__: nullcontext(False))
+    begun = tmp_path / f"{PREFIX}of-another"
+    begun.mkdir()
+    download("SET", tmp_path, lambda: is_there(tmp_path), fetch)
+    assert is_there(tmp_path) and begun.is_dir()
 
 
 def test_a_download_that_fails_is_one_line_with_the_remedy(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fogzo_repro.training.kept_code import KeptCode, kept_folder
-from tests.forked import ROOT, python
+from tests.forked import ROOT, new_python
 
 CARD = "NVIDIA H200"
 SHAPE = {"model": "llama", "batch": 64}
@@ -173,7 +173,7 @@ def test_a_run_on_another_machine_compiles_nothing_that_was_kept(tmp_path: Path)
     script.write_text(SCRIPT)
     counts = []
     for machine, seed in (("first", "0"), ("second", "1")):
-        done = python(script, ROOT, machine, seed, cwd=tmp_path)
+        done = new_python(script, ROOT, machine, seed, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         counts.append([int(word) for word in done.stdout.split()])
     (_,) = (tmp_path / "kept").glob("torch-*/*")
