@@ -186,7 +186,8 @@ class FogzoStep:
             self.scaler.unscale_(self.optimizer)
         estimate = self.estimate()
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
+            norm = _total_norm([p.grad for p in self._parameters() if p.grad is not None])
+            nn.utils.clip_grads_with_norm_(self._parameters(), self.clip_norm, norm)
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -260,6 +261,18 @@ class FogzoStep:
                 "optimizer.step() came before the estimate, and would use the STE's gradient; call "
                 "FogzoStep.step() in its place, or FogzoStep.estimate() before clipping"
             )
+
+
+def _total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all gradients together, right wherever their type can hold it.
+
+    It is that of `torch.nn.utils.clip_grad_norm_` to the bit, but where squares in float32 over- or
+    underflow: by an infinite norm all gradients would be set to zero, without a word.
+    """
+    norm = nn.utils.get_total_norm(gradients)
+    parts = torch._foreach_norm(list(gradients), 2, dtype=torch.float64)
+    wide = torch.stack([part.to(norm.device) for part in parts]).norm()
+    return torch.where((wide > 1e-18) & (wide < 1e18), norm, wide.to(norm.dtype))
 
 
 class _Averaged:

@@ -359,6 +359,18 @@ def test_the_estimate_is_what_is_clipped() -> None:
     assert nn.utils.get_total_norm(moved) == pytest.approx(bound, rel=1e-2)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e25], ids=["ordinary", "squares_overflow"])
+def test_clipping_bounds_the_update_at_any_size_of_the_gradients(size: float) -> None:
+    model = network()
+    before = weights_of(model)
+    step = FogzoStep(model, sgd(model, lr=1.0), quantized(model), clip_norm=1e-3)
+    x, y = batches(1)[0]
+    step.loss(lambda x, y: size * loss_of(model)(x, y), x, y).backward()
+    step.step()
+    moved = [a - b for a, b in zip(weights_of(model), before, strict=True)]
+    assert nn.utils.get_total_norm(moved) == pytest.approx(1e-3, rel=1e-2)
+
+
 def test_epsilon_follows_a_learned_scale() -> None:
     model = network(learned=True)
     _, step = train(model, batches(3))
