@@ -27,7 +27,7 @@ from hydra._internal.utils import get_args  # knows which words belong to Hydra'
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.sweeper import Sweeper
 
 from fogzo_repro.config import (
@@ -75,7 +75,7 @@ def main() -> int:
 
     def job(composed: Any) -> None:
         try:
-            config = parse_composed(composed, HydraConfig.get())
+            config = parse_composed(composed, HydraConfig.get(), words)
             launched.append(True)
             statuses.append(run_one(config, label_of(HydraConfig.get().overrides.task, words)))
         except UserError as error:
@@ -87,7 +87,7 @@ def main() -> int:
                 raise
 
     tracebacks = os.environ.get(FULL_ERROR) == "1"
-    with environment(**changes), sweeps_checked(lambda: launched.append(True)):
+    with environment(**changes), sweeps_checked(words, lambda: launched.append(True)):
         try:
             check_own_parts()
             offer_tables(words)
@@ -208,13 +208,18 @@ def compose_run(*overrides: str) -> RunConfig:
     return parse_composed(composed, composed.hydra)
 
 
-def parse_composed(composed: Any, hydra_section: Any) -> RunConfig:
+def parse_composed(composed: Any, hydra_section: Any, typed: Sequence[str] = ()) -> RunConfig:
     """Parse what Hydra has composed.
+
+    Args:
+        composed: the settings.
+        hydra_section: Hydra's own.
+        typed: the words of the command line, which tell how the values of a sweep were spelled.
 
     Raises:
         ConfigError: in one line; with the file of the table where the cell has set what is wrong.
     """
-    words = list(hydra_section.overrides.task)
+    words = as_typed(hydra_section.overrides.task, typed)
     try:
         return parse_config(composed, words, hydra_section.runtime.choices)
     except ConfigError as error:
@@ -225,6 +230,22 @@ def parse_composed(composed: Any, hydra_section: Any) -> RunConfig:
                 if key[0] in entry.settings:
                     raise ConfigError(f"{entry.file}, {entry.name}: {error}") from None
         raise
+
+
+def as_typed(overrides: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Return the overrides of one job of a sweep in the spelling of the command line.
+
+    >>> as_typed(["cell.row=10", "seed=1"], ["cell.row=1_0,1_1", "seed=1"])
+    ['cell.row=1_0', 'seed=1']
+    """
+    parser = OverridesParser.create()
+    spelled = {}
+    for key, _, values in (word.partition("=") for word in words):
+        for value in values.split(",") if "," in values else ():
+            with contextlib.suppress(HydraException):  # a part of a text or list with commas
+                parsed = parser.parse_override(f"{key}={value}")
+                spelled[f"{key}={parsed.get_value_element_as_str()}"] = f"{key}={value}"
+    return [spelled.get(override, override) for override in overrides]
 
 
 def offer_tables(words: Sequence[str]) -> None:
@@ -282,7 +303,7 @@ def environment(**changes: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sweeps_checked(when_checked: Callable[[], None]) -> Iterator[None]:
+def sweeps_checked(words: Sequence[str], when_checked: Callable[[], None]) -> Iterator[None]:
     """Have Hydra's sweepers parse every job where they look whether it can be composed.
 
     So a sweep with one bad value starts none of its runs, whatever launches them.
@@ -294,7 +315,7 @@ def sweeps_checked(when_checked: Callable[[], None]) -> Iterator[None]:
         for overrides in batch:
             loader = self.hydra_context.config_loader
             composed = loader.load_sweep_config(self.config, list(overrides))
-            parse_composed(composed, composed.hydra)
+            parse_composed(composed, composed.hydra, words)
         when_checked()
 
     Sweeper.validate_batch_is_legal = validate  # type: ignore[method-assign]

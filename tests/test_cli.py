@@ -44,6 +44,7 @@ BAD = {
     "one bit of round": (["quantizer.weight_bits=1"], "use quantizer=sign"),
     "no quantized weight": (["quantizer=none"], "quantizer=round or estimator=ste"),
     "one value of a sweep": (["-m", "estimator.beta_min=0.9,1.5"], "estimator.beta_min=1.5"),
+    "spelling in a sweep": (["-m", "cell.row=1_0,1_1"], "by 'cell.row=\"1_0\"'"),
     "syntax": (["estimator=[ste"], "estimator=[ste"),
     "a sweep without -m": (["seed=0,1"], "add --multirun"),
     "no evaluations": (["eval_every_steps=0"], "eval_every_steps=0 must be at least 1"),
