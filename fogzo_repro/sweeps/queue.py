@@ -157,8 +157,8 @@ class HangWatch:
 def allowed_silence(lines: list[dict[str, Any]]) -> float:
     """Return how many seconds may pass after the last line.
 
-    The median step is taken over the intervals between lines, but those that hold a pause; the
-    first one, which holds the compilation, counts only where there is no other.
+    The median step is taken over the intervals between lines, but those that hold a pause or lost
+    lines; the first one, which holds the compilation, counts only where there is no other.
 
     >>> allowed_silence([{"step": 100, "seconds": 300}, {"step": 200, "seconds": 400}])
     150.0
@@ -170,7 +170,7 @@ def allowed_silence(lines: list[dict[str, Any]]) -> float:
     steps = [
         (b["seconds"] - a["seconds"]) / (b["step"] - a["step"])
         for a, b in itertools.pairwise(lines)
-        if b["step"] > a["step"] and "pause" not in a
+        if b["step"] > a["step"] and "pause" not in a and "lost_from" not in b
     ]
     last = lines[-1]
     median = statistics.median(steps) if steps else last["seconds"] / max(1, last["step"])

@@ -45,20 +45,20 @@ class Journal:
         self.started = time.monotonic()
 
     def lacks(self, step: int, metrics_bytes: int | None) -> str | None:
-        """Return what is missing of the lines up to a checkpoint, if anything.
+        """Return what is missing of the metrics up to a checkpoint, if anything.
 
-        They are on the disk before the checkpoint is, but not every disk keeps its promise.
+        They are on the disk before the checkpoint is, but not every disk keeps its promise. Times
+        that are missing hold no run back: `rewind` notes them.
 
         Args:
             step: of the checkpoint.
             metrics_bytes: see `sync`; None for a checkpoint that does not know.
         """
-        for path in (self.metrics, self.timing):
-            size, last = _reach(path, step)
-            if last < step:
-                return f"{path.name} ends after step {last}"
-            if path is self.metrics and size < (metrics_bytes or 0):
-                return f"{path.name} has lost lines up to step {step}"
+        size, last = _reach(self.metrics, step)
+        if last < step:
+            return f"{self.metrics.name} ends after step {last}"
+        if size < (metrics_bytes or 0):
+            return f"{self.metrics.name} has lost lines up to step {step}"
         return None
 
     def rewind(self, step: int, metrics_bytes: int | None = None) -> None:
@@ -74,6 +74,23 @@ class Journal:
                 if path is self.metrics and metrics_bytes is not None:
                     size = metrics_bytes
                 files.cut(path, size)
+        size, last = _reach(self.timing, step)
+        if self.writes and last < step:
+            times = stream_metrics(self.timing) if size else ()
+            seconds = max((line["seconds"] for line in times), default=0.0)
+            found = {"step": step, "seconds": seconds, "pause": "resume", "lost_from": last + 1}
+            _append(self.timing, [found])
+
+    def lost_times(self) -> str:
+        """Return which steps have no times, for people; nothing where all have."""
+        times = stream_metrics(self.timing) if self.timing.exists() else ()
+        lost = [f"{x['lost_from']} to {x['step']}" for x in times if "lost_from" in x]
+        if not lost:
+            return ""
+        return (
+            f"{self.timing.name} has lost the times of the steps {', '.join(lost)}; wall_seconds "
+            "and gpu_hours are without them"
+        )
 
     def start_clock(self) -> None:
         """Go on from the wall time of the last line."""

@@ -42,6 +42,10 @@ def run_folder(root):
     return folder
 
 
+def read_record(folder):
+    return json.loads((folder / "record.json").read_bytes())
+
+
 def final_bytes(root):
     folder = run_folder(root)
     names = ("metrics.jsonl", f"checkpoint-{STEPS:08d}.safetensors", f"checkpoint-{STEPS:08d}.json")
@@ -162,7 +166,6 @@ LOST = {
     "an evaluation": ("metrics.jsonl", lines_lost(1)),
     "the last step": ("metrics.jsonl", lines_lost(3)),
     "zeros": ("metrics.jsonl", zeros_at_the_end),
-    "timing": ("timing.jsonl", lines_lost(3)),
 }
 
 
@@ -184,12 +187,38 @@ def test_a_checkpoint_that_the_metrics_do_not_reach_is_passed_over(
     assert final_bytes(root) == expected
 
 
+def interrupted_run(root):
+    """Leave a run of ten steps as if it had ended after its checkpoint of step 9."""
+    folder = train(root, "checkpoint_minutes=0")
+    (folder / "record.json").unlink()
+    for path in folder.glob("checkpoint-00000010.*"):
+        path.unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda p: p.unlink(), lines_lost(9), lambda p: p.write_bytes(bytes(p.stat().st_size))],
+    ids=["missing", "lines", "zeros"],
+)
+def test_times_that_are_lost_are_noted_and_hold_no_run_back(tmp_path, damage):
+    expected = train(tmp_path / "whole")
+    folder = interrupted_run(tmp_path / "runs")
+    damage(folder / "timing.jsonl")
+    train(tmp_path / "runs")
+    assert "resumed after step 9" in (folder / "log.txt").read_text()
+    assert "timing.jsonl has lost the times of the steps" in read_record(folder)["notes"]
+    name = "checkpoint-00000010.safetensors"
+    assert (folder / name).read_bytes() == (expected / name).read_bytes()
+    (folder / "record.json").unlink()  # a later process says so too
+    train(tmp_path / "runs")
+    assert "has lost the times of the steps" in read_record(folder)["notes"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b""), lines_lost(9)], ids=["all", "9"])
-def test_metrics_that_reach_no_checkpoint_are_an_error_that_says_so(
-    tmp_path, finished, name, damage
-):
+def test_metrics_that_reach_no_checkpoint_are_an_error_that_says_so(tmp_path, finished, damage):
+    name = "metrics.jsonl"
     root = tmp_path / "runs"
     shutil.copytree(finished, root)
     folder = run_folder(root)
