@@ -22,6 +22,7 @@ from fogzo_repro.reporting.figures.readings import write_figure
 from fogzo_repro.reporting.figures.shallow import write_accuracy, write_shallow
 from fogzo_repro.reporting.figures.sweeps import write_sweeps
 from fogzo_repro.reporting.figures.time import write_time
+from fogzo_repro.reporting.minis import FINETUNED
 from fogzo_repro.reporting.minis import TITLES as MINI_TITLES
 from fogzo_repro.reporting.readings import write_readings
 from fogzo_repro.reporting.readme import update_pages, write_overview
@@ -34,7 +35,7 @@ OF_THE_MINIS = {"-curves": write_curves, "-noise": write_noise, "-time": write_t
 FIGURES = {  # of each table: how a figure's name ends, and what draws it where there is enough
     "figure-shallow": {"": write_shallow, "-accuracy": write_accuracy},
     **dict.fromkeys(PAPER_TITLES, OF_THE_PAPER),
-    **dict.fromkeys(MINI_TITLES, OF_THE_MINIS),
+    **dict.fromkeys((*MINI_TITLES, *FINETUNED), OF_THE_MINIS),
 }
 
 

@@ -51,7 +51,9 @@ def published(config: RunConfig) -> dict[str, Any]:
     kept = {key: value for key, value in asdict(config).items() if key not in PLACES}
     start = kept["recipe"].pop(START)
     if start is not None:
-        kept["recipe"][START] = Path(start).name
+        kept["recipe"][START] = (
+            Path(start).expanduser().resolve().name
+        )  # the run's, of a link to it
     return kept
 
 

@@ -23,6 +23,9 @@ TITLES = {
     "mini-resnet18": "ResNet-18 on CIFAR-100, 60 epochs",
     "mini-llama": "LLaMA-9m, 3,000 steps of 64 x 512 tokens",
 }
+FINETUNED = {  # has no part in the figures and hypotheses about training from the initialisation
+    "mini-finetune": "ResNet-18 on CIFAR-100 from full precision, 15 epochs",
+}
 SWEEP = re.compile("(.*): (STE|FOGZO), (noise|rate)")
 KEPT = 0.75  # the share of the gain that the cheapest setting is asked to keep
 
@@ -80,7 +83,8 @@ def sections(results: Path, found: TableResults) -> list[str]:
     """Return the parts of a mini table's page that the others do not have."""
     made, kept = choices(found), probes(found)
     parts = ["## Chosen", ABOUT_CHOICES, markdown(CHOICES, made) if made else "Nothing yet."]
-    parts += ["## Hypotheses", ABOUT_HYPOTHESES, markdown(HYPOTHESES, read_tested(results, found))]
+    if tested := read_tested(results, found):
+        parts += ["## Hypotheses", ABOUT_HYPOTHESES, markdown(HYPOTHESES, tested)]
     if kept:
         parts += ["## What the probes cost", ABOUT_PROBES, markdown(PROBES, kept), _cheapest(kept)]
     return parts
@@ -110,9 +114,8 @@ def _kept(found: TableResults, cell: CellResult) -> Iterator[Kept]:
     if ste is None or not (cell.column == "FOGZO" or "probes=" in cell.column):
         return
     seconds = [_seconds(one) for one in (cell, ste)]
-    share = (
-        share_of_gain(found, cell, ste, "val", "loss") if "LLaMA" in TITLES[found.table] else None
-    )
+    language = "LLaMA" in TITLES.get(found.table, "")
+    share = share_of_gain(found, cell, ste, "val", "loss") if language else None
     if share is not None and None not in seconds:
         yield Kept(cell, *share, seconds[0] / seconds[1])  # type: ignore[operator]
 
@@ -145,7 +148,7 @@ def _edge(choice: Choice) -> str:
 
 ABOUT_CHOICES = (
     "By the lowest mean loss on what was held out of the tuning runs for it. FOGZO's noise first, "
-    "at the recipe's rate; then each side's rate."
+    "at the recipe's rate, where it was tuned; then each side's rate."
 )
 CHOICES: Columns = (
     Column("quantizer", lambda choice: choice.row),

@@ -29,6 +29,7 @@ from fogzo_repro.reporting.columns import (
 )
 from fogzo_repro.reporting.latex import tabular
 from fogzo_repro.reporting.markdown import NOT_RUN, interval, mean_sd, named
+from fogzo_repro.reporting.minis import FINETUNED
 from fogzo_repro.reporting.minis import TITLES as MINI_TITLES
 from fogzo_repro.reporting.minis import sections as mini_sections
 from fogzo_repro.reporting.results import (
@@ -367,13 +368,13 @@ def _mini_form(table: str) -> Form:
         *_numbers("", lambda line: line.summary(tuning=line.only_tuned)),
         *PAPER_EXACT[-3:],
     )  # fmt: skip
-    title = f"{table}: {MINI_TITLES[table]}"
+    title = f"{table}: {(MINI_TITLES | FINETUNED)[table]}"
     return Form(title, MINI_ABOUT, shown, PAPER_MORE[:1], exact, MINI_TUNING, True, mini_sections)
 
 
 FORMS = {
     "figure-shallow": SHALLOW,
-    **{table: _mini_form(table) for table in MINI_TITLES},
+    **{table: _mini_form(table) for table in (*MINI_TITLES, *FINETUNED)},
     **{table: _paper_form(table) for table in PAPER_TITLES},
 }
 

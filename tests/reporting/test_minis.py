@@ -13,7 +13,7 @@ from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import Claim, chosen, judge, on_edge, read_claims
 from fogzo_repro.reporting.figures.minis import write_gain, write_noise
 from fogzo_repro.reporting.hypotheses import read_tested, spearman
-from fogzo_repro.reporting.minis import TITLES, choices
+from fogzo_repro.reporting.minis import FINETUNED, TITLES, choices
 from fogzo_repro.reporting.results import read_paper, read_results
 from fogzo_repro.reporting.tables import write_table
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
@@ -22,6 +22,10 @@ from tests.conftest import ROOT
 Save = Callable[..., dict[str, Any]]
 TABLE = "mini-llama"
 HARDTANH = "sign, hardtanh"
+TABLES = [*TITLES, *FINETUNED]
+RATES = {  # of the recipes
+    "mini-deit-tiny": 1e-3, "mini-resnet18": 0.2, "mini-llama": 6e-4, "mini-finetune": 0.02,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -59,14 +63,14 @@ def rows_of(table: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("table", TITLES)
+@pytest.mark.parametrize("table", TABLES)
 def test_the_cells_are_those_that_are_listed(table: str) -> None:
     planned = [(c.row, c.column) for e in find_entries(table, table_files()) for c in e.cells()]
     with open(ROOT / "results" / "paper" / f"{table}.csv", newline="") as file:
         assert sorted(planned) == sorted((e["row"], e["column"]) for e in csv.DictReader(file))
 
 
-@pytest.mark.parametrize("table", TITLES)
+@pytest.mark.parametrize("table", TABLES)
 def test_the_chosen_values_in_the_table_file_follow_from_the_records(table: str) -> None:
     names = rows_of(table)
     for choice in choices(read_results(ROOT / "results", table)):
@@ -75,11 +79,11 @@ def test_the_chosen_values_in_the_table_file_follow_from_the_records(table: str)
         if choice.what == "noise":
             assert own["estimator.noise"] == choice.noise, where
         else:
-            recipe = {"mini-deit-tiny": 1e-3, "mini-resnet18": 0.2, "mini-llama": 6e-4}[table]
+            recipe = RATES[table]
             assert own.get("recipe.lr", recipe) == choice.rate, where
 
 
-@pytest.mark.parametrize("table", TITLES)
+@pytest.mark.parametrize("table", TABLES)
 def test_controls_have_the_noise_and_the_rate_of_what_they_are_compared_with(table: str) -> None:
     cells = {
         e.name: e.settings for e in find_entries(table, table_files()) if "sweep" not in e.name
@@ -94,12 +98,12 @@ def test_controls_have_the_noise_and_the_rate_of_what_they_are_compared_with(tab
         assert own.get("recipe.lr") == side.get("recipe.lr"), name
 
 
-@pytest.mark.parametrize("table", TITLES)
+@pytest.mark.parametrize("table", TABLES)
 def test_both_sides_are_tuned_over_one_grid(table: str) -> None:
     rates: dict[tuple[str, str], set[float]] = {}
     for one in find_entries(f"{table}/sweep-*", table_files()):
         row, side = one.settings["cell.row"].split(": ")
-        recipe = {"mini-deit-tiny": 1e-3, "mini-resnet18": 0.2, "mini-llama": 6e-4}[table]
+        recipe = RATES[table]
         found = rates.setdefault((row, side.split(",")[0]), set())
         found |= {*one.over.get("recipe.lr", [recipe])}
     for row in {row for row, _ in rates}:
@@ -107,7 +111,7 @@ def test_both_sides_are_tuned_over_one_grid(table: str) -> None:
         assert len(rates[row, "STE"]) >= 4
 
 
-@pytest.mark.parametrize("table", TITLES)
+@pytest.mark.parametrize("table", TABLES)
 def test_each_quantizer_has_its_claims_with_the_stated_bounds(table: str) -> None:
     claims = read_claims(ROOT / "results" / "paper" / "claims.csv", table)
     rows = {e["row"] for e in read_paper(ROOT / "results/paper" / f"{table}.csv")}

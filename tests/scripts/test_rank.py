@@ -170,7 +170,10 @@ def test_a_cell_that_is_not_there_is_one_line(mine, monkeypatch, capsys):
     assert status == 2 and "tiny has no row STEE; did you mean STE?" in said
 
 
-@pytest.mark.parametrize("table", ["rivals", "mini-rivals-deit", "mini-rivals-llama"])
+MINIS = ["mini-rivals-deit", "mini-rivals-llama", "mini-rivals-resnet"]
+
+
+@pytest.mark.parametrize("table", ["rivals", *MINIS])
 def test_the_tables_of_the_rivals_stand_beside_cells_that_there_are(table, monkeypatch):
     monkeypatch.setenv("FOGZO_PARTS", str(ROOT / "examples" / "rivals"))
     known = table_files()
@@ -196,6 +199,28 @@ def test_rivals_differ_from_the_row_beside_them_in_their_rule_alone(monkeypatch)
         assert config.quantizer.grid == "integer" and config.quantizer.weight_bits == 2
         tuned[row] = tuned.get(row, 0) + sum(seed >= 100 for seed in cell.seeds)
     assert max(tuned.values()) == 18 and len(tuned) == 6
+
+
+@pytest.mark.parametrize("table", MINIS)
+def test_rivals_of_a_mini_differ_from_the_ste_beside_them_in_their_rule_alone(table, monkeypatch):
+    monkeypatch.setenv("FOGZO_PARTS", str(ROOT / "examples" / "rivals"))
+    beside = read_rules(table_files()[table]).beside
+    (ste,) = run_cells.table_cells(f"{beside}/hardtanh-ste", [])
+    tried = run_cells.table_cells(f"{beside}/sweep-lr-hardtanh-ste", [])
+    grid = {cell.config.recipe.lr for cell in tried}
+    rows = {}
+    for cell in run_cells.table_cells(table, []):
+        config = cell.config
+        assert (config.model, config.dataset) == (ste.config.model, ste.config.dataset)
+        assert vars(config.recipe) == {**vars(ste.config.recipe), "lr": config.recipe.lr}
+        assert {*cell.seeds} == {*ste.seeds, 100}
+        assert getattr(config.quantizer, "weight_bits", 1) == 1
+        if config.estimator.name == "cage":
+            assert config.recipe.lr * config.estimator.strength < 0.1
+        rows.setdefault(config.cell.row, []).append(config.recipe.lr)
+    for rates in rows.values():
+        assert len(rates) == 6 and {*rates} <= grid
+        assert min(rates) < ste.config.recipe.lr < max(rates)
 
 
 def test_the_table_of_the_page_is_one_that_can_be_ranked(tmp_path, monkeypatch, capsys):

@@ -117,7 +117,7 @@ def test_equal_cost_controls_have_the_measured_ratio() -> None:
     products = re.findall(r"(?:epochs|max_steps): (\d+)[,}\s].*# (\d+) x (\d\.\d+)", text)
     for length, plain, ratio in products:
         assert int(length) == pytest.approx(int(plain) * float(ratio), abs=1)
-    assert len(sources) == len(products) == 15
+    assert len(sources) == len(products) == 16
 
 
 @pytest.mark.parametrize("table", TABLES, ids=TABLES)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fogzo_repro import load_run
 from fogzo_repro.__main__ import compose_run
-from fogzo_repro.config import UserError, parse_stored, result_fields, run_id
+from fogzo_repro.config import UserError, parse_stored, published, result_fields, run_id
 from fogzo_repro.plan import make_plan
 from fogzo_repro.sweeps.lanes import group_key
 from tests.conftest import ROOT
@@ -99,6 +99,9 @@ def test_a_record_names_the_run_and_no_place(source, tmp_path):
     folder = train(tmp_path, "estimator=ste", from_(source))
     record = json.loads((folder / "record.json").read_text())
     assert record["config"]["recipe"]["start_from"] == source.name
+    (tmp_path / "link").symlink_to(source)
+    linked = published(compose_run(from_(tmp_path / "link")))
+    assert linked["recipe"]["start_from"] == source.name
     config = parse_stored(record["config"])
     assert run_id(config, result_fields(config, record["resolved"])) == record["run_id"]
     plain = train(tmp_path, "estimator=ste")
