@@ -40,6 +40,7 @@ class Llama(nn.Module):
     """
 
     regions = ("embed", "block", "head")  # of training.compilation
+    shared_inputs = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of quantization
 
     def __init__(
         self,

@@ -58,6 +58,10 @@ def build(
 
 
 def _with_prefix(model: Any) -> nn.Module:
-    """Let a step's passes share the stem, which no probe moves while conv1 is not quantized."""
+    """Let a step's passes share the stem, which no probe moves while conv1 is not quantized.
+
+    And name the layers of a block that take the same input, see `quantization.replace`.
+    """
+    model.shared_inputs = (("conv1", "downsample.0"),)
     model.maxpool = EndOfPrefix(model.maxpool, (model.conv1, model.bn1))
     return model

@@ -87,6 +87,8 @@ class Quest(nn.Module):
                 "quantizer.hadamard=half is defined for linear layers, where both operands have "
                 "the same rows, and this is a convolution; use quantizer.hadamard=full"
             )
+        # Equal ones are one function: quantizers of one input with these can share their work.
+        self.settings = (row, bits, hadamard, trust_width, clip_scale, row_axes, of_inputs)
         self.bits = bits
         self.hadamard = hadamard
         self.row_axes = row_axes

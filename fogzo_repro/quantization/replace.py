@@ -6,7 +6,8 @@ A quantized layer passes its weight through `weight_quantizer` and its input thr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +43,36 @@ def _operands(layer: QuantizedLinear | QuantizedConv2d, input: Tensor) -> tuple[
     return x, weight if layer.weight_quantizer is None else layer.weight_quantizer(weight)
 
 
+class SharedInput(nn.Module):
+    """The quantizer of an input that several layers of a block take, one after another.
+
+    It quantizes for the first of them and keeps the result until the last has it. By itself the
+    compiler finds equal work in the STE's forward pass alone: not in probes, where it does not
+    look, nor in the backward pass, where the layers' gradients differ until they are added.
+
+    Args:
+        quantizer: of the input.
+        layers: how many take it.
+    """
+
+    def __init__(self, quantizer: nn.Module, layers: int) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.layers = layers
+        self.kept: tuple[Tensor, Any] | None = None
+        self.waiting = 0  # layers that have not taken what is kept
+
+    def forward(self, x: Tensor) -> Any:
+        """Return what the quantizer makes of x."""
+        if self.kept is None or self.kept[0] is not x:
+            self.kept, self.waiting = (x, self.quantizer(x)), self.layers
+        found = self.kept[1]
+        self.waiting -= 1
+        if not self.waiting:
+            self.kept = None
+        return found
+
+
 COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: QuantizedLinear,
     nn.Conv2d: QuantizedConv2d,
@@ -63,7 +94,9 @@ def quantize_layers(
         build: given a layer's name and initial weight, returns its quantizer, or None to keep the
             weight in full precision.
         build_input: given a layer's name and the layer, returns the quantizer of its inputs, or
-            None; left out, all inputs stay in full precision.
+            None; left out, all inputs stay in full precision. Where the model names layers of a
+            block that take the same input, in `shared_inputs`, and their quantizers have equal
+            `settings` and so learn nothing, one of these serves them all.
 
     Returns:
         The quantized layers by name, in the order of `model.named_modules()`.
@@ -80,4 +113,20 @@ def quantize_layers(
         layer.weight_quantizer = quantizer
         layer.input_quantizer = input_quantizer
         quantized[name] = layer
+    for names in getattr(model, "shared_inputs", ()):
+        _share(quantized, names)
     return quantized
+
+
+def _share(quantized: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    """Give layers of these names, in each block that has them all, one quantizer of inputs."""
+    first = f".{names[0]}"
+    for block in [n.removesuffix(first) for n in quantized if n.endswith(first)]:
+        layers = [quantized[key] for key in (f"{block}.{n}" for n in names) if key in quantized]
+        if len(layers) < len(names):
+            continue
+        settings = {getattr(layer.input_quantizer, "settings", None) for layer in layers}
+        if len(settings) == 1 and None not in settings:
+            shared = SharedInput(layers[0].input_quantizer, len(layers))
+            for layer in layers:
+                layer.input_quantizer = shared
