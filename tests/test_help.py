@@ -14,7 +14,7 @@ from fogzo_repro.config.hardware import CellConfig, HardwareConfig
 from fogzo_repro.config.run import FAMILIES, RECIPE_KINDS, SECTIONS, TRACKERS, RunConfig
 from tests.conftest import ROOT
 
-NO_COMMANDS = {"__init__", "table_cells", "root", "clock", "networks"}
+NO_COMMANDS = {"__init__", "table_cells", "root", "clock", "networks", "floor", "record"}
 SCRIPTS = sorted(
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
     for folder in ("scripts", "scripts/bench")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import sys
 from pathlib import Path
@@ -24,17 +23,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.terminal import command_parser
-from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks, leave
 from scripts.bench.clock import Clock
 from scripts.bench.networks import build, configure
+from scripts.bench.record import head, read_committed, tell_moved, write
 
 NETWORKS = {
     "resnet18": "vision", "deit_tiny": "vision", "llama_30m": "language", "resnet50": "vision",
 }  # fmt: skip
+CONTENDER = "one card's step; its sum of gradients apart is the floor beside it"
 WAYS = ("together", "eager", "one_card")  # the last one's weights go their own way on each card
 
 
@@ -54,17 +53,20 @@ def main() -> None:
         raise UserError("start it with torchrun --nproc-per-node=N, N above 1")
     if not (arguments.toy or torch.cuda.is_available()):
         raise UserError("no CUDA device is here; --toy checks on the CPU that it runs")
-    content: dict[str, Any] = {
-        "bench": "cards", "command": command_line(), **git_state(), "versions": versions(),
-        "processes": ranks.world_size, "cards": {},
-    }  # fmt: skip
+    committed = read_committed()
+    content: dict[str, Any] = {}
     for name in arguments.networks.split(","):
-        found, content["hardware"] = measure(name, ranks, arguments)
+        found, card = measure(name, ranks, arguments)
+        content = content or head("cards", CONTENDER, card) | {
+            "processes": ranks.world_size, "cards": {},
+        }  # fmt: skip
         content["cards"][name] = found
         if ranks.first:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            files.write(arguments.out, json.dumps(content, indent=1) + "\n")
+            write(arguments.out, content)
             print(line(name, found, ranks.world_size), flush=True)
+    if ranks.first:
+        for name in content["cards"]:
+            tell_moved(content, committed, ("cards", name), arguments.out.name)
     ranks.meet()
     leave()
 

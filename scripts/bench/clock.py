@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 LR = 1e-4  # low, so that random labels do no harm
@@ -31,6 +32,8 @@ class Clock:
         self.forwards: Callable[[], Any] = self._two_forwards
         self.count, self.discarded, self.taken = arguments.steps, arguments.warm_up, 0
         self.row: Any = None
+        self.memory_mb: dict[str, dict[str, float]] = {}  # by what is timed; on a GPU alone
+        self.highest = 0.0  # allocated so far, in MiB
 
     def train(self, probing: bool) -> None:
         """Take one step."""
@@ -43,11 +46,15 @@ class Clock:
         loss()
         loss()
 
-    def compile(self, probed: bool) -> None:
-        """Take the steps that compile all that will be timed; give memory back to the card."""
+    def compile(self, kinds: Sequence[bool]) -> None:
+        """Take the steps that compile all that will be timed; give memory back to the card.
+
+        Args:
+            kinds: of steps, whether they are probed.
+        """
         import torch
 
-        for probing in (False, True)[: 1 + probed]:
+        for probing in kinds:
             self.step.begin(1, 10**4, LR)
             self.step(self.batches[0], probing)
             self.step.optimizer.zero_grad(set_to_none=True)
@@ -55,14 +62,28 @@ class Clock:
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()
 
-    def capture(self, probed: bool) -> None:
-        """Capture the graphs that will be timed."""
+    def capture(self, kinds: Sequence[bool]) -> None:
+        """Capture the steps that will be timed; note what memory each kind takes.
+
+        The peak of a captured step is seen while it is captured: a replay allocates nothing.
+
+        Args:
+            kinds: of steps, whether they are probed.
+        """
+        from fogzo_repro.training.graph import WARM_UP_STEPS
+
+        for probing in kinds:
+            for _ in range(WARM_UP_STEPS):  # taken eagerly
+                self.train(probing)
+            with self._peaks("fogzo" if probing else "ste"):
+                self.train(probing)
+            self.train(probing)
+
+    def capture_forwards(self) -> None:
+        """Capture the two forward passes of a probe pair, on a GPU, and note their memory."""
         import torch
 
-        for probing in (False, True)[: 1 + probed]:
-            for _ in range(5):  # more than the steps that are taken eagerly
-                self.train(probing)
-        if not (probed and self.on_gpu):
+        if not self.on_gpu:
             return
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()
@@ -70,9 +91,35 @@ class Clock:
             self._two_forwards()
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
+        with self._peaks("two_forwards"), torch.cuda.graph(graph, stream=stream):
             self._two_forwards()
         self.forwards = graph.replay
+
+    @contextmanager
+    def _peaks(self, what: str) -> Iterator[None]:
+        """Note the peak of the memory that is allocated and reserved in here, on a GPU."""
+        import torch
+
+        if not self.on_gpu:
+            yield
+            return
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        self.peak_memory_mb()
+        torch.cuda.reset_peak_memory_stats()
+        yield
+        torch.cuda.synchronize()
+        self.memory_mb[what] = {
+            "allocated": round(torch.cuda.max_memory_allocated() / 2**20, 1),
+            "reserved": round(torch.cuda.max_memory_reserved() / 2**20, 1),
+        }
+
+    def peak_memory_mb(self) -> float:
+        """Return the peak of allocated memory of this process since it began, in MiB."""
+        import torch
+
+        self.highest = max(self.highest, torch.cuda.max_memory_allocated() / 2**20)
+        return round(self.highest, 1)
 
     def steps(self, probing: bool) -> dict[str, float]:
         """Time whole steps."""

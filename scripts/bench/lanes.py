@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
@@ -33,13 +32,13 @@ from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.lanes import groups, plan_lanes
 from fogzo_repro.sweeps.side_by_side import memory_of, parts, train_group
 from fogzo_repro.terminal import command_parser
-from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.tracking.records import read_record
 from fogzo_repro.training.lanes import Lanes
 from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.streams import SeedStreams
 from fogzo_repro.training.tasks import build_task
 from scripts.bench.mnist import synchronize
+from scripts.bench.record import head, read_committed, tell_moved, write
 
 RECORDS = TOP / "results" / "records" / "figure-shallow"
 NOISES = "0.334", "0.1", "0.001", "1e-4", "1e-5", "1e-6"
@@ -156,11 +155,8 @@ def main() -> None:
     machine, task = resolve_machine(config), build_task(config)
     on_gpu = machine.device.type == "cuda"
     task.load(machine.device)
-    record: dict[str, Any] = {
-        "command": command_line(),
-        **git_state(),
-        "versions": versions(),
-        "hardware": machine.card,
+    committed = read_committed()
+    record: dict[str, Any] = head("lanes", "the committed runs one by one", machine.card) | {
         "streams": time_streams(machine.device, on_gpu),
         "groups": {},
     }
@@ -176,8 +172,8 @@ def main() -> None:
         for row in record["agreement"]["rows"]:
             print(row)
         print("mean square of the standard errors:", record["agreement"]["mean_square"])
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    write(arguments.out, record)
+    tell_moved(record, committed, ("groups",), arguments.out.name)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Figures (each the median of its repetitions, with all of them listed):
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import sys
@@ -25,13 +24,13 @@ from typing import Any
 
 import torch
 
-from fogzo_repro import files, run
+from fogzo_repro import run
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.terminal import command_parser
-from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.step import TrainStep
+from scripts.bench.record import head, read_committed, tell_moved, write
 
 
 def synchronize() -> None:
@@ -162,19 +161,16 @@ def main() -> None:
         jobs["probe_memory"] = {"rows": probe_memory(hardware)}
     jobs["step_n7960"] = large_n(hardware, repetitions, 1 if arguments.quick else 3)
     jobs["gemm_floor"] = gemm_floor(machine.device)
-    record = {
-        "command": command_line(),
-        **git_state(),
-        "versions": versions(),
-        "hardware": machine.card,
+    committed = read_committed()
+    record = head("mnist", "the sequential evaluator", machine.card) | {
         "cores": torch.get_num_threads(),
         "system": platform.system(),
         "jobs": jobs,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    files.write(arguments.out, json.dumps(record, indent=1) + "\n")
+    write(arguments.out, record)
     for name, job in jobs.items():
         print(name, {k: v for k, v in job.items() if not str(k).startswith("all")})
+    tell_moved(record, committed, ("jobs",), arguments.out.name)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ MEASURED = {  # beside none and round-w2
     "language": {"llama_30m": LEARNED},
 }
 PEAK = 790e12  # FLOP/s
+CLASSES = 1000
 BATCHES = 4  # different ones, taken in turn
 TOY = {
     "vision": ["scale=smoke", "hardware=cpu", "recipe.global_batch_size=4"],
@@ -84,9 +86,9 @@ def photographs(config: RunConfig, device: Any, toy: bool) -> tuple[list[Any], A
     stream = torch.Generator().manual_seed(current_ranks().rank)
     shape = (BATCHES * batch, 3, side, side)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=stream).to(device)
-    labels = torch.randint(0, 1000, shape[:1], generator=stream).to(device)
+    labels = torch.randint(0, CLASSES, shape[:1], generator=stream).to(device)
     batches = [Batch(*part) for part in zip(pixels.split(batch), labels.split(batch), strict=True)]
-    return batches, photograph_loss, {"image_shape": shape[1:], "classes": 1000}
+    return batches, photograph_loss, {"image_shape": shape[1:], "classes": CLASSES}
 
 
 def sequences(config: RunConfig, device: Any) -> tuple[list[Any], Any, dict[str, Any]]:
@@ -149,21 +151,33 @@ def measure(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     config = configure(group, arguments.one, arguments)
     step, batches, machine = build(config, group, arguments.toy)
-    clock = Clock(step, batches, machine, arguments, machine.cuda_graph)
+    captured = machine.cuda_graph
+    clock = Clock(step, batches, machine, arguments, captured)
     probed = config.estimator.name != "ste"
-    clock.compile(probed)
+    kinds = (False, True)[: 1 + probed]
+    clock.compile(kinds)
     compile_seconds = round(time.monotonic() - started, 1)
+    on_parts = {}
+    if arguments.one.endswith(" round-w2"):
+        for fraction in arguments.probe_fractions:
+            of_part = with_probe_fraction(step, fraction)
+            on_parts[fraction] = Clock(of_part, batches, machine, arguments, captured)
+            on_parts[fraction].compile([True])
     print("ready", flush=True)
     if sys.stdin.readline() != "go\n":
         raise SystemExit("the bench is gone")
-    clock.capture(probed)
+    clock.capture(kinds)
+    if probed:
+        clock.capture_forwards()
 
     found: dict[str, Any] = {"compile_seconds": compile_seconds, "ste_ms": clock.steps(False)}
     if probed:
         found["two_forwards_ms"] = clock.two_forwards()
         found["fogzo_ms"] = clock.steps(True)
     found["loss"] = clock.last_loss()
-    found["peak_memory_mb"] = machine.peak_memory_mb()
+    on_gpu = machine.device.type == "cuda"
+    found["peak_memory_mb"] = clock.peak_memory_mb() if on_gpu else machine.peak_memory_mb()
+    found["memory_mb"] = clock.memory_mb
     if probed:
         found["estimator_memory"] = estimator_memory(step)
     examples = config.recipe.global_batch_size
@@ -173,7 +187,65 @@ def measure(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
         tokens = examples * config.model.context  # type: ignore[union-attr]
         flop = flop_per_token(config.model)
         found |= {"unit": "tokens", "units_per_step": tokens, "flop_per_token": flop}
-    return found | rates(found)
+    found |= rates(found)
+    del clock
+    if on_parts:
+        found["probe_fraction"] = {
+            str(fraction): _on_part(on_parts, fraction, found["ste_ms"]["median"])
+            for fraction in arguments.probe_fractions
+        }
+    found["floor"] = _floor(group, arguments, config, batches[0], machine)
+    for kind in ("ste", "two_forwards", "fogzo"):
+        if f"{kind}_ms" in found:
+            found["floor"][kind]["measured_over"] = (
+                found[f"{kind}_ms"]["median"] / found["floor"][kind]["ms"]
+            )
+    return found
+
+
+def _floor(
+    group: str, arguments: argparse.Namespace, config: RunConfig, batch: Any, machine: Any
+) -> dict[str, Any]:
+    """Return what a case's steps take at the least, at the rates that the card has just now."""
+    import torch
+
+    from fogzo_repro.training.network import build_network
+    from scripts.bench.floor import floors, measured_rates, products_of
+
+    plain = configure(group, f"{arguments.one.rsplit(' ', 1)[0]} none", arguments)
+    meta, of_model = torch.device("meta"), {}
+    if config.dataset.name == "c4":
+        example = torch.zeros_like(batch.windows[:, :-1], device=meta)
+    else:
+        of_model = {"image_shape": tuple(batch.pixels.shape[1:]), "classes": CLASSES}
+        example = torch.empty(batch.pixels.shape, device=meta)
+    with meta:
+        network = build_network(plain, of_model, meta)
+        products = products_of(network.model.eval(), example)
+    rates = measured_rates(machine.device, machine.autocast or torch.float32, arguments.toy)
+    return floors(products, network.parameters, config, rates)
+
+
+def _on_part(clocks: dict[float, Clock], fraction: float, ste_ms: float) -> dict[str, Any]:
+    """Return the figures of a FOGZO step whose probes see a part of the batch."""
+    gc.collect()  # a captured graph must not be freed while the next one captures
+    clock = clocks.pop(fraction)
+    clock.capture([True])
+    fogzo_ms = clock.steps(True)
+    clock.last_loss()
+    over_ste = fogzo_ms["median"] / ste_ms
+    return {"fogzo_ms": fogzo_ms, "fogzo_over_ste": over_ste, "memory_mb": clock.memory_mb}
+
+
+def with_probe_fraction(step: Any, fraction: float) -> Any:
+    """Return a step of the same network and optimizer whose probes see a part of the batch."""
+    from fogzo_repro.training.step import TrainStep
+
+    return TrainStep(
+        step.model, step.passes.loss, step.optimizer, step.estimator, step.weights,
+        seed=step.seed, pairs=step.pairs, probe_fraction=fraction, autocast=step.passes.autocast,
+        clip_norm=step.clip_norm, micro_batch=step.passes.micro_batch,
+    )  # fmt: skip
 
 
 def rates(found: dict[str, Any]) -> dict[str, float]:

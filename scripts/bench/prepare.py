@@ -17,11 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro import files
 from fogzo_repro.data.c4 import MANIFEST
 from fogzo_repro.terminal import command_parser
-from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.machine import processor_name
+from scripts.bench.record import head, read_committed, tell_moved, write
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,12 +43,10 @@ def main() -> None:
                 (source / f"{index:05d}-{file.name}").symlink_to(file.resolve())
         counts = [int(count) for count in arguments.workers.split(",")]
         results = {str(n): measure(n, source, arguments.tokenizer, Path(folder)) for n in counts}
-    content = {
-        "bench": "prepare", "command": command_line(), **git_state(), "versions": versions(),
-        "hardware": processor_name(), "prepare": results,
-    }  # fmt: skip
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    files.write(arguments.out, json.dumps(content, indent=1) + "\n")
+    record = head("prepare", "one process", processor_name()) | {"prepare": results}
+    committed = read_committed()
+    write(arguments.out, record)
+    tell_moved(record, committed, ("prepare",), arguments.out.name)
 
 
 def measure(workers: int, source: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:

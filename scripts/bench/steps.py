@@ -14,6 +14,12 @@ Each network has a process of its own. Several compile side by side; then one af
 measures, while the others wait, so that the card is never shared under the clock. Those that have
 not compiled after --patience seconds are halted, and measured after the others.
 
+`memory_mb` is the peak while a step of the kind is captured; `probe_fraction` a FOGZO step whose
+probes see that part of the batch, in the round-w2 case of each network; `floor` what the products
+and the bytes take at the least at the card's own rates, see scripts/bench/floor.py, and
+`measured_over` how many times that was measured. At the end each case is compared with the record
+of the same card in results/records/bench, as it was before the bench began.
+
 FLOP a token = 6 (N_non-embedding + V d) + 6 L d T; `share_of_peak` is against 790 TFLOP/s, the bf16
 matrix rate measured on an H200.
 """
@@ -36,7 +42,9 @@ from typing import Any
 from fogzo_repro import files
 from fogzo_repro.terminal import command_parser
 from scripts.bench.networks import NETWORKS, cases, configure, measure
+from scripts.bench.record import head, read_committed, tell_moved, write
 
+CONTENDER = "an STE step of the same network and quantizer; a step without a quantizer"
 PAPER_RATIO = 1.58  # a FOGZO step in STE steps, PAPER 2, "Table 4"
 
 
@@ -52,6 +60,10 @@ def main() -> int:
         "--side-by-side", type=int, default=11, help="processes that compile at a time"
     )
     parser.add_argument("--patience", type=float, default=900, help="seconds for compiling")
+    parser.add_argument(
+        "--probe-fractions", type=fractions, default=(0.25, 0.125),
+        help="parts of the batch for the probes, comma-separated, between 0 and 1; none: no such",
+    )  # fmt: skip
     parser.add_argument("--toy", action="store_true", help="tiny networks, a check on the CPU")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a measuring process
     arguments = parser.parse_args()
@@ -62,7 +74,8 @@ def main() -> int:
     if arguments.cases:
         waiting = [(g, case) for g, case in waiting if case in arguments.cases.split(",")]
     waiting.sort(key=lambda one: not one[1].startswith("resnet50"))  # compiles longest
-    contents = {group: head(group, arguments) for group in arguments.groups}
+    committed = read_committed()
+    contents = {group: head_of(group, arguments) for group in arguments.groups}
     started, failed = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
         started_ones: list[Measuring] = []
@@ -87,25 +100,31 @@ def main() -> int:
             content["networks"].setdefault(measuring.network, {})[measuring.quantizer] = found
             content["seconds"] = round(time.monotonic() - started)
             path = Path(arguments.out.replace("{group}", measuring.group))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.write(path, json.dumps(content, indent=1) + "\n")
+            write(path, content)
             networks = content["networks"][measuring.network]
             print(line(measuring.network, measuring.quantizer, networks), flush=True)
+    for group, content in contents.items():
+        name = Path(arguments.out.replace("{group}", group)).name
+        for network, measured in content["networks"].items():
+            for quantizer in measured:
+                tell_moved(content, committed, ("networks", network, quantizer), name)
     return 1 if failed else 0
 
 
-def head(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def fractions(said: str) -> tuple[float, ...]:
+    """Read numbers between 0 and 1, separated by commas; `none` for no number."""
+    found = () if said == "none" else tuple(map(float, said.split(",")))
+    if not all(0 < number < 1 for number in found):
+        raise ValueError(said)
+    return found
+
+
+def head_of(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the figures were measured with."""
-    from fogzo_repro.tracking.environment import command_line, git_state, versions
     from fogzo_repro.training.machine import resolve_machine
 
     machine = resolve_machine(configure(group, cases(group)[0], arguments))
-    return {
-        "bench": group,
-        "command": command_line(),
-        **git_state(),
-        "versions": versions(),
-        "hardware": machine.card,
+    return head(group, CONTENDER, machine.card) | {
         "precision": str(machine.autocast),
         "compile": machine.compile,
         "cuda_graph": machine.cuda_graph,
@@ -123,10 +142,11 @@ class Measuring:
         self.out = folder / f"{group} {case}.json"
         steps = ["--steps", str(arguments.steps), "--warm-up", str(arguments.warm_up)]
         toy = ["--toy"] if arguments.toy else []
+        parts = ",".join(map(str, arguments.probe_fractions)) or "none"
         self.process = subprocess.Popen(
             [
                 sys.executable, "-m", "scripts.bench.steps", group, "--one", case,
-                "--out", str(self.out), *steps, *toy,
+                "--out", str(self.out), "--probe-fractions", parts, *steps, *toy,
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
             env={"TORCHINDUCTOR_COMPILE_THREADS": "3", **os.environ},
@@ -169,6 +189,9 @@ def line(network: str, quantizer: str, measured: dict[str, Any]) -> str:
             f"; FOGZO {found['fogzo_over_ste']:.3f} x STE, "
             f"{found['fogzo_over_parts']:.3f} x (STE + 2 forwards)"
         )
+    for fraction, figures in found.get("probe_fraction", {}).items():
+        said += f", {figures['fogzo_over_ste']:.3f} x STE with probes on {fraction} of the batch"
+    said += f"; STE {found['floor']['ste']['measured_over']:.2f} x floor"
     return f"{said}; compiled in {found['compile_seconds']:.0f} s"
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.forked import ROOT, python
 
-IMPORTED = {"__init__", "table_cells", "root", "clock", "networks"}
+IMPORTED = {"__init__", "table_cells", "root", "clock", "networks", "floor", "record"}
 
 
 def commands(folder: str) -> list[Path]:

@@ -1,0 +1,109 @@
+"""A bench's record: what it was measured with, and what has moved since the committed one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fogzo_repro import files
+from fogzo_repro.project import TOP
+
+COMMITTED = TOP / "results" / "records" / "bench"
+MOVED = 0.03  # a share
+SAME = ("bench", "hardware", "processes")  # of two records that can be compared
+# What is compared: milliseconds, seconds, MiB, rates of work, and ratios of times.
+FIGURE = re.compile(r"(_ms|_mb|_over_[a-z_]+|^ratio|^seconds|^(images|tokens)_per_s)$")
+LEFT_OUT = {"floor", "estimator_memory", "compile_seconds"}  # no speed, or of the compiler's mood
+
+
+def head(bench: str, contender: str, card: str) -> dict[str, Any]:
+    """Return the first lines of a record.
+
+    Args:
+        bench: its name.
+        contender: what the figures are compared with, in words.
+        card: or processor.
+    """
+    from fogzo_repro.tracking.environment import command_line, git_state, versions
+
+    return {
+        "bench": bench, "contender": contender, "command": command_line(), **git_state(),
+        "versions": versions(), "hardware": card,
+    }  # fmt: skip
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write a record, its folder made where it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, json.dumps(record, indent=1) + "\n")
+
+
+def read_committed(folder: Path = COMMITTED) -> dict[str, dict[str, Any]]:
+    """Return the records that are there before a bench writes its own, by file name."""
+    return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def tell_moved(
+    record: dict[str, Any],
+    committed: dict[str, dict[str, Any]],
+    where: tuple[str, ...],
+    own_name: str = "",
+) -> None:
+    """Print what has moved by more than 3% since the committed record, or that nothing has.
+
+    Args:
+        record: the new one.
+        committed: by file name, see `read_committed`.
+        where: keys that lead to the figures, as ("networks", "resnet18", "round-w2").
+        own_name: the file that the record is written to, which is looked at first; then the first
+            by name that holds such figures of the same bench and card.
+    """
+    what = f"{record['bench']} {' '.join(where[1:])}".strip()
+    for name in sorted(committed, key=lambda name: (name != own_name, name)):
+        old = committed[name]
+        same = all(old.get(key, record.get(key)) == record.get(key) for key in SAME)
+        then, now = at(old, where), at(record, where)
+        if not same or then is None or now is None:
+            continue
+        moved = list(compare(then, now))
+        print(
+            "\n".join(f"{what}: {line}, {name}" for line in moved)
+            or f"{what}: nothing moved by more than {100 * MOVED:.0f}% since {name}",
+            flush=True,
+        )
+        return
+    print(f"{what}: no committed record of {record['hardware']} to compare with", flush=True)
+
+
+def at(record: dict[str, Any], where: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return the part of a record that some keys lead to, None where it is not there."""
+    found: Any = record
+    for key in where:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def compare(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each figure of both that moved by more than 3%, in either direction."""
+    old = dict(figures(then))
+    for name, value in figures(now):
+        if old.get(name) and abs(value / old[name] - 1) > MOVED:
+            change = 100 * (value / old[name] - 1)
+            yield f"{name} {old[name]:.4g} -> {value:.4g} ({change:+.1f}%)"
+
+
+def figures(part: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the figures of a record's part with their names: of repeated times the median."""
+    for key, value in part.items():
+        name = f"{above} {key}".strip()
+        if key in LEFT_OUT:
+            continue
+        if isinstance(value, dict) and "median" in value:
+            yield name, value["median"]
+        elif isinstance(value, dict):
+            yield from figures(value, name)
+        elif isinstance(value, int | float) and any(map(FIGURE.search, name.split())):
+            yield name, float(value)

@@ -1,0 +1,208 @@
+"""What the benches record beside their times, on tiny networks and on cases computed by hand."""
+
+import argparse
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fogzo_repro.__main__ import compose_run
+from fogzo_repro.sweeps.forecast import flop_per_token
+from fogzo_repro.training.network import build_network
+from scripts.bench import loop
+from scripts.bench.clock import Clock
+from scripts.bench.floor import Products, Rates, floors, products_of
+from scripts.bench.networks import build, measure
+from scripts.bench.record import compare, head, tell_moved
+from scripts.bench.steps import fractions, line
+
+META = torch.device("meta")
+
+
+def small_network():
+    convolution = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    model = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(256, 5, bias=False))
+    return model, torch.zeros(2, 3, 8, 8)
+
+
+def run_of(optimizer="sgd", momentum=0.9, n=1, first_last="float"):
+    return SimpleNamespace(
+        recipe=SimpleNamespace(optimizer=optimizer, momentum=momentum),
+        model=SimpleNamespace(first_last=["0"]),
+        quantizer=SimpleNamespace(first_last=first_last),
+        estimator=SimpleNamespace(n=n),
+    )
+
+
+def test_the_floor_of_a_convolution_and_a_linear_layer_by_hand():
+    """2 images of 3 x 8 x 8; the convolution is bound by its FLOP, the layer by its bytes."""
+    products = products_of(*small_network())
+    convolution, linear = products
+    assert (convolution.flop, convolution.bytes) == (2 * 512 * 27, 2 * (384 + 108 + 512))
+    assert (linear.flop, linear.bytes) == (2 * 10 * 256, 2 * (512 + 1280))  # logits stay
+    assert (len(convolution.backward), len(linear.backward)) == (1, 2)  # data have no gradient
+    rates = Rates(1e4, 1e3)
+    found = floors(products, 1388, run_of(), rates)
+    forward = 2764.8 + 3584.0  # ms
+    update = 4 * 1388 * 5  # p, g and a momentum read, two of them written; bytes at 1 byte / ms
+    assert found["forward"]["ms"] == pytest.approx(forward)
+    assert found["ste"]["ms"] == pytest.approx(forward + 2764.8 + 2 * 3584.0 + update)
+    assert found["ste"]["flop"] == 2 * 27648 + 3 * 5120
+    assert found["two_forwards"]["ms"] == pytest.approx(2 * 3584.0)  # they share the convolution
+    assert found["fogzo"]["ms"] == pytest.approx(found["ste"]["ms"] + 2 * 3584.0)
+
+
+@pytest.mark.parametrize(
+    ("run", "numbers"),
+    [(run_of("adamw", 0.0), 7), (run_of("sgd", 0.0), 3), (run_of(), 5)],
+    ids=["adamw", "sgd", "momentum"],
+)
+def test_the_floor_of_an_update_is_the_numbers_that_an_optimizer_moves(run, numbers):
+    rates = Rates(1e4, 1e3)
+    some, none = (floors(products_of(*small_network()), n, run, rates)["ste"] for n in (1000, 0))
+    assert some["bytes"] - none["bytes"] == 4 * 1000 * numbers
+
+
+def test_probes_of_a_quantized_first_layer_do_not_share_it():
+    found = floors(products_of(*small_network()), 0, run_of(first_last="quantized"), Rates(1, 1))
+    assert found["two_forwards"]["flop"] == 2 * found["forward"]["flop"]
+    assert "fogzo" not in floors(products_of(*small_network()), 0, run_of(n=0), Rates(1, 1))
+
+
+def test_a_causal_attention_has_half_the_products():
+    with Products() as products:
+        q = torch.zeros(1, 2, 4, 8)
+        F.scaled_dot_product_attention(q, q, q, is_causal=True)
+        F.scaled_dot_product_attention(q, q, q)
+    causal, full = products.found
+    assert (causal.flop, causal.bytes) == (4 * 64 * 4 / 2, 2 * 4 * 64)
+    assert (full.flop, full.backward[0]) == (2 * causal.flop, (2 * full.flop, 2 * full.bytes))
+
+
+@pytest.mark.slow
+def test_a_llamas_products_are_those_that_the_forecast_counts():
+    config = compose_run("model=llama_30m", "model.context=64", "model.vocabulary=4096")
+    with META:
+        network = build_network(config, {}, META)
+        found = products_of(network.model, torch.zeros(2, 64, dtype=torch.int64))
+    flop = floors(found, 0, run_of(), Rates(1, 1))["ste"]["flop"]
+    assert flop == pytest.approx(2 * 64 * flop_per_token(config.model), rel=1e-3)
+
+
+THEN = {
+    "ste_ms": {"median": 10.0, "min": 1.0, "max": 90.0, "n": 50},
+    "fogzo_over_ste": 1.5,
+    "memory_mb": {"ste": {"allocated": 100.0}},
+    "compile_seconds": 10.0,
+    "loss": 7.0,
+}
+
+
+def changed(**figures):
+    return json.loads(json.dumps(THEN)) | figures
+
+
+def test_what_moved_by_more_than_three_percent_is_told_in_either_direction():
+    now = changed(
+        ste_ms={"median": 10.4, "min": 3.0, "max": 3.0, "n": 50},
+        fogzo_over_ste=1.52,
+        memory_mb={"ste": {"allocated": 96.0}, "fogzo": {"allocated": 1.0}},
+        compile_seconds=99.0,
+        loss=1.0,
+    )
+    assert list(compare(THEN, now)) == [
+        "ste_ms 10 -> 10.4 (+4.0%)",
+        "memory_mb ste allocated 100 -> 96 (-4.0%)",
+    ]
+    assert list(compare(THEN, changed())) == []
+
+
+def test_a_bench_is_compared_with_the_record_of_its_card_and_of_its_own_file_first(capsys):
+    def record(card, **figures):
+        networks = {"a": {"none": changed(**figures)}}
+        return {"bench": "vision", "hardware": card, "networks": networks}
+
+    committed = {
+        "a.json": record("another card", fogzo_over_ste=3.0),
+        "b.json": record("card", fogzo_over_ste=2.0),
+        "c.json": record("card"),
+        "d.json": record("card") | {"bench": "language"},
+    }
+    where = "networks", "a", "none"
+    tell_moved(record("card"), committed, where)
+    tell_moved(record("card"), committed, where, "c.json")
+    tell_moved(record("new card"), committed, where)
+    tell_moved(record("card"), {"d.json": committed["d.json"]}, where)
+    assert capsys.readouterr().out.splitlines() == [
+        "vision a none: fogzo_over_ste 2 -> 1.5 (-25.0%), b.json",
+        "vision a none: nothing moved by more than 3% since c.json",
+        "vision a none: no committed record of new card to compare with",
+        "vision a none: no committed record of card to compare with",
+    ]
+
+
+def test_a_record_names_its_contender_card_and_versions():
+    found = head("vision", "somebody", "a card")
+    assert {"command", "commit", "dirty"} <= set(found)
+    assert (found["contender"], found["hardware"]) == ("somebody", "a card")
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_probe_fractions_lie_between_0_and_1():
+    assert fractions("0.25,0.125") == (0.25, 0.125)
+    assert fractions("none") == ()
+    for wrong in ("0", "1", "0.5,2", "x"):
+        with pytest.raises(ValueError):
+            fractions(wrong)
+
+
+@pytest.mark.slow
+def test_a_case_has_probes_on_parts_of_the_batch_and_a_floor(monkeypatch):
+    arguments = argparse.Namespace(
+        one="llama_30m round-w2", toy=True, steps=2, warm_up=1, probe_fractions=(0.5, 0.25)
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO("go\n"))
+    found = measure("language", arguments)
+    for fraction in ("0.5", "0.25"):
+        part = found["probe_fraction"][fraction]
+        assert part["fogzo_over_ste"] == part["fogzo_ms"]["median"] / found["ste_ms"]["median"]
+    floor = found["floor"]
+    assert 0 < floor["ste"]["ms"] < floor["fogzo"]["ms"]
+    assert floor["fogzo"]["measured_over"] == found["fogzo_ms"]["median"] / floor["fogzo"]["ms"]
+    said = line("llama_30m", "round-w2", {"round-w2": found})
+    assert "with probes on 0.25 of the batch" in said
+
+
+@pytest.mark.slow
+def test_the_object_and_the_suites_step_train_the_same_network(tmp_path, monkeypatch):
+    out = tmp_path / "loop.json"
+    given = ["loop", "--toy", "--steps=3", "--warm-up=1", f"--out={out}"]
+    monkeypatch.setattr("sys.argv", given)
+    assert loop.main() == 0
+    found = json.loads(out.read_text())["loop"]["llama_30m"]["round-w2"]
+    times = [found[f"{way}_ms"] for way in ("train_step", "fogzo_step")]
+    assert [t["n"] for t in times] == [3, 3] and min(t["min"] for t in times) > 0
+    assert found["fogzo_step_over_train_step"] == times[1]["median"] / times[0]["median"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.slow
+def test_the_peak_memory_of_each_captured_step_is_noted():
+    given = "model=llama_9m", "model.context=64", "model.vocabulary=512", "hardware.compile=false"
+    config = compose_run(
+        *given, "estimator=fogzo", "estimator.noise=1e-4", "recipe.global_batch_size=8"
+    )
+    step, batches, machine = build(config, "language", False)
+    clock = Clock(step, batches, machine, argparse.Namespace(steps=1, warm_up=0), True)
+    clock.capture((False, True))
+    clock.capture_forwards()
+    weights = sum(p.nbytes for p in step.parameters) / 2**20
+    found = clock.memory_mb
+    assert set(found) == {"ste", "two_forwards", "fogzo"}
+    assert found["fogzo"]["allocated"] >= found["ste"]["allocated"] > 4 * weights  # p, g, m and v
+    assert all(each["reserved"] >= each["allocated"] for each in found.values())
+    assert clock.peak_memory_mb() >= max(each["allocated"] for each in found.values())
