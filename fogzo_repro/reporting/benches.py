@@ -1,7 +1,7 @@
-"""The speed tables of docs/hardware.md, from results/records/bench.
+"""What docs/hardware.md and README.md say of speed, from results/records/bench.
 
-One line a network and quantizer (training steps on one card), one a network (several cards), one a
-job (all else that was timed).
+One line a network and quantizer (training steps on one card), then one for each other kind of
+bench: 12 at most, what a reader needs to plan; all else stays in the records, which are linked.
 """
 
 from __future__ import annotations
@@ -12,9 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.reporting.columns import Column, markdown
+from fogzo_repro.reporting.columns import Column, filled, markdown
 
 PEAK = "790 TFLOP/s"  # the bf16 matrix rate measured on an H200, scripts/bench/steps.py
+SHOWN = (  # network and quantizer, in this order
+    ("resnet18", "round-w2"),
+    ("resnet50", "round-w2"),
+    ("resnet50", "quest-w2a2"),
+    ("deit_tiny", "round-w2"),
+    ("llama_30m", "round-w2"),
+    ("llama_30m", "lsq-w2a2"),
+    ("llama_30m", "quest-w2a2"),
+    ("llama_300m", "round-w2"),
+)
+Records = dict[Path, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -34,43 +45,54 @@ class Bench:
 
 
 def speed(folder: Path) -> str:
-    """Return all benches of a folder as tables, each with what has to be said of it."""
-    records = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    steps, cards, jobs = [*_steps(records)], [*_cards(records)], [*_jobs(records)]
-    parts = [ABOUT_STEPS, "\n".join(_sorted(markdown(STEPS, steps)))]
-    if cards:
-        parts += [ABOUT_CARDS, markdown(CARDS, cards)]
-    return "\n\n".join([*parts, markdown(JOBS, jobs)])
+    """Return what a reader needs of a folder's benches as two tables, and links to the rest."""
+    records = _read(folder)
+    steps, jobs = [*_steps(records)], [*_jobs(records)]
+    shown = {bench.path for bench in steps} | {path for _, _, path in jobs}
+    parts = [ABOUT_STEPS, markdown(filled(STEPS, steps), steps)] if steps else []
+    parts += [markdown(JOBS, jobs)] if jobs else []
+    if rest := [_link(path) for path in records if path not in shown]:
+        parts.append(f"More is in {', '.join(rest)}.")
+    return "\n\n".join(parts)
 
 
-def _sorted(table: str) -> list[str]:
-    head, rule, *lines = table.splitlines()
-    return [head, rule, *sorted(lines)]
+def speed_sentence(folder: Path) -> str:
+    """Return README's sentence: how many STE steps a FOGZO step takes; nothing without records."""
+    steps = [*_steps(_read(folder))]
+    if not steps:
+        return ""
+    ratios = [bench.figures["fogzo_over_ste"] for bench in steps]
+    cards = " and ".join(sorted({bench.record["hardware"] for bench in steps}))
+    return (
+        f"With one probe pair a FOGZO step takes {min(ratios):.2f} to {max(ratios):.2f} times as "
+        f"long as an STE step, by network and quantizer, on one {cards} "
+        "([speed](docs/hardware.md#measured-speed))."
+    )
 
 
-def _steps(records: dict[Path, dict[str, Any]]) -> Iterator[Bench]:
-    """Yield each quantized network; an unquantized one where no bench has it quantized."""
-    benched = [each for record in records.values() for each in record.get("networks", {}).items()]
-    quantized = {network for network, measured in benched if set(measured) != {"none"}}
-    for path, record in records.items():
-        for network, measured in record.get("networks", {}).items():
-            for quantizer, figures in measured.items():
-                if quantizer != "none" or network not in quantized:
-                    yield Bench(path, record, network, quantizer, figures)
+def _read(folder: Path) -> Records:
+    return {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
-def _cards(records: dict[Path, dict[str, Any]]) -> Iterator[Bench]:
-    for path, record in records.items():
-        for network, figures in record.get("cards", {}).items():
-            yield Bench(path, record, network, "round-w2", figures)
+def _steps(records: Records) -> Iterator[Bench]:
+    """Yield the cases of `SHOWN` that were measured, a record with floors before an older one."""
+    for name, quantizer in SHOWN:
+        found = [
+            Bench(path, record, name, quantizer, record["networks"][name][quantizer])
+            for path, record in records.items()
+            if "fogzo_ms" in record.get("networks", {}).get(name, {}).get(quantizer, {})
+        ]
+        if found:
+            yield min(found, key=lambda bench: ("floor" not in bench.figures, bench.path.name))
 
 
-def _jobs(records: dict[Path, dict[str, Any]]) -> Iterator[tuple[str, str, Path]]:
-    """Yield what was timed, how long it took or how fast it went, and the record."""
-    for path, record in records.items():
-        if "networks" not in record and "cards" not in record:
-            for job, measured in _timed(record):
-                yield job, measured, path
+def _jobs(records: Records) -> Iterator[tuple[str, str, Path]]:
+    """Yield, of each other kind of bench, what was measured, the figure, and the record."""
+    for kind, (of_processor_too, said) in KINDS.items():
+        for path, record in records.items():
+            if kind in record and (of_processor_too or "threads" not in record["hardware"]):
+                yield *said(record), path
+                break
 
 
 def _network(bench: Bench) -> str:
@@ -97,52 +119,61 @@ def _over_unquantized(bench: Bench) -> str:
 
 
 def _fogzo(bench: Bench) -> str:
-    figures = bench.figures
-    return f"{figures['fogzo_per_s']:,.0f} {figures['unit']}/s" if "fogzo_ms" in figures else ""
+    return f"{bench.figures['fogzo_per_s']:,.0f} {bench.figures['unit']}/s"
 
 
 def _ratio(key: str) -> Any:
-    return lambda bench: f"{bench.figures[key]:.3f}" if key in bench.figures else ""
+    return lambda bench: f"{bench.figures[key]:.3f}"
 
 
 def _link(path: Path) -> str:
     return f"[{path.stem}](../results/records/bench/{path.name})"
 
 
-def _rate(way: str, kind: str) -> Any:
-    """Return the value of a column of several cards: the rate, and how many times one card's."""
-
-    def shown(bench: Bench) -> str:
-        figures, count = bench.figures, bench.record["processes"]
-        step, alone = figures[way][kind]["median"], figures["one_card"][kind]["median"]
-        rate = 1000 * count * figures["units_per_card"] / step
-        return f"{rate:,.0f} {figures['unit']}/s ({count * alone / step:.2f})"
-
-    return shown
+def _over_floor(bench: Bench) -> str:
+    floor = bench.figures.get("floor")
+    return "" if floor is None else f"{floor['fogzo']['measured_over']:.2f}"
 
 
-def _timed(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    card = record["hardware"]
-    if "jobs" in record:
-        names = {
-            "mnist_ste": "MNIST MLP, 10 epochs, STE",
-            "mnist_fogzo_n1": "MNIST MLP, 10 epochs, FOGZO n=1",
-            "mnist_nspsa_n7960": "MNIST MLP, 10 epochs, n-SPSA n=7,960",
-        }
-        jobs = record["jobs"]
-        for key, name in names.items():
-            if key in jobs:
-                yield f"{name}, {card}", f"{jobs[key]['seconds']:.2f} s"
-        step = jobs["step_n7960"]
-        said = f"{step['batched']['seconds']:.3g} s, {step['ratio']:.3g} × the sequential evaluator"
-        yield f"one step of n-SPSA n=7,960, {card}", said
-    for workers, figures in record.get("prepare", {}).items():
-        processes = f"{workers} {'process' if workers == '1' else 'processes'}"
-        yield f"prepare_c4, {processes}, {card}", f"{figures['tokens_per_s'] / 1e6:.2f}M tokens/s"
-    for name, figures in record.get("recipes", {}).items():
-        least = "at least " if "notes" in figures else ""
-        rate = f"{least}{figures['images_per_s']:,.0f} images/s decoded and augmented"
-        yield f"photographs of 224 px, {name}'s recipe, {card}", rate
+def _several_cards(record: dict[str, Any]) -> tuple[str, str]:
+    """Say how many times one card's rate the cards of a run have."""
+    count, said = record["processes"], []
+    for name, figures in record["cards"].items():
+        alone, together = (figures[w]["fogzo_ms"]["median"] for w in ("one_card", "together"))
+        said.append(f"{name} {count * alone / together:.2f}")
+    return f"FOGZO on {count} {record['hardware']} in one run, × one card's rate", ", ".join(said)
+
+
+def _photographs(record: dict[str, Any]) -> tuple[str, str]:
+    """Say how many photographs a second the loader decodes by each recipe."""
+    said = [
+        f"{'at least ' if 'notes' in figures else ''}{figures['images_per_s']:,.0f} by {name}'s"
+        for name, figures in record["recipes"].items()
+    ]
+    job = f"photographs of 224 px decoded and augmented a second, {record['hardware']}"
+    return job, f"{', '.join(said)} recipe"
+
+
+def _mnist(record: dict[str, Any]) -> tuple[str, str]:
+    """Say how long a run of Section 4.1 takes."""
+    ste, fogzo = (record["jobs"][f"mnist_{kind}"]["seconds"] for kind in ("ste", "fogzo_n1"))
+    return (
+        f"MNIST MLP, 10 epochs, {record['hardware']}",
+        f"FOGZO n=1 {fogzo:.2f} s, STE {ste:.2f} s",
+    )
+
+
+def _loop(record: dict[str, Any]) -> tuple[str, str]:
+    """Say how many times the suite's own step `FogzoStep` takes."""
+    ((network, measured),) = record["loop"].items()
+    ((quantizer, figures),) = measured.items()
+    said = [
+        f"{figures[f'fogzo_step_over_{way}']:.3f} × {words}"
+        for way, words in (("train_step", "launched by kernels"), ("captured", "as a CUDA graph"))
+        if f"fogzo_step_over_{way}" in figures
+    ]
+    job = f"`FogzoStep` in an own loop, × the suite's step, {network} {quantizer}"
+    return f"{job}, {record['hardware']}", ", ".join(said)
 
 
 ABOUT_STEPS = "One training step, bf16; the paper's FOGZO step takes 1.58 STE steps (Table 4)."
@@ -154,22 +185,17 @@ STEPS = (
     Column("FOGZO n=1", _fogzo),
     Column("× STE", _ratio("fogzo_over_ste")),
     Column("× (STE + two forwards)", _ratio("fogzo_over_parts")),
+    Column("FOGZO × floor", _over_floor),
     Column("record", lambda bench: _link(bench.path)),
 )
-ABOUT_CARDS = (
-    "Several cards in one run, each with the batch above, `round-w2`; in brackets, how many "
-    "times one card's. The last columns: launched kernel by kernel, not as one CUDA graph."
-)
-CARDS = (
-    Column("network, cards", lambda b: f"{b.name}, {b.record['processes']} {b.record['hardware']}"),
-    Column("STE", _rate("together", "ste_ms")),
-    Column("FOGZO n=1", _rate("together", "fogzo_ms")),
-    Column("STE, by kernels", _rate("eager", "ste_ms")),
-    Column("FOGZO, by kernels", _rate("eager", "fogzo_ms")),
-    Column("record", lambda bench: _link(bench.path)),
-)
+KINDS = {  # the key of a record: whether a processor's is shown, and what is said of it
+    "cards": (True, _several_cards),
+    "recipes": (True, _photographs),
+    "jobs": (False, _mnist),
+    "loop": (False, _loop),
+}
 JOBS = (
-    Column("job", lambda job: job[0]),
-    Column("measured", lambda job: job[1]),
+    Column("measured", lambda job: job[0]),
+    Column("figure", lambda job: job[1]),
     Column("record", lambda job: _link(job[2])),
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.answer import answer
-from fogzo_repro.reporting.benches import speed
+from fogzo_repro.reporting.benches import speed, speed_sentence
 from fogzo_repro.reporting.claims import VERDICTS, Judged, judge, read_claims
 from fogzo_repro.reporting.columns import Column, markdown
 from fogzo_repro.reporting.results import CellResult, TableResults, ran, read_results
@@ -36,8 +36,9 @@ def update_pages(root: Path, results: Path) -> None:
 
 
 def first_screen(results: Path) -> str:
-    """Return what README.md shows: the answer, and the claims of Section 4.1 behind it."""
-    return answer(results, [read_results(results, table) for table in FORMS])
+    """Return what README.md shows: the answer, and how long a FOGZO step takes."""
+    found = answer(results, [read_results(results, table) for table in FORMS])
+    return "\n\n".join(filter(None, [found, speed_sentence(results / "records" / "bench")]))
 
 
 def claims_and_tables(results: Path) -> str:
@@ -55,7 +56,7 @@ def claims_and_tables(results: Path) -> str:
 
 
 def speeds(results: Path) -> str:
-    """Return what docs/hardware.md shows: all benches."""
+    """Return what docs/hardware.md shows: the benches."""
     return speed(results / "records" / "bench")
 
 

@@ -1,0 +1,71 @@
+"""What the pages say of speed: few rows, from records alone."""
+
+import json
+from pathlib import Path
+
+from conftest import ROOT
+
+from fogzo_repro.reporting.benches import SHOWN, speed, speed_sentence
+
+COMMITTED = ROOT / "results" / "records" / "bench"
+LOOP = {
+    "bench": "loop", "hardware": "NVIDIA H200",
+    "loop": {
+        "llama_30m": {
+            "round-w2": {"fogzo_step_over_train_step": 1.0104, "fogzo_step_over_captured": 1.02}
+        }
+    },
+}  # fmt: skip
+
+
+def rows(text: str) -> list[str]:
+    """Return the lines of tables below their heads and rules."""
+    lines = text.splitlines()
+    rules = [i for i, line in enumerate(lines) if line.startswith("| ---")]
+    heads = {i - 1 for i in rules} | set(rules)
+    return [x for i, x in enumerate(lines) if x.startswith("|") and i not in heads]
+
+
+def filed(folder: Path, name: str, record: object) -> None:
+    (folder / f"{name}.json").write_text(json.dumps(record))
+
+
+def test_a_reader_sees_at_most_twelve_rows_and_a_link_to_every_record(tmp_path):
+    for path in COMMITTED.glob("*.json"):
+        record = json.loads(path.read_text())
+        for copy in (path.stem, f"{path.stem}-again"):  # of another go, or card
+            filed(tmp_path, copy, record)
+    filed(tmp_path, "loop", LOOP)
+    said = speed(tmp_path)
+    assert len(rows(said)) == len(SHOWN) + 4 == 12
+    for path in tmp_path.glob("*.json"):
+        assert f"[{path.stem}](../results/records/bench/{path.name})" in said
+
+
+def test_the_object_is_shown_beside_both_of_the_suites_steps(tmp_path):
+    filed(tmp_path, "loop", LOOP)
+    (row,) = rows(speed(tmp_path))
+    assert "llama_30m round-w2, NVIDIA H200" in row
+    assert "1.010 × launched by kernels, 1.020 × as a CUDA graph" in row
+
+
+def test_a_record_with_a_floor_goes_before_an_older_one(tmp_path):
+    record = json.loads((COMMITTED / "vision-h200.json").read_text())
+    filed(tmp_path, "a", record)
+    assert "× floor" not in speed(tmp_path)
+    figures = record["networks"]["deit_tiny"]["round-w2"]
+    figures |= {"floor": {"fogzo": {"measured_over": 2.347}}, "fogzo_over_ste": 1.111}
+    filed(tmp_path, "b", record)
+    (row,) = (row for row in rows(speed(tmp_path)) if "deit_tiny" in row)
+    assert "| 1.111 |" in row and "| 2.35 |" in row
+    assert "[b](" in row
+
+
+def test_the_readme_says_the_range_of_the_table(tmp_path):
+    assert speed_sentence(tmp_path) == ""
+    record = json.loads((COMMITTED / "vision-h200.json").read_text())
+    for name, ratio in {"resnet18": 1.2345, "resnet50": 1.5, "deit_tiny": 1.75}.items():
+        record["networks"][name]["round-w2"]["fogzo_over_ste"] = ratio
+    filed(tmp_path, "vision", record)
+    assert "takes 1.23 to 1.75 times as long as an STE step" in speed_sentence(tmp_path)
+    assert "on one NVIDIA H200" in speed_sentence(tmp_path)
