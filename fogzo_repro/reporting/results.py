@@ -224,6 +224,11 @@ def _setting(record: dict[str, Any], section: str) -> dict[str, Any]:
     return {k: v for k, v in record["config"][section].items() if k != "evaluator"}
 
 
+def _differ(first: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether two runs differ in a setting that both name; the earlier one may lack some."""
+    return any(first[key] != other[key] for key in first.keys() & other.keys())
+
+
 def _add(cell: CellResult, record: dict[str, Any], path: Path) -> None:
     seed, first = record["seed"], cell.any_record
     where = f"{cell.row} | {cell.column}"
@@ -233,7 +238,7 @@ def _add(cell: CellResult, record: dict[str, Any], path: Path) -> None:
             f"{record['run_id']}; delete one"
         )
     if first is not None:
-        differing = [k for k in SETTINGS if _setting(first, k) != _setting(record, k)]
+        differing = [k for k in SETTINGS if _differ(_setting(first, k), _setting(record, k))]
         if differing:
             raise UserError(
                 f"{path}: runs of {where} differ in {', '.join(differing)}; delete those that are "
