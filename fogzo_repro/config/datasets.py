@@ -11,14 +11,20 @@ from fogzo_repro.config.rules import choice, finite
 
 @dataclass(frozen=True)
 class ImageNetConfig(Part):
-    """A subset of the classes of an ImageNet tree `data_dir`/imagenet/{train,val}/<wnid>/."""
+    """A subset of the classes of an ImageNet tree `data_dir`/imagenet/{train,val}/<wnid>/.
+
+    Attributes:
+        decoded: take the training images from imagenet/decoded-<decoded>/, see data/decoded.py.
+    """
 
     classes: str | None
     allow_partial: bool
     image_size: int
     on_bad_image: str
+    decoded: int | None
 
     def __post_init__(self) -> None:
+        finite("dataset.decoded", self.decoded, 16)
         finite("dataset.image_size", self.image_size, 16)
         choice("dataset.on_bad_image", self.on_bad_image, ("error", "skip"))
 

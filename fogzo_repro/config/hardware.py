@@ -18,6 +18,7 @@ class HardwareConfig:
     channels_last: bool | None
     sync_batchnorm: bool
     workers: int
+    augmentation: str
     cuda_graph: bool | None
     probe_memory_mb: int
 
@@ -25,6 +26,7 @@ class HardwareConfig:
         kind = self.device.split(":")[0]
         choice("hardware.device", kind, ("auto", "cpu", "cuda"))
         choice("hardware.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        choice("hardware.augmentation", self.augmentation, ("auto", "cpu", "device"))
         finite("hardware.probe_memory_mb", self.probe_memory_mb, 256)  # directions take up to 192
         finite("hardware.workers", self.workers, 0)
 

@@ -29,6 +29,7 @@ NEUTRAL: dict[str, Any] = {
     "model.stem": "imagenet",  # every ResNet had torchvision's stem, whatever the images' size
     "quantizer.scale_factor": 1.0,  # the levels were one standard deviation apart
     "estimator.rho": None,  # the noise was given as such; the identity has what rho amounts to
+    "dataset.decoded": None,  # training images were decoded from their files
     "recipe.start_from": None,  # every run began with weights of its own
 }
 # What else a stored run may lack, and what it had instead.
@@ -36,6 +37,7 @@ EARLIER: dict[str, Any] = {
     "data_dir": ".",  # a record does not say where
     "output_root": ".",
     "eval_every_steps": None,  # a run was evaluated at the ends of epochs alone
+    "hardware.augmentation": "auto",  # the pixels are the same
     "recipe.decay_scales": False,  # no recorded run had learned scales to decay
 }
 # Settings that have gone.

@@ -13,10 +13,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from fogzo_repro.config import UserError
+from fogzo_repro.data.augmentation import read_pixels
 from fogzo_repro.project import CONFIGS, script
 
 CLASS_LISTS = CONFIGS / "classes"
@@ -39,6 +41,15 @@ class Files:
     folder: Path
     names: np.ndarray
     labels: np.ndarray
+    remedy: ClassVar[str] = "replace the file, or give dataset.on_bad_image=skip"
+
+    def pixels(self, index: int) -> np.ndarray:
+        """Decode one image to (H, W, 3) uint8.
+
+        Raises:
+            UnreadableImage: for a file that is not a whole image.
+        """
+        return read_pixels(self.path(index))
 
     def path(self, index: int) -> Path:
         """Return the path of one image."""

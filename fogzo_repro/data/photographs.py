@@ -1,4 +1,4 @@
-"""Batches of image files, decoded and augmented by worker processes.
+"""Batches of photographs, read and augmented by worker processes, or by them and the device.
 
 Which images a batch holds, and what is drawn for each, are functions of the epoch's generator
 alone: ranks, workers and an interruption do not matter.
@@ -11,15 +11,19 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fogzo_repro.config import UserError
-from fogzo_repro.data.augmentation import UnreadableImage, drawn_from, read_image
+from fogzo_repro.data.augmentation import UnreadableImage, drawn_from, seed_generators
+from fogzo_repro.data.decoded import DecodedFiles
+from fogzo_repro.data.device_views import Part, cut, finish, pack_parts, to_device
 from fogzo_repro.data.imagenet import Files
 from fogzo_repro.data.images import Batch
 from fogzo_repro.data.order import EpochOrder
@@ -40,32 +44,65 @@ class Sample(NamedTuple):
 
 
 class Photographs(Dataset):
-    """Image files as tensors; an unreadable one is reported, or replaced by its neighbour.
+    """Images as tensors; an unreadable one is reported, or replaced by its neighbour.
 
     Args:
         files: one split.
-        view: from an RGB image to a tensor.
+        view: from pixels (H, W, 3) to a tensor.
         skip_bad: replace an unreadable image instead of reporting it.
+        halved: leave the second half of a training view to the device.
     """
 
-    def __init__(self, files: Files, view: Callable[[Any], Tensor], skip_bad: bool) -> None:
+    def __init__(
+        self,
+        files: Files | DecodedFiles,
+        view: Callable[[np.ndarray], Tensor],
+        skip_bad: bool,
+        halved: bool = False,
+    ) -> None:
         self.files = files
-        self.view = view
+        self.view: Any = view
         self.skip_bad = skip_bad
+        self.halved = halved
 
-    def __getitem__(self, sample: Sample) -> tuple[Tensor | None, int, list[str]]:
-        """Return the tensor, its label, and what was wrong; no tensor where it is an error."""
+    def __getitem__(self, sample: Sample) -> tuple[Tensor | Part | None, int, list[str]]:
+        """Return the image, its label, and what was wrong; no image where it is an error."""
         complaints: list[str] = []
         for step in range(SUBSTITUTES if self.skip_bad else 1):
-            index = (sample.image + step) % len(self.files.names)
+            index = (sample.image + step) % len(self.files.labels)
             try:
-                image = read_image(self.files.path(index))
+                pixels = self.files.pixels(index)
             except UnreadableImage as error:
                 complaints.append(str(error))
                 continue
-            with drawn_from(sample.seed):
-                return self.view(image), int(self.files.labels[index]), complaints
+            with _drawn_here(sample.seed):
+                seen = cut(self.view, pixels) if self.halved else self.view(pixels)
+            return seen, int(self.files.labels[index]), complaints
         return None, 0, complaints
+
+    def collate(self, samples: list[tuple[Tensor | Part | None, int, list[str]]]) -> Collated:
+        """Put a batch together; None where an image is missing."""
+        complaints = [line for _, _, lines in samples for line in lines]
+        seen: list[Any] = [image for image, _, _ in samples if image is not None]
+        if len(seen) < len(samples):
+            return None, complaints
+        pixels: Any = pack_parts(self.view, seen) if self.halved else torch.stack(seen)
+        return Batch(pixels, torch.tensor([label for _, label, _ in samples])), complaints
+
+    def finish(self, batch: Batch) -> Batch:
+        """Return a batch of images from what `collate` gives, moved to the device."""
+        if not self.halved:
+            return batch
+        parts: Any = batch.pixels
+        return Batch(finish(self.view, parts), batch.labels)
+
+
+def _drawn_here(seed: int) -> AbstractContextManager[None]:
+    """Seed the generators; a worker, which draws from them for nothing else, restores nothing."""
+    if get_worker_info() is None:
+        return drawn_from(seed)
+    seed_generators(seed)
+    return nullcontext()
 
 
 Collated = tuple[Batch | None, list[str]]
@@ -75,15 +112,6 @@ class NotHandedOver(NamedTuple):
     """What a worker sends in place of a batch that it cannot hand over."""
 
     why: str
-
-
-def collate(samples: list[tuple[Tensor | None, int, list[str]]]) -> Collated:
-    """Stack a batch; None where an image is missing."""
-    complaints = [line for _, _, lines in samples for line in lines]
-    pixels = [image for image, _, _ in samples if image is not None]
-    if len(pixels) < len(samples):
-        return None, complaints
-    return Batch(torch.stack(pixels), torch.tensor([label for _, label, _ in samples])), complaints
 
 
 @dataclass
@@ -117,7 +145,7 @@ class PhotographLoader:
                 self.photographs,
                 batch_sampler=self._wanted,
                 num_workers=self.workers,
-                collate_fn=collate,
+                collate_fn=self.photographs.collate,
                 pin_memory=self.device.type == "cuda",
                 persistent_workers=self.workers > 0,
                 worker_init_fn=begin_worker,
@@ -125,12 +153,9 @@ class PhotographLoader:
             )
         for batch, complaints in self._collated(self._loader):
             if batch is None:
-                raise UserError(
-                    f"cannot decode {complaints[-1]}; replace the file, or give "
-                    "dataset.on_bad_image=skip"
-                )
+                raise UserError(f"cannot decode {complaints[-1]}; {self.photographs.files.remedy}")
             self.skipped.update(complaints)
-            yield Batch(*(t.to(self.device, non_blocking=True) for t in batch))
+            yield self.photographs.finish(to_device(batch, self.device))
 
     @staticmethod
     def _collated(loader: DataLoader) -> Iterator[Collated]:

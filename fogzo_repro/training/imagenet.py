@@ -11,8 +11,15 @@ from torch import Tensor, nn
 
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe
 from fogzo_repro.data import MixedBatches
-from fogzo_repro.data.augmentation import evaluation_view, normalize, training_view
-from fogzo_repro.data.imagenet import ImageNetIndex
+from fogzo_repro.data.augmentation import (
+    TrainingView,
+    evaluation_view,
+    normalize,
+    training_view,
+)
+from fogzo_repro.data.decoded import DecodedFiles, open_decoded
+from fogzo_repro.data.device_views import why_not
+from fogzo_repro.data.imagenet import Files, ImageNetIndex
 from fogzo_repro.data.images import Batch
 from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.data.photographs import (
@@ -22,6 +29,7 @@ from fogzo_repro.data.photographs import (
     all_batches,
 )
 from fogzo_repro.estimators.protocol import Probes
+from fogzo_repro.terminal import stderr
 from fogzo_repro.training.classification import recipe_mixing
 from fogzo_repro.training.preemption import evaluated
 from fogzo_repro.training.ranks import Ranks, current_ranks
@@ -48,6 +56,12 @@ class ImageNet:
         self.index = index
         self.ranks = ranks
         self.fingerprint = index.fingerprint
+        self.train: Files | DecodedFiles = index.train
+        if config.dataset.decoded is not None:
+            side = config.dataset.decoded
+            self.train = open_decoded(index.train, side)
+            self.fingerprint += f"/decoded:{side}-{self.train.digest}"
+            self.corpus = f"{config.dataset.name} decoded at a shorter side of {side}"
         self.examples = len(index.train.names)
         size = config.dataset.image_size
         self.model_arguments = {"image_shape": (3, size, size), "classes": len(index.classes)}
@@ -60,13 +74,14 @@ class ImageNet:
         self.device = device
         config, size = self.config, self.config.dataset.image_size
         skip = config.dataset.on_bad_image == "skip"
-        views = {
-            "train": training_view(config.recipe, size),
-            "val": evaluation_view(config.recipe, size),
+        view = training_view(config.recipe, size)
+        halved = on_device(view, config.hardware.augmentation, device)
+        photographs = {
+            "train": Photographs(self.train, view, skip and config.dataset.decoded is None, halved),
+            "val": Photographs(self.index.val, evaluation_view(config.recipe, size), skip),
         }
-        for split, files in (("train", self.index.train), ("val", self.index.val)):
-            photographs = Photographs(files, views[split], skip)
-            self.loaders[split] = PhotographLoader(photographs, config.hardware.workers, device)
+        for split, images in photographs.items():
+            self.loaders[split] = PhotographLoader(images, config.hardware.workers, device)
 
     def batches(self, global_batch_size: int) -> Any:
         """Return this rank's share of each epoch's batches; `load` comes before iterating."""
@@ -112,6 +127,27 @@ class ImageNet:
         """Return which images the ranks have replaced, and what was wrong; all ranks must ask."""
         own = set().union(*(loader.skipped for loader in self.loaders.values()))
         return sorted(self.ranks.union(own))
+
+
+def on_device(view: TrainingView, wanted: str, device: torch.device) -> bool:
+    """Return whether the second half of a view is done on the device, see `device_views`.
+
+    Args:
+        view: of the training images.
+        wanted: hardware.augmentation.
+        device: of the run.
+
+    Raises:
+        UserError: where it is asked for and gives other pixels, or there is no such half.
+    """
+    if wanted == "cpu" or (wanted == "auto" and device.type == "cpu"):
+        return False
+    why = why_not(view, device)
+    if why and wanted == "device":
+        raise UserError(f"hardware.augmentation=device: {why}; give hardware.augmentation=cpu")
+    if why:
+        print(f"photographs are augmented by their loaders: {why}", file=stderr())
+    return not why
 
 
 def photograph_loss(model: nn.Module, batch: Batch) -> Tensor:

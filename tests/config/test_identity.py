@@ -9,6 +9,7 @@ import pytest
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import cell_id, parse_stored, result_fields, run_id
 from fogzo_repro.config.identity import FREE, NEUTRAL
+from fogzo_repro.config.rules import spelled
 from fogzo_repro.estimators import noise_from_rho
 from tests.conftest import ROOT
 
@@ -36,6 +37,7 @@ def test_committed_records_keep_their_run_ids(table):
 
 
 LATER = {  # a run that has the setting, and another value of it
+    "dataset.decoded": (["model=resnet18", "dataset=imagenet1k"], "256"),
     "model.stem": (["model=resnet18"], "small"),
     "quantizer.scale_factor": (["quantizer=round"], "1.5"),
 }
@@ -52,7 +54,7 @@ def test_a_setting_that_came_later_counts_where_it_is_not_as_before(key):
     before = compose_run(*words)
     section, name = key.split(".")
     assert name not in result_fields(before, {})[section]
-    assert named(compose_run(*words, f"{key}={NEUTRAL[key]}")) == named(before)
+    assert named(compose_run(*words, f"{key}={spelled(NEUTRAL[key])}")) == named(before)
     assert named(compose_run(*words, f"{key}={other}")) != named(before)
 
 

@@ -21,6 +21,7 @@ from fogzo_repro.data.augmentation import (
     evaluation_view,
     normalize,
     read_image,
+    read_pixels,
     training_view,
 )
 from fogzo_repro.data.imagenet import CLASS_LISTS, Files, build, read_class_list
@@ -142,6 +143,15 @@ def picture(size: tuple[int, int] = (90, 70), mode: str = "RGB") -> Any:
     return Image.fromarray(values).convert(mode)
 
 
+@pytest.fixture(scope="module")
+def photographs(data_dir: Path) -> list[Path]:
+    """Real photographs of ImageNet; grey ones are among them."""
+    found = sorted((data_dir / "imagenet").glob("*/*/*.*"))[::5]
+    if not found:
+        pytest.skip(f"no sample of ImageNet under {data_dir}")
+    return found
+
+
 @pytest.mark.parametrize("seed", range(4), ids=lambda s: f"seed{s}")
 def test_deits_augmentation_is_timms_own_with_the_same_seed(seed: int) -> None:
     from timm.data import create_transform
@@ -154,7 +164,7 @@ def test_deits_augmentation_is_timms_own_with_the_same_seed(seed: int) -> None:
     always = SimpleNamespace(**{**vars(DEIT), "erase_probability": 1.0})
     image = picture()
     with drawn_from(seed):
-        ours = training_view(always, 32)(image)
+        ours = training_view(always, 32)(np.asarray(image))
     with drawn_from(seed):
         wanted = theirs(image)
     torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5)
@@ -174,7 +184,7 @@ def test_the_resnet_view_is_torchvisions_pipeline_with_the_same_seed() -> None:
     image = picture()
     for seed in range(4):
         with drawn_from(seed):
-            ours = normalize(training_view(RESNET, 32)(image))
+            ours = normalize(training_view(RESNET, 32)(np.asarray(image)))
         with drawn_from(seed):
             torch.testing.assert_close(ours, theirs(image), rtol=0, atol=1e-5)
 
@@ -184,7 +194,7 @@ def test_the_evaluation_view_is_timms() -> None:
 
     theirs = create_transform(224, is_training=False, interpolation="bicubic", crop_pct=0.875)
     image = picture((300, 260))
-    ours = normalize(evaluation_view(DEIT, 224)(image))
+    ours = normalize(evaluation_view(DEIT, 224)(np.asarray(image)))
     torch.testing.assert_close(ours, theirs(image), rtol=0, atol=1e-5)
 
 
@@ -242,6 +252,48 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.png" if mode == "P" else "x.jpeg")
     picture(mode=mode).save(path)
     assert read_image(path).mode == "RGB"
+    assert np.array_equal(read_pixels(path), np.asarray(read_image(path)))
+
+
+def test_the_fast_decoder_gives_pillows_pixels(photographs: list[Path]) -> None:
+    for path in photographs:
+        assert np.array_equal(read_pixels(path), np.asarray(read_image(path))), path
+
+
+def test_photographs_are_augmented_as_the_libraries_do(photographs: list[Path]) -> None:
+    from timm.data import create_transform
+    from torchvision.transforms import v2
+
+    theirs = {
+        "torchvision": v2.Compose(
+            [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+        ),
+        "timm": create_transform(
+            224, is_training=True, color_jitter=0.3, auto_augment="rand-m9-mstd0.5-inc1",
+            interpolation="bicubic", use_prefetcher=True,
+        ),
+    }  # fmt: skip
+    plain = SimpleNamespace(**{**vars(DEIT), "erase_probability": 0.0})
+    for recipe in (RESNET, plain):
+        view = training_view(recipe, 224)
+        for seed, path in enumerate(photographs):
+            with drawn_from(seed):
+                ours = view(read_pixels(path))
+            with drawn_from(seed):
+                wanted = torch.as_tensor(theirs[recipe.augmentation](read_image(path)))
+            assert torch.equal(ours, wanted), path
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.999], ids=str)
+def test_a_truncated_jpeg_is_no_image_for_the_fast_decoder_either(
+    tmp_path: Path, kept: float
+) -> None:
+    path = tmp_path / "x.jpeg"
+    picture((200, 160)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(UnreadableImage, match=r"x\.jpeg"):
+        read_pixels(path)
 
 
 def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path: Path) -> None:
@@ -391,9 +443,8 @@ def loader_of(tmp_path: Path) -> PhotographLoader:
     """Two workers on four small images."""
     for i in range(4):
         Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(tmp_path / f"{i}.JPEG")
-    files: Any = SimpleNamespace(
-        names=range(4), labels=[0] * 4, path=lambda i: tmp_path / f"{i}.JPEG"
-    )
+    names = np.array([b"%d.JPEG" % i for i in range(4)])
+    files = Files(tmp_path, names, np.zeros(4, np.int64))
     view = evaluation_view(RESNET, 32)
     return PhotographLoader(Photographs(files, view, False), 2, torch.device("cpu"))
 

@@ -1,0 +1,86 @@
+"""The second half of an augmentation, for a whole batch on the device: all but draws and cutting.
+
+The draws are those of `TrainingView`, made by a worker for each image; the pixels are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fogzo_repro.data.augmentation import Drawn, TrainingView, drawn_from
+from fogzo_repro.data.resampling import Windows, pack, resize
+
+TRIED = ((300, 400), (500, 333), (90, 640), (640, 96), (60, 41), (224, 224), (7, 500), (233, 5))
+
+
+class Part(NamedTuple):
+    """What a worker makes of an image: the window (h, w, 3), and what was drawn."""
+
+    pixels: np.ndarray
+    drawn: Drawn
+
+
+class Parts(NamedTuple):
+    """The parts of a batch as tensors.
+
+    Attributes:
+        windows: of the images.
+        mirrored: (B,) bool.
+    """
+
+    windows: Windows
+    mirrored: Tensor
+
+
+def cut(view: TrainingView, pixels: np.ndarray) -> Part:
+    """Draw for an image (H, W, 3), and cut its window out."""
+    drawn = view.draw(pixels)
+    return Part(drawn.window.of(pixels), drawn)
+
+
+def pack_parts(view: TrainingView, parts: Sequence[Part]) -> Parts:
+    """Put the parts of a batch together, on the CPU."""
+    mirrored = torch.tensor([part.drawn.mirrored for part in parts])
+    return Parts(pack([part.pixels for part in parts], view.size), mirrored)
+
+
+def finish(view: TrainingView, parts: Parts) -> Tensor:
+    """Return what the view gives, (B, 3, size, size), on the device of the parts."""
+    return resize(parts.windows, view.size, view.interpolation, parts.mirrored)
+
+
+def why_not(view: TrainingView, device: torch.device) -> str:
+    """Say why the device is not to do the second half of a view: nothing where it can.
+
+    It is tried on a few images of noise; it has to give Pillow's pixels, to the last bit.
+    """
+    if not view.in_halves:
+        return "the recipe's augmentation is not known to the device"
+    noise = np.random.default_rng(0)
+    images = [noise.integers(0, 256, (*size, 3), np.uint8) for size in TRIED]
+    wanted, parts = [], []
+    for seed, image in enumerate(images):
+        with drawn_from(seed):
+            wanted.append(view(image))
+        with drawn_from(seed):
+            parts.append(cut(view, image))
+    try:
+        found = finish(view, to_device(pack_parts(view, parts), device)).cpu()
+    except Exception as error:  # a compiler's, a driver's
+        return f"the device fails ({next(iter(str(error).splitlines()), type(error).__name__)})"
+    return "" if torch.equal(found, torch.stack(wanted)) else "the device gives other pixels"
+
+
+def to_device(data: Any, device: torch.device) -> Any:
+    """Return tensors, and tuples of them, on a device; what else is in there stays."""
+    if isinstance(data, Tensor):
+        return data.to(device, non_blocking=True)
+    if isinstance(data, tuple):
+        moved = [to_device(each, device) for each in data]
+        return type(data)(*moved) if hasattr(data, "_fields") else tuple(moved)
+    return data

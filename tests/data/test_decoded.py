@@ -1,0 +1,203 @@
+"""A decoded tree: the pixels that were written, a kill, damage, and what a run says of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fogzo_repro.config import UserError
+from fogzo_repro.data import decoded
+from fogzo_repro.data.augmentation import read_pixels, training_view
+from fogzo_repro.data.decoded import folder_of, kept_size, open_decoded, plan_tree, write_tree
+from fogzo_repro.data.imagenet import build
+from fogzo_repro.data.photographs import PhotographLoader, Photographs, Sample
+from tests.data.test_photographs import RESNET, picture
+
+SIDE = 40
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree of 12 training images, each of another size, whose shards hold two or three."""
+    monkeypatch.setattr(decoded, "SHARD_BYTES", 20_000)
+    for c in range(3):
+        for split, images in (("train", 4), ("val", 1)):
+            where = tmp_path / "imagenet" / split / f"n{c:08d}"
+            where.mkdir(parents=True)
+            for i in range(images):
+                size = (30 + 9 * i + c, 38 + 6 * c + i)
+                picture(size).rotate(90 * i).save(where / f"{split}_{i}.JPEG")
+    return tmp_path
+
+
+def write(data_dir: Path, side: int = SIDE) -> Path:
+    root = data_dir / "imagenet"
+    names = [name.decode() for name in build(data_dir, None, True).train.names]
+    for _ in write_tree(root, side, plan_tree(root, names, side, 1), 1):
+        pass
+    return folder_of(root, side)
+
+
+def opened(data_dir: Path, side: int = SIDE) -> decoded.DecodedFiles:
+    return open_decoded(build(data_dir, None, True).train, side)
+
+
+def test_images_are_kept_whole_and_no_larger_than_asked(data_dir: Path) -> None:
+    folder = write(data_dir)
+    assert len(list(folder.glob("*.pixels"))) > 3
+    files, found = build(data_dir, None, True).train, opened(data_dir)
+    shrunk = 0
+    for index in range(len(files.names)):
+        image = Image.fromarray(read_pixels(files.path(index)))
+        kept = kept_size(*image.size, SIDE)
+        shrunk += kept != image.size
+        assert min(kept) == min(SIDE, *image.size)
+        if kept != image.size:
+            image = image.resize(kept, Image.Resampling.BICUBIC)
+        assert np.array_equal(found.pixels(index), np.asarray(image))
+    assert 0 < shrunk < len(files.names)
+    assert found.labels.tolist() == files.labels.tolist()
+
+
+def test_a_side_beyond_all_images_keeps_every_pixel_and_so_every_batch(data_dir: Path) -> None:
+    write(data_dir, 1000)
+    batch = [[Sample(i, 3 * i) for i in range(12)]]
+    view = training_view(RESNET, 32)
+    ways = (build(data_dir, None, True).train, opened(data_dir, 1000))
+    loaders = (PhotographLoader(Photographs(w, view, False), 0, torch.device("cpu")) for w in ways)
+    (a,), (b,) = (list(loader.load(batch)) for loader in loaders)
+    assert torch.equal(a.pixels, b.pixels) and torch.equal(a.labels, b.labels)
+
+
+def test_a_run_takes_the_images_of_its_classes(data_dir: Path, tmp_path: Path) -> None:
+    write(data_dir)
+    (tmp_path / "two.txt").write_text("n00000002\nn00000000\n")
+    wanted = build(data_dir, str(tmp_path / "two.txt"), True).train
+    found, whole = open_decoded(wanted, SIDE), opened(data_dir)
+    assert np.array_equal(found.pixels(7), whole.pixels(11)) and found.digest == whole.digest
+
+
+def test_what_a_kill_has_left_is_kept_and_the_rest_written(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = {p.name: p.read_bytes() for p in write(data_dir).iterdir()}
+    folder = folder_of(data_dir / "imagenet", SIDE)
+    for name in ("manifest.json", "images.npy", "00001.pixels", "00003.pixels"):
+        (folder / name).unlink()
+    (folder / "00001.pixels.77.tmp").write_bytes(b"half of it")
+    (folder / "00000.pixels").touch()
+    before = (folder / "00000.pixels").stat().st_mtime_ns
+    capsys.readouterr()
+    write(data_dir)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == whole
+    assert (folder / "00000.pixels").stat().st_mtime_ns == before
+    there = float(re.search(r"([\d.e-]+) GB of them are there", capsys.readouterr().out).group(1))
+    assert 0 < there * 1e9 < sum(map(len, whole.values()))
+
+
+def flip_a_bit(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def of_another_tree(data_dir: Path, folder: Path) -> None:
+    """Put a shard of the same size there, of another SIDE."""
+    other = write(data_dir, SIDE + 1)
+    content = (folder / "00001.pixels").read_bytes()
+    head = (other / "00001.pixels").read_bytes()[: decoded.HEAD_BYTES]
+    (folder / "00001.pixels").write_bytes(head + content[decoded.HEAD_BYTES :])
+
+
+def another_image(data_dir: Path, folder: Path) -> None:
+    picture().save(data_dir / "imagenet/train/n00000001/new.JPEG")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
+    "missing": (lambda d, f: shutil.rmtree(f), "manifest.json is not there: no whole decoded tree"),
+    "unfinished": (lambda d, f: (f / "manifest.json").unlink(), "no whole decoded tree"),
+    "manifest": (lambda d, f: (f / "manifest.json").write_text("{}"), "is not a manifest"),
+    "list": (lambda d, f: flip_a_bit(f / "images.npy", -3), "images.npy is damaged"),
+    "shard-gone": (lambda d, f: (f / "00001.pixels").unlink(), "00001.pixels cannot be read"),
+    "shard-short": (
+        lambda d, f: (f / "00001.pixels").write_bytes((f / "00001.pixels").read_bytes()[:-1]),
+        "00001.pixels is damaged: it has ",
+    ),
+    "other-manifest": (of_another_tree, "00001.pixels is of another manifest"),
+    "other-images": (another_image, "has 12 of the 13 training images.* n00000001/new.JPEG"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_wrong_tree_is_one_line_with_the_command_that_mends_it(
+    data_dir: Path, damage: Callable[[Path, Path], Any], message: str
+) -> None:
+    damage(data_dir, write(data_dir))
+    with pytest.raises(UserError, match=message) as caught:
+        opened(data_dir)
+    assert str(caught.value).endswith(f"imagenet --decoded {SIDE}") and "\n" not in str(
+        caught.value
+    )
+    write(data_dir)
+    opened(data_dir)
+
+
+@pytest.mark.parametrize("place", [decoded.HEAD_BYTES + 5, -1], ids=["pixels", "checksum"])
+def test_a_damaged_image_is_named_when_it_is_read_and_mended_by_the_command(
+    data_dir: Path, place: int
+) -> None:
+    flip_a_bit(write(data_dir) / "00000.pixels", place)
+    photographs = Photographs(opened(data_dir), training_view(RESNET, 32), False)
+    loader = PhotographLoader(photographs, 0, torch.device("cpu"))
+    with pytest.raises(
+        UserError, match=rf"cannot decode n0.*00000\.pixels is damaged; run .* --decoded {SIDE}$"
+    ):
+        list(loader.load([[Sample(i, 0) for i in range(12)]]))
+    write(data_dir)
+    found = opened(data_dir)
+    assert all(found.pixels(i).size for i in range(12))
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(free=10**6)
+    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(UserError, match=r"GB more and its disk has 0.001 GB free; free some space"):
+        write(data_dir)
+    assert not list(folder_of(data_dir / "imagenet", SIDE).glob("*.pixels"))
+
+
+def test_a_file_that_is_no_image_is_named(data_dir: Path) -> None:
+    bad = data_dir / "imagenet/train/n00000001/train_1.JPEG"
+    content = bad.read_bytes()
+    bad.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"cannot decode .*train_1.JPEG.*--full --leave-out-bad"):
+        write(data_dir)
+    bad.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"train_1.JPEG cannot be read"):
+        write(data_dir)
+
+
+def test_another_decoder_or_image_gives_another_digest(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(data_dir)
+    first = opened(data_dir).digest
+    monkeypatch.setattr(decoded, "decoder_versions", lambda: {"Pillow": "0"})
+    write(data_dir)
+    other = opened(data_dir).digest
+    monkeypatch.undo()
+    monkeypatch.setattr(decoded, "SHARD_BYTES", 20_000)
+    picture((38, 38)).save(data_dir / "imagenet/train/n00000001/train_1.JPEG")
+    write(data_dir)
+    assert len({first, other, opened(data_dir).digest}) == 3
