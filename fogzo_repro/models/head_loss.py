@@ -3,7 +3,8 @@
 A batch of 64 x 512 tokens and 50,304 words has 1.6e9 logits: 6.6 GB in float32, and as much for
 their gradient. In chunks of 4,096 tokens each takes a gigabyte at most. The gradients of a chunk
 are taken while its logits are there, so nothing is recomputed: the head costs three products,
-as usual.
+as usual. A pass without gradients needs no logits: on a card that has the instructions for it one
+kernel keeps them on the chip (`head_kernel.py`).
 
 Shapes: N tokens, D width, V vocabulary.
 """
@@ -11,6 +12,8 @@ Shapes: N tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import math
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,6 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_LOGITS = 2**28  # half a gigabyte in bf16, a gigabyte in float32
+
+
+@torch.compiler.assume_constant_result
+def has_kernel(device: torch.device) -> bool:
+    """Return whether Triton is there, and the GPU is of the kind that the kernel is written for."""
+    return _looked_up(device)
+
+
+@cache
+def _looked_up(device: torch.device) -> bool:
+    on_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    return on_gpu and find_spec("triton") is not None
 
 
 def linear_cross_entropy(
@@ -37,6 +52,9 @@ def linear_cross_entropy(
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets, size)
     weight = _for_products(weight)
+    narrow = weight.dtype in (torch.bfloat16, torch.float16) and weight.shape[1] % 8 == 0
+    if narrow and has_kernel(weight.device):
+        return _by_kernel(_for_products(hidden), weight, targets)
     sums = [
         _sum_of_losses(logits, logits.logsumexp(-1, keepdim=True), part_targets)
         for _, logits, part_targets in _chunks(hidden, weight, targets, size)
@@ -63,6 +81,14 @@ def _chunks(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Any:
         logits = F.linear(part, weight)
         wide = torch.promote_types(logits.dtype, torch.float32)
         yield part, logits.to(wide), part_targets
+
+
+def _by_kernel(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss without a logit but those of the targets."""
+    from fogzo_repro.models.head_kernel import log_normalizer  # triton takes a while to import
+
+    of_targets = (hidden.float() * weight[targets].float()).sum(-1)
+    return (log_normalizer(hidden, weight) - of_targets).mean()
 
 
 def _sum_of_losses(logits: Tensor, normalizer: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,82 @@
+"""The normalizers of a head's softmax as one Triton kernel: no logit leaves the chip.
+
+Each program multiplies a tile of tokens with a tile of words and keeps, of each token, the largest
+of its logits there and the sum of their exponentials, in float32. `log_normalizer` joins the tiles.
+
+Shapes: N tokens, D width, V vocabulary, S tiles of words.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+TOKENS, WORDS, DEPTH, WARPS, STAGES = 128, 256, 64, 8, 3  # of a tile; fastest of five
+TOGETHER = 16  # tiles of tokens that go through the words side by side, for the cache
+
+
+def log_normalizer(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Return log sum_v exp(hidden weight_v), (N,) float32.
+
+    Args:
+        hidden: (N, D), bf16 or fp16, D a multiple of 8.
+        weight: (V, D), of the same type.
+    """
+    high, total = _tiles(hidden, weight)
+    highest = high.amax(0)
+    return highest + ((high - highest).exp() * total).sum(0).log()
+
+
+@triton.jit
+def _kernel(
+    hidden, weight, high_pointer, total_pointer, N, V, D,
+    BN: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, G: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    across = G * tl.cdiv(V, BV)
+    first = program // across * G
+    group = tl.minimum(tl.cdiv(N, BN) - first, G)
+    n = (first + program % across % group) * BN
+    tile = program % across // group
+    v = tile * BV
+    logits = tl.zeros((BN, BV), tl.float32)
+    for d in range(0, D, BD):
+        logits = tl.dot(hidden.load([n, d]), weight.load([v, d]).T, logits)
+    logits = tl.where((v + tl.arange(0, BV))[None, :] < V, logits, float("-inf"))
+    high = tl.max(logits, 1)
+    total = tl.sum(tl.exp(logits - high[:, None]), 1)
+    token = n + tl.arange(0, BN)
+    place = tile.to(tl.int64) * N + token
+    tl.store(high_pointer + place, high, token < N)
+    tl.store(total_pointer + place, total, token < N)
+
+
+@torch.library.custom_op("fogzo_repro::head_tiles", mutates_args=())
+def _tiles(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (S, N) float32: the largest logit of each tile, the sum of exponentials below it."""
+    hidden, weight = hidden.contiguous(), weight.contiguous()
+    high, total = _empty(hidden, weight)
+    (tokens, width), words = hidden.shape, len(weight)
+    programs = triton.cdiv(tokens, TOKENS) * len(high)
+    if programs:
+        _kernel[(programs,)](
+            TensorDescriptor.from_tensor(hidden, [TOKENS, DEPTH]),
+            TensorDescriptor.from_tensor(weight, [WORDS, DEPTH]),
+            high, total, tokens, words, width,
+            BN=TOKENS, BV=WORDS, BD=DEPTH, G=TOGETHER, num_warps=WARPS, num_stages=STAGES,
+        )  # fmt: skip
+    return high, total
+
+
+@_tiles.register_fake
+def _(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return _empty(hidden, weight)
+
+
+def _empty(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    shape = -(-len(weight) // WORDS), len(hidden)
+    high, total = (hidden.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    return high, total

@@ -1,0 +1,78 @@
+"""The kernel of the head's normalizers; on the CPU by Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fogzo_repro.models.head_loss import has_kernel, linear_cross_entropy
+from tests.conftest import ROOT
+
+triton = pytest.importorskip("triton")
+GPU = torch.cuda.is_available() and has_kernel(torch.device("cuda"))
+pytestmark = pytest.mark.skipif(
+    not GPU and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7),
+    reason="Triton before 3.7 interprets no loops with NumPy 2.4",
+)
+
+SCRIPT = """
+import os
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+
+from fogzo_repro.models.head_kernel import log_normalizer
+
+device = "cpu" if "TRITON_INTERPRET" in os.environ else "cuda"
+generator = torch.Generator().manual_seed(0)
+for tokens, words, width in ((200, 300, 64), (128, 512, 128), (37, 1000, 40), (1, 5, 8)):
+    hidden, weight = (
+        (3 * torch.randn(n, width, generator=generator) / width**0.25).half().to(device)
+        for n in (tokens, words)
+    )
+    exact = (hidden.double() @ weight.double().T).logsumexp(-1)
+    found = log_normalizer(hidden, weight)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    print(tokens, words, width)
+"""
+
+
+@pytest.mark.slow
+def test_normalizers_equal_float64_also_where_tiles_are_ragged(tmp_path):
+    """In a process of its own: the interpreter is chosen before the kernel is read."""
+    environment = os.environ | ({} if GPU else {"TRITON_INTERPRET": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(ROOT)],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 4
+
+
+@pytest.mark.skipif(not GPU, reason="needs a Hopper card")
+def test_a_captured_and_compiled_pass_without_gradients_equals_float64():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(4096, 640).cuda(), (torch.randn(50304, 640) * 0.05).cuda()
+    targets = torch.randint(50304, (4096,)).cuda()
+    narrow = hidden.bfloat16().double(), weight.bfloat16().double()
+    exact = torch.nn.functional.cross_entropy(narrow[0] @ narrow[1].T, targets)
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True)
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        for run in (linear_cross_entropy, compiled):
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream), torch.profiler.profile() as profile:
+                run(hidden, weight, targets)
+            assert any("head_tiles" in event.key for event in profile.key_averages())
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                loss = run(hidden, weight, targets)
+            graph.replay()
+            torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
+    with_gradients = hidden.requires_grad_()
+    with torch.autocast("cuda", torch.bfloat16):
+        chunked = linear_cross_entropy(with_gradients, weight, targets)
+    torch.testing.assert_close(chunked.double(), exact, rtol=1e-4, atol=0)
