@@ -181,6 +181,8 @@ def make_plan(config: RunConfig) -> Plan:
         "model_arguments": task.model_arguments,
         **({"corpus": task.corpus} if task.corpus else {}),
     }
+    if network.exact_products and machine.autocast == torch.bfloat16:
+        resolved["products"] = "float8"  # exact, where others round each operand to bf16
     if start is not None:
         resolved["start_from"] = start.digest
     if added := added_files(config):

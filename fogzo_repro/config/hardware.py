@@ -20,6 +20,7 @@ class HardwareConfig:
     workers: int
     augmentation: str
     cuda_graph: bool | None
+    exact_products: bool | None
     probe_memory_mb: int
 
     def __post_init__(self) -> None:

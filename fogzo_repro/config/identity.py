@@ -36,6 +36,7 @@ NEUTRAL: dict[str, Any] = {
 EARLIER: dict[str, Any] = {
     "data_dir": ".",  # a record does not say where
     "output_root": ".",
+    "hardware.exact_products": False,  # every product was one in autocast's type
     "eval_every_steps": None,  # a run was evaluated at the ends of epochs alone
     "hardware.augmentation": "auto",  # the pixels are the same
     "recipe.decay_scales": False,  # no recorded run had learned scales to decay

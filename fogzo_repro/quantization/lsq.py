@@ -30,31 +30,33 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fogzo_repro.quantization.functional import round_range, with_surrogate_gradient
+from fogzo_repro.quantization.products import CODES, Coded
 
 FLOOR = 1e-3  # the least step in units of its start
 NO_SIGNAL = 1e-6  # the least start of an activation's step: a first batch may be all zeros
 
 
 class Grid(NamedTuple):
-    """The levels low, low + 1, ..., high, and the Q_P of g and of the start."""
+    """The levels low, low + 1, ..., high, the Q_P of g and of the start, 1 for half-integers."""
 
     low: float
     high: float
     q_p: int
+    halves: int = 0
 
 
 def grid(bits: int, half_integer: bool = False, unsigned: bool = False) -> Grid:
     """Return the levels of b bits; an unsigned grid is always the integers.
 
     >>> grid(2), grid(2, half_integer=True), grid(2, unsigned=True), grid(1)
-    (Grid(low=-2, high=1, q_p=1), Grid(low=-1.5, high=1.5, q_p=1), Grid(low=0, high=3, q_p=3), \
-Grid(low=-0.5, high=0.5, q_p=1))
+    (Grid(low=-2, high=1, q_p=1, halves=0), Grid(low=-1.5, high=1.5, q_p=1, halves=1), \
+Grid(low=0, high=3, q_p=3, halves=0), Grid(low=-0.5, high=0.5, q_p=1, halves=1))
     """
     if unsigned:
         return Grid(0, 2**bits - 1, 2**bits - 1)
     low, high = round_range(bits)
     if half_integer or bits == 1:
-        return Grid(low + 0.5, high + 0.5, max(high, 1))
+        return Grid(low + 0.5, high + 0.5, max(high, 1), halves=1)
     return Grid(low, high, high)
 
 
@@ -68,10 +70,12 @@ class Lsq(nn.Module):
     """
 
     start: Tensor
+    basis = 1  # of `products`: no rotation
 
-    def __init__(self, levels: Grid, start: Tensor) -> None:
+    def __init__(self, levels: Grid, start: Tensor, bits: int) -> None:
         super().__init__()
         self.grid = levels
+        self.bits = bits
         self.step = nn.Parameter(start.clone())
         self.register_buffer("start", start)
 
@@ -89,10 +93,18 @@ class Lsq(nn.Module):
         # torch 2.11 compiles a Function whose forward ends in a cast to a gradient of zero.
         return _Quantize.apply(v, step, self.grid).to(v.dtype)
 
+    def code(self, v: Tensor, step: Tensor) -> Coded:
+        """Return v_hat with its codes: the levels, doubled where they are half-integers."""
+        factor = 1 + self.grid.halves
+        with torch.no_grad():
+            codes = (factor * nearest_level(_units(v, step), self.grid)).to(CODES)
+            scale = (step / factor).float()
+        return Coded(self.quantize(v, step), codes, scale)
+
 
 def nearest_level(units: Tensor, levels: Grid) -> Tensor:
     """Return the level that v/s rounds to; ties go to even."""
-    offset = levels.low % 1
+    offset = levels.halves / 2
     shifted = (units - offset).round()
     return shifted.clamp(levels.low - offset, levels.high - offset) + offset
 
@@ -165,7 +177,7 @@ class LsqWeight(Lsq):
                 "the step starts from the mean magnitude of the initial weights, and those of "
                 f"shape {tuple(weight.shape)} have no spread; name the layer in model.first_last"
             )
-        super().__init__(levels, 2 * mean / levels.q_p**0.5)
+        super().__init__(levels, 2 * mean / levels.q_p**0.5, bits)
         self.count = weight.numel() // mean.numel()
         self.shape = (-1, *[1] * (weight.dim() - 1)) if per_channel else ()
         # One bit is s/2 sign(v) with derivative 1 on |v| <= s/2: a hardtanh.
@@ -177,6 +189,10 @@ class LsqWeight(Lsq):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weight."""
         return self.quantize(weight, self._shaped_step())
+
+    def coded(self, weight: Tensor) -> Coded:
+        """Return the quantized weight with its codes."""
+        return self.code(weight, self._shaped_step())
 
     def units(self, weight: Tensor) -> Tensor:
         """Return the weight in units of its step."""
@@ -203,18 +219,26 @@ class LsqInput(Lsq):
     """
 
     def __init__(self, bits: int, half_integer: bool = False, unsigned: bool = False) -> None:
-        super().__init__(grid(bits, half_integer, unsigned), torch.zeros(()))
+        super().__init__(grid(bits, half_integer, unsigned), torch.zeros(()), bits)
         self.started = False  # start > 0, known without asking the device
         self.register_load_state_dict_post_hook(_note_start)
 
     def forward(self, v: Tensor) -> Tensor:
         """Return the quantized inputs; axis 0 is the batch."""
+        return self.quantize(v, self._step_of(v))
+
+    def coded(self, v: Tensor) -> Coded:
+        """Return the quantized inputs with their codes."""
+        return self.code(v, self._step_of(v))
+
+    def _step_of(self, v: Tensor) -> Tensor:
+        """Return the step to quantize by, which starts with the first batch."""
         if not self.started:
             start = self._first_step(v)
             if not (self.training and torch.is_grad_enabled()):
-                return self.quantize(v, start)
+                return start
             self._begin(start)
-        return self.quantize(v, self.live_step(v[0].numel()))
+        return self.live_step(v[0].numel())
 
     def _first_step(self, v: Tensor) -> Tensor:
         mean = v.detach().abs().mean(dtype=self.step.dtype)

@@ -26,6 +26,7 @@ from fogzo_repro.quantization.hadamard import (
     block_size,
     scaled_block_hadamard,
 )
+from fogzo_repro.quantization.products import CODES, Coded
 
 OUTER_LEVEL = {  # a_b: the outer level that is best for a Gaussian, in units of rms [RECIPES D.1]
     1: 0.7978845587140913,
@@ -93,7 +94,7 @@ class Quest(nn.Module):
         self.hadamard = hadamard
         self.row_axes = row_axes
         self.of_inputs = of_inputs
-        self.block = 1 if hadamard == "none" else block_size(row)
+        self.block = self.basis = 1 if hadamard == "none" else block_size(row)
         self.has_kernels = of_inputs and self.block >= LEAST_BLOCK and has_kernels()
         self.outer_unit = (2**bits - 1) / 2  # alpha in units of Delta
         # The mask M is |x| <= limit and |Q(x) - x| <= width, in units of Delta. Between the outer
@@ -111,33 +112,53 @@ class Quest(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized rows, shaped and typed as x."""
         kind = self._product_type(x)
-        if self.has_kernels and x.is_cuda and kind is not None:
+        if self._takes_kernels(x):
             return self._unrows(self._by_kernel(self._last(x).to(kind)), x).to(x.dtype)
-        rotated = self._rows(x)
-        spacing = self._spacing(rotated)
-        units = rotated / spacing
-        levels = self.levels(units.detach())
-        surrogate = units * self.trusted(units.detach(), levels)
-        quantized = with_surrogate_gradient(levels, surrogate)  # in units of Delta
+        quantized, spacing = self._in_units(x)
         if self.hadamard == "full":
             rows = scaled_block_hadamard(quantized, spacing, self.block, kind)
         else:
             rows = quantized * spacing
         return self._unrows(rows, x).to(x.dtype)
 
+    def coded(self, x: Tensor) -> Coded:
+        """Return the quantized rows of a linear layer, which stay rotated, with their codes.
+
+        Those of the layer's other operand are rotated too: in the product both rotations cancel.
+        """
+        if self._takes_kernels(x):
+            return self._coded_by_kernel(x.to(self._product_type(x)))
+        quantized, spacing = self._in_units(x)
+        codes = (2 * quantized.detach()).to(CODES)
+        return Coded((quantized * spacing).to(x.dtype), codes, (spacing / 2).float())
+
+    def _in_units(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rotated quantized rows in units of Delta, with their derivative, and Delta."""
+        rotated = self._rows(x)
+        spacing = self._spacing(rotated)
+        units = rotated / spacing
+        levels = self.levels(units.detach())
+        surrogate = units * self.trusted(units.detach(), levels)
+        return with_surrogate_gradient(levels, surrogate), spacing
+
+    def _takes_kernels(self, x: Tensor) -> bool:
+        """Return whether Triton takes one pass over memory where torch takes several."""
+        return self.has_kernels and x.is_cuda and self._product_type(x) is not None
+
     def _by_kernel(self, rows: Tensor) -> Tensor:
-        """Return what `forward` says in one pass over memory, by Triton instead of torch."""
         from fogzo_repro.quantization import quest_kernel  # triton takes a while to import
 
-        return quest_kernel.quantize_rows(
-            rows,
-            self._spacing(rows.float()),  # a rotation keeps the rms
-            self.block,
-            self.outer_unit,
-            self.limit,
-            self.width,
-            rotate_back=self.hadamard == "full",
-        )
+        return quest_kernel.quantize_rows(*self._for_kernel(rows), self.hadamard == "full")
+
+    def _coded_by_kernel(self, rows: Tensor) -> Coded:
+        from fogzo_repro.quantization import quest_kernel
+
+        inputs = self._for_kernel(rows)
+        return Coded(*quest_kernel.code_rows(*inputs, CODES), inputs[1] / 2)
+
+    def _for_kernel(self, rows: Tensor) -> tuple[Tensor, Tensor, int, float, float, float]:
+        spacing = self._spacing(rows.float())  # a rotation keeps the rms
+        return rows, spacing, self.block, self.outer_unit, self.limit, self.width
 
     def quantized(self, weight: Tensor) -> Tensor:
         """Return the quantized weight in its own coordinates, which `half` leaves rotated."""

@@ -6,6 +6,8 @@ products with the small Sylvester matrix, on tensor cores, which accumulate in f
 
 Of the forward pass only the mask M is kept, a bit an element: bit k of byte j of a block says
 whether element k B/8 + j of it was trusted, B the length of a block.
+
+For products in eight bits (`products.py`) the levels are written too, doubled as integers.
 """
 
 from __future__ import annotations
@@ -44,7 +46,34 @@ def quantize_rows(
         rotate_back: whether the levels are rotated back, as in the full variant.
     """
     keep = torch.is_grad_enabled() and x.requires_grad
-    return _quantize(x, spacing, block, outer_unit, limit, width, rotate_back, keep)[0]
+    return _quantize(x, spacing, block, outer_unit, limit, width, rotate_back, keep, None)[0]
+
+
+def code_rows(
+    x: Tensor,
+    spacing: Tensor,
+    block: int,
+    outer_unit: float,
+    limit: float,
+    width: float,
+    kind: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return the quantized rows, left rotated, and their doubled levels in an eight-bit type.
+
+    Without a backward pass to come the rows are not written: empty.
+
+    Args:
+        x: like all but the last, as for `quantize_rows`.
+        spacing: Delta.
+        block: B.
+        outer_unit: alpha.
+        limit: of M.
+        width: of M.
+        kind: of the doubled levels.
+    """
+    keep = torch.is_grad_enabled() and x.requires_grad
+    found = _quantize(x, spacing, block, outer_unit, limit, width, False, keep, kind)
+    return found[0], found[2].view(kind)
 
 
 @triton.jit
@@ -69,10 +98,10 @@ def _places(tile, blocks, B: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def _forward(
-    x_pointer, spacing_pointer, out_pointer, mask_pointer, blocks, of_a_row,
+    x_pointer, spacing_pointer, out_pointer, mask_pointer, code_pointer, blocks, of_a_row,
     outer_unit, limit, width,
     B: tl.constexpr, POWER: tl.constexpr, REST: tl.constexpr,
-    BACK: tl.constexpr, KEEP: tl.constexpr, TILE: tl.constexpr,
+    BACK: tl.constexpr, KEEP: tl.constexpr, CODE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     kind: tl.constexpr = x_pointer.dtype.element_ty
     matrix = _sylvester(B, POWER, kind)
@@ -89,11 +118,15 @@ def _forward(
             trusted = (tl.abs(units) <= limit) & (tl.abs(levels - units) <= width)
             bits = tl.reshape(trusted.to(tl.int32), (TILE, 8, B // 8)) << bit[None, :, None]
             tl.store(mask_pointer + bytes, tl.sum(bits, 1).to(tl.uint8), there[:, None])
+        if CODE:
+            codes = (2 * levels).to(code_pointer.dtype.element_ty)
+            tl.store(code_pointer + elements, codes, there[:, None])
         if BACK:
             out = tl.dot((levels * (spacing * REST)[:, None]).to(kind), matrix)
         else:
             out = levels * spacing[:, None]
-        tl.store(out_pointer + elements, out.to(kind), there[:, None])
+        if KEEP or not CODE:
+            tl.store(out_pointer + elements, out.to(kind), there[:, None])
 
 
 @triton.jit
@@ -142,24 +175,35 @@ def _quantize(
     width: float,
     rotate_back: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
+    kind: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     x, spacing = x.contiguous(), spacing.contiguous()
-    out, mask = _empty(x, keep)
+    out, mask, codes = _empty(x, keep, kind)
     blocks, of_a_row = x.numel() // block, x.shape[-1] // block
-    numbers = (blocks, of_a_row, outer_unit, limit, width)
-    _launch(_forward, x, spacing, out, mask, *numbers, block=block, BACK=rotate_back, KEEP=keep)
-    return out, mask
+    _launch(
+        _forward, x, spacing, out, mask, codes.view(kind) if kind else codes,
+        blocks, of_a_row, outer_unit, limit, width,
+        block=block, BACK=rotate_back, KEEP=keep, CODE=kind is not None,
+    )  # fmt: skip
+    return out, mask, codes
 
 
 @_quantize.register_fake
-def _(x: Tensor, spacing: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
-    return _empty(x, numbers[-1])
+def _(x: Tensor, spacing: Tensor, *numbers: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(x, *numbers[-2:])
 
 
-def _empty(x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """Return room for the quantized rows and, where it is kept, the mask."""
+def _empty(x: Tensor, keep: bool, kind: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return room for the quantized rows, the mask and the doubled levels, as far as they are due.
+
+    The doubled levels are bytes here: an integer type, which autograd knows to have no gradient.
+    """
     bits = (*x.shape[:-1], x.shape[-1] // 8) if keep else (0,)
-    return x.new_empty(x.shape), x.new_empty(bits, dtype=torch.uint8)
+    return (
+        x.new_empty(x.shape if keep or kind is None else (0,)),
+        x.new_empty(bits, dtype=torch.uint8),
+        x.new_empty(x.shape if kind else (0,), dtype=torch.uint8),
+    )
 
 
 @torch.library.custom_op("fogzo_repro::quest_gradient", mutates_args=(), tags=ANY_STRIDES)
@@ -175,13 +219,13 @@ def _(g: Tensor, mask: Tensor, block: int, rotate_back: bool) -> Tensor:
     return g.new_empty(g.shape)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(output[1])
     ctx.block, ctx.rotate_back = inputs[2], inputs[6]
 
 
-def _differentiate(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
-    return _gradient(g, ctx.saved_tensors[0], ctx.block, ctx.rotate_back), *[None] * 7
+def _differentiate(ctx: Any, g: Tensor, *_: Any) -> tuple[Any, ...]:
+    return _gradient(g, ctx.saved_tensors[0], ctx.block, ctx.rotate_back), *[None] * 8
 
 
 _quantize.register_autograd(_differentiate, setup_context=_remember)

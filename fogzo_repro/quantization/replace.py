@@ -6,21 +6,36 @@ A quantized layer passes its weight through `weight_quantizer` and its input thr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fogzo_repro.quantization import products
+
 
 class QuantizedLinear(nn.Linear):
-    """A linear layer with quantized weight, quantized input or both."""
+    """A linear layer with quantized weight, quantized input or both.
+
+    Attributes:
+        exact: whether the product in autocast's type is that of eight-bit codes, see `products`.
+    """
 
     weight_quantizer: nn.Module | None
     input_quantizer: nn.Module | None
+    exact = False
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
+        kind = input.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        if self.exact and autocast and torch.get_autocast_dtype(kind) == torch.bfloat16:
+            quantizers: Any = self.input_quantizer, self.weight_quantizer
+            x, weight = (q.coded(v) for q, v in zip(quantizers, (input, self.weight), strict=True))
+            y = products.linear(x, weight)
+            return y if self.bias is None else y + self.bias.to(y.dtype)
         x, weight = _operands(self, input)
         return F.linear(x, weight, self.bias)
 
@@ -59,14 +74,23 @@ class SharedInput(nn.Module):
         super().__init__()
         self.quantizer = quantizer
         self.layers = layers
-        self.kept: tuple[Tensor, Any] | None = None
+        self.kept: tuple[Tensor, bool, Any] | None = None
         self.waiting = 0  # layers that have not taken what is kept
 
-    def forward(self, x: Tensor) -> Any:
-        """Return what the quantizer makes of x."""
-        if self.kept is None or self.kept[0] is not x:
-            self.kept, self.waiting = (x, self.quantizer(x)), self.layers
-        found = self.kept[1]
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the quantized x."""
+        return self._once(x, False)
+
+    def coded(self, x: Tensor) -> products.Coded:
+        """Return the quantized x with its codes."""
+        return self._once(x, True)
+
+    def _once(self, x: Tensor, coded: bool) -> Any:
+        if self.kept is None or self.kept[0] is not x or self.kept[1] != coded:
+            quantizer: Any = self.quantizer
+            found = quantizer.coded(x) if coded else quantizer(x)
+            self.kept, self.waiting = (x, coded, found), self.layers
+        found = self.kept[2]
         self.waiting -= 1
         if not self.waiting:
             self.kept = None
@@ -116,6 +140,38 @@ def quantize_layers(
     for names in getattr(model, "shared_inputs", ()):
         _share(quantized, names)
     return quantized
+
+
+def use_exact_products(layers: Iterable[nn.Module], everywhere: bool = False) -> bool:
+    """Have linear layers multiply in eight bits where both operands can be written so.
+
+    Args:
+        layers: quantized ones, changed in place; on a device that `products.has_products`.
+        everywhere: also where such a product is slower than one in bf16.
+
+    Returns:
+        Whether any does.
+    """
+    for layer in layers:
+        if isinstance(layer, QuantizedLinear):
+            layer.exact = _can_be_exact(layer) and (everywhere or _is_large(layer))
+    return any(getattr(layer, "exact", False) for layer in layers)
+
+
+def _can_be_exact(layer: QuantizedLinear) -> bool:
+    """Return whether both operands have few bits and the same rotation, and fit the product."""
+    of_input: Any = layer.input_quantizer
+    quantizers = [getattr(of_input, "quantizer", of_input), layer.weight_quantizer]
+    if not all(hasattr(q, "coded") and q.bits <= products.MOST_BITS for q in quantizers):
+        return False
+    features = layer.in_features, layer.out_features
+    return quantizers[0].basis == quantizers[1].basis and not any(
+        count % products.MULTIPLE for count in features
+    )
+
+
+def _is_large(layer: QuantizedLinear) -> bool:
+    return layer.in_features >= products.LEAST_IN and layer.out_features >= products.LEAST_OUT
 
 
 def _share(quantized: Mapping[str, Any], names: tuple[str, ...]) -> None:

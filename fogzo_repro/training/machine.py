@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from fogzo_repro.config import RunConfig, UserError
+from fogzo_repro.quantization.products import has_products
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -87,6 +88,11 @@ def resolve_machine(config: RunConfig) -> Machine:
     shallow = config.model.name == "mlp"
     compiles = on_gpu and not shallow if hardware.compile is None else hardware.compile
     channels_last = on_gpu if hardware.channels_last is None else hardware.channels_last
+    if hardware.exact_products and not (has_products(device) and autocast == torch.bfloat16):
+        raise UserError(
+            "hardware.exact_products=true needs bf16 and a card of compute capability 9 (H100, "
+            "H200); leave it out"
+        )
     if graph and device.type != "cuda":
         raise UserError("hardware.cuda_graph=true needs a CUDA device; leave it out")
     if device.type == "cuda":

@@ -20,17 +20,30 @@ from fogzo_repro.config import (
     did_you_mean,
 )
 from fogzo_repro.estimators import QuantizedWeight, SmoothingLaw, smoothing_law
-from fogzo_repro.quantization import Surrogate, quantize_layers, surrogate_slope
+from fogzo_repro.quantization import (
+    Surrogate,
+    quantize_layers,
+    surrogate_slope,
+    use_exact_products,
+)
+from fogzo_repro.quantization.products import has_products
 from fogzo_repro.randomness import derive_seed
 from fogzo_repro.training.start import Start
 
 
 @dataclass(frozen=True)
 class Network:
-    """A quantized model and its quantized weights."""
+    """A quantized model and its quantized weights.
+
+    Attributes:
+        model: on its device.
+        weights: what an estimator perturbs.
+        exact_products: whether layers multiply in eight bits where autocast is on.
+    """
 
     model: nn.Module
     weights: list[QuantizedWeight]
+    exact_products: bool = False
 
     @property
     def parameters(self) -> int:
@@ -107,7 +120,10 @@ def build_network(
     for layer in layers.values():
         if layer.weight_quantizer is not None:
             distinct.setdefault(id(layer.weight), layer)
-    return Network(model, [_perturbed_weight(layer) for layer in distinct.values()])
+    wanted = config.hardware.exact_products
+    exact = wanted is not False and has_products(device)
+    exact = exact and use_exact_products(layers.values(), everywhere=bool(wanted))
+    return Network(model, [_perturbed_weight(layer) for layer in distinct.values()], exact)
 
 
 OFF = 16  # bits: full precision

@@ -38,6 +38,22 @@ def by_kernel(quantizer, x):
 def gaussian(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
+def check_codes(half, quantizer, x, g):
+    # The rows stay rotated, as in the half variant; the codes are theirs, with or without them.
+    leaf, other = (x.clone().requires_grad_() for _ in range(2))
+    rows, codes, scale = quantizer._coded_by_kernel(leaf)
+    expected = by_kernel(half, other)
+    assert torch.equal(rows, expected)
+    assert (codes.float() % 2 == 1).all()
+    torch.testing.assert_close(codes.float() * scale, rows.float(), rtol=2e-2, atol=1e-6)
+    rows.backward(g)
+    expected.backward(g)
+    assert torch.equal(leaf.grad, other.grad)
+    with torch.no_grad():
+        empty, again, _ = quantizer._coded_by_kernel(x)
+    assert empty.numel() == 0 and torch.equal(again.float(), codes.float())
+
+
 CASES = [  # row, bits, variant, trust width
     (128, 2, "full", None), (640, 4, "full", None), (192, 3, "half", None), (48, 1, "full", None),
     (64, 8, "full", None), (256, 2, "full", 0.3), (96, 1, "half", None),
@@ -61,6 +77,8 @@ for kind in (torch.float16, torch.bfloat16)[: 1 + GPU]:  # the interpreter multi
             assert off.double().mean() < 2e-3, (kind, row, bits, variant, name, off.double().mean())
         with torch.no_grad():
             assert torch.equal(by_kernel(quantizer, x), found)
+        if bits <= 4:
+            check_codes(Quest(row, bits, "half", trust_width=width), quantizer, x, g)
         print(kind, row, bits, variant)
 
 from torch._dynamo.backends.common import aot_autograd
