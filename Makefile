@@ -10,7 +10,7 @@ endif
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick lint types check smoke figure-shallow readings minis table1 table2 table3 table4 tables status bench bench-vision bench-language bench-loop bench-cards bench-loader bench-prepare clean
+.PHONY: help install demo test quick lint types check smoke figure-shallow readings minis table1 table2 table3 table4 tables status bench bench-vision bench-language bench-loop bench-products bench-cards bench-loader bench-prepare clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -110,6 +110,9 @@ bench-language: install  ## measure the training step of the LLaMAs on one GPU, 
 
 bench-loop: install  ## measure FogzoStep beside the suite's own FOGZO step on one GPU, about 3 minutes
 	@$(BIN)/python -m scripts.bench.loop --out results/records/bench/loop-$(HARDWARE).json
+
+bench-products: install  ## measure products in eight bits against bf16, and the head, on one GPU, a minute
+	@$(BIN)/python -m scripts.bench.products --out results/records/bench/products-$(HARDWARE).json
 
 bench-cards: install  ## measure the step of several cards in one run: CARDS=4, about 6 minutes
 	@$(BIN)/python -m torch.distributed.run --nproc-per-node=$(or $(CARDS),4) -m scripts.bench.cards \
