@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fogzo_repro.data.operations import NotedErasing, Operation, noting, repaired
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RECIPES A
 REFERENCE_SIZE = 224  # the side that recipe.test_resize goes with
 
@@ -156,10 +158,14 @@ class Drawn(NamedTuple):
     Attributes:
         window: what is cut out.
         mirrored: left and right are exchanged.
+        operations: timm's, in their order.
+        erased: where and what, see `NotedErasing`; None for nowhere.
     """
 
     window: Window
     mirrored: bool
+    operations: list[Operation]
+    erased: tuple[tuple[int, int, int, int], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,7 @@ class TrainingView:
         draw_window: draws the window of an image (3, H, W).
         operations: of timm, on the resized image; None where the recipe has none.
         erase: timm's random erasing of normalised inputs; None where the recipe has none.
+        note_operations: draws them and says what they are; None where they are not known.
     """
 
     size: int
@@ -179,6 +186,7 @@ class TrainingView:
     draw_window: Callable[[Tensor], Window]
     operations: Any
     erase: Any
+    note_operations: Callable[[], list[Operation]] | None
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """Return an image (H, W, 3) augmented by Pillow: (3, size, size).
@@ -199,12 +207,18 @@ class TrainingView:
 
     def draw(self, pixels: np.ndarray) -> Drawn:
         """Draw what `__call__` draws for an image (H, W, 3), and do nothing yet."""
-        return Drawn(self._draw_window(pixels), self._draw_mirrored())
+        assert self.note_operations is not None, "ask in_halves first"
+        return Drawn(
+            self._draw_window(pixels),
+            self._draw_mirrored(),
+            self.note_operations(),
+            NotedErasing(self.erase, self.size)() if self.erase is not None else None,
+        )
 
     @property
     def in_halves(self) -> bool:
         """Whether the second half can be done on the device."""
-        return self.operations is None and self.erase is None
+        return self.note_operations is not None
 
     def _draw_window(self, pixels: np.ndarray) -> Window:
         height, width, _ = pixels.shape
@@ -227,10 +241,11 @@ def training_view(recipe: Any, size: int) -> TrainingView:
         def draw(image: Tensor) -> Window:
             return Window(**crop.make_params([image]))
 
-        return TrainingView(size, mode, draw, None, None)
+        return TrainingView(size, mode, draw, None, None, list)
 
     from timm.data import create_transform
     from timm.data.random_erasing import RandomErasing
+    from torchvision.transforms import Compose
 
     (first, _), rest, _ = (
         part.transforms
@@ -243,20 +258,17 @@ def training_view(recipe: Any, size: int) -> TrainingView:
             separate=True,
         )
     )
+    rest = [repaired(each) for each in rest]
+    augment = Compose(rest) if len(rest) > 1 else rest[0] if rest else None
     erase = RandomErasing(recipe.erase_probability, mode="pixel", max_count=1, device="cpu")
     return TrainingView(
         size,
         mode,
         lambda image: Window(*first.get_params(image, first.scale, first.ratio)),
-        _one_after_another(rest) if rest else None,
+        augment,
         erase if recipe.erase_probability else None,
+        list if augment is None else noting(augment, size),
     )
-
-
-def _one_after_another(transforms: list[Any]) -> Any:
-    from torchvision.transforms import Compose
-
-    return transforms[0] if len(transforms) == 1 else Compose(transforms)
 
 
 def evaluation_view(recipe: Any, size: int) -> Callable[[np.ndarray], Tensor]:

@@ -19,7 +19,7 @@ from tests.data.test_photographs import DEIT, RESNET, photographs, tree  # noqa:
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-RECIPES: dict[str, Any] = {"resnet": RESNET}
+RECIPES: dict[str, Any] = {"resnet": RESNET, "deit": DEIT}
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -65,7 +65,11 @@ def test_the_device_is_tried_before_it_is_trusted(
     view = training_view(recipe, 32)
     assert why_not(view, CPU) == "" and on_device(view, "device", CPU)
     assert not on_device(view, "auto", CPU)  # there the loaders are as fast
-    monkeypatch.setattr(device_views, "resize", lambda w, size, *_: torch.zeros(8, 3, size, size))
+    monkeypatch.setattr(
+        device_views,
+        "resize",
+        lambda w, size, *_: torch.zeros(len(w.offsets), 3, size, size, dtype=torch.uint8),
+    )
     with pytest.raises(UserError, match=r"gives other pixels; give hardware.augmentation=cpu"):
         on_device(view, "device", CPU)
     assert not on_device(view, "auto", torch.device("meta"))
