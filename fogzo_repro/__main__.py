@@ -68,7 +68,7 @@ def main() -> int:
     words = arguments.overrides
     changes = {FULL_ERROR: "1"}
     if arguments.config_dir:  # Hydra finds a user's options there, we find tables
-        changes["FOGZO_PARTS"] = str(Path(arguments.config_dir).expanduser().absolute())
+        changes["FOGZO_PARTS"] = os.path.abspath(os.path.expanduser(arguments.config_dir))
     statuses = [0]  # of the runs; the first says only that nothing has failed yet
     launched: list[bool] = []  # not empty: all is composed, an error is no longer the user's
     told: set[str] = set()

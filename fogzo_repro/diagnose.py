@@ -261,7 +261,7 @@ def diagnose(
 def main() -> None:
     """Diagnose a run: print the table, write diagnose.csv and diagnose.png."""
     parser = command_parser(__doc__, "fogzo_repro.diagnose")
-    parser.add_argument("run", help="a run folder with snapshots")
+    parser.add_argument("run", type=Path, help="a run folder with snapshots")
     parser.add_argument(
         "settings",
         nargs="*",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def read_device(name: str) -> torch.device:
 def main() -> None:
     """Evaluate a run and print its metrics."""
     parser = command_parser(__doc__, "fogzo_repro.evaluate")
-    parser.add_argument("run", help="a run folder, as runs/RUN_ID")
+    parser.add_argument("run", type=Path, help="a run folder, as runs/RUN_ID")
     parser.add_argument(
         "settings", nargs="*", help="data_dir=DIR, where the data lie now; device=auto|cpu|cuda"
     )

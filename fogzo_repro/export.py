@@ -150,8 +150,8 @@ def _integers(name: str, quantizer: Any, weight: Tensor) -> tuple[Tensor, Tensor
 def main() -> None:
     """Export a run and print what it takes."""
     parser = command_parser(__doc__, "fogzo_repro.export")
-    parser.add_argument("run", help="a run folder, as runs/RUN_ID")
-    parser.add_argument("out", help="the folder to write; it is made")
+    parser.add_argument("run", type=Path, help="a run folder, as runs/RUN_ID")
+    parser.add_argument("out", type=Path, help="the folder to write; it is made")
     arguments = parser.parse_args()
     weights = export_run(arguments.run, arguments.out)
     sizes = [path.stat().st_size for path in (weights, weights.with_name(METADATA))]

@@ -60,6 +60,31 @@ def typed_path(text: str) -> Path:
     return Path(path)
 
 
+def path_of(name: str, text: str) -> Path:
+    """Return the path that a user has given under a name, see `typed_path`.
+
+    Raises:
+        UserError: with the name, where it is none.
+    """
+    try:
+        return typed_path(text)
+    except ValueError as error:
+        raise UserError(f"{name}={text} {error}") from None
+
+
+def path_argument(text: str) -> Path:
+    """Return `typed_path` for argparse, which passes on the reason of its own errors alone."""
+    try:
+        return typed_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+
+
+def text_or_path(text: str) -> str:
+    """Return a name or the path that it is, as a text, for argparse."""
+    return str(path_argument(text))
+
+
 def command_parser(documentation: str | None, name: str | None = None) -> argparse.ArgumentParser:
     """Return a parser whose --help shows a command's whole documentation, examples included.
 
@@ -68,7 +93,7 @@ def command_parser(documentation: str | None, name: str | None = None) -> argpar
         name: of the command, where it is not the file's.
     """
     parser = argparse.ArgumentParser(name, description=documentation, formatter_class=_Help)
-    parser.register("type", Path, typed_path)  # what `type=Path` stands for
+    parser.register("type", Path, path_argument)  # what `type=Path` stands for
     return parser
 
 

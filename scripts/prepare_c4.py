@@ -52,7 +52,7 @@ from fogzo_repro.data.c4_shards import (
     tokenize_files,
     write_json,
 )
-from fogzo_repro.terminal import command_parser, say_interrupted
+from fogzo_repro.terminal import command_parser, say_interrupted, text_or_path
 from fogzo_repro.tracking.progress import RunProgress
 
 TOKENS_PER_SECOND = 0.8e6  # a core, sentencepiece; for the estimate before the start
@@ -66,13 +66,17 @@ LOCK_SECONDS = 10  # workers of a killed process need a moment to go
 def arguments(line: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = command_parser(__doc__)
-    home = os.path.expanduser
-    parser.add_argument("--source", required=True, type=home, help="hub, or a folder of *.json.gz")
+    parser.add_argument(
+        "--source", required=True, type=text_or_path, help="hub, or a folder of *.json.gz"
+    )
     parser.add_argument(
         "--name", help=f"what records and tables call the text; {C4_NAME} for C4's own files"
     )
     parser.add_argument(
-        "--tokenizer", required=True, type=home, help="folder with tokenizer.model, or a name"
+        "--tokenizer",
+        required=True,
+        type=text_or_path,
+        help="folder with tokenizer.model, or a name",
     )
     parser.add_argument("--out", required=True, type=Path, help="data_dir/c4")
     parser.add_argument("--tokens", required=True, type=float, help="training tokens, e.g. 3.1e9")

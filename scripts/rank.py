@@ -50,7 +50,7 @@ def main() -> int:
     started = time.monotonic()
     parser = command_parser(__doc__)
     parser.add_argument("table", help="a table of your folder, or <table>/<row or pattern>")
-    parser.add_argument("--config-dir", help="your folder, in place of FOGZO_PARTS")
+    parser.add_argument("--config-dir", type=Path, help="your folder, in place of FOGZO_PARTS")
     parser.add_argument("--run", action="store_true", help="run what is missing of your rows")
     parser.add_argument("--out", type=Path, help="write the ranking into this file too")
     parser.add_argument(
@@ -68,7 +68,8 @@ def main() -> int:
     try:
         check_overrides(overrides)
         if arguments.config_dir is not None:
-            os.environ["FOGZO_PARTS"] = arguments.config_dir  # and for the processes that train
+            # And for the processes that train.
+            os.environ["FOGZO_PARTS"] = str(arguments.config_dir)
         check_own_parts()
         known = table_files()
         entries = find_entries(arguments.table, known)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.terminal import command_parser, text_or_path
 from tests.conftest import ROOT
 
 TELLING = """
@@ -86,7 +86,12 @@ def test_a_path_is_typed_with_a_tilde_and_never_empty(monkeypatch, capsys):
     parser = command_parser("What it does.")
     parser.add_argument("--out", type=Path)
     assert parser.parse_args(["--out=~/x"]).out == Path("/home/me/x")
-    for text, said in (("", "''"), ("~nobody-here/x", "'~nobody-here/x'")):
+    parser.add_argument("--source", type=text_or_path)
+    assert parser.parse_args(["--source=~/x"]).source == "/home/me/x"
+    for text, said in (("", "is empty; a dot"), ("~nobody-here/x", "names a home folder that is")):
         with pytest.raises(SystemExit):
             parser.parse_args([f"--out={text}"])
-        assert f"invalid Path value: {said}" in capsys.readouterr().err
+        assert f"argument --out: {text!r} {said}" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--source={text}"])
+        assert f"argument --source: {text!r} {said}" in capsys.readouterr().err

@@ -32,6 +32,7 @@ from typing import Any
 from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, finite, require
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS, PACKAGE
+from fogzo_repro.terminal import path_of
 
 FOLDERS = {  # section: where in the package its Python files are
     "model": "models",
@@ -115,7 +116,7 @@ def check_bits(key: str, value: int) -> None:
 def own_parts() -> str | None:
     """Return the folder of the user's parts, which FOGZO_PARTS names; None without one."""
     given = os.environ.get("FOGZO_PARTS")
-    return str(Path(given).expanduser().absolute()) if given else None
+    return str(path_of("FOGZO_PARTS", given).absolute()) if given else None
 
 
 def check_own_parts() -> None:

@@ -27,14 +27,14 @@ from typing import Any
 import torch
 
 from fogzo_repro import files
-from fogzo_repro.terminal import UserError
+from fogzo_repro.terminal import UserError, path_of
 
 
 def kept_folder() -> Path | None:
     """Return where compiled code is kept; None for nowhere, by an empty FOGZO_COMPILED."""
     given = os.environ.get("FOGZO_COMPILED")
     if given is not None:
-        return Path(given).expanduser().absolute() if given else None
+        return path_of("FOGZO_COMPILED", given).absolute() if given else None
     try:
         return Path.home() / ".cache" / "fogzo_repro"
     except RuntimeError:  # a user without a home

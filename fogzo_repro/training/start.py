@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fogzo_repro.config import RunConfig, UserError, load_stored
+from fogzo_repro.terminal import path_of
 from fogzo_repro.tracking.records import read_record
 from fogzo_repro.training.checkpoint import load_checkpoint, read_tensors
 from fogzo_repro.training.optimizers import QUANTIZERS
@@ -82,7 +83,7 @@ def read_start(config: RunConfig) -> Start | None:
     given = config.recipe.start_from
     if given is None:
         return None
-    path, source = Path(given).expanduser(), f"recipe.start_from={given}"
+    path, source = path_of("recipe.start_from", given), f"recipe.start_from={given}"
     if path.is_dir():
         tensors = _of_run(path, source, config.model)
     elif path.is_file():
