@@ -7,8 +7,10 @@ batch under way. A second INT ends the process at once.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from types import FrameType
@@ -81,8 +83,12 @@ class StopRequest:
 
 
 def hurry() -> None:
-    """Let this process end without looking through all its objects, which takes torch seconds."""
+    """Let this process end without looking through all its objects, which takes torch seconds.
+
+    Libraries that miss them would print so at the end, where nothing else is left to be told.
+    """
     gc.freeze()
+    atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
 
 def until_asked(batches: Iterable[T]) -> Iterator[T | None]:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from forked import finish, free_port, start
+from forked import ROOT, finish, free_port, new_python, start
 from training.ranks_worker import join
 
 pytestmark = pytest.mark.slow
@@ -256,3 +256,11 @@ def test_a_deep_network_is_evaluated_on_a_cpu_in_small_passes(monkeypatch):
     evaluate_classifier(Deep(784, 10), images, data)
     evaluate_classifier(Deep(784, 1300), images, data)
     assert sizes == [150, 64, 64, 22]
+
+
+def test_nothing_is_said_at_the_end_of_a_process_that_was_asked_to_leave(tmp_path):
+    """Triton counts what is left of it."""
+    pytest.importorskip("triton")
+    text = "import triton; from fogzo_repro.training.preemption import hurry; hurry()"
+    done = new_python("-c", text, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
