@@ -99,7 +99,7 @@ def load_export(path: str | Path) -> nn.Module:
     """
     folder = Path(path)
     try:
-        metadata = json.loads((folder / METADATA).read_bytes())
+        metadata = files.parse_json((folder / METADATA).read_bytes())
         digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         readable = metadata["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):

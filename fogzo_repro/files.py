@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fogzo_repro.terminal import UserError
 
@@ -146,6 +147,18 @@ def sync(path: Path) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise cannot(f"write {path}", error) from None
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        ValueError: where it is none; nested too deeply counts so too.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:

@@ -137,8 +137,8 @@ def _check_stored_config(plan: Plan) -> None:
     path = plan.folder / "resolved.json"
     ours = plan.result
     try:
-        stored = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        stored = files.parse_json(path.read_bytes())
+    except (OSError, ValueError):
         stored = None
     if isinstance(
         stored, dict

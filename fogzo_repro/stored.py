@@ -6,7 +6,6 @@ Only its task needs the data.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fogzo_repro import files
 from fogzo_repro.config import RunConfig, UserError, load_stored
 from fogzo_repro.terminal import stderr
 from fogzo_repro.training.checkpoint import load_checkpoint
@@ -82,7 +82,7 @@ def open_run(path: str | Path) -> StoredRun:
             "give the folder that a run has written, <output_root>/<run_id>"
         )
     try:
-        model_arguments = json.loads(resolved.read_bytes())["resolved"]["model_arguments"]
+        model_arguments = files.parse_json(resolved.read_bytes())["resolved"]["model_arguments"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{resolved} is damaged ({error!r}); run the run's command again, it writes it anew"

@@ -13,7 +13,6 @@ error that the user can mend, in one line.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro import files
 from fogzo_repro.compare import ABSENT, LABELS, flat
 from fogzo_repro.config import PLACES, UserError, did_you_mean
 from fogzo_repro.config.identity import NEUTRAL
@@ -136,7 +136,7 @@ def _logged(folder: Path) -> Iterator[Run]:
     """Yield the run of a folder that is not over."""
     try:
         config = read_yaml(folder / "config.yaml")
-        resolved = json.loads((folder / "resolved.json").read_bytes())["resolved"]
+        resolved = files.parse_json((folder / "resolved.json").read_bytes())["resolved"]
         seed = config["seed"]
         lines = [*_steps(folder)]
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:

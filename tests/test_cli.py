@@ -37,6 +37,7 @@ BAD = {
     "no direction": (["estimator=nspsa", "estimator.n=0"], "estimator.n=0 must be at least 1"),
     "beta too large": (["estimator.beta_min=1.5"], "estimator.beta_min=1.5 is outside [0, 1]"),
     "beta and noise": (["estimator.beta_min=0.9", "estimator.noise=0.1"], "not both"),
+    "too many layers": (["model=llama_9m", "model.layers=2147483647"], "must be at most 1000"),
     "negative lr": (["recipe.lr=-1"], "recipe.lr=-1.0 must be above 0"),
     "lr not a number": (["recipe.lr=fast"], "recipe.lr=fast is not a number"),
     "lr not finite": (["recipe.lr=nan"], "recipe.lr=nan must be above 0"),

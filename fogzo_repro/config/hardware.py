@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fogzo_repro.config.rules import choice, finite
+from fogzo_repro.config.rules import MOST, choice, finite
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class HardwareConfig:
         choice("hardware.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         choice("hardware.augmentation", self.augmentation, ("auto", "cpu", "device"))
         finite("hardware.probe_memory_mb", self.probe_memory_mb, 256)  # directions take up to 192
-        finite("hardware.workers", self.workers, 0)
+        finite("hardware.workers", self.workers, 0, most=MOST)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fogzo_repro.config.parts import ModelPart
-from fogzo_repro.config.rules import choice, finite, require
+from fogzo_repro.config.rules import MOST, choice, finite, require
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class DeiTConfig(ModelPart):
     drop_path: float
 
     def __post_init__(self) -> None:
-        for key in ("depth", "heads", "head_dim", "patch_size"):
+        finite("model.depth", self.depth, 1, most=MOST)
+        for key in ("heads", "head_dim", "patch_size"):
             finite(f"model.{key}", getattr(self, key), 1)
         require(0 <= self.drop_path < 1, f"model.drop_path={self.drop_path} is outside [0, 1)")
 
@@ -81,7 +82,8 @@ class LlamaConfig(ModelPart):
     tokens: float
 
     def __post_init__(self) -> None:
-        for key in ("layers", "width", "heads", "hidden", "context", "vocabulary"):
+        finite("model.layers", self.layers, 1, most=MOST)
+        for key in ("width", "heads", "hidden", "context", "vocabulary"):
             finite(f"model.{key}", getattr(self, key), 1)
         for key in ("norm_eps", "rope_theta", "init_std", "quest_lr", "tokens"):
             finite(f"model.{key}", getattr(self, key), 0, strict=True)

@@ -70,11 +70,24 @@ def spelled(value: object) -> str:
 LARGEST = 2**31 - 1  # of a whole number: sizes of a network, probe pairs
 
 
-def finite(key: str, value: float | None, low: float, *, strict: bool = False) -> None:
-    """Refuse a number that is not finite or is below (or, if strict, at) a bound; null passes."""
+MOST = 1000  # of what is made one by one before a run begins: layers, copies, processes
+
+
+def finite(
+    key: str, value: float | None, low: float, *, strict: bool = False, most: int = LARGEST
+) -> None:
+    """Refuse a number that is not finite or is below (or, if strict, at) a bound; null passes.
+
+    Args:
+        key: dotted.
+        value: of the setting.
+        low: the bound.
+        strict: whether the bound itself is refused.
+        most: the largest whole number.
+    """
     if value is None:
         return
     if isinstance(value, int):
-        require(value <= LARGEST, f"{key}={value} must be at most {LARGEST}")
+        require(value <= most, f"{key}={value} must be at most {most}")
     good = math.isfinite(value) and (value > low if strict else value >= low)
     require(good, f"{key}={value} must be {'above' if strict else 'at least'} {low:g}")

@@ -19,7 +19,7 @@ from fogzo_repro.config.quantizers import (
     has_learned_scales,
 )
 from fogzo_repro.config.recipes import RecipeConfig, VisionRecipe
-from fogzo_repro.config.rules import choice, finite, require
+from fogzo_repro.config.rules import MOST, choice, finite, require
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, f"seed={self.seed} is outside [0, 2^31)")
         choice("scale", self.scale, ("full", "mini", "smoke"))
-        finite("snapshots", self.snapshots, 0)
+        finite("snapshots", self.snapshots, 0, most=MOST)
         finite("checkpoint_minutes", self.checkpoint_minutes, 0)
         finite("eval_every_steps", self.eval_every_steps, 1)
         self._check_inputs()

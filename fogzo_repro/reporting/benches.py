@@ -6,13 +6,14 @@ bench: 12 at most, what a reader needs to plan; all else stays in the records, w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro import files
 from fogzo_repro.reporting.columns import Column, filled, markdown
+from fogzo_repro.terminal import UserError
 
 PEAK = "790 TFLOP/s"  # the bf16 matrix rate measured on an H200, scripts/bench/steps.py
 SHOWN = (  # network and quantizer, in this order
@@ -46,7 +47,7 @@ class Bench:
 
 def speed(folder: Path) -> str:
     """Return what a reader needs of a folder's benches as two tables, and links to the rest."""
-    records = _read(folder)
+    records = read_benches(folder)
     steps, jobs = [*_steps(records)], [*_jobs(records)]
     shown = {bench.path for bench in steps} | {path for _, _, path in jobs}
     parts = [ABOUT_STEPS, markdown(filled(STEPS, steps), steps)] if steps else []
@@ -58,7 +59,7 @@ def speed(folder: Path) -> str:
 
 def speed_sentence(folder: Path) -> str:
     """Return README's sentence: how many STE steps a FOGZO step takes; nothing without records."""
-    steps = [*_steps(_read(folder))]
+    steps = [*_steps(read_benches(folder))]
     if not steps:
         return ""
     ratios = [bench.figures["fogzo_over_ste"] for bench in steps]
@@ -70,8 +71,21 @@ def speed_sentence(folder: Path) -> str:
     )
 
 
-def _read(folder: Path) -> Records:
-    return {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+def read_benches(folder: Path) -> Records:
+    """Return the records of the benches in a folder, by their files.
+
+    Raises:
+        UserError: where one is none.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found[path] = files.parse_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is not the record of a bench ({error}); put back the committed file"
+            ) from None
+    return found
 
 
 def _steps(records: Records) -> Iterator[Bench]:

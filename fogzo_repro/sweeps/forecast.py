@@ -10,7 +10,6 @@ that, by the record of the loader, a run takes as long as its loader; evaluation
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe, quantizer_label
 from fogzo_repro.project import script
+from fogzo_repro.reporting.benches import read_benches as bench_records
 
 if TYPE_CHECKING:
     from fogzo_repro.training.network import Network
@@ -224,8 +224,7 @@ def read_benches(folder: Path) -> dict[str, list[dict[str, Any]]]:
     Each has its file's name in `file`.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
+    for path, record in bench_records(folder).items():
         card = record["hardware"]
         if ("networks" in record or "jobs" in record) and "threads" not in card:
             found.setdefault(card, []).append({**record, "file": path.name})
@@ -238,8 +237,8 @@ LOADERS = {"torchvision": "resnet18", "timm": "deit_tiny"}  # recipe.augmentatio
 def loader_rates(folder: Path) -> dict[str, float]:
     """Return how many images a second a loader decodes and augments, by recipe of its bench."""
     found: dict[str, float] = {}
-    for path in sorted(folder.glob("*.json")):
-        for recipe, figures in json.loads(path.read_text()).get("recipes", {}).items():
+    for _, record in bench_records(folder).items():
+        for recipe, figures in record.get("recipes", {}).items():
             found[recipe] = max(found.get(recipe, 0.0), figures["images_per_s"])
     return found
 

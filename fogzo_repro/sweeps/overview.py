@@ -5,7 +5,6 @@ A terminal shows a table that is redrawn; elsewhere a line is printed now and th
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fogzo_repro import files
 from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.terminal import stderr
 from fogzo_repro.tracking.progress import clock
@@ -106,7 +106,7 @@ def progress_of(entry: Running) -> tuple[int, str]:
     try:
         with open(entry.job.folder / "timing.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-            last = json.loads(file.read().splitlines()[-1])
+            last = files.parse_json(file.read().splitlines()[-1])
     except (OSError, ValueError, IndexError, TypeError):  # not there yet, or a line half written
         return 0, "starting"
     left = (entry.job.total_steps - last["step"]) * last["seconds"] / last["step"]

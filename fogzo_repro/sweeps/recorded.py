@@ -7,13 +7,13 @@ more probe pairs than were recorded in proportion; both are marked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from fogzo_repro import files
 from fogzo_repro.config import RunConfig, quantizer_label
 from fogzo_repro.sweeps.forecast import Hours
 from fogzo_repro.sweeps.lanes import group_key
@@ -38,7 +38,7 @@ def recorded_seconds(records: Path) -> dict[str, Seconds]:
     found: dict[str, dict[Kind, list[float]]] = {}
     for path in sorted(records.glob("*/*.json")):
         try:
-            record = json.loads(path.read_bytes())
+            record = files.parse_json(path.read_bytes())
             hours = record["gpu_hours"] / len(record.get("seeds", [0]))
             kind = _kind(record["config"], "seeds" in record)
             seconds = 3600 * hours / record["steps"]

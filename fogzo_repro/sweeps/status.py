@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any, Protocol
 
 import yaml
 
-from fogzo_repro import METHOD_VERSION
-from fogzo_repro.files import is_locked
+from fogzo_repro import METHOD_VERSION, files
 from fogzo_repro.sweeps.jobs import FAILURE
+from fogzo_repro.terminal import stderr
 from fogzo_repro.tracking.records import split_seeds
 
 Run = tuple[str, str, str, str, int]  # table, row, column, scale, seed
@@ -45,7 +44,7 @@ def known_runs(records: Path, output_roots: Iterable[Path]) -> dict[Run, str]:
             if noted := _read(path):
                 found[_run(noted, noted["scale"])] = "failed"
     for path in sorted(records.glob("*/*.json")):
-        if record := _read(path):  # the benches' records are of no cell
+        if record := _read(path, tell=True):  # the benches' records are of no cell
             for run in split_seeds(record) if "seeds" in record else [record]:
                 found[_run(run, run["scale"])] = _of_record(run)
     return found
@@ -76,20 +75,27 @@ def _of_folder(folder: Path) -> dict[Run, str]:
         return {_run(record, record["scale"]): _of_record(record)}
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError):  # being written, or of a full disk
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ):  # being written, or of a full disk
         return {}
     if not isinstance(settings, dict) or "cell" not in settings:
         return {}
-    state = "running" if is_locked(folder / "lock") else "interrupted"
+    state = "running" if files.is_locked(folder / "lock") else "interrupted"
     if state == "interrupted" and (folder / FAILURE).exists():  # also where the disk took no text
         state = "failed"
     return {_run({**settings["cell"], "seed": settings["seed"]}, settings["scale"]): state}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds; nothing where it is no whole record or note."""
+def _read(path: Path, tell: bool = False) -> dict[str, Any]:
+    """Return what a JSON file holds; nothing where it is no whole record or note, and say so."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content = files.parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        if tell:
+            print(f"left out: {path} is not a record ({error})", file=stderr())
         return {}
     return content if isinstance(content, dict) and "row" in content else {}

@@ -147,7 +147,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def stream_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the whole lines of a metrics file one by one: a long run has a million."""
-    return (json.loads(line) for line in files.whole_lines(path))
+    return (files.parse_json(line) for line in files.whole_lines(path))
 
 
 def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -163,7 +163,7 @@ def _reach(path: Path, step: int) -> tuple[int, int]:
     size = last = 0
     for line in files.whole_lines(path) if path.exists() else ():
         try:
-            found = json.loads(line)["step"]
+            found = files.parse_json(line)["step"]
         except (ValueError, KeyError, TypeError):
             break
         if found > step:

@@ -157,10 +157,10 @@ def file_record(record: dict[str, Any], records: Path) -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text())
+        record = files.parse_json(path.read_text())
         if not isinstance(record, dict):
             raise ValueError("not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a record ({error}); delete it and run the cell again"
         ) from None

@@ -80,7 +80,7 @@ class WandbMirror:
     def _stored(self, run_id: str) -> tuple[str, int]:
         """Return wandb's id and the last step that was sent; a new id where there is none."""
         try:
-            stored = json.loads(self.state.read_text())
+            stored = files.parse_json(self.state.read_text())
             return str(stored["id"]), int(stored["sent"])
         except (OSError, ValueError, KeyError, TypeError):
             return f"{run_id}-{uuid.uuid4().hex[:8]}", 0  # force=true must not write to the old one

@@ -65,7 +65,7 @@ def load_checkpoint(
     damaged = []
     for path in reversed(_checkpoints(folder)):
         try:
-            head = json.loads(path.read_bytes())
+            head = files.parse_json(path.read_bytes())
             if not isinstance(head, dict):
                 raise ValueError("its JSON is no object")
             content = path.with_suffix(".safetensors").read_bytes()
@@ -75,7 +75,7 @@ def load_checkpoint(
                 raise ValueError("its tensors do not match their checksum")
             if missing := lacks(head["step"], head["state"]):
                 raise ValueError(missing)
-        except (OSError, ValueError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, KeyError) as error:
             damaged.append(f"{path.stem} is damaged ({error})")
             continue
         said = [f"{line}; using the one before" for line in damaged]

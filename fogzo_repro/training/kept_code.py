@@ -71,7 +71,7 @@ class KeptCode:
         except OSError as error:
             return [self._not_used(f"it cannot be read ({error.strerror})")]
         try:
-            said = json.loads(head)
+            said = files.parse_json(head)
             made_for = {key: said[key] for key in self.made_for}
             damaged = said["sha256"] != hashlib.sha256(content).hexdigest()
         except (ValueError, KeyError, TypeError):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fogzo_repro.__main__ import compose_run
-from fogzo_repro.config import RunConfig
+from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.sweeps.dry_run import dry_run
 from fogzo_repro.sweeps.forecast import (
     flop_per_token,
@@ -214,3 +214,9 @@ def test_runs_at_scale_mini_take_what_recorded_ones_took(tmp_path: Path) -> None
     found = [hours_by_records(c, 100, seconds) for c in (lsq, other)]
     assert [(h.hours, h.scaled) for h in found if h] == [(2.0, False), (2.0, True)]
     assert hours_by_records(config("mini-llama/lsq-ste"), 100, seconds) is None
+
+
+def test_a_damaged_bench_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match=r"x\.json is not the record of a bench"):
+        read_benches(tmp_path)

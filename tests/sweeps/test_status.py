@@ -48,7 +48,11 @@ def test_each_state_is_told_from_what_a_run_has_left(make_config: Make, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("content", [b"", b"{", bytes(40), b"[1, 2]"], ids=repr)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", bytes(40), b"[1, 2]", b"[" * 20_000 + b"]" * 20_000],
+    ids=["empty", "half", "zeros", "a list", "deep"],
+)
 @pytest.mark.parametrize(
     ("name", "state"),
     [("failed.json", "failed"), ("record.json", "interrupted"), ("config.yaml", None)],
