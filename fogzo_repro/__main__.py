@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -312,6 +313,12 @@ def sweeps_checked(words: Sequence[str], when_checked: Callable[[], None]) -> It
 
     def validate(self: Sweeper, batch: Sequence[Sequence[str]]) -> None:
         assert self.hydra_context is not None and self.config is not None
+        launcher = self.config.hydra.launcher._target_.rpartition(".")[2]
+        if launcher == "SlurmLauncher" and shutil.which("srun") is None:
+            raise ConfigError(
+                "hydra/launcher=submitit_slurm needs srun, which is not on the PATH; start it on a "
+                "machine of a Slurm cluster, or give hydra/launcher=submitit_local"
+            )
         for overrides in batch:
             loader = self.hydra_context.config_loader
             composed = loader.load_sweep_config(self.config, list(overrides))

@@ -23,9 +23,9 @@ pytestmark = [
 ]
 
 
-def submit(folder: Path, *overrides: str) -> int:
+def submit(folder: Path, *overrides: str, launcher: str = "local") -> int:
     command = [
-        "-m", "fogzo_repro", "-m", "hydra/launcher=submitit_local",
+        "-m", "fogzo_repro", "-m", f"hydra/launcher=submitit_{launcher}",
         "experiment=figure-shallow/ste-equal-cost", "dataset=digits", "recipe=digits_mlp",
         "hardware=cpu", "seed=0",
         f"output_root={folder / 'runs'}", *overrides,
@@ -60,3 +60,11 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path: Path) -> No
     assert (record["status"], record["steps"]) == ("finished", 3000)
     log = (timing[0].parent / "log.txt").read_text()
     assert "SIGUSR2: saved after step" in log and "resumed after step" in log
+
+
+def test_no_slurm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    job = submit(tmp_path, launcher="slurm")
+    assert finish(job) == 2
+    assert (tmp_path / "err").read_text().startswith("error: hydra/launcher=submitit_slurm needs")
+    assert (tmp_path / "err").read_text().count("\n") == 1

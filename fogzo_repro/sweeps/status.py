@@ -75,12 +75,8 @@ def _of_folder(folder: Path) -> dict[Run, str]:
         return {_run(record, record["scale"]): _of_record(record)}
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text())
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-        yaml.YAMLError,
-    ):  # being written, or of a full disk
+    # It is being written, or the disk was full.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     if not isinstance(settings, dict) or "cell" not in settings:
         return {}
