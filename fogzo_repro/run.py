@@ -168,7 +168,7 @@ def _train(plan: Plan, name: str, said: list[str]) -> dict[str, Any]:
     evaluate = partial(task.evaluate, plan.network.model)
     training = Training(timetable, step, take, batches, evaluate, journal)
     said += training.resume()
-    said += [lost] if (lost := journal.lost_times()) else []
+    said += [no_times] if (no_times := journal.lost_times()) else []
     resumed_at = training.done
     if config.tracker.name == "wandb" and ranks.first:
         from fogzo_repro.tracking.wandb import WandbMirror
@@ -213,8 +213,8 @@ def _train(plan: Plan, name: str, said: list[str]) -> dict[str, Any]:
         notes = f"{notes} {len(skipped)} unreadable images were replaced{since}".lstrip()
         for line in skipped:
             log.say(f"{name}: replaced {line}")
-    if lost := journal.lost_times():
-        notes = f"{notes} {lost}".lstrip()
+    if no_times := journal.lost_times():
+        notes = f"{notes} {no_times}".lstrip()
     log.say(f"{name}: {status} {notes}".rstrip())
     if ranks.first:
         record = _record(plan, training, status, notes, started, code)
