@@ -95,7 +95,9 @@ def test_status_needs_no_torch_and_knows_the_committed_records() -> None:
     code += "from scripts import status; sys.exit(status.main())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].split()[:4] == ["figure-shallow", "118", "14049", "102"]
+    name, cells, runs, over = done.stdout.splitlines()[1].split()[:4]
+    assert (name, cells, runs) == ("figure-shallow", "118", "14049")
+    assert 13_000 < int(over) <= 14_049
 
 
 def test_what_no_claim_needs_is_told_from_what_is_missing(tmp_path: Path) -> None:
