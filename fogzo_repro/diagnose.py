@@ -44,7 +44,7 @@ from fogzo_repro.estimators.quality import (
 )
 from fogzo_repro.estimators.schedule import start_step
 from fogzo_repro.evaluate import parse_settings, read_device
-from fogzo_repro.plan import build_estimator, probe_budget, probe_pairs
+from fogzo_repro.plan import build_estimator, probe_budget, probe_gradients, probe_pairs
 from fogzo_repro.randomness import derive_seed, generator_for
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
 from fogzo_repro.reporting.jackknife import jackknife
@@ -123,6 +123,7 @@ class Diagnosis:
         self.effort = effort(MANY if self.batched else FEW)
         settings = run.config.estimator
         self.own, self.name, self.n = None, settings.name, probe_pairs(settings)
+        self.own_gradients = probe_gradients(settings)
         if settings.family not in BUILT_IN:
             self.own = build_estimator(run.config, device)
         self.calls = max(2, self.effort.draws // max(1, self.n))  # of the run's own estimator
@@ -171,6 +172,8 @@ class Diagnosis:
             qualities["fogzo", noise] = measure(self._fogzo(noise, stream(f"fogzo/{noise:g}")))
         if self.own is not None and self._begins(self.own, step):
             own, streams = self.own, (stream("own/directions"), stream("own/signs"))
+            if self.own_gradients:
+                probes = SequentialProbes(self.passes.probe(batch, gradients=True))
             qualities[self.name, None] = repeated_quality(
                 weights, reference, self.n, self.calls, lambda: own(weights, probes, *streams)
             )

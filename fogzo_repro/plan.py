@@ -101,6 +101,8 @@ def needs_of(config: RunConfig, network: Network) -> Needs:
     several = n > k
     rotated = any(w.rotate is not QuantizedWeight.rotate for w in network.weights)
     blocks = (1 + several + rotated) * k
+    if probe_gradients(config.estimator):
+        blocks += 1  # the STE's gradient at the weights, beside the sum of those at the points
     stored = sum(t.nbytes for t in model.state_dict().values())
     return Needs(
         weights=sum(t.nbytes for t in [*model.parameters(), *model.buffers()]),
@@ -159,6 +161,11 @@ def make_plan(config: RunConfig) -> Plan:
         config = replace(config, estimator=replace(config.estimator, noise=noise, rho=None))
     if probe_pairs(config.estimator):
         network.check_laws(f"estimator={config.estimator.name}")
+    if probe_gradients(config.estimator) and machine.autocast == torch.float16:
+        raise UserError(
+            f"estimator={config.estimator.name} takes gradients at its probes, which no scaler "
+            "keeps from underflow in fp16; give hardware.precision=bf16 or fp32"
+        )
     if machine.cuda_graph and not can_capture(network.model):
         machine = replace(machine, cuda_graph=False)
     if "image_shape" in task.model_arguments:
@@ -223,6 +230,7 @@ def build_step(
         start_fraction=getattr(config.estimator, "start_fraction", 0.0),
         probe_fraction=getattr(config.estimator, "probe_fraction", 1.0),
         random_sign=getattr(config.estimator, "random_sign", False),
+        probe_gradients=probe_gradients(config.estimator),
         autocast=machine.autocast,
         clip_norm=config.recipe.clip_norm,
         ranks=current_ranks(),
@@ -259,6 +267,8 @@ def choose_batched_probes(
     wanted = getattr(estimator, "evaluator", "auto")
     if wanted == "sequential" or (wanted == "auto" and probe_pairs(estimator) <= 1):
         return None
+    if probe_gradients(estimator):  # the batched evaluator has losses alone
+        return None
     found = None
     if machine.autocast is None:  # the batched evaluator computes in float32
         found = task.batched_probes(network.model, probe_budget(config.hardware))
@@ -275,13 +285,19 @@ def probe_pairs(estimator: Any) -> int:
     return getattr(estimator, "n", 0)
 
 
+def probe_gradients(estimator: Any) -> bool:
+    """Return whether each of an estimator's probes gives the STE's gradient there too."""
+    return getattr(estimator, "probe_gradients", False)
+
+
 def evaluations_per_step(estimator: Any) -> dict[str, int]:
     """Return network evaluations per probed step, under both countings of PAPER 2.
 
-    `probes` counts the perturbed forward passes; `total` adds the STE pass as 3 forwards.
+    `probes` counts the perturbed forward passes; `total` adds the STE pass as 3 forwards, as which
+    a probe with its gradient counts too.
     """
     probes = 2 * probe_pairs(estimator)
-    return {"probes": probes, "total": probes + 3}
+    return {"probes": probes, "total": (3 if probe_gradients(estimator) else 1) * probes + 3}
 
 
 def describe(config: RunConfig) -> str:

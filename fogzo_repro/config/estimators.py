@@ -68,6 +68,13 @@ class FogzoConfig(SpsaConfig):
             object.__setattr__(self, "noise", _complement(beta))
 
 
+@dataclass(frozen=True)
+class AveragedConfig(FogzoConfig):
+    """The STE averaged over FOGZO's points, a control: FOGZO's settings."""
+
+    probe_gradients: ClassVar[bool] = True
+
+
 def _complement(share: float) -> float:
     """Return 1 - share, exact in decimal: 1 - 0.999 is 0.001, not 0.0010000000000000009."""
     return float(1 - Decimal(repr(share)))

@@ -47,6 +47,7 @@ READ_BY_THE_RUN = {
     "first_last", "inputs", "context", "vocabulary", "quest_lr", "tokens", "held_out",
     "weight_bits", "activation_bits", "operator", "learned_scales",
     "n", "noise", "start_fraction", "probe_fraction", "evaluator", "random_sign",
+    "probe_gradients",
 }  # fmt: skip
 
 
@@ -70,7 +71,8 @@ class EstimatorPart(Part):
     """What an estimator may have; keys of these names mean the same for all of them.
 
     `n` is the number of probe pairs that it measures at each of its steps, none without the key;
-    the run sees to `start_fraction`, `probe_fraction`, `evaluator` and `random_sign`.
+    the run sees to `start_fraction`, `probe_fraction`, `evaluator` and `random_sign`. With
+    `probe_gradients` each probe adds the STE's gradient at its point to the weights' `.grad`.
     """
 
     def __post_init__(self) -> None:
@@ -83,6 +85,11 @@ class EstimatorPart(Part):
             require(value > 0 or key != "probe_fraction", f"estimator.{key}=0.0 must be above 0")
         evaluator = getattr(self, "evaluator", "auto")
         choice("estimator.evaluator", evaluator, ("auto", "sequential", "batched"))
+        if getattr(self, "probe_gradients", False):
+            what = f"estimator={self.name} takes the STE's gradient at its probes"
+            require(evaluator != "batched", f"{what}, which estimator.evaluator=batched has not")
+            swapped = getattr(self, "random_sign", False)
+            require(not swapped, f"{what} and no difference of losses: leave out random_sign")
 
 
 @dataclass(frozen=True)

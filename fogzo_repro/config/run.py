@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fogzo_repro.config.datasets import C4Config, ImageNetConfig
-from fogzo_repro.config.estimators import FogzoConfig, SpsaConfig
+from fogzo_repro.config.estimators import AveragedConfig, FogzoConfig, SpsaConfig
 from fogzo_repro.config.hardware import CellConfig, HardwareConfig, NoTracker, WandbConfig
 from fogzo_repro.config.models import DeiTConfig, LlamaConfig, MlpConfig, ResNetConfig
 from fogzo_repro.config.parts import names
@@ -102,7 +102,7 @@ FAMILIES: dict[str, dict[str, type]] = {
         "lsq": LsqConfig,
         "quest": QuestConfig,
     },
-    "estimator": {"spsa": SpsaConfig, "fogzo": FogzoConfig},
+    "estimator": {"spsa": SpsaConfig, "fogzo": FogzoConfig, "averaged": AveragedConfig},
 }
 TRACKERS: dict[str, type] = {"none": NoTracker, "wandb": WandbConfig}
 RECIPE_KINDS: dict[str, type] = {"plain": RecipeConfig, "vision": VisionRecipe}

@@ -14,7 +14,7 @@ itself where the STE is wrong, and an unbiased part. Cost: the STE pass and 2n f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -106,12 +106,21 @@ class Fogzo:
         noise: 1 - beta_min.
         schedule: `constant`, or `linear` from beta = 1 to beta_min over the probed steps [rep].
         device: where the weights are.
+        algorithm: what is made of the directions, see `averaged` for another one.
 
     Attributes:
         noise: 1 - beta at the step that has begun.
     """
 
-    def __init__(self, n: int, noise: float, schedule: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        n: int,
+        noise: float,
+        schedule: str,
+        device: torch.device,
+        algorithm: Callable[..., Estimate] = algorithm_1,
+    ) -> None:
+        self.algorithm = algorithm
         self.n = n
         self.last_noise = noise
         self.schedule = schedule
@@ -134,7 +143,7 @@ class Fogzo:
         signs: torch.Generator,
     ) -> Estimate:
         """Write the estimate."""
-        return algorithm_1(
+        return self.algorithm(
             weights, probes, self.n, self.sqrt_beta, self.sqrt_noise, generator, signs
         )
 

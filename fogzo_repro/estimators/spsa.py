@@ -82,22 +82,32 @@ class Total:
             v: per weight (k, *shape), in the weight's coordinates.
             flips: see `ProbeLosses`.
         """
-        self.squares = self.squares + c.square().sum()
-        self.flips = self.flips + flips
-        self.flat = self.flat + (c == 0).sum()
-        self.bad = self.bad + (~c.isfinite()).sum()
-        self.taken += len(c)
+        self.count(c, flips)
         if self.taken < self.n:
             self.sums = weighted(c / self.n, self.here.epsilons, v, self.sums)
         else:  # the last block is added while the gradient is written
             self.last = c, v
 
+    def count(self, c: Tensor, flips: Tensor) -> None:
+        """Take in what there is to log of a block, and not its share of the sum."""
+        self.squares = self.squares + c.square().sum()
+        self.flips = self.flips + flips
+        self.flat = self.flat + (c == 0).sum()
+        self.bad = self.bad + (~c.isfinite()).sum()
+        self.taken += len(c)
+        self.c = c
+
     def write(self) -> Estimate:
         """Put the sum into `.grad`, where the STE gradient stays if a probe was not finite."""
-        here, n, (c, v) = self.here, self.n, self.last
+        here, (c, v) = self.here, self.last
         gradients = [w.gradient() for w in here.weights]
-        replace_(gradients, c / n, here.epsilons, v, self.sums, self.bad)
-        coefficient = c[0] if n == 1 else (self.squares / n).sqrt()
+        replace_(gradients, c / self.n, here.epsilons, v, self.sums, self.bad)
+        return self.estimate()
+
+    def estimate(self) -> Estimate:
+        """Return what there is to log."""
+        n = self.n
+        coefficient = self.c[0] if n == 1 else (self.squares / n).sqrt()
         dead = (self.guide_norm == 0).to(self.guide_norm.dtype)
         return Estimate(coefficient, self.flips / n, self.flat, self.bad, dead, self.guide_norm)
 

@@ -127,8 +127,8 @@ def evaluations(record: dict[str, Any], counting: str) -> float:
     """
     estimator, per_step = record["config"]["estimator"], record["evaluations_per_step"]
     share = (1 - estimator.get("start_fraction", 0.0)) * estimator.get("probe_fraction", 1.0)
-    saved = per_step["probes"] * (1 - share)
-    return (per_step[counting] - saved) * record["steps"]
+    of_probes = per_step[counting] - (3 if counting == "total" else 0)
+    return (per_step[counting] - of_probes * (1 - share)) * record["steps"]
 
 
 def ran(results: TableResults) -> int:

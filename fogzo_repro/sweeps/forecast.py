@@ -278,9 +278,12 @@ def _step_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) ->
             continue
         estimator: Any = config.estimator
         directions = (1 - getattr(estimator, "start_fraction", 0.0)) * getattr(estimator, "n", 0)
-        if directions and step.direction is None:
+        direction = step.direction
+        if getattr(estimator, "probe_gradients", False):
+            direction = 2 * step.ste  # passes forward and backward
+        if directions and direction is None:
             continue
-        seconds = steps * (step.ste + directions * (step.direction or 0.0))
+        seconds = steps * (step.ste + directions * (direction or 0.0))
         hours = Hours(seconds / 3600, step.far > (False, 1e-6), record.get("file", ""))
         found.append((step.far, hours))
     return min(found, key=lambda one: one[0])[1] if found else None

@@ -56,6 +56,7 @@ class Passes:
     ) -> None:
         self.model = model
         self.loss = loss
+        self.perturbed = list(perturbed)
         self.autocast = autocast
         self.micro_batch = micro_batch
         self.device = next(model.parameters()).device
@@ -88,16 +89,21 @@ class Passes:
         with self.prefix.kept():
             return self._mean_loss(batch, backward)
 
-    def probe(self, batch: Any) -> LossFunction:
+    def probe(self, batch: Any, *, gradients: bool = False) -> LossFunction:
         """Return the loss of a batch as a function of the weights' present values.
 
-        The batch is that of the first pass or its first part.
+        Args:
+            batch: that of the first pass or its first part.
+            gradients: add the STE's gradient there to the `.grad` of the perturbed parameters, and
+                of no others.
         """
 
-        @torch.no_grad()
+        def backward(part: Tensor) -> None:
+            part.backward(inputs=self.perturbed)
+
         def loss() -> Tensor:
-            with self.buffers.held(), self.prefix.reused():
-                return self._mean_loss(batch)
+            with torch.set_grad_enabled(gradients), self.buffers.held(), self.prefix.reused():
+                return self._mean_loss(batch, backward if gradients else None)
 
         return loss
 

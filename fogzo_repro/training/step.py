@@ -44,6 +44,8 @@ class TrainStep:
         start_fraction: share of the steps, from the first on, that are left to the STE.
         probe_fraction: share of the batch that the probes see.
         random_sign: the control of PAPER 4.
+        probe_gradients: whether each probe adds the STE's gradient there to the weights' `.grad`;
+            not in fp16, and not with batched probes.
         autocast: dtype of the forward passes, or None for float32.
         clip_norm: bound on the norm of all gradients together, or None.
         ranks: the processes that share each batch; losses and gradients are averaged over them.
@@ -64,6 +66,7 @@ class TrainStep:
         start_fraction: float = 0.0,
         probe_fraction: float = 1.0,
         random_sign: bool = False,
+        probe_gradients: bool = False,
         autocast: torch.dtype | None = None,
         clip_norm: float | None = None,
         ranks: Ranks = ALONE,
@@ -80,6 +83,7 @@ class TrainStep:
         self.start_fraction = start_fraction
         self.probe_fraction = probe_fraction
         self.random_sign = random_sign
+        self.probe_gradients = probe_gradients
         self.clip_norm = clip_norm
         self.ranks = ranks
 
@@ -136,7 +140,7 @@ class TrainStep:
 
         estimate = None
         if probing:
-            estimate = self._estimate(self.probes(batch))
+            estimate = self._estimate(batch)
             # Equal on all ranks but for rounding: each may tune compiled kernels for itself.
             self.ranks.average_gradients(w.parameter for w in self.weights)
             norm_quantized = self._norm(w.parameter for w in self.weights)  # of the estimate
@@ -157,7 +161,7 @@ class TrainStep:
         )  # fmt: skip
 
     @torch.no_grad()
-    def _estimate(self, probes: Probes) -> Estimate | None:
+    def _estimate(self, batch: Any) -> Estimate | None:
         """Let the estimator replace the gradients; autograd records nothing of it.
 
         Raises:
@@ -165,8 +169,8 @@ class TrainStep:
                 something else than an estimate.
         """
         if self.asks_null_level:
-            self.null_level = null_level(self.weights, probes)
-        counted = CountedProbes(probes)
+            self.null_level = null_level(self.weights, self.probes(batch))
+        counted = CountedProbes(self.probes(batch, gradients=self.probe_gradients))
         streams = self.generators["directions"], self.generators["signs"]
         estimate = self.estimator(self.weights, counted, *streams)
         if counted.pairs != self.pairs:
@@ -204,14 +208,19 @@ class TrainStep:
             self.optimizer.step()
         return (~finite).float()
 
-    def probes(self, batch: Any) -> Probes:
-        """Return what measures the loss around the current weights on this batch."""
+    def probes(self, batch: Any, *, gradients: bool = False) -> Probes:
+        """Return what measures the loss around the current weights on this batch.
+
+        Args:
+            batch: of the step.
+            gradients: whether each probe adds the STE's gradient there to the weights' `.grad`.
+        """
         part = _first_part(batch, self.probe_fraction)
         probes: Probes
         if self.batched_probes is not None:
             probes = self.batched_probes(part)
         else:
-            probes = SequentialProbes(self.passes.probe(part))
+            probes = SequentialProbes(self.passes.probe(part, gradients=gradients))
         if self.ranks.world_size > 1:
             probes = RankAveraged(probes, self.ranks)
         return RandomSign(probes, self.generators["control"]) if self.random_sign else probes

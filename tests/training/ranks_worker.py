@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fogzo_repro.data import Batch, ImageBatches, MixedBatches, Mixing
 from fogzo_repro.data.c4 import TokenBatch, TokenStream, WindowBatches
 from fogzo_repro.data.order import EpochOrder
+from fogzo_repro.estimators.averaged import averaged_gradient
 from fogzo_repro.estimators.fogzo import Fogzo
 from fogzo_repro.estimators.protocol import Estimator
 from fogzo_repro.estimators.spsa import Nspsa
@@ -60,6 +61,7 @@ ESTIMATORS: dict[str, Any] = {
     "nspsa": lambda device: Nspsa(2),
     "uneven": lambda device: Uneven(2),
     "fogzo": lambda device: Fogzo(1, 0.01, "constant", device),
+    "averaged": lambda device: Fogzo(1, 0.01, "constant", device, averaged_gradient),
 }
 MIXING = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, smoothing=0.1)
 
@@ -121,7 +123,8 @@ def train(
     function: Any = token_loss if model_name == "llama" else loss
     step = TrainStep(
         model.train(), function, optimizer, estimator, weights, seed=3,
-        pairs=getattr(estimator, "n", 0), ranks=ranks,
+        pairs=getattr(estimator, "n", 0), probe_gradients=estimator_name == "averaged",
+        ranks=ranks,
     )  # fmt: skip
     order = EpochOrder(64, BATCH, world_size=ranks.world_size)
     plain = ImageBatches(order, ranks.rank, images(device), crop_padding=2)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from conftest import quantize
 from torch import Tensor, nn
 
+from fogzo_repro.estimators.averaged import averaged_gradient
 from fogzo_repro.estimators.fogzo import Fogzo
 from fogzo_repro.estimators.protocol import Estimator
 from fogzo_repro.estimators.spsa import Nspsa
@@ -47,12 +48,17 @@ def fogzo(noise: float = 0.1, n: int = 1) -> Fogzo:
     return Fogzo(n, noise, "constant", CPU)
 
 
+def averaged(noise: float = 0.1, n: int = 1) -> Fogzo:
+    return Fogzo(n, noise, "constant", CPU, averaged_gradient)
+
+
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     "ste": Ste,
     "nspsa": lambda: Nspsa(1),
     "fogzo": fogzo,
+    "averaged": averaged,
 }
-PROBED = pytest.mark.parametrize("name", ["nspsa", "fogzo"])
+PROBED = pytest.mark.parametrize("name", ["nspsa", "fogzo", "averaged"])
 EACH = pytest.mark.parametrize("name", ESTIMATORS)
 
 
@@ -76,9 +82,10 @@ class Rig:
         self.weights = quantize(self.model)
         kind: Any = torch.optim.SGD if sgd else torch.optim.AdamW
         optimizer = kind(self.model.parameters(), lr=0.1, fused=True)
+        gradients = getattr(estimator, "algorithm", None) is averaged_gradient
         self.step = TrainStep(
             self.model.train(), loss, optimizer, estimator, self.weights, seed=3,
-            pairs=getattr(estimator, "n", 0), **options,
+            pairs=getattr(estimator, "n", 0), probe_gradients=gradients, **options,
         )  # fmt: skip
 
     def take(self, t: int = 0, lr: float = 0.1) -> dict[str, float]:

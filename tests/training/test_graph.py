@@ -14,6 +14,7 @@ ESTIMATORS = {
     "ste": ["estimator=ste"],
     "fogzo": ["estimator=fogzo", "estimator.noise=1e-4"],
     "fogzo-later": ["estimator=fogzo", "estimator.start_fraction=0.5"],
+    "averaged": ["estimator=ste_averaged", "estimator.noise=1e-4"],
     "fogzo-batched": ["estimator=fogzo", "estimator.n=20"],
     "corrects-after-the-update": ["estimator=cage", "estimator.strength=30"],
     "corrects-by-what-was-before": ["estimator=cage", "estimator.rule=before"],

@@ -27,6 +27,7 @@ ESTIMATORS = {
     "fogzo": ["estimator=fogzo", "estimator.noise=1e-4"],
     "fogzo-later-batched": ["estimator=fogzo", "estimator.n=3", "estimator.start_fraction=0.4"],
     "nspsa": ["estimator=nspsa", "estimator.n=2"],
+    "averaged": ["estimator=ste_averaged", "estimator.noise=1e-4"],
 }
 
 
