@@ -4,8 +4,10 @@
 
 At every snapshot of the run (`snapshots=5` keeps five), on a few batches, the smoothed gradient R
 is estimated by n-SPSA with many directions, and STE, n-SPSA and FOGZO are compared with it: cosine
-and norm ratio of one estimate, bias and variance, for n = 1, 10, 100 and six values of beta; and
-so is the run's own estimator, where it is of the user's, with its settings at the snapshot's step.
+and norm ratio of one estimate, bias and variance, for n = 1, 10, 100 and several values of beta;
+and so is the run's own estimator, where it is another one, with its settings at the snapshot's
+step. The values are those of the paper's Section 4.1 for its MLP, and rho = (1 - beta) d / beta
+from 100 to 0.01 for other networks.
 
 R is what n-SPSA estimates, the q-smoothed gradient of PAPER 1: n-SPSA is unbiased for it by
 definition, and on a quantized loss it is not the gradient of the p-smoothed loss. All vectors are
@@ -42,7 +44,7 @@ from fogzo_repro.estimators.quality import (
     smoothed_gradient,
     ste_quality,
 )
-from fogzo_repro.estimators.schedule import start_step
+from fogzo_repro.estimators.schedule import noise_from_rho, start_step
 from fogzo_repro.evaluate import parse_settings, read_device
 from fogzo_repro.plan import build_estimator, probe_budget, probe_gradients, probe_pairs
 from fogzo_repro.randomness import derive_seed, generator_for
@@ -59,6 +61,7 @@ from fogzo_repro.training.tasks import Task
 SIZES = (1, 10, 100)  # n
 BUILT_IN = ("ste", "spsa", "fogzo")  # families
 NOISES = (1 - 0.666, 1 - 0.9, 1e-3, 1e-4, 1e-5, 1e-6)  # 1 - beta, as in the paper's Section 4.1
+RHOS = (100.0, 10.0, 1.0, 0.1, 0.01)  # of other networks than that section's
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class Diagnosis:
         self.own_gradients = probe_gradients(settings)
         if settings.family not in BUILT_IN:
             self.own = build_estimator(run.config, device)
+        mlp = run.config.model.family == "mlp"
+        self.noises = NOISES if mlp else [noise_from_rho(rho, network.perturbed) for rho in RHOS]
         self.calls = max(2, self.effort.draws // max(1, self.n))  # of the run's own estimator
         data = task.batches(run.config.recipe.global_batch_size)
         self.total_steps = run.config.recipe.total_steps(data.steps_per_epoch)
@@ -168,7 +173,7 @@ class Diagnosis:
         qualities["ste", None] = ste_quality(weights, reference)
         g = stream("nspsa")
         qualities["nspsa", None] = measure(lambda p: nspsa(weights, n=n, generator=g, probes=p))
-        for noise in NOISES:
+        for noise in self.noises:
             qualities["fogzo", noise] = measure(self._fogzo(noise, stream(f"fogzo/{noise:g}")))
         if self.own is not None and self._begins(self.own, step):
             own, streams = self.own, (stream("own/directions"), stream("own/signs"))
@@ -190,7 +195,7 @@ class Diagnosis:
     def pairs(self) -> int:
         """All probe pairs of one snapshot."""
         effort, own = self.effort, 0 if self.own is None else self.calls * self.n
-        known = effort.directions // effort.batches + (1 + len(NOISES)) * effort.draws
+        known = effort.directions // effort.batches + (1 + len(self.noises)) * effort.draws
         return effort.batches * (known + own)
 
     def _fogzo(self, noise: float, generator: torch.Generator) -> Callable[[Probes], object]:

@@ -8,8 +8,11 @@ import torch
 from short_runs import train
 
 from fogzo_repro import diagnose
+from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError
 from fogzo_repro.diagnose import Effort, main
+from fogzo_repro.estimators import rho_from_noise
+from fogzo_repro.run import execute
 from fogzo_repro.stored import open_run
 from fogzo_repro.training.classification import InMemoryImages
 
@@ -147,3 +150,17 @@ def test_a_folder_that_cannot_be_written_loses_no_result(folder, tmp_path, capsy
     with pytest.raises(UserError, match=r"cannot write .*diagnose\.csv: Is a directory"):
         main()
     assert "step 10 (100%)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_other_networks_than_the_mlp_have_noises_by_rho(tmp_path):
+    """Else the least of the paper's noises would drown the guide of a deep network."""
+    words = ["model=resnet18", "scale=smoke", "model.width=2", "quantizer=sign", "snapshots=1"]
+    config = compose_run(*words, f"output_root={tmp_path}", "recipe.max_steps=1")
+    run = open_run(tmp_path / execute(config, quiet=True)["run_id"])
+    device = torch.device("cpu")
+    network, task = run.network(device), run.task(None, device)
+    found = diagnose.Diagnosis(run, network, task, lambda _: Effort(200, 2, 100), device)
+    rhos = [rho_from_noise(noise, network.perturbed) for noise in found.noises]
+    assert rhos == pytest.approx([100, 10, 1, 0.1, 0.01])
+    assert found.pairs == 2 * (100 + 100 + 5 * 100)
