@@ -25,6 +25,7 @@ from fogzo_repro import load_run, summary
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.estimators import check_weights
 from fogzo_repro.reporting import readme
+from fogzo_repro.tracking.records import read_runs
 from tests.conftest import ROOT
 from tests.forked import python
 
@@ -102,17 +103,19 @@ def losses_by_rho():
     """Return the rows of the table of docs/library.md: losses by rho to a power of ten."""
     cells = {}
     for column, (table, quantizer, split, lr, seeds) in RHO_COLUMNS.items():
-        for path in (ROOT / "results" / "records" / table).glob("*.json"):
-            record = json.loads(path.read_text())
+        paths = (ROOT / "results" / "records" / table).glob("*.json")
+        for record in (record for path in paths for record in read_runs(path)):
             config, d = record["config"], record["perturbed_weights"]
             estimator, noise = config["estimator"], config["estimator"].get("noise")
             if config["quantizer"]["name"] != quantizer or config["recipe"]["lr"] != lr:
                 continue
+            if quantizer == "round" and config["quantizer"]["grid"] != "half_integer":
+                continue
             if estimator.get("n", 1) > 1 or estimator.get("random_sign") or noise == 0:
                 continue
-            if estimator["name"] == "nspsa" or config["seed"] not in seeds:
+            if estimator["name"] == "nspsa" or record["seed"] not in seeds:
                 continue
-            if record["row"] == "STE, equal cost":
+            if record["row"].startswith("STE, equal cost"):
                 continue
             rho = None if noise is None else noise * d / (1 - noise)
             decade = math.inf if rho is None else math.floor(math.log10(rho))

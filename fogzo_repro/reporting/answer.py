@@ -92,8 +92,29 @@ def _of_readings(results: Path, shallow: TableResults, judged: Sequence[Judged])
         f"here, picked *because* the claims come out under it; on fresh seeds {said}. "
         f"{there}Under the "
         f"integer grid, the reading before, of {len(judged) - len(half)} claims: "
-        f"{_counts([j for j in judged if j not in half])}."
+        f"{_counts([j for j in judged if j not in half])}.{_at_their_best(judged)}"
     )
+
+
+def _at_their_best(judged: Sequence[Judged]) -> str:
+    """Say which side is ahead where both chose their rate, and FOGZO its noise; by how much."""
+    words = {
+        "holds": "FOGZO n=1 is ahead of the STE",
+        "contradicted": "the STE is ahead of FOGZO n=1",
+    }
+    said = []
+    for grid in GRIDS:
+        rows = f"FOGZO n=1, {grid} grid", f"STE, {grid} grid"
+        chosen = tuple((row, "chosen") for row in rows)
+        for one in judged:
+            test = one.test
+            if (one.claim.better, one.claim.worse) == chosen and one.verdict in words and test:
+                low, high = sorted(map(abs, (test.low, test.high)))
+                said.append(
+                    f"{words[one.verdict]} under the {grid.replace('_', '-')} grid, by "
+                    f"{abs(test.gain):.3f} [{low:.3f}, {high:.3f}] nats"
+                )
+    return f" With rate and noise chosen by each side: {'; '.join(said)}." if said else ""
 
 
 def _of_minis(minis: Sequence[TableResults], judged: Sequence[Judged]) -> str:

@@ -2,10 +2,11 @@
 
 The compiler would trace, differentiate and lower every block of a network anew: most of a start of
 LLaMA or DeiT. So such a model names its `regions`, the methods that its forward pass is made of,
-and each is compiled by itself. The one that is called with one block after another takes their
-parameters and buffers as inputs of its graph, and they all share it. For that the blocks must agree
-in all that their forward pass reads and that is no tensor; where they do not, as in a number of the
-layer, each gets a graph of its own, and from the ninth on they run eagerly.
+and each is compiled by itself. The one that is called with one block after another, or with a few
+at a time, takes their parameters and buffers as inputs of its graph, and all calls share it. For
+that the blocks must agree in all that their forward pass reads and that is no tensor; where they do
+not, as in a number of the layer, each call gets a graph of its own, and from the ninth on they run
+eagerly.
 
 A model without regions (ResNet, whose blocks differ in shape; a user's) is compiled as a whole.
 """

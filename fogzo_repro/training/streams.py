@@ -162,7 +162,13 @@ class SeedStreams:
     def orders(self, epoch: int, images: int) -> Tensor:
         """Return the order of an epoch for each seed, int32 (S, images)."""
         generators = (generator_for(seed, epoch, "order") for seed in self.seeds)
-        return torch.stack([torch.randperm(images, generator=g).int() for g in generators])
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # for rows so short, threads mostly wait for each other
+        try:
+            rows = [torch.randperm(images, generator=g, dtype=torch.int32) for g in generators]
+        finally:
+            torch.set_num_threads(threads)
+        return torch.stack(rows)
 
     def derive(self, steps: range, purposes: Iterable[str]) -> None:
         """Derive the seeds of some steps' streams, which `integers` and `signs` may then draw.

@@ -1,4 +1,4 @@
-"""Blocks that are alike are compiled once: counted by graphs, on LLaMA and DeiT of two blocks."""
+"""Blocks that are alike are compiled once: counted by graphs, on LLaMA and DeiT."""
 
 import json
 
@@ -32,7 +32,7 @@ MODELS = {
         "model=llama_30m", "model.layers=2", "model.width=128", "model.heads=2", "model.hidden=256",
         "model.context=16", "model.vocabulary=48",
     ],
-    "vision": ["model=deit_tiny", "model.depth=2", "model.drop_path=0.5", "dataset=imagenet1k"],
+    "vision": ["model=deit_tiny", "model.depth=6", "model.drop_path=0.5", "dataset=imagenet1k"],
 }
 
 
