@@ -1,5 +1,6 @@
 """What the tests have in common: where real data lie, a tiny quantized network, one thread."""
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,23 @@ QUANTIZERS: dict[str, Callable[[Tensor], nn.Module]] = {
     "round8": partial(Round, bits=8),
     **{name: partial(Sign, surrogate=s) for name, s in SIGN_SURROGATES.items()},
 }
+
+
+def pytest_sessionstart() -> None:
+    """Collect no garbage while all is imported: it stays, and looking through it takes long."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, but not among what was imported."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let the interpreter end as ever, but for the processes of `-n`, which so end sooner."""
+    if not hasattr(config, "workerinput"):
+        gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

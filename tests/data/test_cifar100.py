@@ -155,6 +155,7 @@ def test_a_missing_file_is_told_by_the_number_of_images(tmp_path: Path) -> None:
         cifar100.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_other_pixels_and_other_labels_are_told_by_the_digest(
     images: Images, tmp_path: Path
 ) -> None:

@@ -49,11 +49,13 @@ def test_the_table_has_what_the_records_have(shown, records):
     assert plain.endswith(" 0%") and not line.endswith(" 0%")
 
 
+@pytest.mark.slow
 def test_it_shows_a_figure_and_ends_with_the_next_command(shown, folder):
     assert (folder / "loss.png").read_bytes()[1:4] == b"PNG"
     assert shown.splitlines()[-1].startswith("  python -m fogzo_repro dataset=digits")
 
 
+@pytest.mark.slow
 def test_the_records_of_both_quantizers_stand_beside_the_digits(shown):
     assert shown.count("MNIST, 16 seeds, from the records: ") == 2
     for clip in (False, True):

@@ -39,6 +39,7 @@ def test_the_cells_are_those_that_the_figure_lists(
     assert sorted(cells) == sorted(listed)
 
 
+@pytest.mark.slow
 def test_every_cell_reports_on_fresh_seeds_as_many_as_its_cost_allows(
     cells: dict[tuple[str, str], Cell],
 ) -> None:
@@ -60,6 +61,7 @@ def test_every_cell_reports_on_fresh_seeds_as_many_as_its_cost_allows(
         )
 
 
+@pytest.mark.slow
 def test_both_sides_and_the_control_at_equal_cost_are_tuned_over_one_grid_of_rates(
     cells: dict[tuple[str, str], Cell],
 ) -> None:
@@ -74,6 +76,7 @@ def test_both_sides_and_the_control_at_equal_cost_are_tuned_over_one_grid_of_rat
         assert ste == cost == fogzo and len(ste) == 8
 
 
+@pytest.mark.slow
 def test_every_cell_is_what_its_label_says(cells: dict[tuple[str, str], Cell]) -> None:
     for (row, column), cell in cells.items():
         config = cell.config

@@ -42,6 +42,7 @@ def test_the_cells_are_those_that_the_papers_table_lists(
     assert sorted(composed) == sorted({(e["table"], e["row"], e["column"]) for e in listed(table)})
 
 
+@pytest.mark.slow
 def test_a_cell_reports_on_five_seeds_and_a_sweep_chooses_on_three(
     cells: dict[str, list[Cell]],
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_setting_with_several_values_that_is_none_is_named(
         table_cells("tiny", [])
 
 
+@pytest.mark.slow
 def test_every_cell_is_what_its_label_says(cells: dict[str, list[Cell]]) -> None:
     for config in (c.config for table in TABLES for c in cells[table]):
         label = f"{config.cell.row} {config.cell.column}"
@@ -90,12 +92,14 @@ def test_every_cell_is_what_its_label_says(cells: dict[str, list[Cell]]) -> None
             assert config.estimator.random_sign == label.endswith("random sign")
 
 
+@pytest.mark.slow
 def test_the_activations_of_tables_3_and_4_have_two_bits(cells: dict[str, list[Cell]]) -> None:
     for config in (c.config for t in ("table3", "table4") for c in cells[t]):
         if config.quantizer.name != "none":
             assert (config.quantizer.weight_bits, config.quantizer.activation_bits) == (2, 2)
 
 
+@pytest.mark.slow
 def test_table_4_has_the_papers_tokens_and_its_last_30_percent(
     cells: dict[str, list[Cell]],
 ) -> None:
@@ -120,6 +124,7 @@ def test_equal_cost_controls_have_the_measured_ratio() -> None:
     assert len(sources) == len(products) == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES, ids=TABLES)
 def test_a_control_at_equal_cost_stretches_the_whole_schedule(
     cells: dict[str, list[Cell]], table: str
@@ -185,6 +190,7 @@ def test_the_transcribed_values_of_table_4_are_those_of_the_summary() -> None:
             assert re.search(rf"\| {re.escape(method)} \| \S+ \| {entry['value']} \|", section)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES, ids=TABLES)
 def test_no_two_cells_of_a_table_are_the_same_run(cells: dict[str, list[Cell]], table: str) -> None:
     found = [

@@ -51,6 +51,7 @@ def test_two_processes_end_with_the_weights_of_one(
             assert torch.allclose(value.double(), other.double(), rtol=0, atol=1e-9), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ranks_worker.ESTIMATORS, ids=str)
 @pytest.mark.parametrize("model", ranks_worker.MODELS, ids=str)
 def test_adamw_in_float32_is_handed_the_same_gradients(
@@ -70,6 +71,7 @@ def test_adamw_in_float32_is_handed_the_same_gradients(
         assert torch.stack([(a - b).norm() for a, b in pairs]).norm() < tolerance * norm
 
 
+@pytest.mark.slow
 def test_ranks_hold_bitwise_equal_weights(two_ranks: list[dict[str, torch.Tensor]]) -> None:
     first, second = two_ranks
     assert first and all(torch.equal(first[name], second[name]) for name in first)
