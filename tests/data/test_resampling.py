@@ -78,6 +78,7 @@ for size, interpolation in ((24, "bilinear"), (37, "bicubic")):
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_give_the_same_pixels() -> None:
     """On a GPU as they are, else by Triton's interpreter."""
     triton = pytest.importorskip("triton")
