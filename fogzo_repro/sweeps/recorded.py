@@ -60,6 +60,9 @@ def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, float
     wanted = _kind(asdict(config), group_key(config) is not None)
     if wanted in seconds:
         return Hours(steps * seconds[wanted] / 3600, False)
+    if getattr(config.estimator, "probe_gradients", False):  # passes of the STE, 1 + 2n a step
+        steps *= 1 + 2 * wanted.pairs
+        wanted = wanted._replace(estimator="ste", pairs=0)
     near = {k: s for k, s in seconds.items() if k[:4] == wanted[:4] and k.pairs <= wanted.pairs}
     if not near:
         return None

@@ -118,10 +118,13 @@ def test_equal_cost_controls_have_the_measured_ratio() -> None:
         record = json.loads((ROOT / f"results/records/bench/{bench}.json").read_text())
         measured = record["networks"][network][quantizer]["fogzo_over_ste"]
         assert float(ratio) == pytest.approx(measured, abs=6e-4), (bench, network, quantizer)
-    products = re.findall(r"(?:epochs|max_steps): (\d+)[,}\s].*# (\d+) x (\d\.\d+)", text)
-    for length, plain, ratio in products:
-        assert int(length) == pytest.approx(int(plain) * float(ratio), abs=1)
-    assert len(sources) == len(products) == 16
+    products = re.findall(
+        r"(?:epochs|max_steps): (\d+)[,}\s].*# (\d+)(?: / (\d))? x (\d\.\d+)", text
+    )
+    for length, plain, cost, ratio in products:  # cost of a step in steps of the STE
+        assert int(length) == pytest.approx(int(plain) * float(ratio) / int(cost or 1), abs=1)
+    assert len(sources) == len(products) == 19
+    assert [cost for _, _, cost, _ in products if cost] == ["3"] * 3
 
 
 @pytest.mark.slow

@@ -138,6 +138,33 @@ def test_the_record_counts_three_passes_forward_and_backward(tmp_path: Path) -> 
     assert counts == [3, 5]
 
 
+PART = """
+from fogzo_repro.estimators.averaged import averaged_gradient
+from fogzo_repro.estimators.fogzo import Fogzo
+
+
+def build(n, noise, beta_schedule, device):
+    return Fogzo(n, noise, beta_schedule, device, averaged_gradient)
+"""
+
+
+def test_a_part_of_ones_own_with_the_key_has_gradients_at_its_probes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine" / "estimator"
+    folder.mkdir(parents=True)
+    (folder / "own.py").write_text(PART)
+    text = "defaults: [fogzo, _self_]\nname: own\nfamily: own\nprobe_gradients: true\n"
+    (folder / "own.yaml").write_text(text)
+    monkeypatch.setenv("FOGZO_PARTS", str(folder.parent))
+    records = [
+        run.execute(compose_run(*DIGITS, word, f"output_root={tmp_path}"), quiet=True)
+        for word in (AVERAGED, "estimator=own")
+    ]
+    for key in ("metrics", "history", "evaluations_per_step"):
+        assert records[0][key] == records[1][key]
+
+
 def test_evaluations_of_a_run_that_averages_late_on_a_part_of_the_batch() -> None:
     half = {"start_fraction": 0.5, "probe_fraction": 0.25}
     record: dict[str, Any] = {"steps": 8, "config": {"estimator": half}}
