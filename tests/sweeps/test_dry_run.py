@@ -220,3 +220,18 @@ def test_a_damaged_bench_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UserError, match=r"x\.json is not the record of a bench"):
         read_benches(tmp_path)
+
+
+def test_gradients_at_probes_take_as_many_steps_of_the_ste(tmp_path: Path) -> None:
+    ste, averaged = (config(f"mini-deit-tiny/hardtanh-{name}") for name in ("ste", "two-points"))
+    record_of(tmp_path, "ste", ste, 2.0)
+    seconds = recorded_seconds(tmp_path)["a card"]
+    found = hours_by_records(averaged, 100, seconds)
+    assert found is not None and (found.hours, found.scaled) == (6.0, True)
+    quick = {"size": 28, "units_per_step": 512, "ste_ms": {"median": 10.0}}
+    quick["fogzo_ms"] = {"median": 15.0}
+    bench = {"bench": "vision", "networks": {"deit_tiny": {"round-w2": quick}}}
+    full = replace(averaged, scale="full", dataset=config("table1/deit-tiny-identity-ste").dataset)
+    quick["size"] = full.dataset.image_size  # type: ignore[attr-defined]
+    hours = run_hours(full, 1000, [bench])
+    assert hours is not None and hours.hours == pytest.approx(3 * 10.0 / 3600)
