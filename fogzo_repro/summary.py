@@ -14,6 +14,7 @@ error that the user can mend, in one line.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from fogzo_repro.tracking.history import binned_history
 from fogzo_repro.tracking.metrics import stream_metrics
 from fogzo_repro.tracking.records import read_runs
 
+HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b")
 METRICS = {"loss": 4, "top1": 2, "perplexity": 3}  # shown, and with how many digits
 SPLITS = ("train", "test", "val")
 IGNORED = (*LABELS, *PLACES, "seed", "scale", "eval_every_steps")
@@ -257,17 +259,19 @@ def table(rows: Sequence[Row], by: str | None = None) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a short text that still tells 1 - 1e-9 from 1.
+    """Return a value as a short text that still tells 1 - 1e-9 from 1; of a hash its beginning.
 
     >>> shown(0.9), shown(1 - 1e-9), shown(1e-05), shown(True)
     ('0.9', '0.999999999', '1e-05', 'true')
+    >>> shown("cifar-100 61d9968eeae6c8a198154d67c13a1968")
+    'cifar-100 61d9968e'
     """
     if isinstance(value, float):
         short = f"{value:.6g}"
         return short if float(short) == value or abs(1 - value) > 1e-4 else f"{value:.12g}"
     if isinstance(value, bool):
         return str(value).lower()
-    return "null" if value is None else str(value)
+    return "null" if value is None else HASH.sub(r"\1", str(value))
 
 
 def named(row: Row, columns: Sequence[str]) -> str:

@@ -79,6 +79,14 @@ def main() -> int:
         if arguments.dry_run:
             from fogzo_repro.sweeps.dry_run import dry_run
 
+            if arguments.claims:
+                from fogzo_repro.sweeps.claimed import needed_part
+
+                table, results = arguments.table.split("/")[0], arguments.records.parent
+                cells, said = needed_part(cells, results, table, seeds)
+                print("\n".join([*said, f"--claims: {len(cells)} cells"]))
+                if not cells:
+                    return 0
             print("\n".join(dry_run(arguments.table, cells, arguments.records)))
             return 0
         outlive_terminal("stdout", "stderr")

@@ -50,6 +50,7 @@ class FogzoStep:
         rho: energy of the noise over that of the guide, `RHO` where neither it nor `noise` is
             given; docs/library.md tells how to choose it.
         noise: 1 - beta, in place of `rho`.
+        beta: no number: it would be rounded close to 1, where it matters; give `noise` or `rho`.
         n: probe pairs a step; each costs two forward passes.
         schedule: `constant`, or `linear` from no noise at the first step to all at the last.
         total_steps: of the training, for `linear`; at least 1.
@@ -76,6 +77,7 @@ class FogzoStep:
         *,
         rho: float | None = None,
         noise: float | None = None,
+        beta: None = None,
         n: int = 1,
         schedule: str = "constant",
         total_steps: int | None = None,
@@ -89,6 +91,8 @@ class FogzoStep:
         self.weights = list(weights)
         check_weights(self.weights, model, self._parameters())
         self.d = sum(w.parameter.numel() for w in self.weights)
+        if beta is not None:
+            raise ValueError(f"beta={beta}: give noise, which is 1 - beta, or rho")
         for name, value in {"rho": rho, "noise": noise}.items():
             if value is not None:
                 check_number(name, value)

@@ -78,6 +78,37 @@ def needed_cells(results: Path, table: str, given: Collection[str] | None = None
     return Needed(frozenset(rows), frozenset(named), open_claims)
 
 
+def needed_part(
+    cells: Sequence[Cell], results: Path, table: str, seeds: tuple[int, ...] | None = None
+) -> tuple[list[Cell], list[str]]:
+    """Return all that is run for the claims, as far as it is known, and what is not.
+
+    Args:
+        cells: as for `claimed_part`.
+        results: as for it.
+        table: its name.
+        seeds: as for it.
+
+    Returns:
+        The cells, and a line where a tuning sweep has not chosen yet.
+    """
+    parts = tuning_part(cells)
+    said = []
+    if open_claims := needed_cells(results, table, {one.config.cell.row for one in cells}).open:
+        said = [
+            f"tuning sweeps alone, since {', '.join(open_claims)} are open: what these compare on "
+            "evaluation seeds is known once the sweeps have chosen"
+        ]
+    else:
+        parts += claimed_part(cells, results, table, seeds)
+    found: dict[tuple[str, str], tuple[int, ...]] = {}
+    for part in parts:
+        place = (part.config.cell.row, part.config.cell.column)
+        found[place] = found.get(place, ()) + part.seeds
+    places = [(one, (one.config.cell.row, one.config.cell.column)) for one in cells]
+    return [replace(one, seeds=found[place]) for one, place in places if place in found], said
+
+
 def claimed_part(
     cells: Sequence[Cell], results: Path, table: str, seeds: tuple[int, ...] | None = None
 ) -> list[Cell]:

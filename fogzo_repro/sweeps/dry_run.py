@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fogzo_repro.config import RunConfig
@@ -16,6 +15,7 @@ from fogzo_repro.sweeps.forecast import (
     loader_rates,
     missing_disk,
     missing_here,
+    plain,
     read_benches,
     run_hours,
 )
@@ -56,20 +56,24 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
         cells: its cells.
         records: the folder of committed records, with those of the benches in it.
     """
-    known = known_runs(records, {Path(cell.config.output_root) for cell in cells})
+    on_cpu = cells[0].config.hardware.device == "cpu"
+    roots = {Path(cell.config.output_root) for cell in cells}
+    known = known_runs(records, roots, "cpu" if on_cpu else None)
     bench = shipped(records.parent, "records/bench")
     recorded = recorded_seconds(records)
-    benches, rates = read_benches(bench), loader_rates(bench)
+    benches, rates = {} if on_cpu else read_benches(bench), loader_rates(bench)
     found = []
     for cell in cells:
         config, needed = cell.config, forecast(cell.config)
+        side_by_side = group_key(config) is not None
+        if side_by_side:  # they leave a record and no folder
+            needed = replace(needed, disk=0)
         runs = runs_of(config.cell, config.scale, cell.seeds)
         missing = sum(known.get(run) not in ("done", "diverged") for run in runs)
         hours: dict[str, Hours | None] = {}
         for card, measured in benches.items():
             by_bench = run_hours(config, needed.steps, measured, rates)
             by_records = hours_by_records(config, needed.steps, recorded.get(card, {}))
-            side_by_side = group_key(config) is not None
             hours[card] = (by_records if side_by_side else by_bench) or by_records
         found.append(Needed(cell, needed, missing, hours))
     disk = sum(each.forecast.disk * each.missing for each in found)
@@ -80,7 +84,7 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
             name not in largest or each.forecast.data > largest[name].forecast.data
         ):
             largest[name] = each
-    sizes = ", ".join(f"{k} {n.forecast.data / 1e9:.3g} GB" for k, n in sorted(largest.items()))
+    sizes = ", ".join(f"{k} {plain(n.forecast.data / 1e9)} GB" for k, n in sorted(largest.items()))
     lines = [
         f"{table}, scale={cells[0].config.scale}: nothing is started",
         "",
@@ -88,9 +92,9 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
         "",
         f"{len(cells)} cells, {sum(len(cell.seeds) for cell in cells)} runs",
         *(f"GPU-hours of the missing runs on one {c}: {_total(found, c)}" for c in benches),
-        "other cards: unknown, no bench record of them",
-        f"disk: {disk / 1e9:.3g} GB for the run folders; data: {sizes or 'none'}",
-        HOURS,
+        "hours on a CPU: unknown" if on_cpu else "other cards: unknown, no bench record of them",
+        f"disk: {plain(disk / 1e9)} GB for the run folders; data: {sizes or 'none'}",
+        *([] if on_cpu else [HOURS]),
     ]
     absent = [
         line for most in largest.values() for line in missing_here(most.config, most.forecast)
@@ -105,8 +109,10 @@ def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
     titles = ["", "missing", "steps", "seen", "GiB", "GB"]
     titles += [f"h a run, {card}" for card in cards] + [f"h missing, {card}" for card in cards]
     lines: list[list[str] | str] = [titles]
-    for row, members in itertools.groupby(found, key=lambda each: each.config.cell.row):
-        cells = [*members]
+    rows: dict[str, list[Needed]] = {}
+    for each in found:
+        rows.setdefault(each.config.cell.row, []).append(each)
+    for row, cells in rows.items():
         lines.append(f"{row}: {_networks(cells)}")
         for each in cells:
             needed, about = each.forecast, "~" if each.forecast.rough else ""
@@ -117,7 +123,7 @@ def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
                     f"{about}{needed.steps:,}",
                     f"{about}{_short(needed.units)} {needed.unit}",
                     f"{needed.memory / 2**30:.2f}",
-                    f"{needed.disk / 1e9:.2g}",
+                    plain(needed.disk / 1e9),
                     *(_said(each.hours[card]) for card in cards),
                     *(_total([each], card) for card in cards),
                 ]
@@ -128,7 +134,7 @@ def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
             totals = [_total(cells, card) for card in cards]
             blank = [""] * len(cards)
             lines.append(
-                ["  sum", f"{missing} of {runs}", "", "", "", f"{disk:.2g}", *blank, *totals]
+                ["  sum", f"{missing} of {runs}", "", "", "", plain(disk), *blank, *totals]
             )
     widths = [max(map(len, column)) for column in zip(*_of_columns(lines), strict=True)]
     texts = [
@@ -171,8 +177,8 @@ def _total(cells: Sequence[Needed], card: str) -> str:
         hours += 0.0 if one is None else one.hours * each.missing
         unknown += each.missing if one is None else 0
     if unknown:
-        return f"{hours:.3g} and {unknown} runs of unknown length" if hours else "unknown"
-    return f"{hours:.3g}"
+        return f"{plain(hours)} and {unknown} runs of unknown length" if hours else "unknown"
+    return plain(hours)
 
 
 def _short(count: int) -> str:
@@ -185,7 +191,7 @@ def _short(count: int) -> str:
 def _said(hours: Hours | None) -> str:
     if hours is None:
         return "unknown"
-    return f"{'~' if hours.scaled else ''}{hours.hours:.2g}{' L' if hours.loader else ''}"
+    return f"{'~' if hours.scaled else ''}{plain(hours.hours)}{' L' if hours.loader else ''}"
 
 
 def _trial(table: str, found: Sequence[Needed]) -> list[str]:

@@ -145,8 +145,18 @@ def missing_disk(root: Path, needed: int) -> list[str]:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    said = f"{needed / 1e9:.3g} GB on the disk of output_root={root}: {free / 1e9:.3g} GB are free"
+    gigabytes = plain(needed / 1e9), plain(free / 1e9)
+    said = f"{gigabytes[0]} GB on the disk of output_root={root}: {gigabytes[1]} GB are free"
     return [said] if free < needed else []
+
+
+def plain(value: float) -> str:
+    """Return a number with two digits at least, never as a power of ten where it is large.
+
+    >>> plain(0.0123), plain(1.234), plain(1234.5)
+    ('0.012', '1.2', '1234')
+    """
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:

@@ -29,12 +29,15 @@ class Label(Protocol):
     def column(self) -> str: ...  # noqa: D102
 
 
-def known_runs(records: Path, output_roots: Iterable[Path]) -> dict[Run, str]:
+def known_runs(
+    records: Path, output_roots: Iterable[Path], device: str | None = None
+) -> dict[Run, str]:
     """Return the state of every run that has left something.
 
     Args:
         records: the folder of committed records.
         output_roots: folders of run folders; what is committed comes first.
+        device: leave out the committed records of another kind of device.
     """
     found: dict[Run, str] = {}
     for root in output_roots:
@@ -45,6 +48,8 @@ def known_runs(records: Path, output_roots: Iterable[Path]) -> dict[Run, str]:
                 found[_run(noted, noted["scale"])] = "failed"
     for path in sorted(records.glob("*/*.json")):
         if record := _read(path, tell=True):  # the benches' records are of no cell
+            if device not in (None, record["resolved"]["device"]):
+                continue
             for run in split_seeds(record) if "seeds" in record else [record]:
                 found[_run(run, run["scale"])] = _of_record(run)
     return found

@@ -584,6 +584,7 @@ WRONG_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     *[({"rho": rho}, f"rho={rho} must be a finite number") for rho in (math.inf, math.nan)],
     ({"rho": -72.0}, "rho=-72.0 must be at least 0"),  # as many as there are weights
     *[({"noise": noise}, f"noise={noise!r} must be a finite n") for noise in ("x", math.nan)],
+    ({"beta": 0.999}, "beta=0.999: give noise, which is 1 - beta, or rho"),
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.reporting.results import TUNING_SEEDS, read_paper
-from fogzo_repro.sweeps.claimed import claimed_part, needed_cells, tuning_part
+from fogzo_repro.sweeps.claimed import claimed_part, needed_cells, needed_part, tuning_part
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.tracking.records import write_record
 from tests.conftest import ROOT
@@ -123,3 +123,15 @@ def test_before_the_sweep_has_chosen_every_cell_of_the_claim_may_be_needed(
 ) -> None:
     tune(results, cells, leave_out="1-beta=1e-05")
     assert ("FOGZO n=1, integer grid", "1-beta=1e-06") in needed_cells(results, TABLE)
+
+
+@pytest.mark.parametrize("leave_out", ["", "1-beta=1e-06"], ids=["chosen", "open"])
+def test_what_the_claims_need_is_both_parts_as_far_as_it_is_known(
+    cells: list[Cell], results: Path, leave_out: str
+) -> None:
+    tune(results, cells, leave_out)
+    found, said = needed_part(cells, results, TABLE)
+    parts = tuning_part(cells) + ([] if leave_out else claimed_part(cells, results, TABLE))
+    assert bool(said) == bool(leave_out)
+    assert places(found) == places(parts) and len(found) == len(places(parts))
+    assert sum(len(c.seeds) for c in found) == sum(len(c.seeds) for c in parts)

@@ -66,13 +66,32 @@ def test_a_disk_that_is_too_small_is_named(tmp_path: Path) -> None:
     root = tmp_path / "not" / "there"
     assert missing_disk(root, 1) == []
     (line,) = missing_disk(root, 10**18)
-    assert line.startswith(f"1e+09 GB on the disk of output_root={root}: ")
+    assert line.startswith(f"1000000000 GB on the disk of output_root={root}: ")
 
 
 def test_runs_with_a_committed_record_are_not_missing() -> None:
     cells = table_cells("figure-shallow/full-precision", [], (*range(10), 9999))
     (line,) = (x for x in dry_run("figure-shallow", cells, RECORDS) if x.startswith("  -"))
     assert "  1 of 11  " in line
+
+
+def test_runs_on_a_cpu_have_no_hours_of_a_card_and_no_record_of_one() -> None:
+    cells = table_cells("figure-shallow/full-precision", ["hardware=cpu"], (2000,))
+    lines = dry_run("figure-shallow", cells, RECORDS)
+    assert any("  1 of 1  " in line for line in lines)
+    assert "hours on a CPU: unknown" in lines
+    assert not any("NVIDIA" in line for line in lines)
+
+
+def test_a_row_of_several_blocks_stands_once_and_runs_side_by_side_leave_no_folders() -> None:
+    cells = [
+        *table_cells("figure-shallow/ste", [], (9999,)),
+        *table_cells("figure-shallow/sweep-ste", ["recipe.lr=0.002"]),
+    ]
+    lines = dry_run("figure-shallow", cells, RECORDS)
+    rows = [line for line in lines if line.startswith("STE")]
+    assert len(rows) == len(set(rows)) == 2
+    assert any(line.startswith("disk: 0 GB for the run folders") for line in lines)
 
 
 def test_a_row_has_the_sum_of_its_cells() -> None:
