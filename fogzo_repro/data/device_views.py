@@ -5,7 +5,8 @@ The draws are those of `TrainingView`, made by a worker for each image; the pixe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from fogzo_repro.data.operations import (
 )
 from fogzo_repro.data.resampling import Windows, pack, resize
 
+ALIGNED = 16  # bytes
 TRIED = ((300, 400), (500, 333), (90, 640), (640, 96), (60, 41), (224, 224), (7, 500), (233, 5))
 
 
@@ -48,6 +50,65 @@ class Parts(NamedTuple):
     mirrored: Tensor
     layers: list[Layer]
     erased: Erased
+
+
+class Bundle(NamedTuple):
+    """Nested tuples and lists of tensors as one tensor, which is quickly handed over and copied.
+
+    Attributes:
+        buffer: all bytes, uint8.
+        layout: the tuples and lists; in place of a tensor a `_Place`.
+    """
+
+    buffer: Tensor
+    layout: Any
+
+    @classmethod
+    def of(cls, data: Any) -> Bundle:
+        """Put data together, on the CPU."""
+        tensors: list[Tensor] = []
+        end = 0
+
+        def place(tensor: Tensor) -> _Place:
+            nonlocal end
+            begin = end
+            end += -(-tensor.nbytes // ALIGNED) * ALIGNED
+            tensors.append(tensor)
+            return _Place((begin, tensor.nbytes, tensor.dtype, tuple(tensor.shape)))
+
+        layout = _mapped(data, Tensor, place)
+        buffer, begin = torch.empty(end, dtype=torch.uint8), 0
+        for tensor in tensors:
+            whole = tensor.contiguous().view(-1).view(torch.uint8)
+            buffer[begin : begin + tensor.nbytes] = whole
+            begin += -(-tensor.nbytes // ALIGNED) * ALIGNED
+        return cls(buffer, layout)
+
+    def open(self) -> Any:
+        """Return the data, with tensors that look into the buffer."""
+
+        def tensor(place: _Place) -> Tensor:
+            begin, size, dtype, shape = place.where
+            return self.buffer[begin : begin + size].view(dtype).view(shape)
+
+        return _mapped(self.layout, _Place, tensor)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor is: first byte, bytes, dtype, shape."""
+
+    where: tuple[int, int, torch.dtype, tuple[int, ...]]
+
+
+def _mapped(data: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """Return nested tuples and lists with each part of a kind changed."""
+    if isinstance(data, kind):
+        return change(data)
+    if isinstance(data, tuple | list):
+        parts = [_mapped(part, kind, change) for part in data]
+        return type(data)(*parts) if hasattr(data, "_fields") else parts
+    return data
 
 
 def cut(view: TrainingView, pixels: np.ndarray) -> Part:
@@ -101,10 +162,5 @@ def why_not(view: TrainingView, device: torch.device) -> str:
 
 
 def to_device(data: Any, device: torch.device) -> Any:
-    """Return tensors, and tuples of them, on a device; what else is in there stays."""
-    if isinstance(data, Tensor):
-        return data.to(device, non_blocking=True)
-    if isinstance(data, tuple | list):
-        moved = [to_device(each, device) for each in data]
-        return type(data)(*moved) if hasattr(data, "_fields") else moved
-    return data
+    """Return tensors, and tuples and lists of them, on a device; what else is in there stays."""
+    return _mapped(data, Tensor, lambda tensor: tensor.to(device, non_blocking=True))

@@ -245,16 +245,14 @@ def _mean(old: Tensor) -> Tensor:
 
 def _smooth(old: Tensor) -> Tensor:
     """Return ImageFilter.SMOOTH's image; the outermost pixels stay."""
-    side, centre = (torch.tensor(v, device=old.device) / 13.0 for v in (1.0, 5.0))
+    side, centre = 1.0 / 13.0, 5.0 / 13.0
     x = old.float()
     rows = []
     for y, middle in ((2, side), (1, centre), (0, side)):  # the row below comes first
         row = x[:, :, y : y + x.shape[2] - 2]
         rows.append(row[..., :-2] * side + row[..., 1:-1] * middle + row[..., 2:] * side)
     out = x.clone()
-    total = torch.full((), 0.5, device=old.device)
-    for row in rows:
-        total = total + row
+    total = sum(rows, 0.5)
     out[:, :, 1:-1, 1:-1] = total.clamp(0, 255).floor()
     return out
 

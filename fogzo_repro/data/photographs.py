@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from fogzo_repro.config import UserError
 from fogzo_repro.data.augmentation import UnreadableImage, drawn_from, seed_generators
 from fogzo_repro.data.decoded import DecodedFiles
-from fogzo_repro.data.device_views import Part, cut, finish, pack_parts, to_device
+from fogzo_repro.data.device_views import Bundle, Part, cut, finish, pack_parts, to_device
 from fogzo_repro.data.imagenet import Files
 from fogzo_repro.data.images import Batch
 from fogzo_repro.data.order import EpochOrder
@@ -86,15 +86,15 @@ class Photographs(Dataset):
         seen: list[Any] = [image for image, _, _ in samples if image is not None]
         if len(seen) < len(samples):
             return None, complaints
-        pixels: Any = pack_parts(self.view, seen) if self.halved else torch.stack(seen)
+        pixels: Any = Bundle.of(pack_parts(self.view, seen)) if self.halved else torch.stack(seen)
         return Batch(pixels, torch.tensor([label for _, label, _ in samples])), complaints
 
     def finish(self, batch: Batch) -> Batch:
         """Return a batch of images from what `collate` gives, moved to the device."""
         if not self.halved:
             return batch
-        parts: Any = batch.pixels
-        return Batch(finish(self.view, parts), batch.labels)
+        bundle: Any = batch.pixels
+        return Batch(finish(self.view, bundle.open()), batch.labels)
 
 
 def _drawn_here(seed: int) -> AbstractContextManager[None]:

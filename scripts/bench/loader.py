@@ -1,24 +1,35 @@
-"""Measure how many images a second the loader decodes and augments.
+"""Measure how many photographs a second the loader gives, by recipe and by way.
 
-    python -m scripts.bench.loader --data-dir DIR --workers 16 --out loader.json
+    python -m scripts.bench.loader --data-dir DIR --workers 16 --decoded 256 --out loader.json
 
 DIR holds imagenet/, any part of it; its images are read again and again, so the disk's cache is
-warm. The share of a training step that the loader hides is images/s here over images/s of
-scripts/bench/steps.py, at most 1.
+warm. The ways: from the files or from the decoded tree, and of these
+
+    pillow   decoded and augmented by the loaders alone, by Pillow alone
+    cpu      the same with the faster decoder
+    cut      what loaders have left to do where the device has the second half of an augmentation
+    device   normalised batches on the GPU, the whole way
+
+The share of a training step that the loader hides is images/s here over images/s of
+scripts/bench/steps.py, at most 1. `device_ms` is what the device's half of a batch takes by itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from fogzo_repro import files
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError, build_part
 from fogzo_repro.terminal import command_parser
+from scripts.bench.record import head, read_committed, tell_moved, write
+
+RECIPES = ("resnet18", "deit_tiny")
 
 
 def main() -> None:
@@ -26,54 +37,134 @@ def main() -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--data-dir", required=True, help="holds imagenet/")
     parser.add_argument("--workers", type=int, default=16, help="processes; 1 or more")
-    parser.add_argument("--images", type=int, default=20_000, help="decoded; 1 or more")
+    parser.add_argument("--images", type=int, default=20_000, help="of each way; 1 or more")
     parser.add_argument("--batch", type=int, default=256, help="images; 1 or more")
+    parser.add_argument("--decoded", type=int, metavar="SIDE", help="of a decoded tree in DIR")
     parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     arguments = parser.parse_args()
-    results = {model: measure(model, arguments) for model in ("resnet18", "deit_tiny")}
+    committed = read_committed()
 
-    from fogzo_repro.tracking.environment import command_line, git_state, versions
-    from fogzo_repro.training.machine import processor_name
-
-    content = {
-        "bench": "loader", "command": command_line(), **git_state(), "versions": versions(),
-        "hardware": f"{processor_name()}, {arguments.workers} workers",
-        "recipes": results,
-    }  # fmt: skip
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    files.write(arguments.out, json.dumps(content, indent=1) + "\n")
-
-
-def measure(model: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Return images/s of a model's recipe, without the workers' start."""
     import torch
 
-    from fogzo_repro.data.augmentation import training_view
-    from fogzo_repro.data.photographs import PhotographLoader, Photographs, Sample
+    from fogzo_repro.training.machine import processor_name
 
-    overrides = [f"model={model}", "dataset=imagenet1k", "dataset.allow_partial=true"]
-    config = compose_run(*overrides)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    card = f"{processor_name()}, {arguments.workers} workers" + (f", {gpu}" if gpu else "")
+    record = {
+        **head("loader", "files_pillow: decoded and augmented by Pillow alone", card),
+        "batch": arguments.batch, "decoded": arguments.decoded,
+        "recipes": {model: measure(model, arguments) for model in RECIPES},
+    }  # fmt: skip
+    for model in RECIPES:
+        tell_moved(record, committed, ("recipes", model), arguments.out.name)
+    write(arguments.out, record)
+
+
+def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return images/s of a model's recipe by each way, and by the one that a run takes."""
+    import torch
+
+    from fogzo_repro.data import augmentation
+    from fogzo_repro.data.augmentation import training_view
+    from fogzo_repro.data.decoded import open_decoded
+    from fogzo_repro.data.photographs import Photographs
+    from fogzo_repro.training.imagenet import on_device
+
+    words = [f"model={model}", "dataset=imagenet1k", "dataset.allow_partial=true"]
+    config = compose_run(*words)
     data_dir = Path(arguments.data_dir)
     files = build_part("dataset", config.dataset, config.parts_dir, data_dir=data_dir).train
     view = training_view(config.recipe, config.dataset.image_size)
-    loader = PhotographLoader(
-        Photographs(files, view, skip_bad=False), arguments.workers, torch.device("cpu")
-    )
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    found: dict[str, Any] = {}
+
+    def way(name: str, photographs: Any, device: torch.device, finished: bool = True) -> None:
+        found[name] = rate(photographs, device, finished, arguments)
+        print(f"{config.recipe.name}, {name}: {found[name]['images_per_s']:,.0f} images/s")
+        sys.stdout.flush()
+
+    with mock.patch.object(augmentation, "_jpeg_decoder", lambda: None):
+        way("files_pillow", Photographs(files, view, False), cpu)
+    way("files_cpu", Photographs(files, view, False), cpu)
+    sources = {"files": files}
+    if arguments.decoded is not None:
+        sources["decoded"] = open_decoded(files, arguments.decoded)
+    for name, source in sources.items():
+        halved = Photographs(source, view, False, halved=True)
+        way(f"{name}_cut", halved, cpu, finished=False)
+        if torch.cuda.is_available() and on_device(view, "device", cuda):
+            way(f"{name}_device", halved, cuda)
+            found[f"{name}_device"]["device_ms"] = device_half(halved, cuda, arguments.batch)
+    by_gpu = "files_device" in found
+    return {"images_per_s": found["files_device" if by_gpu else "files_cpu"]["images_per_s"],
+            "ways": found}  # fmt: skip
+
+
+def rate(
+    photographs: Any, device: Any, finished: bool, arguments: argparse.Namespace
+) -> dict[str, float]:
+    """Return images/s of one way, without the workers' start.
+
+    Args:
+        photographs: the images.
+        device: where batches go.
+        finished: take batches to normalised inputs there; else take what the workers make of them.
+        arguments: of the command.
+    """
+    import torch
+
+    from fogzo_repro.data.augmentation import normalize
+    from fogzo_repro.data.photographs import PhotographLoader, Sample
+
     count = arguments.images // arguments.batch + 2 * arguments.workers
     batches = [
-        [Sample((k * arguments.batch + i) % len(files.names), k) for i in range(arguments.batch)]
+        [
+            Sample((k * arguments.batch + i) % len(photographs.files.labels), k)
+            for i in range(arguments.batch)
+        ]
         for k in range(count)
     ]
+    loader = PhotographLoader(photographs, arguments.workers, device)
+    if not finished:
+        photographs.finish = lambda batch: batch
     seen, started = 0, 0.0
     for index, batch in enumerate(loader.load(batches)):
+        if finished and device.type == "cuda":
+            normalize(batch.pixels)
         if index == 2 * arguments.workers:  # what was decoded while the workers started is gone
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             started = time.perf_counter()
         elif started:
             seen += len(batch.labels)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - started
-    found = {"images": seen, "seconds": seconds, "images_per_s": seen / seconds}
-    print(f"{config.recipe.name}: {found['images_per_s']:,.0f} images/s", flush=True)
-    return found
+    if not finished:
+        del photographs.finish
+    return {"images": seen, "seconds": seconds, "images_per_s": seen / seconds}
+
+
+def device_half(photographs: Any, device: Any, size: int) -> float:
+    """Return milliseconds of the device's half of one batch, the median of 20."""
+    import torch
+
+    from fogzo_repro.data.augmentation import normalize
+    from fogzo_repro.data.device_views import to_device
+    from fogzo_repro.data.photographs import Sample
+
+    count = len(photographs.files.labels)
+    batch, _ = photographs.collate([photographs[Sample(i % count, i)] for i in range(size)])
+    there = to_device(batch, device)
+    times = []
+    for _ in range(25):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        normalize(photographs.finish(there).pixels)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times[5:])
 
 
 if __name__ == "__main__":

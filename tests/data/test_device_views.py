@@ -11,7 +11,7 @@ import torch
 from fogzo_repro.config import UserError
 from fogzo_repro.data import device_views
 from fogzo_repro.data.augmentation import drawn_from, training_view
-from fogzo_repro.data.device_views import cut, finish, pack_parts, why_not
+from fogzo_repro.data.device_views import Bundle, cut, finish, pack_parts, why_not
 from fogzo_repro.data.imagenet import build
 from fogzo_repro.data.photographs import PhotographLoader, Photographs, Sample
 from fogzo_repro.training.imagenet import on_device
@@ -38,7 +38,8 @@ def test_photographs_become_the_same_pixels_in_both_ways(
                 wanted.append(view(image))
             with drawn_from(seed):
                 parts.append(cut(view, image))
-        found = finish(view, device_views.to_device(pack_parts(view, parts), DEVICE))
+        bundle = device_views.to_device(Bundle.of(pack_parts(view, parts)), DEVICE)
+        found = finish(view, bundle.open())
         assert torch.equal(found.cpu(), torch.stack(wanted))
 
 

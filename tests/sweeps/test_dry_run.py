@@ -122,6 +122,18 @@ def test_the_best_recorded_loader_counts(tmp_path: Path) -> None:
     assert loader_rates(tmp_path) == {"deit_tiny": 300.0}
 
 
+def test_a_run_from_a_decoded_tree_has_the_rate_of_that_way(tmp_path: Path) -> None:
+    ways = {"decoded_device": {"images_per_s": 700.0}}
+    recipes = {"recipes": {"deit_tiny": {"images_per_s": 300.0, "ways": ways}}}
+    (tmp_path / "a.json").write_text(json.dumps(recipes))
+    rates, record = loader_rates(tmp_path), bench("vision")
+    assert rates == {"deit_tiny": 300.0, "deit_tiny decoded": 700.0}
+    for more, rate in (((), 300.0), (("dataset.decoded=256",), 700.0)):
+        deit = config("table1/deit-tiny-identity-ste", *more)
+        hours = run_hours(deit, 1000, [record], rates)
+        assert hours is not None and hours.hours == pytest.approx(1000 * 1024 / rate / 3600)
+
+
 @pytest.mark.parametrize("table", ["table1", "table3"])
 def test_the_way_to_try_a_cell_can_be_run(table: str) -> None:
     lines = dry_run(table, composed(table)[:1], RECORDS)
