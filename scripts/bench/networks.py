@@ -40,7 +40,11 @@ QUANTIZERS = {
 LEARNED = ("lsq-w2", "lsq-w2a2", "quest-w2a2")
 MEASURED = {  # beside none and round-w2
     "vision": {"resnet50": LEARNED},
-    "language": {"llama_30m": LEARNED},
+    "language": {
+        "llama_30m": LEARNED,
+        "llama_200m": ("lsq-w2a2", "quest-w2a2"),
+        "llama_300m": ("lsq-w2a2", "quest-w2a2"),
+    },
 }
 PEAK = 790e12  # FLOP/s
 CLASSES = 1000

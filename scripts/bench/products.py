@@ -4,9 +4,10 @@
     python -m scripts.bench.products --toy --out /tmp/products.json     # does it run? (CPU)
 
 For each linear layer of LLaMAs and DeiTs (32,768 tokens; 256 images) the product of 2-bit operands
-in bf16, as `F.linear`, and of their codes in float8, with a scale for each row and with one for
-all. Times are of captured graphs, without the quantizers. `exact_to` is the largest K, of those
-tried, up to which K products of the largest codes, half of them negative, sum up exactly.
+in bf16, as `F.linear`, of their codes in float8, with a scale for each row and with one for all,
+and of integers in int8 without scales. Times are of captured graphs, without the quantizers.
+`exact_to` is the largest K, of those tried, up to which K products of the largest codes, half of
+them negative, sum up exactly.
 
 The head is that of llama_30m: its product alone, and the loss with and without gradients, compiled.
 """
@@ -73,13 +74,15 @@ def layer(tokens: int, k: int, n: int, device: Any) -> dict[str, float]:
 
     stream = torch.Generator().manual_seed(0)
     drawn = (torch.randint(0, 4, (rows, k), generator=stream) for rows in (tokens, n))
-    x, weight = ((2 * integers - 3).to(device) for integers in drawn)
+    x, weight = ((2 * levels - 3).to(device) for levels in drawn)
     codes = x.to(products.CODES), weight.to(products.CODES)
     wide = x.bfloat16(), weight.bfloat16()
+    integers = x.to(torch.int8), weight.to(torch.int8).T
     by_row = torch.rand(tokens, 1, device=device), torch.rand(n, 1, device=device)
     one = torch.ones((), device=device)
     found = {
         "bf16_ms": milliseconds(lambda: F.linear(*wide), device),
+        "int8_unscaled_ms": milliseconds(lambda: torch._int_mm(*integers), device),
         "float8_by_row_ms": milliseconds(lambda: product(*codes, *by_row), device),
         "float8_one_scale_ms": milliseconds(lambda: product(*codes, one, one), device),
     }
