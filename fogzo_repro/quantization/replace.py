@@ -29,15 +29,18 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        kind = input.device.type
-        autocast = torch.is_autocast_enabled(kind)
-        if self.exact and autocast and torch.get_autocast_dtype(kind) == torch.bfloat16:
+        if self.exact and _in_bf16(input.device.type):
             quantizers: Any = self.input_quantizer, self.weight_quantizer
             x, weight = (q.coded(v) for q, v in zip(quantizers, (input, self.weight), strict=True))
             y = products.linear(x, weight)
             return y if self.bias is None else y + self.bias.to(y.dtype)
         x, weight = _operands(self, input)
         return F.linear(x, weight, self.bias)
+
+
+def _in_bf16(kind: str) -> bool:
+    """Return whether autocast is on and multiplies in bf16."""
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
 
 
 class QuantizedConv2d(nn.Conv2d):
