@@ -252,7 +252,7 @@ def _smooth(old: Tensor) -> Tensor:
         row = x[:, :, y : y + x.shape[2] - 2]
         rows.append(row[..., :-2] * side + row[..., 1:-1] * middle + row[..., 2:] * side)
     out = x.clone()
-    total = sum(rows, 0.5)
+    total = rows[0] + 0.5 + rows[1] + rows[2]
     out[:, :, 1:-1, 1:-1] = total.clamp(0, 255).floor()
     return out
 
