@@ -39,6 +39,7 @@ from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
 RATE = "lr=0.032"  # the paper's
+LOSS = "train loss (nats), 95% interval"
 READINGS = {"half_integer": "half-integer grid", "integer": "integer grid"}  # default, earlier
 MARKERS = "osD^vP"
 HEIGHT, ACCURACY_HEIGHT = 3.0, 2.6  # inches, of a line of panels
@@ -71,6 +72,7 @@ def write_shallow(folder: Path, name: str, found: TableResults) -> bool:
         for (title, shown), line in zip(lines.items(), axes, strict=True):
             _against_cost(line[0], shown)
             _against_noise(line[1], shown)
+            line[1].set_ylabel(LOSS)
             line[0].set_title(title, loc="left", x=0.02)
         for panel, text in zip(axes.flat, "abcd", strict=False):
             letter(panel, text, -0.16, 1.03)
@@ -87,7 +89,7 @@ def write_accuracy(folder: Path, name: str, found: TableResults) -> bool:
     with canvas(folder / name, points, size, (len(lines), 1)) as (_, axes):
         for (title, shown), (panel,) in zip(lines.items(), axes, strict=True):
             _against_noise(panel, shown)
-            panel.set_ylabel(f"test accuracy (%), {title}")
+            panel.set_ylabel(f"test accuracy (%), 95% interval\n{title}")
     return True
 
 
@@ -123,10 +125,10 @@ def _by_reading(points: Sequence[Point]) -> dict[str, list[Point]]:
     return found
 
 
-def _draw_stes(axes: Any, points: Sequence[Point]) -> None:
+def _draw_stes(axes: Any, points: Sequence[Point], name: str = f"STE, {RATE}") -> None:
     """Draw the STE at the paper's rate, and at its chosen one, as horizontal lines."""
     stes = [p for p in points if p.row == "STE"]
-    draw_levels(axes, [p for p in stes if p.column == RATE], BLACK, f"STE, {RATE}")
+    draw_levels(axes, [p for p in stes if p.column == RATE], BLACK, name)
     tuned = [p for p in stes if p.chosen and p.column != RATE]
     for p in tuned:
         draw_levels(axes, [p], MAGENTA, f"STE, {p.column} (chosen)")
@@ -138,11 +140,12 @@ def _against_cost(axes: Any, points: Sequence[Point]) -> None:
     def cost(point: Point) -> int:
         return point.evaluations
 
-    _draw_stes(axes, points)
+    _draw_stes(axes, points, "_")  # the star names it
     full = [p for p in points if p.row == "Full precision"]
     draw_levels(axes, full, GREY, "full precision")
     paper = [p for p in points if (p.row, p.column) == ("STE", RATE)]
-    draw_points(axes, paper, cost, color=BLACK, marker="*", markersize=6)
+    star = {"color": BLACK, "marker": "*", "markersize": 6, "linestyle": "--", "linewidth": 0.9}
+    draw_points(axes, paper, cost, label=f"STE, {RATE}", **star)
     spsa = [p for p in points if p.row.startswith("n-SPSA")]
     draw_points(axes, spsa, cost, color=VERMILION, marker="x", markersize=4.5, label="n-SPSA")
     fogzo = [p for p in points if p.row.startswith("FOGZO") and "sign" not in p.row and p.noise]
@@ -153,7 +156,7 @@ def _against_cost(axes: Any, points: Sequence[Point]) -> None:
         draw_points(axes, [p for p in fogzo if p.noise == noise], cost, **look)
     axes.set_xscale("log")
     axes.set_xlabel("network evaluations per step")
-    axes.set_ylabel("train loss (nats)")
+    axes.set_ylabel(LOSS)
     legend_inside(axes)
 
 
@@ -183,7 +186,7 @@ def _against_noise(axes: Any, points: Sequence[Point]) -> None:
         draw_points(axes, positive, lambda p: p.noise, color=color, marker=marker, label=label)
         draw_points(
             axes, zero, lambda p: edge, color=color, marker=marker, markerfacecolor="white",
-            linestyle="none",
+            linestyle="none", label=r"$n=1$, $\beta=1$, the guide alone",
         )  # fmt: skip
     axes.set_xscale("log")
     _noise_ticks(axes, edge, max(noises), swept[0].perturbed)
