@@ -485,7 +485,8 @@ def read_lines(results: Path, found: TableResults) -> list[Line]:
                 f"{path}: {place[0]} | {place[1]} has value={entry['value']}; give a number or none"
             ) from None
         cell = found.cells[place]
-        is_best = cell is best[place[0]]
+        tuned = [c for c in found.row(cell.row) if c.tuning_losses()]
+        is_best = cell is best[place[0]] and len(tuned) > 1  # one value alone was not chosen
         lines.append(
             Line(
                 found.table, cell, entry["split"], entry["metric"], entry["value"],

@@ -89,8 +89,9 @@ def test_an_estimator_without_probes_costs_no_evaluation(mine, tmp_path):
     record, lines = train(tmp_path, "estimator=signed")
     assert record["evaluations_per_step"] == {"probes": 0, "total": 3}
     assert not any("null_level" in line for line in lines)
-    (first, *_) = lines
-    assert first["grad_norm_quantized"] == pytest.approx(0.001 * 7940**0.5, rel=0.1)
+    _, plain = train(tmp_path, "estimator=ste")
+    grown = lines[0]["grad_norm_quantized"] / plain[0]["grad_norm_quantized"]
+    assert 1.01 < grown <= 1.1  # by a tenth of the mean absolute value, along the sign
 
 
 def write(mine: Path, name: str, yaml: str, code: str) -> None:
