@@ -51,10 +51,9 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Let the interpreter end as ever, but for the processes of `-n`, which so end sooner."""
-    if not hasattr(config, "workerinput"):
-        gc.unfreeze()
+def pytest_unconfigure() -> None:
+    """Let the interpreter end as ever: else Triton lists what it believes to have leaked."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
