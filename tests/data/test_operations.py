@@ -135,6 +135,7 @@ assert torch.equal(found, _move(pixels, images, matrices, FILL))
 """
 
 
+@pytest.mark.slow
 def test_the_kernel_moves_images_alike() -> None:
     """On a GPU as it is, else by Triton's interpreter."""
     triton = pytest.importorskip("triton")
