@@ -85,9 +85,8 @@ def test_a_causal_attention_has_half_the_products():
 
 @pytest.mark.slow
 def test_a_llamas_products_are_those_that_the_forecast_counts():
-    config = compose_run(
-        "model=llama_30m", "quantizer=none", "model.context=64", "model.vocabulary=4096"
-    )
+    small = "model.context=64", "model.vocabulary=4096"
+    config = compose_run("model=llama_30m", "quantizer=none", "estimator=ste", *small)
     with META:
         network = build_network(config, {}, META)
         found = products_of(network.model, torch.zeros(2, 64, dtype=torch.int64))
