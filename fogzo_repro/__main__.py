@@ -150,13 +150,12 @@ def label_of(overrides: Sequence[str], words: Sequence[str]) -> str:
 
 def run_one(config: RunConfig, label: str = "") -> int:
     """Run, or describe, what is configured; return the exit status."""
-    from fogzo_repro.plan import describe
     from fogzo_repro.run import execute
     from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted, hurry
     from fogzo_repro.training.ranks import current_ranks
 
     if config.dry_run:
-        print(describe(config))
+        print(described(config))
         return 0
     outlive_terminal("stdout")
     try:
@@ -169,6 +168,21 @@ def run_one(config: RunConfig, label: str = "") -> int:
     if current_ranks().first:
         print(summary(record, label))
     return DIVERGED_STATUS if record["status"] != "finished" else 0
+
+
+def described(config: RunConfig) -> str:
+    """Return what `dry_run=true` prints, also where the data or the card are not here."""
+    from fogzo_repro.plan import describe
+
+    try:
+        return describe(config)
+    except UserError:
+        from fogzo_repro.sweeps.dry_run import describe_without_data
+
+        found = describe_without_data(config)
+        if found is None:
+            raise
+        return found
 
 
 def summary(record: dict, label: str = "") -> str:

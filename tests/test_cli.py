@@ -379,6 +379,17 @@ def test_dry_run_prints_what_a_run_takes_and_starts_nothing(monkeypatch, capsys,
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_without_the_data_says_what_it_takes_and_what_is_missing(
+    monkeypatch, capsys, tmp_path
+):
+    words = ["model=llama_9m", f"data_dir={tmp_path}", f"output_root={tmp_path}/runs"]
+    status, out, _ = run_cli(monkeypatch, capsys, *words, "dry_run=true")
+    assert status == 0
+    for said in ("27,465", "8,847,360", "GiB", "hours, NVIDIA", "c4/manifest.json is not there"):
+        assert said in out
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_sweep_runs_each_value_and_skips_them_the_second_time(monkeypatch, capsys, tmp_path):
     arguments = ["-m", f"output_root={tmp_path}", *TINY, "estimator.beta_min=0.9,1", "seed=0,1"]

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fogzo_repro.config import RunConfig
-from fogzo_repro.project import script, shipped
+from fogzo_repro.config import RunConfig, to_yaml
+from fogzo_repro.project import script, shipped, working_folder
 from fogzo_repro.sweeps.forecast import (
+    NO_GPU,
     Forecast,
     Hours,
     forecast,
@@ -102,6 +103,32 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
     absent += missing_disk(Path(cells[0].config.output_root), disk)
     lines += [f"missing on this machine: {line}" for line in dict.fromkeys(absent)]
     return lines + _trial(table, found)
+
+
+def describe_without_data(config: RunConfig) -> str | None:
+    """Return what one run takes where it lacks data or a card here; None where it lacks neither."""
+    needed = forecast(config)
+    absent = missing_here(config, needed)
+    if all(line.startswith(NO_GPU) for line in absent):  # the run would go on without one
+        return None
+    bench = shipped(working_folder() / "results", "records/bench")
+    rates, about = loader_rates(bench), "~" if needed.rough else ""
+    facts = {
+        "steps": f"{about}{needed.steps:,}, {about}{_short(needed.units)} {needed.unit}",
+        "parameters": f"{needed.parameters:,}",
+        "d (perturbed weights)": f"{needed.perturbed:,}",
+        "memory": f"{needed.memory / 2**30:.2f} GiB, to which activations and data come",
+        "disk": f"{plain(needed.disk / 1e9)} GB; data: {plain(needed.data / 1e9)} GB",
+        **{
+            f"hours, {card}": _said(run_hours(config, needed.steps, measured, rates))
+            for card, measured in read_benches(bench).items()
+            if config.hardware.device != "cpu"
+        },
+    }
+    width = max(map(len, facts))
+    lines = [f"{key:<{width}}  {value}" for key, value in facts.items()]
+    lines += [f"missing on this machine: {line}" for line in absent]
+    return "\n".join([to_yaml(config), *lines, HOURS])
 
 
 def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:

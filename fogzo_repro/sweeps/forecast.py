@@ -31,6 +31,7 @@ PHOTOGRAPHS = {  # training images, shape, classes
 ROUGH = ("imagenet100",)  # images are an estimate
 DATA_GB = {"imagenet100": 15.0, "imagenet1k": 150.0}  # about
 SPARE = 1.02  # tokens to prepare, over those that are seen: a split holds whole documents
+NO_GPU = "no GPU is here"
 MNIST_STEPS = 1170  # of the MLP bench's runs
 
 
@@ -135,7 +136,7 @@ def missing_here(config: RunConfig, needed: Forecast) -> list[str]:
     if device.startswith("cuda") and not torch.cuda.is_available():
         said.append(f"hardware={config.hardware.name}: no CUDA device is here")
     if device == "auto" and not torch.cuda.is_available():
-        said.append("no GPU is here: hardware=auto would take the CPU")
+        said.append(f"{NO_GPU}: hardware=auto would take the CPU")
     return said + _missing_data(config, needed)
 
 
