@@ -14,6 +14,7 @@ os.environ.setdefault("FOGZO_COMPILED", "")  # tests leave nothing behind in the
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra.core.config_store import ConfigStore
 from torch import Tensor, nn
 
 from fogzo_repro.estimators import QuantizedWeight, smoothing_law
@@ -38,6 +39,10 @@ QUANTIZERS: dict[str, Callable[[Tensor], nn.Module]] = {
     "round8": partial(Round, bits=8),
     **{name: partial(Sign, surrogate=s) for name, s in SIGN_SURROGATES.items()},
 }
+
+
+# Hydra copies its store with all cells whenever it composes; what it loads, it copies anyway.
+ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
 
 def pytest_sessionstart() -> None:
