@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fogzo_repro.models.head_loss import linear_cross_entropy
+from fogzo_repro.models.head_loss import kernel_agrees, linear_cross_entropy
 
 
 def _inputs(tokens, dtype=torch.float32):
@@ -65,3 +65,22 @@ def test_autocast_runs_the_product_in_bf16_and_the_softmax_in_float32():
     assert loss.dtype == torch.float32
     assert weight.grad.dtype == torch.float32
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
+
+
+def broken(hidden, weight):
+    raise RuntimeError("this Triton does not compile it")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "is_taken"),
+    [
+        (lambda h, w: (h.float() @ w.float().T).logsumexp(-1), True),
+        (lambda h, w: (h.float() @ w[:-1].float().T).logsumexp(-1), False),
+        (broken, False),
+    ],
+    ids=["right", "a-word-is-lost", "broken"],
+)
+def test_the_kernel_is_taken_only_where_it_gives_what_float64_does(monkeypatch, kernel, is_taken):
+    pytest.importorskip("triton")
+    monkeypatch.setattr("fogzo_repro.models.head_kernel.log_normalizer", kernel)
+    assert kernel_agrees(torch.device("cpu")) == is_taken
