@@ -134,7 +134,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "workers": "processes that decode images, for each card; 0 or more",
         "augmentation": "where photographs are resized: cpu | device; auto: on a GPU",
         "cuda_graph": "capture the step; null: on a GPU, but not in fp16, nor with sync_batchnorm",
-        "exact_products": "8-bit products of operands of 4 bits or fewer; null: where faster",
+        "exact_products": "8-bit products of operands of 3 bits or fewer; null: where faster",
         "probe_memory_mb": "memory for many probe pairs at once; MiB, 256 or more",
     },
     "tracker": {

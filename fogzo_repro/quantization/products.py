@@ -1,8 +1,10 @@
 """Exact products of quantized operands in eight bits.
 
-Of b <= 4 bits a side, the levels of both operands are integers up to 8, or half-integers up to
-7.5, which doubled are integers up to 15. Each is exact in float8 (e4m3), and so is their product
-where it is summed in enough bits. A linear layer is then
+Of b <= 3 bits a side, the levels of both operands are integers up to 7, or half-integers up to
+3.5, which doubled are integers up to 7. Each is exact in float8 (e4m3), and so is their product
+where it is summed in enough bits: the matrix units keep 14, and with slow accumulation they hand
+over to float32 after 128 products, which are at most 128 x 49 < 2^14 here (4 bits, with 15 x 15,
+could exceed that). A linear layer is then
 
     y = (scale_x codes_x) (scale_w codes_w)^T = scale_x (codes_x codes_w^T) scale_w
 
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 CODES = torch.float8_e4m3fn
-MOST_BITS = 4
+MOST_BITS = 3
 LEAST_IN, LEAST_OUT = 640, 384  # features from which on they are faster than bf16 on an H200
 MULTIPLE = 16  # of features, which the product needs
 
@@ -42,7 +44,7 @@ class Coded(NamedTuple):
 
 
 def has_products(device: torch.device) -> bool:
-    """Return whether the device is of the kind on which these products were found exact, Hopper."""
+    """Return whether the device is of the kind for which this was written, Hopper."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
@@ -83,7 +85,7 @@ def product(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor) ->
         if x_scale.dim() or weight_scale.dim():
             by_row = by_row.expand(len(x), 1).contiguous()
             by_column = by_column.expand(1, len(weight)).contiguous()
-        # Its fast accumulation keeps 14 bits of a sum, fewer than those of 4-bit operands need.
+        # Fast accumulation keeps 14 bits of the whole sum, fewer than it may have.
         return torch._scaled_mm(
             x, weight.T, by_row, by_column, out_dtype=torch.bfloat16, use_fast_accum=False
         )
