@@ -6,6 +6,7 @@ here; a part of the user's has the keys and types of its YAML file (parts.py).
 This module imports neither torch nor hydra, so that a configuration error is printed at once.
 """
 
+from fogzo_repro.config.earlier import load_stored, parse_stored
 from fogzo_repro.config.estimators import FogzoConfig
 from fogzo_repro.config.hardware import HardwareConfig
 from fogzo_repro.config.identity import (
@@ -18,9 +19,7 @@ from fogzo_repro.config.identity import (
 )
 from fogzo_repro.config.parse import (
     CompositionError,
-    load_stored,
     parse_config,
-    parse_stored,
     quoted,
     setting_names,
     to_yaml,

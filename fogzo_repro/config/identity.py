@@ -32,21 +32,6 @@ NEUTRAL: dict[str, Any] = {
     "dataset.decoded": None,  # training images were decoded from their files
     "recipe.start_from": None,  # every run began with weights of its own
 }
-# What else a stored run may lack, and what it had instead.
-EARLIER: dict[str, Any] = {
-    "data_dir": ".",  # a record does not say where
-    "output_root": ".",
-    "hardware.exact_products": False,  # every product was one in autocast's type
-    "eval_every_steps": None,  # a run was evaluated at the ends of epochs alone
-    "hardware.augmentation": "auto",  # the pixels are the same
-    "recipe.decay_scales": False,  # no recorded run had learned scales to decay
-}
-# Settings that have gone.
-GONE = (
-    "dataset.tokenizer_sha256",  # the data's fingerprint says which tokenizer
-    "recipe.inert",  # had no effect
-    "model.small_patch_size",  # model.patch_size is what is used
-)
 
 
 def published(config: RunConfig) -> dict[str, Any]:

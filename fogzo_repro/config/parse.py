@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -17,11 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fogzo_repro.config.hardware import CellConfig, HardwareConfig
-from fogzo_repro.config.identity import EARLIER, GONE, NEUTRAL
 from fogzo_repro.config.parts import labels, own_parts, schema
 from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, require, spelled
 from fogzo_repro.config.run import FAMILIES, RECIPE_KINDS, SECTIONS, TRACKERS, RunConfig
-from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS
 from fogzo_repro.terminal import typed_path
 
@@ -69,6 +65,13 @@ def _parse_section(
     return kind(
         **{k: _convert(f"{section}.{k}", hint, settings[k], typed) for k, hint in hints.items()}
     )
+
+
+def setting_types(section: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the type of each setting of a section, or with section="" of the run itself."""
+    if not section:
+        return _hints(RunConfig)
+    return _hints(_schema(section, settings.get(section), settings["parts_dir"], {}))
 
 
 @cache
@@ -200,7 +203,27 @@ def parse_config(
     for section in SECTIONS:
         if isinstance(settings.get(section), dict) and isinstance(chosen.get(section), str):
             _check_named(section, settings[section], chosen[section], settings.get("parts_dir"))
-    return _parse({str(key): value for key, value in settings.items()}, words)
+    return _resolved(parse_settings({str(k): v for k, v in settings.items()}, words), words)
+
+
+def _resolved(config: RunConfig, typed: Mapping[str, str]) -> RunConfig:
+    """Apply what is applied once, where a run is composed: a stored run has it in its values.
+
+    That is `smoke` of the parts that have it, at scale=smoke, and the user's home for `~`.
+    """
+    changed: dict[str, Any] = {}
+    if config.scale == "smoke":
+        parts = {section: getattr(config, section) for section in SECTIONS}
+        changed = {k: part.smoke() for k, part in parts.items() if hasattr(part, "smoke")}
+    for key in ("data_dir", "output_root"):
+        given = getattr(config, key)
+        try:
+            changed[key] = str(typed_path(given))
+        except ValueError as error:
+            ours = key == "data_dir" and key not in typed  # a word of the command line comes first
+            by = ", by FOGZO_DATA" if ours and os.environ.get("FOGZO_DATA") == given else ""
+            raise ConfigError(f"{key}={given}{by} {error}") from None
+    return replace(config, **changed)
 
 
 def _check_named(section: str, settings: dict[str, Any], option: str, parts_dir: Any) -> None:
@@ -223,7 +246,18 @@ def _check_named(section: str, settings: dict[str, Any], option: str, parts_dir:
             )
 
 
-def _parse(settings: dict[str, Any], typed: Mapping[str, str]) -> RunConfig:
+def parse_settings(
+    settings: dict[str, Any], typed: Mapping[str, str] = MappingProxyType({})
+) -> RunConfig:
+    """Turn settings into a checked `RunConfig` as they stand.
+
+    Args:
+        settings: of a whole run, sections as mappings.
+        typed: what the command line has given, by key.
+
+    Raises:
+        ConfigError: as `parse_config`.
+    """
     hints = _hints(RunConfig)
     _check_keys("", settings, hints)
     values: dict[str, Any] = {
@@ -232,58 +266,12 @@ def _parse(settings: dict[str, Any], typed: Mapping[str, str]) -> RunConfig:
         if key not in SECTIONS
     }
     for section in SECTIONS:
-        part = _parse_section(section, settings[section], values["parts_dir"], typed)
-        short = values["scale"] == "smoke" and hasattr(part, "smoke")
-        values[section] = part.smoke() if short else part
-    for key in ("data_dir", "output_root"):
-        try:
-            values[key] = str(typed_path(values[key]))
-        except ValueError as error:
-            ours = key == "data_dir" and key not in typed  # a word of the command line comes first
-            by = ", by FOGZO_DATA" if ours and os.environ.get("FOGZO_DATA") == values[key] else ""
-            raise ConfigError(f"{key}={values[key]}{by} {error}") from None
+        values[section] = _parse_section(section, settings[section], values["parts_dir"], typed)
     return RunConfig(**values)
 
 
-def parse_stored(stored: Mapping[str, Any]) -> RunConfig:
-    """Turn the settings of a run that is over into a `RunConfig`, also those of an earlier code.
-
-    A setting that has gone is left out, one that came later has the value that the code had before.
-
-    Raises:
-        ConfigError: where this code does not know the settings.
-    """
-    settings = copy.deepcopy(dict(stored))
-    settings.setdefault("parts_dir", own_parts())
-    for section in FAMILIES:
-        part = settings.get(section, {})
-        part.setdefault("family", _family(section, part.get("name")))
-    for dotted in GONE:
-        section, key = dotted.split(".")
-        settings.get(section, {}).pop(key, None)
-    for dotted, value in {**NEUTRAL, **EARLIER}.items():
-        section, _, key = dotted.rpartition(".")
-        node: Any = settings.get(section) if section else settings
-        kind = _schema(section, node, settings["parts_dir"], {}) if section else RunConfig
-        if key in _hints(kind):
-            node.setdefault(key, value)
-    return _parse(settings, {})
-
-
-def load_stored(path: Path) -> RunConfig:
-    """Read a run's config.yaml, see `parse_stored`."""
-    return parse_stored(read_yaml(path))
-
-
-@cache
-def _family(section: str, name: str) -> str | None:
-    """Return the family of a built-in part; runs were stored without it once."""
-    path = CONFIGS / section / f"{name}.yaml"
-    return read_yaml(path).get("family") if path.is_file() else None
-
-
 def to_yaml(config: RunConfig) -> str:
-    """Return a run's settings as YAML that `parse_config` takes back."""
+    """Return a run's settings as YAML that `load_stored` takes back."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
