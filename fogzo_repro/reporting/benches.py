@@ -26,6 +26,7 @@ SHOWN = (  # network and quantizer, in this order
     ("llama_30m", "quest-w2a2"),
     ("llama_300m", "round-w2"),
 )
+PARTS = "0.25", "0.125"  # of the batch, for the probes
 Records = dict[Path, dict[str, Any]]
 
 
@@ -149,6 +150,11 @@ def _over_floor(bench: Bench) -> str:
     return "" if floor is None else f"{floor['fogzo']['measured_over']:.2f}"
 
 
+def _in_parts(bench: Bench) -> str:
+    parts = bench.figures.get("probe_fraction", {})
+    return ", ".join(f"{parts[part]['fogzo_over_ste']:.3f}" for part in PARTS if part in parts)
+
+
 def _several_cards(record: dict[str, Any]) -> tuple[str, str]:
     """Say how many times one card's rate the cards of a run have."""
     count, said = record["processes"], []
@@ -198,6 +204,7 @@ STEPS = (
     Column("× unquantized", _over_unquantized),
     Column("FOGZO n=1", _fogzo),
     Column("× STE", _ratio("fogzo_over_ste")),
+    Column("× STE, probes on 1/4, 1/8", _in_parts),
     Column("× (STE + two forwards)", _ratio("fogzo_over_parts")),
     Column("FOGZO × floor", _over_floor),
     Column("record", lambda bench: _link(bench.path)),
