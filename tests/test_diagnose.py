@@ -115,7 +115,7 @@ def test_stochastic_depth_has_one_draw_of_masks_for_a_batch(tmp_path, monkeypatc
     folder = train(tmp_path, *deit, "recipe.global_batch_size=4", "recipe.max_steps=1",
                    "snapshots=1", "quantizer=round", "estimator=ste")  # fmt: skip
     monkeypatch.setattr(diagnose, "SIZES", (1,))
-    monkeypatch.setattr(diagnose, "NOISES", (0.1,))
+    monkeypatch.setattr(diagnose, "RHOS", (0.1,))
     seen = {}
 
     class Watched(diagnose.Passes):

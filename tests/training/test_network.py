@@ -47,6 +47,7 @@ def build(
         seed=0,
         parts_dir=None,
         model=SimpleNamespace(first_last=list(first_last)),
+        hardware=SimpleNamespace(exact_products=False),
         quantizer=quantizer,
     )
     return build_network(config, {}, torch.device("cpu"))
