@@ -18,6 +18,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from fogzo_repro.config.parts import own_parts
 from fogzo_repro.project import script
 from fogzo_repro.sweeps.tables import (
     GROUPS,
+    Entry,
     find_entries,
     read_table,
     table_files,
@@ -57,6 +59,7 @@ from fogzo_repro.terminal import outlive_terminal, say_interrupted
 DIVERGED_STATUS = 3
 SUBMITIT = "SUBMITIT_EXECUTOR"  # set in the jobs of hydra/launcher=submitit_*
 TABLE_NAMES = re.compile(r"([\w.-]+)/")  # in a value of `experiment`
+CELL_NAMES = re.compile(r"[\w.*?-]+/[\w.*?-]+")  # likewise, or patterns of them
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own: set to 1, it raises errors instead of printing them
 
 
@@ -91,10 +94,12 @@ def main() -> int:
     with environment(**changes), sweeps_checked(words, lambda: launched.append(True)):
         try:
             check_own_parts()
-            offer_tables(words)
             if plain:
                 print("\n".join(plain_commands(words)))
                 return 0
+            if scale := offer_tables(words):
+                words = [*words, *scale]
+                sys.argv[1:] = [more for word in sys.argv[1:] for more in _with(scale, word)]
             if arguments.help:
                 print(help_of(words))
                 return 0
@@ -205,10 +210,10 @@ def compose_config(overrides: Sequence[str]) -> Any:
     Raises:
         ConfigError: in one line.
     """
-    offer_tables(overrides)
+    overrides = [*overrides, *offer_tables(overrides)]
     try:
         with initialize_config_dir(str(CONFIGS), version_base=None):
-            return compose("config", list(overrides), return_hydra_config=True)
+            return compose("config", overrides, return_hydra_config=True)
     except Exception as error:
         raise in_one_line(error, overrides) from None
 
@@ -263,28 +268,48 @@ def as_typed(overrides: Sequence[str], words: Sequence[str]) -> list[str]:
     return [spelled.get(override, override) for override in overrides]
 
 
-def offer_tables(words: Sequence[str]) -> None:
+def offer_tables(words: Sequence[str]) -> list[str]:
     """Offer cells to Hydra, if one is asked for: those of the table, or of all where it is unclear.
 
+    Returns:
+        `scale=...`, where the words have none and the cells have another one than `full`. It must
+        be a word of its own: the scale has the last word in the defaults, which a cell in them
+        cannot change.
+
     Raises:
-        ConfigError: for a mistake in a table's file.
+        ConfigError: for a mistake in a table's file, and for cells of several scales.
     """
-    files = table_files()
+    files, scales = table_files(), {}
     for value in _given("experiment", words):
         named = [table for table in TABLE_NAMES.findall(value) if table in files]
+        patterns = CELL_NAMES.findall(value) or (["*"] if "*" in value else [])
         for table in named or files:
-            _offer(files[table], files[table].stat().st_mtime_ns)
+            for entry in _offer(files[table], files[table].stat().st_mtime_ns):
+                if any(fnmatchcase(entry.path, pattern) for pattern in patterns):
+                    scales.setdefault(entry.settings.get("scale", "full"), entry.path)
+    if _given("scale", words) or {*scales} <= {"full"}:
+        return []
+    if len(scales) > 1:
+        each = " and ".join(f"{path} has scale={scale}" for scale, path in scales.items())
+        raise ConfigError(f"{each}; give the cells of each scale by a command of their own")
+    return [f"scale={scale}" for scale in scales]
+
+
+def _with(scale: Sequence[str], word: str) -> list[str]:
+    """Return a word of the command line, and the scale behind the cell."""
+    return [word, *scale] if word.startswith("experiment=") else [word]
 
 
 @cache
-def _offer(file: Path, changed: int) -> None:
+def _offer(file: Path, changed: int) -> list[Entry]:
     """Put the cells of a table into Hydra's store; once, as long as the file is not changed."""
-    store = ConfigStore.instance()
-    for entry in read_table(file):
+    store, entries = ConfigStore.instance(), read_table(file)
+    for entry in entries:
         group, place = f"experiment/{file.stem}", {"package": "_global_", "provider": str(file)}
         store.store(group=group, name=entry.name, node=entry.node(), **place)
         # Only this makes the cells options of `experiment`, as glob(table1/*) looks for them.
         store.store(group="experiment", name=entry.path, node={}, **place)
+    return entries
 
 
 def _given(key: str, words: Sequence[str]) -> list[str]:

@@ -37,8 +37,7 @@ def table_cells(
 
 def _compose(entry: Entry, overrides: Sequence[str], each_value_once: bool) -> list[Cell]:
     """Compose an entry once, then put in the values of each of its cells: composing takes long."""
-    scale = [f"scale={entry.settings['scale']}"] if "scale" in entry.settings else []
-    whole = compose_config([f"experiment={entry.path}", *scale, *overrides])
+    whole = compose_config([f"experiment={entry.path}", *overrides])
     if whole.scale == "smoke":  # images are the digits, which have no settings of other datasets
         known = read_yaml(CONFIGS / "dataset" / f"{whole.dataset.name}.yaml")
         with open_dict(whole.dataset):

@@ -123,6 +123,61 @@ def test_several_cells_in_one_sweep(monkeypatch, capsys, tmp_path, tiny_table, c
     ]  # fmt: skip
 
 
+MINI = "experiment=mini-deit-tiny/hardtanh-ste"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [[MINI], ["-m", MINI], [MINI, "seed=3"], ["-m", MINI, "seed=3,4"]],
+    ids=["run", "sweep", "seed", "seeds"],
+)
+def test_a_setting_of_a_cells_own_data_is_taken_at_the_cells_scale(monkeypatch, capsys, words):
+    words = [*words, "dataset.held_out=5000", "hardware=cpu", "dry_run=true"]
+    status, out, err = run_cli(monkeypatch, capsys, *words)
+    seeds = {word: word.partition("=")[2].split(",") for word in words if "seed=" in word}
+    expected = next(iter(seeds.values()), ["0", "1", "2", "3", "4"])
+    assert (status, err) == (0, "")
+    assert [line for line in out.splitlines() if line.startswith("seed:")] == [
+        f"seed: {seed}" for seed in expected
+    ]
+    assert out.count("scale: mini\n") == out.count("  held_out: 5000\n") == len(expected)
+
+
+@pytest.mark.parametrize("flags", [["--cfg", "job"], ["--cfg", "job", "-p", "dataset"]], ids=len)
+def test_the_configuration_of_a_cell_is_shown_at_its_scale(monkeypatch, capsys, flags):
+    status, out, err = run_cli(monkeypatch, capsys, MINI, "dataset.held_out=5000", *flags)
+    assert (status, err) == (0, "")
+    assert "name: cifar100" in out and "held_out: 5000" in out
+
+
+def test_a_typed_scale_comes_before_the_cells(monkeypatch, capsys):
+    status, out, _ = run_cli(monkeypatch, capsys, MINI, "scale=smoke", "--cfg", "job")
+    assert status == 0 and "\nscale: smoke\n" in out and "name: digits" in out
+
+
+def test_scripts_compose_a_cell_at_its_scale():
+    config = cli.compose_run(MINI, "dataset.held_out=5000")
+    assert (config.scale, config.dataset.name, config.dataset.held_out) == (
+        "mini",
+        "cifar100",
+        5000,
+    )
+    assert cli.compose_run(MINI, "scale=full").dataset.name == "imagenet100"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "cells", ["lsq-ste,mini-deit-tiny/lsq-fogzo", "lsq-*"], ids=["list", "glob"]
+)
+def test_cells_of_a_sweep_have_their_scale(monkeypatch, capsys, cells):
+    cells = f"mini-deit-tiny/{cells}"
+    word = f"experiment={f'glob({cells})' if '*' in cells else cells}"
+    status, out, _ = run_cli(monkeypatch, capsys, "-m", word, "hardware=cpu", "dry_run=true")
+    assert status == 0
+    assert out.count("scale: mini\n") == out.count("\nseed: 0\n") >= 2
+
+
 @pytest.mark.slow
 def test_the_plain_command_is_the_cell(monkeypatch, capsys, tiny_table):
     def settings(*words):
@@ -130,7 +185,8 @@ def test_the_plain_command_is_the_cell(monkeypatch, capsys, tiny_table):
         assert status == 0, err
         return out
 
-    for cell in ("tiny/ste", "table1/deit-tiny-random-sign", "figure-shallow/fogzo"):
+    mini = "mini-resnet18/round-ste"
+    for cell in ("tiny/ste", "table1/deit-tiny-random-sign", "figure-shallow/fogzo", mini):
         status, out, _ = run_cli(monkeypatch, capsys, f"experiment={cell}", "--plain", "force=true")
         assert status == 0 and out.count("\n") == 1
         python, *start, more = shlex.split(out)
@@ -164,6 +220,14 @@ UNKNOWN = {
         "tiny.yaml, unknown: estimator.nn is not a setting",
     ),
     "option": ("estimator=fogso", "estimator=fogso is not an option; did you mean fogzo?"),
+    "setting of its data": (
+        f"{MINI} dataset.held_outt=5000",
+        "dataset.held_outt is not a setting of dataset=cifar100; did you mean dataset.held_out?",
+    ),
+    "several scales": (
+        f"-m {MINI},table1/deit-tiny-tanh-ste",
+        "mini-deit-tiny/hardtanh-ste has scale=mini and table1/deit-tiny-tanh-ste has scale=full",
+    ),
     "no setting": ("table=tiny", "a cell is run by experiment=TABLE/CELL"),
     "added setting": ("estimator.noice=1", "did you mean estimator.noise?"),
 }
@@ -172,7 +236,7 @@ UNKNOWN = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("word", "said"), UNKNOWN.values(), ids=UNKNOWN)
 def test_what_a_table_does_not_have_is_named(monkeypatch, capsys, tmp_path, tiny_table, word, said):
-    words = [word, f"output_root={tmp_path}/runs"]
+    words = [*word.split(), f"output_root={tmp_path}/runs"]
     status, _, err = run_cli(monkeypatch, capsys, *words)
     assert status == 2 and said in err
     assert err.startswith("error: ") and err.count("\n") == 1

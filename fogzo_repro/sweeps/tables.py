@@ -132,7 +132,7 @@ class Entry:
     def node(self) -> dict[str, Any]:
         """Return what Hydra is offered, the content of a file `experiment/TABLE/NAME.yaml`.
 
-        The scale is chosen by the sweep, as the seeds are: its defaults come after the experiment.
+        Not the scale, whose defaults come after the experiment: it is a word of the command line.
         """
         chosen = [{f"override /{k}": v} for k, v in self.settings.items() if k in GROUPS]
         node: dict[str, Any] = {"defaults": chosen}
@@ -149,14 +149,13 @@ class Entry:
     def command(self, more: Iterable[str] = ()) -> str:
         """Return the plain command that the entry stands for, with more words at its end."""
         labels_last = sorted(self.settings, key=lambda key: key.startswith("cell."))
-        words = [f"{k}={_text(self.settings[k])}" for k in labels_last if k != "scale"]
+        words = [f"{k}={_text(self.settings[k])}" for k in labels_last]
         return shlex.join(["python", "-m", "fogzo_repro", "-m", *words, *self._swept(), *more])
 
     def _swept(self) -> list[str]:
-        scale = {"scale": self.settings["scale"]} if "scale" in self.settings else {}
         swept = {k: ",".join(map(_text, v)) for k, v in self.over.items()}
         seeds = ",".join(map(str, self.seeds))
-        return [f"{k}={v}" for k, v in {**scale, **swept, "seed": seeds}.items()]
+        return [f"{k}={v}" for k, v in {**swept, "seed": seeds}.items()]
 
 
 def table_files() -> dict[str, Path]:
