@@ -17,6 +17,7 @@ scripts/bench/steps.py, at most 1. `device_ms` is what the device's half of a ba
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -30,6 +31,7 @@ from fogzo_repro.terminal import command_parser
 from scripts.bench.record import head, read_committed, tell_moved, write
 
 RECIPES = ("resnet18", "deit_tiny")
+LEAST_ROUNDS = 5  # of one batch of each worker
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--data-dir", required=True, help="holds imagenet/")
     parser.add_argument("--workers", type=int, default=16, help="processes; 1 or more")
-    parser.add_argument("--images", type=int, default=20_000, help="of each way; 1 or more")
+    parser.add_argument("--images", type=int, default=20_000, help="of each way, at the least")
     parser.add_argument("--batch", type=int, default=256, help="images; 1 or more")
     parser.add_argument("--decoded", type=int, metavar="SIDE", help="of a decoded tree in DIR")
     parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
@@ -105,6 +107,9 @@ def rate(
 ) -> dict[str, float]:
     """Return images/s of one way, without the workers' start.
 
+    A worker makes every --workers-th batch, so that batches come in rounds. The clock starts and
+    stops at the end of one; the first two make up for the workers' start and fill their queues.
+
     Args:
         photographs: the images.
         device: where batches go.
@@ -116,13 +121,14 @@ def rate(
     from fogzo_repro.data.augmentation import normalize
     from fogzo_repro.data.photographs import PhotographLoader, Sample
 
-    count = arguments.images // arguments.batch + 2 * arguments.workers
+    per_round = arguments.batch * arguments.workers
+    rounds = 2 + max(LEAST_ROUNDS, math.ceil(arguments.images / per_round))
     batches = [
         [
             Sample((k * arguments.batch + i) % len(photographs.files.labels), k)
             for i in range(arguments.batch)
         ]
-        for k in range(count)
+        for k in range(rounds * arguments.workers)
     ]
     loader = PhotographLoader(photographs, arguments.workers, device)
     if not finished:
@@ -131,7 +137,7 @@ def rate(
     for index, batch in enumerate(loader.load(batches)):
         if finished and device.type == "cuda":
             normalize(batch.pixels)
-        if index == 2 * arguments.workers:  # what was decoded while the workers started is gone
+        if index + 1 == 2 * arguments.workers:
             if device.type == "cuda":
                 torch.cuda.synchronize()
             started = time.perf_counter()

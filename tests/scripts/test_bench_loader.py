@@ -1,0 +1,34 @@
+"""The loader's bench counts whole rounds of its workers' batches."""
+
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fogzo_repro.data import photographs
+from fogzo_repro.data.images import Batch
+from scripts.bench import loader
+
+
+@pytest.mark.parametrize("images", [1, 100, 1000])
+def test_the_rate_is_that_of_workers_whose_batches_come_in_rounds(monkeypatch, images):
+    """Four workers that take 2 s for a batch of 10 give 20 images a second, after a slow start."""
+    now = [0.0]
+
+    class InRounds:
+        def __init__(self, photographs, workers, device):
+            self.workers = workers
+
+        def load(self, batches):
+            for k, batch in enumerate(batches):
+                if k % self.workers == 0:
+                    now[0] += 2.0 if k else 60.0
+                yield Batch(torch.zeros(len(batch), 1), torch.zeros(len(batch)))
+
+    monkeypatch.setattr(photographs, "PhotographLoader", InRounds)
+    monkeypatch.setattr(loader.time, "perf_counter", lambda: now[0])
+    files = SimpleNamespace(files=SimpleNamespace(labels=range(7)))
+    arguments = Namespace(images=images, batch=10, workers=4)
+    found = loader.rate(files, torch.device("cpu"), True, arguments)
+    assert found["images_per_s"] == 20 and found["images"] >= max(images, 200)
