@@ -279,7 +279,8 @@ def offer_tables(words: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: for a mistake in a table's file, and for cells of several scales.
     """
-    files, scales = table_files(), {}
+    files = table_files()
+    scales: dict[str, str] = {}  # and the first cell that has each
     for value in _given("experiment", words):
         named = [table for table in TABLE_NAMES.findall(value) if table in files]
         patterns = CELL_NAMES.findall(value) or (["*"] if "*" in value else [])

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +25,12 @@ from fogzo_repro.quantization.functional import Surrogate
 from fogzo_repro.quantization.sign import Sign
 from fogzo_repro.quantization.surrogates import sign_approxsign, sign_hardtanh, sign_tanh
 from fogzo_repro.quantization.uniform import Round
+
+PYTHON_HEADER = Path(sysconfig.get_path("include")) / "Python.h"
+compiles = pytest.mark.skipif(  # for tests that have torch.compile make code for the CPU
+    shutil.which("g++") is None or not PYTHON_HEADER.is_file(),
+    reason=f"torch.compile needs g++ and Python's headers ({PYTHON_HEADER})",
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(os.environ.get("FOGZO_DATA", ROOT.parent / "shared" / "data"))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import quantize
+from conftest import compiles, quantize
 from torch import nn
 
 from fogzo_repro.estimators import directions
@@ -54,7 +53,7 @@ def estimate(quantizer: str, n: int) -> list[torch.Tensor]:
     return kept
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@compiles
 @pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["round2", "tanh"], ids=str)
 def test_compiled_functions_equal_eager_ones(

@@ -1,9 +1,8 @@
 """Whole runs of a compiled network: only its training passes are compiled, in every run."""
 
-import shutil
-
 import pytest
 
+from tests.conftest import compiles
 from tests.forked import ROOT, finish, new_python, start
 
 SCRIPT = """
@@ -25,7 +24,7 @@ with torch._dynamo.config.patch(recompile_limit=1):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@compiles
 def test_each_run_compiles_its_training_pass_and_no_evaluation(tmp_path):
     """Also when there are more runs in a process than recompilations are allowed."""
     script = tmp_path / "script.py"

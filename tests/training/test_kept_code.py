@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fogzo_repro.training.kept_code import KeptCode, kept_folder
+from tests.conftest import compiles
 from tests.forked import ROOT, new_python
 
 CARD = "NVIDIA H200"
@@ -165,7 +166,7 @@ print(counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_
 """
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@compiles
 @pytest.mark.slow
 def test_a_run_on_another_machine_compiles_nothing_that_was_kept(tmp_path: Path) -> None:
     """By torch's own count, in two processes that compile: nothing short of it shows this."""

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -22,6 +21,7 @@ from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.row import ROW
 from fogzo_repro.training.step import TrainStep
 from tests.c4_corpus import write_corpus
+from tests.conftest import compiles
 
 VOCABULARY = 48
 TINY = [
@@ -234,7 +234,7 @@ def test_a_run_learns_resumes_to_the_same_bytes_and_says_what_it_evaluated(
     assert json.loads(json.dumps(record)) == record
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@compiles
 @pytest.mark.slow
 def test_the_compiled_step_has_the_eager_gradients_and_its_probes_move_with_the_weights(data_dir):
     step, batch = build_step(data_dir, "estimator=fogzo", "estimator.noise=0.01")
