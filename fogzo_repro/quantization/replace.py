@@ -20,19 +20,20 @@ class QuantizedLinear(nn.Linear):
     """A linear layer with quantized weight, quantized input or both.
 
     Attributes:
+        place: among the layers that share an input's quantizer, see `SharedInput`.
         exact: whether the product in autocast's type is that of eight-bit codes, see `products`.
     """
 
     weight_quantizer: nn.Module | None
     input_quantizer: nn.Module | None
+    place: int
     exact = False
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
         if self.exact and _in_bf16(input.device.type):
-            quantizers: Any = self.input_quantizer, self.weight_quantizer
-            x, weight = (q.coded(v) for q, v in zip(quantizers, (input, self.weight), strict=True))
-            y = products.linear(x, weight)
+            quantizer: Any = self.weight_quantizer
+            y = products.linear(_coded_input(self, input), quantizer.coded(self.weight))
             return y if self.bias is None else y + self.bias.to(y.dtype)
         x, weight = _operands(self, input)
         return F.linear(x, weight, self.bias)
@@ -40,7 +41,11 @@ class QuantizedLinear(nn.Linear):
 
 def _in_bf16(kind: str) -> bool:
     """Return whether autocast is on and multiplies in bf16."""
-    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+    return _autocast_dtype(kind) == torch.bfloat16
+
+
+def _autocast_dtype(kind: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 class QuantizedConv2d(nn.Conv2d):
@@ -48,6 +53,7 @@ class QuantizedConv2d(nn.Conv2d):
 
     weight_quantizer: nn.Module | None
     input_quantizer: nn.Module | None
+    place: int
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
@@ -56,9 +62,20 @@ class QuantizedConv2d(nn.Conv2d):
 
 
 def _operands(layer: QuantizedLinear | QuantizedConv2d, input: Tensor) -> tuple[Tensor, Tensor]:
-    x = input if layer.input_quantizer is None else layer.input_quantizer(input)
-    weight = layer.weight
+    quantizer, weight = layer.input_quantizer, layer.weight
+    if isinstance(quantizer, SharedInput):
+        x = quantizer(input, layer.place)
+    else:
+        x = input if quantizer is None else quantizer(input)
     return x, weight if layer.weight_quantizer is None else layer.weight_quantizer(weight)
+
+
+def _coded_input(layer: QuantizedLinear, input: Tensor) -> products.Coded:
+    quantizer: Any = layer.input_quantizer
+    if isinstance(quantizer, SharedInput):
+        return quantizer.coded(input, layer.place)
+    found: products.Coded = quantizer.coded(input)
+    return found
 
 
 class SharedInput(nn.Module):
@@ -67,6 +84,11 @@ class SharedInput(nn.Module):
     It quantizes for the first of them and keeps the result until the last has it. By itself the
     compiler finds equal work in the STE's forward pass alone: not in probes, where it does not
     look, nor in the backward pass, where the layers' gradients differ until they are added.
+
+    The result serves the same tensor, unchanged, under the same modes of autograd and autocast; a
+    layer that asks a second time begins another pass, and so does whoever comes after a backward
+    pass through the result. Inside `torch.compile` a change of the tensor in place between two of
+    the layers is not seen.
 
     Args:
         quantizer: of the input.
@@ -77,27 +99,50 @@ class SharedInput(nn.Module):
         super().__init__()
         self.quantizer = quantizer
         self.layers = layers
-        self.kept: tuple[Tensor, bool, Any] | None = None
-        self.waiting = 0  # layers that have not taken what is kept
+        self.kept: tuple[Tensor, tuple[Any, ...], Any] | None = None
+        self.taken: tuple[int, ...] = ()  # places of the layers that have what is kept
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the quantized x."""
-        return self._once(x, False)
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs: what is kept belongs to a pass of this module."""
+        return {**self.__dict__, "kept": None, "taken": ()}
 
-    def coded(self, x: Tensor) -> products.Coded:
-        """Return the quantized x with its codes."""
-        return self._once(x, True)
-
-    def _once(self, x: Tensor, coded: bool) -> Any:
-        if self.kept is None or self.kept[0] is not x or self.kept[1] != coded:
-            quantizer: Any = self.quantizer
-            found = quantizer.coded(x) if coded else quantizer(x)
-            self.kept, self.waiting = (x, coded, found), self.layers
-        found = self.kept[2]
-        self.waiting -= 1
-        if not self.waiting:
-            self.kept = None
+    def forward(self, x: Tensor, place: int) -> Tensor:
+        """Return the quantized x for the layer of a place, from 0."""
+        found: Tensor = self._once(x, False, place)
         return found
+
+    def coded(self, x: Tensor, place: int) -> products.Coded:
+        """Return the quantized x with its codes for the layer of a place, from 0."""
+        found: products.Coded = self._once(x, True, place)
+        return found
+
+    def _once(self, x: Tensor, coded: bool, place: int) -> Any:
+        compiling = torch.compiler.is_compiling()
+        quantizer: Any = self.quantizer.coded if coded else self.quantizer
+        if not compiling and x.is_inference():  # it does not count its changes
+            return quantizer(x)
+        key = (
+            coded,
+            0 if compiling else x._version,  # the compiler cannot trace it
+            x.requires_grad,
+            torch.is_grad_enabled(),
+            _autocast_dtype(x.device.type),
+        )
+        kept = self.kept
+        if kept is None or kept[0] is not x or kept[1] != key or place in self.taken:
+            found = quantizer(x)
+            kept = x, key, found
+            self.kept, self.taken = kept, ()
+            rows = found.rows if coded else found
+            if not compiling and rows.grad_fn is not None:
+                rows.register_hook(self._forget)  # backward frees the graph behind it
+        self.taken = (*self.taken, place)
+        if len(self.taken) == self.layers:
+            self._forget()
+        return kept[2]
+
+    def _forget(self, _: Tensor | None = None) -> None:
+        self.kept, self.taken = None, ()
 
 
 COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
@@ -187,5 +232,5 @@ def _share(quantized: Mapping[str, Any], names: tuple[str, ...]) -> None:
         settings = {getattr(layer.input_quantizer, "settings", None) for layer in layers}
         if len(settings) == 1 and None not in settings:
             shared = SharedInput(layers[0].input_quantizer, len(layers))
-            for layer in layers:
-                layer.input_quantizer = shared
+            for place, layer in enumerate(layers):
+                layer.input_quantizer, layer.place = shared, place

@@ -107,6 +107,89 @@ def test_a_pass_that_was_broken_off_leaves_no_trace_in_the_next(x):
     assert shared.blocks[0].q.input_quantizer.kept is None
 
 
+def first_of_both():
+    """Return a block whose layers share their input's quantizer, and one where each has its own."""
+    return [model.blocks[0] for model in network(quest)]
+
+
+@pytest.mark.parametrize("second", ["q", "k"])
+@pytest.mark.parametrize("no_graph", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_an_input_that_is_refilled_in_place_is_quantized_again(x, second, no_graph):
+    shared, apart = first_of_both()
+    with no_graph():
+        x = x.clone()
+        shared.q(x)
+        x.mul_(-3)
+        assert torch.equal(shared.get_submodule(second)(x), apart.get_submodule(second)(x))
+
+
+def test_a_layer_that_asks_twice_begins_another_pass(x):
+    """A change that no version tells of, as of a replayed graph."""
+    shared, apart = first_of_both()
+    shared.q(x)
+    x.data.mul_(-3)
+    for name in "qkv":
+        assert torch.equal(shared.get_submodule(name)(x), apart.get_submodule(name)(x))
+    assert shared.q.input_quantizer.kept is None
+
+
+def test_an_exception_between_the_layers_leaves_no_trace(x):
+    shared, apart = first_of_both()
+
+    def fail(*_):
+        raise RuntimeError("in between")
+
+    handle = shared.k.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="in between"):
+        shared(x)
+    handle.remove()
+    x.neg_()
+    assert torch.equal(shared(x), apart(x))
+
+
+def test_a_pass_with_gradients_takes_nothing_of_one_without(x):
+    shared, _ = first_of_both()
+    leaf = x.clone().requires_grad_()
+    with torch.no_grad():
+        shared.q(leaf)
+    shared.k(leaf).sum().backward()
+    assert leaf.grad is not None
+
+
+def test_an_input_that_comes_to_need_gradients_gets_them(x):
+    shared, _ = first_of_both()
+    shared.q(x)
+    shared.k(x.requires_grad_()).sum().backward()
+    assert x.grad is not None
+
+
+def test_autocast_keeps_its_precision_to_itself(x):
+    shared, apart = (block.float() for block in first_of_both())
+    x = x.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = shared.q(x)
+    assert low.dtype == torch.bfloat16
+    assert torch.equal(shared.k(x), apart.k(x))
+
+
+@pytest.mark.parametrize("second", ["q", "k"])
+def test_every_layer_alone_can_be_differentiated(x, second):
+    shared, apart = first_of_both()
+    leaf, other = (x.clone().requires_grad_() for _ in range(2))
+    for block, of in ((shared, leaf), (apart, other)):
+        block.q(of).sum().backward()
+        block.get_submodule(second)(of).sum().backward()
+    torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_a_copy_is_without_what_is_kept(x):
+    shared, apart = first_of_both()
+    shared.q(x.requires_grad_())
+    twin = copy.deepcopy(shared)
+    assert shared.q.input_quantizer.kept is not None and twin.q.input_quantizer.kept is None
+    assert torch.equal(twin(x), apart(x))
+
+
 @pytest.mark.parametrize(
     ("quantizer", "bits"),
     [
