@@ -54,7 +54,8 @@ class Start:
         """Give a network without quantizers these weights.
 
         Raises:
-            UserError: where they are another network's, with the first tensor that tells.
+            UserError: where they are another network's or not finite, with the first tensor that
+                tells.
         """
         wanted = model.state_dict()
         for said, names in {
@@ -65,28 +66,53 @@ class Start:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
                 raise UserError(f"{self.source} is of another network: {said} {min(names)}{more}")
         for name, tensor in wanted.items():
-            given = self.tensors[name].shape
-            if given != tensor.shape:
+            given = self.tensors[name]
+            if given.shape != tensor.shape:
                 raise UserError(
-                    f"{self.source} is of another network: its {name} has shape {tuple(given)}, "
-                    f"and this network's has {tuple(tensor.shape)}"
+                    f"{self.source} is of another network: its {name} has shape "
+                    f"{tuple(given.shape)}, and this network's has {tuple(tensor.shape)}"
+                )
+            if _kind(given) != _kind(tensor):
+                raise UserError(
+                    f"{self.source} has {_kind(given)} values ({given.dtype}) in {name}, and this "
+                    f"network has {_kind(tensor)} ones ({tensor.dtype}); store them as the latter"
+                )
+            if not given.to(tensor.dtype).isfinite().all():
+                raise UserError(
+                    f"{self.source} has values in {name} that are not finite in {tensor.dtype}; "
+                    "begin with weights from before they diverged"
                 )
         model.load_state_dict(dict(self.tensors))
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "floating-point"
+    return (
+        "complex" if tensor.is_complex() else "boolean" if tensor.dtype == torch.bool else "whole"
+    )
 
 
 def read_start(config: RunConfig) -> Start | None:
     """Read what `recipe.start_from` names; None where it is null.
 
     Raises:
-        UserError: where it is not a finished run of such a model, nor a whole file of tensors.
+        UserError: where it is not a finished run of such a model, nor a whole file of tensors, or
+            its weights lie in another basis than this run's.
     """
     given = config.recipe.start_from
     if given is None:
         return None
     path, source = path_of("recipe.start_from", given), f"recipe.start_from={given}"
     if path.is_dir():
-        tensors = _of_run(path, source, config.model)
+        tensors = _of_run(path, source, config)
     elif path.is_file():
+        if _unrotated(config) is not None:
+            raise UserError(
+                f"{source} is a file, which does not tell in which basis its weights lie, and "
+                f"{ROTATED} keeps them rotated; give the folder of such a run, or "
+                "quantizer.hadamard=full"
+            )
         tensors = read_tensors(path)
     else:
         raise UserError(
@@ -100,7 +126,24 @@ def read_start(config: RunConfig) -> Start | None:
     return Start(source, kept)
 
 
-def _of_run(folder: Path, source: str, model: Any) -> dict[str, Tensor]:
+ROTATED = "quantizer.hadamard=half with either weights or inputs quantized alone"
+
+
+def _unrotated(config: RunConfig) -> frozenset[str] | None:
+    """Return which layers keep unrotated weights; None where all do.
+
+    With `hadamard=half` one of a layer's operands is rotated. Unless the quantizer of the other
+    rotates it too, the weights that are trained, and stored, lie in the rotated basis.
+    """
+    quantizer: Any = config.quantizer
+    on = {getattr(quantizer, key, 16) != 16 for key in ("weight_bits", "activation_bits")}
+    if getattr(quantizer, "hadamard", "none") != "half" or on != {True, False}:
+        return None
+    spared = config.model.first_last if quantizer.first_last == "float" else ()
+    return frozenset(spared)
+
+
+def _of_run(folder: Path, source: str, config: RunConfig) -> dict[str, Tensor]:
     if not (folder / "config.yaml").is_file():
         raise UserError(
             f"{source} is not a run folder (it has no config.yaml); give the folder that a run has "
@@ -111,7 +154,8 @@ def _of_run(folder: Path, source: str, model: Any) -> dict[str, Tensor]:
     record = read_record(folder / "record.json")
     if record["status"] != "finished":
         raise UserError(f"{source} has {record['status']}: its weights are no start")
-    theirs, ours = vars(load_stored(folder / "config.yaml").model), vars(model)
+    stored = load_stored(folder / "config.yaml")
+    theirs, ours = vars(stored.model), vars(config.model)
     for key in theirs.keys() & ours.keys() - {"name", "first_last"}:
         # Rates do not belong to the weights; what is counted or named does, as the heads of a
         # transformer, which no shape shows.
@@ -120,6 +164,12 @@ def _of_run(folder: Path, source: str, model: Any) -> dict[str, Tensor]:
                 f"{source} is of another network: it has model.{key}={theirs[key]}, and this run "
                 f"{ours[key]}"
             )
+    if _unrotated(stored) != _unrotated(config):
+        raise UserError(
+            f"{source} has weights in another basis than this run's: {ROTATED} keeps them rotated; "
+            "give both runs the same quantizer.hadamard=half and first and last layers, or neither "
+            "(quantizer.hadamard=full)"
+        )
     found = load_checkpoint(folder)
     if found is None or found[0] != record["steps"]:
         raise UserError(

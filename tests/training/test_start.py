@@ -166,8 +166,21 @@ def test_half_a_run_is_one_line(copy, spoil, said):
             lambda t: t.update({"fc2.weight": t["fc2.weight"][:5].clone()}),
             r"its fc2.weight has shape \(5, 10\), and this network's has \(10, 10\)",
         ),
+        *(
+            (lambda t, k=kind: t.update({"fc2.bias": t["fc2.bias"].to(k)}), f"{said} in fc2.bias")
+            for kind, said in (
+                (torch.int8, r"whole values \(torch.int8\)"),
+                (torch.bool, r"boolean values \(torch.bool\)"),
+                (torch.complex64, r"complex values \(torch.complex64\)"),
+            )
+        ),
+        (lambda t: t["fc2.bias"].__setitem__(3, float("nan")), "in fc2.bias that are not finite"),
+        (
+            lambda t: t.update({"fc2.bias": t["fc2.bias"].double() + 1e300}),
+            "in fc2.bias that are not finite in torch.float32",
+        ),
     ],
-    ids=["missing", "strange", "shape"],
+    ids=["missing", "strange", "shape", "int8", "bool", "complex", "nan", "too large"],
 )
 def test_a_file_of_other_tensors_is_one_line(source, tmp_path, change, said):
     tensors = {name: t.contiguous() for name, t in load_run(source).state_dict().items()}
@@ -189,6 +202,32 @@ def test_a_run_of_another_network_is_one_line(source):
         UserError, match=r"another network: it has model\.hidden=10, and this run 12"
     ):
         planned(*words)
+
+
+HALF = ["quantizer=quest", "quantizer.hadamard=half", "estimator=ste"]
+
+
+def test_rotated_weights_go_where_weights_are_rotated_and_nowhere_else(source, tmp_path):
+    """With half, the stored weight lies in a rotated basis unless inputs are rotated as well."""
+    words = [*HALF, "model.first_last=[]"]
+    rotated = train(tmp_path, *words)
+    begun = planned(*words, from_(rotated)).network.model
+    assert torch.equal(begun.fc1.weight, load_run(rotated).fc1.weight)
+    planned(*words, "quantizer.activation_bits=4", from_(source))  # H meets H: no basis is lost
+    for start, others in (
+        (rotated, ["quantizer=none", "estimator=ste", "model.first_last=[]"]),
+        (rotated, [*words, "quantizer.hadamard=full"]),
+        (rotated, [*words, "quantizer.activation_bits=4"]),
+        (rotated, [*HALF, "model.first_last=[fc1]"]),
+        (source, words),
+        (source, [*words, "quantizer.weight_bits=16", "quantizer.activation_bits=4"]),
+    ):
+        with pytest.raises(UserError, match="has weights in another basis than this run's") as said:
+            planned(*others, from_(start))
+        assert "\n" not in str(said.value)
+    (checkpoint,) = rotated.glob("checkpoint-*.safetensors")
+    with pytest.raises(UserError, match="is a file, which does not tell in which basis"):
+        planned(*words, from_(checkpoint))
 
 
 def test_the_command_line_says_it_in_one_line(source, tmp_path):
