@@ -26,7 +26,9 @@ from fogzo_repro.data.operations import (
 from fogzo_repro.data.resampling import Windows, pack, resize
 
 ALIGNED = 16  # bytes
-TRIED = ((300, 400), (500, 333), (90, 640), (640, 96), (60, 41), (224, 224), (7, 500), (233, 5))
+TRIED = (
+    (300, 400), (500, 333), (90, 640), (640, 96), (60, 41), (224, 224), (7, 500), (233, 5), (1, 1),
+)  # fmt: skip
 
 
 class Part(NamedTuple):

@@ -58,9 +58,11 @@ def pack(windows: Sequence[np.ndarray], size: int) -> Windows:
     """Copy windows (H, W, 3) uint8 into one buffer, on the CPU.
 
     Args:
-        windows: B of them.
+        windows: B of them. An empty one, as timm cuts out of an image of 1 x 1, becomes a black
+            pixel: Pillow resizes it to black.
         size: S.
     """
+    windows = [window if window.size else np.zeros((1, 1, 3), np.uint8) for window in windows]
     sizes = np.array([window.size for window in windows])
     ends = sizes.cumsum()
     flat = np.empty(ends[-1], np.uint8)

@@ -75,3 +75,14 @@ def test_the_device_is_tried_before_it_is_trusted(
         on_device(view, "device", CPU)
     assert not on_device(view, "auto", torch.device("meta"))
     assert "augmented by their loaders: the device" in capsys.readouterr().err
+
+
+def test_an_empty_window_is_among_those_that_are_tried() -> None:
+    """timm cuts windows of no pixels out of an image of one; Pillow resizes them to black."""
+    view = training_view(DEIT, 32)
+    images = [torch.zeros(*size, 3, dtype=torch.uint8).numpy() for size in device_views.TRIED * 12]
+    drawn = []
+    for seed, image in enumerate(images):
+        with drawn_from(seed):
+            drawn.append(view.draw(image).window)
+    assert any(window.height * window.width == 0 for window in drawn)

@@ -15,7 +15,10 @@ from fogzo_repro.data.resampling import pack, resize
 from tests.conftest import ROOT
 
 GPU = torch.cuda.is_available()
-ODD = [(1, 1), (1, 60), (60, 1), (24, 24), (25, 24), (24, 3), (3, 24), (50, 37), (37, 50)]
+ODD = [
+    (0, 0), (0, 1), (5, 0), (1, 1), (1, 60), (60, 1), (24, 24), (25, 24), (24, 3), (3, 24),
+    (50, 37), (37, 50),
+]  # fmt: skip
 CASES = [(24, "bilinear"), (24, "bicubic"), (37, "bicubic"), (100, "bilinear")]
 
 
