@@ -190,8 +190,7 @@ class FogzoStep:
             self.scaler.unscale_(self.optimizer)
         estimate = self.estimate()
         if self.clip_norm is not None:
-            norm = _total_norm([p.grad for p in self._parameters() if p.grad is not None])
-            nn.utils.clip_grads_with_norm_(self._parameters(), self.clip_norm, norm)
+            _clip([p.grad for p in self._parameters() if p.grad is not None], self.clip_norm)
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -267,16 +266,31 @@ class FogzoStep:
             )
 
 
-def _total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the norm of all gradients together, right wherever their type can hold it.
+@torch.no_grad()
+def _clip(gradients: Sequence[Tensor], bound: float) -> None:
+    """Bound the norm of all gradients together, dense or sparse, in place.
 
-    It is that of `torch.nn.utils.clip_grad_norm_` to the bit, but where squares in float32 over- or
-    underflow: by an infinite norm all gradients would be set to zero, without a word.
+    It is `torch.nn.utils.clip_grad_norm_` to the bit, but where the norm, or squares in float32,
+    over- or underflow: by an infinite norm all gradients would be set to zero, without a word.
     """
-    norm = nn.utils.get_total_norm(gradients)
-    parts = torch._foreach_norm(list(gradients), 2, dtype=torch.float64)
-    wide = torch.stack([part.to(norm.device) for part in parts]).norm()
-    return torch.where((wide > 1e-18) & (wide < 1e18), norm, wide.to(norm.dtype))
+    if not gradients:
+        return
+    parts = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    norm = nn.utils.get_total_norm(parts)
+    norms = torch._foreach_norm(parts, 2, dtype=torch.float64)
+    wide = torch.stack([n.to(norm.device) for n in norms]).norm()
+    usual = (bound / (norm + 1e-6)).clamp(max=1.0)
+    # The factor of a norm that the type cannot hold may itself be too small for it, its root not.
+    root = (bound / (wide + 1e-6)).clamp(max=1.0).sqrt().to(norm.dtype)
+    held = norm.isfinite() & (wide > 1e-18) & (wide < 1e18) | ~wide.isfinite()
+    factors = torch.where(held, usual, root), torch.where(held, torch.ones_like(root), root)
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for gradient in gradients:
+        values = gradient._values() if gradient.is_sparse else gradient
+        alike.setdefault((values.device, values.dtype), []).append(values)
+    for (device, _), group in alike.items():
+        for factor in factors:
+            torch._foreach_mul_(group, factor.to(device))
 
 
 class _Averaged:

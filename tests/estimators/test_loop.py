@@ -24,6 +24,7 @@ from fogzo_repro.estimators import (
     rho_from_noise,
     smoothing_law,
 )
+from fogzo_repro.estimators.loop import _clip
 from fogzo_repro.estimators.schedule import RHO
 from fogzo_repro.randomness import derive_seed
 from tests.forked import finish
@@ -369,6 +370,53 @@ def test_clipping_bounds_the_update_at_any_size_of_the_gradients(size: float) ->
     step.step()
     moved = [a - b for a, b in zip(weights_of(model), before, strict=True)]
     assert nn.utils.get_total_norm(moved) == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(3e4, torch.float16), (1e38, torch.float32), (3e38, torch.bfloat16)],
+    ids=["float16", "float32", "bfloat16"],
+)
+def test_clipping_bounds_a_norm_that_the_type_cannot_hold(value: float, dtype: torch.dtype) -> None:
+    gradients = [torch.full((30,), value, dtype=dtype), torch.full((70,), -value, dtype=dtype)]
+    assert nn.utils.get_total_norm(gradients).isinf()
+    _clip(gradients, 1.0)
+    found = torch.cat(gradients).double()
+    torch.testing.assert_close(found.norm().item(), 1.0, rtol=1e-2, atol=0)
+    assert (found[:30] == -found[-1]).all() and found[0] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [1.0, 1e-3, math.inf, math.nan])
+def test_clipping_is_that_of_torch_to_the_bit_at_ordinary_norms(
+    value: float, dtype: torch.dtype
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    ours = [torch.randn(size, generator=g).to(dtype) for size in (7, 500)]
+    ours[0][0] *= value
+    theirs = [nn.Parameter(torch.zeros_like(one)) for one in ours]
+    for parameter, gradient in zip(theirs, ours, strict=True):
+        parameter.grad = gradient.clone()
+    nn.utils.clip_grad_norm_(theirs, 0.7)
+    _clip(ours, 0.7)
+    for parameter, gradient in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=0, equal_nan=True)
+
+
+def test_sparse_gradients_are_clipped_like_dense_ones() -> None:
+    """With a row that was looked up twice, whose gradients are to be added before the norm."""
+    moved = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(5, 6, sparse=sparse), Rounded(6, 3))
+        before = [p.detach().clone() for p in model.parameters()]
+        step = FogzoStep(model, sgd(model, lr=1.0), quantized(model), clip_norm=1e-1)
+        x, y = torch.tensor([1, 1, 4]), torch.tensor([0, 1, 2])
+        step.loss(loss_of(model), x, y).backward()
+        step.step()
+        moved.append([p.detach() - b for p, b in zip(model.parameters(), before, strict=True)])
+    assert nn.utils.get_total_norm(moved[1]) == pytest.approx(1e-1, rel=1e-2)
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-4, atol=1e-6)
 
 
 def test_epsilon_follows_a_learned_scale() -> None:
