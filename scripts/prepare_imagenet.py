@@ -12,6 +12,7 @@ Classes with too few or too many images are named; a run refuses them without da
 --decoded SIDE then writes the training images decoded, their shorter side at most SIDE, into
 DIR/decoded-SIDE/, for runs with dataset.decoded=SIDE: 33 GB for ImageNet-100 at 256. A SIDE beyond
 all images keeps every pixel. After a kill the same command goes on; it also mends a damaged file.
+It never replaces a tree of other images, nor of files that have changed: delete DIR/decoded-SIDE/.
 Exit status: 0 manifest written; 2 something is to be mended.
 """
 
@@ -269,7 +270,8 @@ def decode(
     """Write the decoded tree, see `fogzo_repro.data.decoded`.
 
     Raises:
-        UserError: for a class without images, a disk that is too small, a file that is no image.
+        UserError: for a class without images, a tree of other images, a disk that is too small, a
+            file that is no image.
     """
     wnids = sorted(train) if classes is None else read_class_list(classes)
     if missing := [wnid for wnid in wnids if not train.get(wnid)]:
@@ -279,12 +281,13 @@ def decode(
         )
     names = [f"{wnid}/{name}" for wnid in wnids for name in sorted(train[wnid])]
     progress = None
-    for done, total in write_tree(root, side, plan_tree(root, names, side, workers), workers):
+    rows = plan_tree(root, names, side, workers)
+    for done, total in write_tree(root, side, rows, workers, classes):
         progress = progress or RunProgress("decoding", total, 0)
         progress.update(done, {})
     if progress is not None:
         progress.close()
-    print(f"wrote {folder_of(root, side)}: runs take it by dataset.decoded={side}")
+    print(f"{folder_of(root, side)} is whole: runs take it by dataset.decoded={side}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,12 @@ filter, others stay as they are. `scripts/prepare_imagenet.py --decoded SIDE` wr
     00000.pixels    a shard: 64 bytes that name the plan, the pixels of one image after another as
                     rows of RGB, and their CRC-32, an unsigned 32-bit number each
 
-The plan is all that decides the bytes of a shard: names and sizes of the images, SIDE, the
-versions of the decoder. Validation images are not in there: they are evaluated from their files.
+The plan is all that decides the bytes of a shard: names and sizes of the images, bytes and time of
+change of their files, SIDE, the versions of the decoder. Shards of another plan are never replaced:
+who wants other images deletes the folder first. A run's identity has no plan in it, but side,
+decoder, names and pixels of the images that it uses, see `DecodedFiles.digest`.
+
+Validation images are not in there: they are evaluated from their files.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from fogzo_repro.config import UserError
 from fogzo_repro.data.augmentation import UnreadableImage, read_pixels
 from fogzo_repro.data.imagenet import CHECK, Files
 
-VERSION = 1
+VERSION = 2
 SHARD_BYTES = 2**29  # of pixels in a shard, at most, but for an image that is larger
 HEAD_BYTES = 64
 SPARE_BYTES = 2**26  # left free on the disk
@@ -43,6 +47,7 @@ FILTER = "bicubic"
 ROW = [
     ("shard", "<u4"), ("offset", "<u8"), ("height", "<u4"), ("width", "<u4"),
 ]  # fmt: skip
+FILE = [("bytes", "<u8"), ("modified", "<i8")]  # of an image's file; the latter in ns
 
 
 def folder_of(root: Path, side: int) -> Path:
@@ -50,9 +55,9 @@ def folder_of(root: Path, side: int) -> Path:
     return root / f"decoded-{side}"
 
 
-def command(root: Path, side: int) -> str:
-    """Return the command that writes them."""
-    return f"{CHECK} {root} --decoded {side}"
+def command(root: Path, side: int, classes: str | None = None) -> str:
+    """Return the command that writes them, and mends them."""
+    return f"{CHECK} {root} --decoded {side}" + (f" --classes {classes}" if classes else "")
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -69,7 +74,8 @@ class DecodedFiles:
         labels: of each image, int64.
         names: of each image, as in `Files`.
         remedy: how to mend the folder.
-        digest: depends on all pixels of the tree.
+        digest: of side, filter, decoder, and the names, sizes and pixels of these images; other
+            images in the tree do not count.
     """
 
     folder: Path
@@ -118,33 +124,30 @@ def open_decoded(wanted: Files, side: int) -> DecodedFiles:
     root = wanted.folder.parent
     folder, remedy = folder_of(root, side), command(root, side)
     manifest = _manifest(folder, remedy)
-    try:
-        content = (folder / "images.npy").read_bytes()
-        if hashlib.sha256(content).hexdigest() != manifest["images"]:
-            raise ValueError("another checksum")
-        rows = np.lib.format.read_array(io.BytesIO(content))
-    except Exception as error:
-        raise UserError(f"{folder / 'images.npy'} is damaged ({error}); run {remedy}") from None
-    names, plan, shards = rows["name"], manifest["plan"], int(rows["shard"].max()) + 1
+    remedy = command(root, side, manifest["classes"])
+    rows = _rows(folder, manifest, remedy)
+    plan, shards = manifest["plan"], int(rows["shard"].max()) + 1
     checksums = np.concatenate(
         [_checksums(folder, plan, shard, rows, remedy) for shard in range(shards)]
     )
-    order = np.argsort(names, kind="stable")
-    place = np.searchsorted(names, wanted.names, sorter=order).clip(max=len(names) - 1)
-    place = order[place]
-    missing = np.flatnonzero(names[place] != wanted.names)
+    place = _places(rows["name"], wanted.names)
+    missing = np.flatnonzero(rows["name"][place] != wanted.names)
     if len(missing):
         raise UserError(
             f"{folder} has {len(wanted.names) - len(missing):,} of the {len(wanted.names):,} "
             f"training images, the first that is missing is "
             f"{os.fsdecode(wanted.names[missing[0]])}: it was decoded from another tree or list of "
-            f"classes; run {remedy}"
+            f"classes; delete it and run {command(root, side)}"
         )
-    digest = hashlib.sha256(plan.encode() + checksums.tobytes()).hexdigest()[:16]
+    made = [manifest[key] for key in ("side", "filter", "decoder")]
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode())
+    digest.update(b"\n".join(wanted.names.tolist()))
+    for used in (rows["height"], rows["width"], checksums):
+        digest.update(used[place].tobytes())
     fields = [name for name, _ in ROW]
     return DecodedFiles(
         folder, rows[fields][place], checksums[place], wanted.labels, wanted.names,
-        f"run {remedy}", digest, np.zeros(len(place), bool),
+        f"run {remedy}", digest.hexdigest()[:16], np.zeros(len(place), bool),
     )  # fmt: skip
 
 
@@ -154,11 +157,28 @@ def _manifest(folder: Path, remedy: str) -> dict[str, Any]:
         content = json.loads(path.read_text())
         if content["version"] != VERSION:
             raise ValueError(f"version {content['version']}")
-        return content
+        return {"classes": None, **content}
     except FileNotFoundError:
         raise UserError(f"{path} is not there: no whole decoded tree; run {remedy}") from None
     except Exception as error:  # whatever may be wrong with a file
         raise UserError(f"{path} is not a manifest ({error}); run {remedy}") from None
+
+
+def _rows(folder: Path, manifest: dict[str, Any], remedy: str) -> np.ndarray:
+    path = folder / "images.npy"
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != manifest["images"]:
+            raise ValueError("another checksum")
+        return np.lib.format.read_array(io.BytesIO(content))
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({error}); run {remedy}") from None
+
+
+def _places(names: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return where the wanted names are among names, or would be."""
+    order = np.argsort(names, kind="stable")
+    return order[np.searchsorted(names, wanted, sorter=order).clip(max=len(names) - 1)]
 
 
 def _checksums(folder: Path, plan: str, shard: int, rows: np.ndarray, remedy: str) -> np.ndarray:
@@ -216,7 +236,9 @@ def kept_size(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def plan_tree(root: Path, names: Sequence[str], side: int, workers: int) -> np.ndarray:
-    """Return a row for each image: its name, and where its pixels will be; reads the files' heads.
+    """Return a row for each image: its name and file, and where its pixels will be.
+
+    Reads the files' heads.
 
     Args:
         root: holds train/.
@@ -229,11 +251,14 @@ def plan_tree(root: Path, names: Sequence[str], side: int, workers: int) -> np.n
     """
     with ProcessPoolExecutor(workers) as pool:
         paths = (root / "train" / name for name in names)
-        sizes = np.array([*pool.map(_size, paths, chunksize=256)], np.int64).reshape(-1, 2)
+        found = np.array([*pool.map(_seen, paths, chunksize=256)], np.int64).reshape(-1, 4)
     encoded = np.array([os.fsencode(name) for name in names], np.bytes_)
-    rows = np.zeros(len(names), [("name", encoded.dtype), *ROW])
+    rows = np.zeros(len(names), [("name", encoded.dtype), *ROW, *FILE])
     rows["name"] = encoded
-    kept = np.array([kept_size(w, h, side) for w, h in sizes.tolist()], np.int64).reshape(-1, 2)
+    rows["bytes"], rows["modified"] = found[:, 2:].T
+    kept = np.array([kept_size(w, h, side) for w, h in found[:, :2].tolist()], np.int64).reshape(
+        -1, 2
+    )
     rows["width"], rows["height"] = kept.T
     shard, offset = 0, HEAD_BYTES
     for index, size in enumerate((3 * kept.prod(1)).tolist()):
@@ -244,45 +269,56 @@ def plan_tree(root: Path, names: Sequence[str], side: int, workers: int) -> np.n
     return rows
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _seen(path: Path) -> tuple[int, int, int, int]:
+    """Return width and height of an image, bytes and time of change of its file."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return image.size
+            return *image.size, *_file(path)
     except Exception as error:
         raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
 
 
-def write_tree(root: Path, side: int, rows: np.ndarray, workers: int) -> Iterator[tuple[int, int]]:
+def _file(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def write_tree(
+    root: Path, side: int, rows: np.ndarray, workers: int, classes: str | None = None
+) -> Iterator[tuple[int, int]]:
     """Write the decoded tree; what an earlier call has written whole is checked and kept.
+
+    A whole tree that has these images among others is checked, and mended, as it is.
 
     Args:
         root: holds train/.
         side: as in `plan_tree`.
         rows: of `plan_tree`.
         workers: processes.
+        classes: the list that the images are of, for the command that mends the tree.
 
     Yields:
         Shards done, and shards in all, after each.
 
     Raises:
-        UserError: where the disk is too small or does not take a file, and naming an image that
-            cannot be decoded.
+        UserError: where the folder has other images, the disk is too small or does not take a
+            file, and naming an image that cannot be decoded.
     """
     folder = folder_of(root, side)
     files.make_folder(folder, str(folder))
     versions = decoder_versions()
-    plan = hashlib.sha256(
-        json.dumps([VERSION, side, FILTER, versions]).encode() + rows.tobytes()
-    ).hexdigest()
-    shards = [rows[rows["shard"] == shard] for shard in range(int(rows["shard"].max()) + 1)]
+    plan = _plan(side, versions, rows)
     with files.locked(folder / "lock", str(folder)):
         files.remove_unfinished(folder)
-        names = {shard_name(shard) for shard in range(len(shards))}
-        for path in folder.glob("*.pixels"):  # of another plan: their place is needed
-            if path.name not in names or not _is_planned(path, plan):
-                path.unlink()
+        tree = _whole_tree(folder)
+        if tree is not None and tree[0]["plan"] != plan and _has(*tree, rows, versions):
+            print(f"{folder} has these {len(rows):,} images among its {len(tree[1]):,}", flush=True)
+            rows, plan, classes = tree[1], tree[0]["plan"], tree[0]["classes"]
+        elif tree is None or tree[0]["plan"] != plan:
+            _refuse_others(folder, plan)
+        shards = [rows[rows["shard"] == shard] for shard in range(int(rows["shard"].max()) + 1)]
         there = sum(path.stat().st_size for path in folder.glob("*.pixels"))
         need = sum(map(_shard_bytes, shards))
         free = shutil.disk_usage(folder).free
@@ -307,11 +343,47 @@ def write_tree(root: Path, side: int, rows: np.ndarray, workers: int) -> Iterato
         files.write(folder / "images.npy", content)
         manifest = {
             "version": VERSION, "side": side, "kept": "the whole image", "filter": FILTER,
+            "classes": classes,
             "decoder": versions, "source": _source(rows), "count": len(rows),
             "shards": len(shards), "bytes": need, "plan": plan,
             "images": hashlib.sha256(content).hexdigest(),
         }  # fmt: skip
         files.write(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def _plan(side: int, versions: dict[str, str], rows: np.ndarray) -> str:
+    made = json.dumps([VERSION, side, FILTER, versions])
+    return hashlib.sha256(made.encode() + rows.tobytes()).hexdigest()
+
+
+def _whole_tree(folder: Path) -> tuple[dict[str, Any], np.ndarray] | None:
+    """Return manifest and rows of the tree that is there; None where either is not whole."""
+    try:
+        manifest = _manifest(folder, "")
+        return manifest, _rows(folder, manifest, "")
+    except UserError:
+        return None
+
+
+def _has(
+    manifest: dict[str, Any], there: np.ndarray, rows: np.ndarray, versions: dict[str, str]
+) -> bool:
+    """Return whether a tree has these images, of the same files and by the same decoder."""
+    found = there[_places(there["name"], rows["name"])]
+    same = ("name", "height", "width", *dict(FILE))
+    return manifest["decoder"] == versions and all((found[k] == rows[k]).all() for k in same)
+
+
+def _refuse_others(folder: Path, plan: str) -> None:
+    """Refuse to go on beside shards of another plan, which somebody may need."""
+    others = [path for path in folder.glob("*.pixels") if not _is_planned(path, plan)]
+    if others:
+        size = sum(path.stat().st_size for path in others)
+        raise UserError(
+            f"{folder} holds {len(others)} files ({size / 1e9:.3g} GB) of other images, classes or "
+            "image files, or by another decoder; delete the folder first, or give the --classes "
+            "that it was written with"
+        )
 
 
 def _end_with(parent: int) -> None:
@@ -338,11 +410,13 @@ def write_shard(
     with files.whole(path) as file:
         file.write(_head(plan))
         for row in own:
-            pixels = _decoded(root / "train" / os.fsdecode(row["name"]), side)
-            if pixels.shape != (row["height"], row["width"], 3):
+            image = root / "train" / os.fsdecode(row["name"])
+            pixels = _decoded(image, side)
+            shape = row["height"], row["width"], 3
+            if pixels.shape != shape or _file(image) != (row["bytes"], row["modified"]):
                 raise UserError(
-                    f"{root / 'train' / os.fsdecode(row['name'])} has changed; run the command "
-                    "again"
+                    f"{image} has changed since its tree was begun; delete {folder} and run the "
+                    "command again"
                 )
             content = pixels.tobytes()
             checksums.append(zlib.crc32(content))

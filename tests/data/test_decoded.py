@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -39,10 +40,10 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(data_dir: Path, side: int = SIDE) -> Path:
-    root = data_dir / "imagenet"
-    names = [name.decode() for name in build(data_dir, None, True).train.names]
-    for _ in write_tree(root, side, plan_tree(root, names, side, 1), 1):
+def write(data_dir: Path, side: int = SIDE, classes: Path | None = None) -> Path:
+    root, given = data_dir / "imagenet", classes and str(classes)
+    names = [name.decode() for name in build(data_dir, given, True).train.names]
+    for _ in write_tree(root, side, plan_tree(root, names, side, 1), 1, given):
         pass
     return folder_of(root, side)
 
@@ -79,11 +80,69 @@ def test_a_side_beyond_all_images_keeps_every_pixel_and_so_every_batch(data_dir:
 
 
 def test_a_run_takes_the_images_of_its_classes(data_dir: Path, tmp_path: Path) -> None:
-    write(data_dir)
-    (tmp_path / "two.txt").write_text("n00000002\nn00000000\n")
-    wanted = build(data_dir, str(tmp_path / "two.txt"), True).train
+    """Which others the tree has does not matter to its identity."""
+    folder = write(data_dir)
+    (two := tmp_path / "two.txt").write_text("n00000002\nn00000000\n")
+    wanted = build(data_dir, str(two), True).train
     found, whole = open_decoded(wanted, SIDE), opened(data_dir)
-    assert np.array_equal(found.pixels(7), whole.pixels(11)) and found.digest == whole.digest
+    assert np.array_equal(found.pixels(7), whole.pixels(11)) and found.digest != whole.digest
+    shutil.rmtree(folder)
+    write(data_dir, classes=two)
+    assert open_decoded(wanted, SIDE).digest == found.digest
+
+
+def kept_files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_a_tree_that_has_the_images_among_others_serves_them_and_is_mended(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = kept_files(folder := write(data_dir))
+    (two := tmp_path / "two.txt").write_text("n00000002\nn00000000\n")
+    flip_a_bit(folder / "00000.pixels", -1)
+    capsys.readouterr()
+    write(data_dir, classes=two)
+    assert "has these 8 images among its 12" in capsys.readouterr().out
+    assert kept_files(folder) == before
+
+
+def test_shards_of_other_classes_are_never_replaced(data_dir: Path, tmp_path: Path) -> None:
+    (two := tmp_path / "two.txt").write_text("n00000002\nn00000000\n")
+    before = kept_files(folder := write(data_dir, classes=two))
+    with pytest.raises(UserError, match=r"holds \d files .* delete the folder first") as said:
+        write(data_dir)
+    assert kept_files(folder) == before and "\n" not in str(said.value)
+    flip_a_bit(folder / "00000.pixels", -1)
+    found = open_decoded(build(data_dir, str(two), True).train, SIDE)
+    assert found.remedy.endswith(f"--decoded {SIDE} --classes {two}")
+    (folder / "manifest.json").unlink()  # as a kill leaves them
+    with pytest.raises(UserError, match="delete the folder first"):
+        write(data_dir)
+
+
+def test_an_image_replaced_by_another_of_its_size_does_not_keep_its_pixels(data_dir: Path) -> None:
+    before = kept_files(folder := write(data_dir))
+    first = opened(data_dir)
+    image = data_dir / "imagenet/train/n00000001/train_1.JPEG"
+    with Image.open(image) as old:
+        Image.eval(old, lambda v: 255 - v).save(image)
+    with pytest.raises(UserError, match="delete the folder first"):
+        write(data_dir)
+    assert kept_files(folder) == before
+    shutil.rmtree(folder)
+    write(data_dir)
+    assert opened(data_dir).digest != first.digest
+
+
+def test_the_identity_is_of_the_pixels_and_not_of_when_a_file_was_touched(data_dir: Path) -> None:
+    folder = write(data_dir)
+    first = opened(data_dir).digest
+    for image in (data_dir / "imagenet/train").glob("*/*"):
+        os.utime(image, (1, 1))
+    shutil.rmtree(folder)
+    write(data_dir)
+    assert opened(data_dir).digest == first
 
 
 def test_what_a_kill_has_left_is_kept_and_the_rest_written(
@@ -133,7 +192,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
         "00001.pixels is damaged: it has ",
     ),
     "other-manifest": (of_another_tree, "00001.pixels is of another manifest"),
-    "other-images": (another_image, "has 12 of the 13 training images.* n00000001/new.JPEG"),
+    "other-images": (another_image, "13 training images.* n00000001/new.JPEG.*; delete it and run"),
 }  # fmt: skip
 
 
@@ -147,6 +206,8 @@ def test_a_wrong_tree_is_one_line_with_the_command_that_mends_it(
     assert str(caught.value).endswith(f"imagenet --decoded {SIDE}") and "\n" not in str(
         caught.value
     )
+    if "delete" in message:
+        shutil.rmtree(folder_of(data_dir / "imagenet", SIDE))
     write(data_dir)
     opened(data_dir)
 
@@ -191,13 +252,17 @@ def test_a_file_that_is_no_image_is_named(data_dir: Path) -> None:
 def test_another_decoder_or_image_gives_another_digest(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(data_dir)
+    folder = write(data_dir)
     first = opened(data_dir).digest
+    shutil.rmtree(folder)
     monkeypatch.setattr(decoded, "decoder_versions", lambda: {"Pillow": "0"})
     write(data_dir)
     other = opened(data_dir).digest
     monkeypatch.undo()
     monkeypatch.setattr(decoded, "SHARD_BYTES", 20_000)
+    with pytest.raises(UserError, match="by another decoder; delete the folder first"):
+        write(data_dir)
+    shutil.rmtree(folder)
     picture((38, 38)).save(data_dir / "imagenet/train/n00000001/train_1.JPEG")
     write(data_dir)
     assert len({first, other, opened(data_dir).digest}) == 3
