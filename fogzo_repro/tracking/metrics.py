@@ -7,12 +7,15 @@ bytes; seconds go to timing.jsonl.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from fogzo_repro import files
+
+TIMING = "timing.jsonl"
 
 
 class Mirror(Protocol):
@@ -38,7 +41,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, writes: bool = True) -> None:
-        self.metrics, self.timing = folder / "metrics.jsonl", folder / "timing.jsonl"
+        self.metrics, self.timing = folder / "metrics.jsonl", folder / TIMING
         self.writes = writes
         self.mirrors: list[Mirror] = []
         self.seconds_before = 0.0  # wall time of earlier processes of this run
@@ -74,17 +77,15 @@ class Journal:
                 if path is self.metrics and metrics_bytes is not None:
                     size = metrics_bytes
                 files.cut(path, size)
-        size, last = _reach(self.timing, step)
+        last = _reach(self.timing, step)[1]
         if self.writes and last < step:
-            times = stream_metrics(self.timing) if size else ()
-            seconds = max((line["seconds"] for line in times), default=0.0)
+            seconds = max((line["seconds"] for line in self._times()), default=0.0)
             found = {"step": step, "seconds": seconds, "pause": "resume", "lost_from": last + 1}
             _append(self.timing, [found])
 
     def lost_times(self) -> str:
         """Return which steps have no times, for people; nothing where all have."""
-        times = stream_metrics(self.timing) if self.timing.exists() else ()
-        lost = [f"{x['lost_from']} to {x['step']}" for x in times if "lost_from" in x]
+        lost = [f"{x['lost_from']} to {x['step']}" for x in self._times() if "lost_from" in x]
         if not lost:
             return ""
         return (
@@ -94,8 +95,7 @@ class Journal:
 
     def start_clock(self) -> None:
         """Go on from the wall time of the last line."""
-        times = stream_metrics(self.timing) if self.timing.exists() else ()
-        self.seconds_before = max((line["seconds"] for line in times), default=0.0)
+        self.seconds_before = max((line["seconds"] for line in self._times()), default=0.0)
         self.started = time.monotonic()
 
     def seconds(self) -> float:
@@ -134,6 +134,14 @@ class Journal:
         losses = [x["loss"] for x in self.lines() if "split" not in x and x["step"] > after]
         return sum(losses) / len(losses) if losses else None
 
+    def _times(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of timing.jsonl, up to the first that is none."""
+        for line in files.whole_lines(self.timing) if self.timing.exists() else ():
+            found = _parse(line, timed=True)
+            if found is None:
+                return
+            yield found
+
     def finish(self, record: dict[str, Any] | None) -> None:
         """Let the mirrors go; see `Mirror.finish`."""
         for mirror in self.mirrors:
@@ -162,11 +170,21 @@ def _reach(path: Path, step: int) -> tuple[int, int]:
     """
     size = last = 0
     for line in files.whole_lines(path) if path.exists() else ():
-        try:
-            found = files.parse_json(line)["step"]
-        except (ValueError, KeyError, TypeError):
+        found = _parse(line, timed=path.name == TIMING)
+        if found is None or found["step"] > step:
             break
-        if found > step:
-            break
-        size, last = size + len(line), found
+        size, last = size + len(line), found["step"]
     return size, last
+
+
+def _parse(line: bytes, timed: bool) -> dict[str, Any] | None:
+    """Return a line with a step, and with seconds where it is `timed`; None for anything else."""
+    try:
+        found: dict[str, Any] = files.parse_json(line)
+        steps = [found["step"], found.get("lost_from", 1)]
+        is_one = all(type(step) is int for step in steps)
+        if timed:
+            is_one &= type(found["seconds"]) in (int, float) and math.isfinite(found["seconds"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return None
+    return found if is_one else None

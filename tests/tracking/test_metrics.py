@@ -70,6 +70,41 @@ def test_the_clock_goes_on_from_earlier_processes(tmp_path: Path) -> None:
     assert last["step"] == 2 and last["pause"] == "evaluation" and last["seconds"] >= 500
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": "2", "seconds": 2.0}', '{"step": null, "seconds": 2.0}', '{"step": 2}',
+        '{"step": 2, "seconds": null}', '{"step": 2, "seconds": NaN}', "[2]", "null", "\0\0",
+        '{"step": 2, "seconds": 1' + "0" * 400 + "}", '{"step": 2, "seconds": "2.0"}',
+    ],
+    ids=lambda line: line[:40].replace("\0", "0"),
+)  # fmt: skip
+def test_a_line_without_a_step_or_seconds_is_lost_like_a_cut_one(tmp_path: Path, line: str) -> None:
+    lines = ['{"step": 1, "seconds": 500.0}', line, '{"step": 3, "seconds": 700.0}']
+    (tmp_path / "timing.jsonl").write_text("".join(f"{one}\n" for one in lines))
+    found = Journal(tmp_path)
+    reader = Journal(tmp_path, writes=False)
+    assert reader.lost_times() == ""
+    reader.start_clock()
+    assert reader.seconds_before == 500
+    found.rewind(3)
+    assert [json.loads(one) for one in found.timing.read_text().splitlines()] == [
+        {"step": 1, "seconds": 500.0},
+        {"step": 3, "seconds": 500.0, "pause": "resume", "lost_from": 2},
+    ]
+    assert "steps 2 to 3" in found.lost_times()
+
+
+@pytest.mark.parametrize("step", ['"4"', "null", "[4]"])
+def test_metrics_end_at_a_line_whose_step_is_no_number(tmp_path: Path, step: str) -> None:
+    found = journal(tmp_path)
+    before = found.metrics.read_bytes()
+    found.metrics.write_bytes(before + b'{"step": %s, "loss": 1.0}\n' % step.encode())
+    assert found.lacks(3, None) is None
+    found.rewind(3)
+    assert found.metrics.read_bytes() == before
+
+
 def test_the_mean_loss_is_that_of_the_steps_alone(tmp_path: Path) -> None:
     assert journal(tmp_path).mean_loss(after=1) == 2.5
     assert Journal(tmp_path / "nothing").mean_loss(after=0) is None
