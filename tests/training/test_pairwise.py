@@ -102,8 +102,8 @@ def test_probes_move_the_loss_and_leave_the_weights(
     step, batch = build_step(quantizer, model, estimator, tokens)
     measured, original = [], step.probes
 
-    def recording(part: Any) -> Any:
-        probes = original(part)
+    def recording(part: Any, **given: Any) -> Any:
+        probes = original(part, **given)
 
         def measure(here: Any, directions: Any) -> Any:
             measured.append(probes(here, directions))
