@@ -50,6 +50,7 @@ def test_the_tool_writes_a_row_for_every_estimator_and_snapshot(folder, capsys, 
     assert "FOGZO β=1-1e-6" in said
 
 
+@pytest.mark.slow
 def test_batched_and_sequential_probes_give_the_same_diagnosis(tmp_path, monkeypatch):
     folder = train(tmp_path, "recipe.max_steps=2", "snapshots=1")
     batched = rows_of(folder, Effort(directions=8, batches=2, draws=100))
@@ -72,6 +73,7 @@ def test_variance_over_n_and_bias_without_n(folder):
     assert rows[0, "ste", None, 0].variance.value == 0
 
 
+@pytest.mark.slow
 def test_nspsa_is_unbiased_within_its_interval_on_a_real_network(folder):
     """Within twice the 95% interval, 6.4 standard errors of Student's t(3): once in 130."""
     for row in rows_of(folder, Effort(directions=1600, batches=4, draws=200)):

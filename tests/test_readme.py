@@ -214,6 +214,7 @@ def test_a_quantizer_is_one_file_and_one_yaml(mine, tmp_path, inputs, bits):
     assert load_run(folder)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)  # finds the folder again
 
 
+@pytest.mark.slow
 def test_a_surrogate_with_its_law_is_one_file(mine, tmp_path):
     record, folder = train(
         mine, tmp_path, "quantizer=sign", "quantizer.surrogate=erf", "estimator.noise=1e-3", *DIGITS

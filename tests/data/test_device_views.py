@@ -23,6 +23,7 @@ RECIPES: dict[str, Any] = {"resnet": RESNET, "deit": DEIT}
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.slow
 def test_photographs_become_the_same_pixels_in_both_ways(
     photographs: list[Path],  # noqa: F811
     recipe: Any,
@@ -60,6 +61,7 @@ def test_a_loader_gives_the_same_batches_in_both_ways(
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.slow
 def test_the_device_is_tried_before_it_is_trusted(
     recipe: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def test_a_plain_epoch_holds_every_image_once() -> None:
     assert not copies.any()
 
 
+@pytest.mark.slow
 def test_repeated_augmentation_is_timms_sampler_on_four_ranks() -> None:
     from timm.data.distributed_sampler import RepeatAugSampler
 
@@ -260,6 +261,7 @@ def test_the_fast_decoder_gives_pillows_pixels(photographs: list[Path]) -> None:
         assert np.array_equal(read_pixels(path), np.asarray(read_image(path))), path
 
 
+@pytest.mark.slow
 def test_photographs_are_augmented_as_the_libraries_do(photographs: list[Path]) -> None:
     from timm.data import create_transform
     from torchvision.transforms import v2

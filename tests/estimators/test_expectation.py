@@ -105,6 +105,7 @@ def test_mean_of_fogzo_for_one_scale_is_the_papers_formula() -> None:
 
 
 @pytest.mark.parametrize("beta", [None, 0.9], ids=["nspsa", "fogzo"])
+@pytest.mark.slow
 def test_variance_falls_as_one_over_n(beta: float | None) -> None:
     problem = Problem("linear", SCALES["per_tensor"], ("round", "identity"))
     truth = problem.gradient if beta is None else problem.expected(beta)

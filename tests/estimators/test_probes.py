@@ -202,6 +202,7 @@ def test_random_sign_keeps_the_size_of_c_and_balances_its_sign() -> None:
     assert abs(plus - 50_000) < 775  # Binomial(100,000, 1/2), two-sided at 1e-6
 
 
+@pytest.mark.slow
 def test_random_sign_is_independent_of_the_losses(tiny: TinyNetwork) -> None:
     here, along = Point(tiny.weights), random_directions(tiny.weights, 2000)
     plain = SequentialProbes(tiny.loss)(here, along)

@@ -182,6 +182,7 @@ def test_layers_multiply_exactly_where_both_operands_can_be_coded():
 
 
 @pytest.mark.skipif(GPU, reason="of a machine without a GPU")
+@pytest.mark.slow
 def test_a_machine_that_cannot_says_so_in_one_line_when_asked_and_else_goes_on():
     command = ["model=llama_9m", "quantizer=quest", "quantizer.activation_bits=2", "scale=smoke"]
     with pytest.raises(UserError, match=r"^hardware\.exact_products=true needs .*it out$"):

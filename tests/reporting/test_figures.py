@@ -74,6 +74,7 @@ def test_the_same_records_give_the_same_bytes(results: Path, save_run: Save, dra
     assert all(f.read_bytes() == (results / "two" / f.name).read_bytes() for f in files)
 
 
+@pytest.mark.slow
 def test_a_curve_is_the_mean_of_the_histories_on_evaluation_seeds(
     results: Path, save_run: Save
 ) -> None:

@@ -186,6 +186,7 @@ def said_of(results: Path, start: str) -> Any:
     return next(t for t in found if t.claim.startswith(start))
 
 
+@pytest.mark.slow
 def test_the_rank_correlation_is_of_gain_and_what_the_ste_holds_back(
     results: Path, save_mini: Save
 ) -> None:

@@ -113,6 +113,7 @@ def test_the_wanted_tokens_are_the_first_ones(source, prepared, tmp_path):
     assert len(manifest["splits"]["train"]["shards"]) == 3
 
 
+@pytest.mark.slow
 def test_killed_preparation_goes_on_to_identical_shards(source, prepared, tmp_path):
     out = tmp_path / "c4"
     pid = fork(lambda: prepare_c4.main(line(source, out, "--workers", "1")))
@@ -274,6 +275,7 @@ def test_a_wrong_argument_is_one_line(source, tmp_path, capfd, arguments, messag
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_c4_sample_has_the_published_token_counts(data_dir, tmp_path):
     out = tmp_path / "c4"
     arguments = [

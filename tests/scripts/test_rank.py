@@ -183,6 +183,7 @@ def test_the_tables_of_the_rivals_stand_beside_cells_that_there_are(table, monke
         check_places(rules, {})
 
 
+@pytest.mark.slow
 def test_rivals_differ_from_the_row_beside_them_in_their_rule_alone(monkeypatch):
     monkeypatch.setenv("FOGZO_PARTS", str(ROOT / "examples" / "rivals"))
     (first,) = (

@@ -177,6 +177,7 @@ def test_a_run_may_start_processes_as_the_loaders_of_photographs_do(
     assert seeds(outcome.finished) == [0]
 
 
+@pytest.mark.slow
 def test_the_deadline_stops_the_queue_as_a_signal_does(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

@@ -183,6 +183,7 @@ def test_a_service_that_is_not_reached_is_mirrored_offline(tmp_path, monkeypatch
     assert "wandb is not reached (no route to host); mirrored offline" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_leave_waits_for_no_service(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Service(hangs="finish"))
     hanging = mirror(tmp_path)

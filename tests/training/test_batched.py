@@ -219,6 +219,7 @@ def test_autocast_is_left_to_the_sequential_evaluator() -> None:
 
 
 @pytest.mark.parametrize("beta", [None, 0.999], ids=["nspsa", "fogzo"])
+@pytest.mark.slow
 def test_directions_of_a_whole_estimate_take_what_the_budget_leaves_them(
     beta: float | None,
 ) -> None:

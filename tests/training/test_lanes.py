@@ -121,6 +121,7 @@ def test_a_lane_is_its_run_in_float64(cells: list[list[str]]) -> None:
             assert lanes.counts[name][s, c] == sum(row[name] for _, row in taken)
 
 
+@pytest.mark.slow
 def test_a_lane_on_mnist_is_its_run_in_float64(data_dir: Path) -> None:
     config = configured(*FOGZO, "recipe.max_steps=30", base=[])
     images = mnist.read(data_dir)

@@ -86,6 +86,7 @@ def test_a_rate_of_ones_own_is_not_scaled():
     assert compose_run(*overrides).recipe.lr == 0.1
 
 
+@pytest.mark.slow
 def test_weight_decay_is_on_the_linears_of_the_blocks_alone():
     section = compose_run("model=llama_9m", "scale=smoke")
     model = build_part("model", section.model, None)

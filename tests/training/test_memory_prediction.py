@@ -57,6 +57,7 @@ def test_the_papers_batch_is_predicted_to_fit_the_papers_card(model: str, card: 
     assert predicted(model) < 0.92 * card  # memory.SHARE
 
 
+@pytest.mark.slow
 def test_the_prediction_bounds_the_measured_peak_from_above() -> None:
     record = json.loads((ROOT / "results/records/bench/language-h200.json").read_text())
     measured = record["networks"]["llama_30m"]["round-w2"]["peak_memory_mb"] * 2**20
