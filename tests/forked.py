@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import pytest
 import sklearn.datasets  # noqa: F401  children inherit what is imported here
 import torch._dynamo  # noqa: F401
 
@@ -128,3 +129,20 @@ def _become(arguments: list[str], cwd: Path, out: Path, err: Path) -> None:
     else:
         sys.path, sys.argv = [str(Path(arguments[0]).parent), *found], arguments
         runpy.run_path(arguments[0], run_name="__main__")
+
+
+def by_triton(script: str, on_gpu: bool) -> str:
+    """Run a script with kernels in a new process, its argument this folder; return what it prints.
+
+    On a GPU as they are, else by Triton's interpreter, which is chosen before they are read.
+    """
+    triton = pytest.importorskip("triton")
+    if not on_gpu and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
+        pytest.skip("Triton before 3.7 interprets no loops with NumPy 2.4")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(ROOT)],
+        env={**os.environ, **({} if on_gpu else {"TRITON_INTERPRET": "1"})},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout

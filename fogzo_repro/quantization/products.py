@@ -25,7 +25,7 @@ from torch import Tensor
 
 CODES = torch.float8_e4m3fn
 MOST_BITS = 3
-LEAST_IN, LEAST_OUT = 640, 384  # features from which on they are faster than bf16 on an H200
+LEAST_IN, LEAST_OUT = 640, 384  # features from which on they looked faster than bf16 on an H200
 MULTIPLE = 16  # of features, which the product needs
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,8 +24,8 @@ from fogzo_repro.data.operations import (
     pack_operations,
     repaired,
 )
-from tests.conftest import ROOT
 from tests.data.test_photographs import DEIT
+from tests.forked import by_triton
 
 SIDE, FILL = 48, (124, 116, 104)
 GPU = torch.cuda.is_available()
@@ -137,13 +134,4 @@ assert torch.equal(found, _move(pixels, images, matrices, FILL))
 
 @pytest.mark.slow
 def test_the_kernel_moves_images_alike() -> None:
-    """On a GPU as it is, else by Triton's interpreter."""
-    triton = pytest.importorskip("triton")
-    if not GPU and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
-        pytest.skip("Triton before 3.7 interprets no loops with NumPy 2.4")
-    environment = {**os.environ, **({} if GPU else {"TRITON_INTERPRET": "1"})}
-    done = subprocess.run(
-        [sys.executable, "-c", KERNEL, str(ROOT)],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    by_triton(KERNEL, GPU)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from fogzo_repro.data.resampling import pack, resize
-from tests.conftest import ROOT
+from tests.forked import by_triton
 
 GPU = torch.cuda.is_available()
 ODD = [
@@ -83,13 +79,4 @@ for size, interpolation in ((24, "bilinear"), (37, "bicubic")):
 
 @pytest.mark.slow
 def test_the_kernels_give_the_same_pixels() -> None:
-    """On a GPU as they are, else by Triton's interpreter."""
-    triton = pytest.importorskip("triton")
-    if not GPU and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
-        pytest.skip("Triton before 3.7 interprets no loops with NumPy 2.4")
-    environment = {**os.environ, **({} if GPU else {"TRITON_INTERPRET": "1"})}
-    done = subprocess.run(
-        [sys.executable, "-c", KERNEL, str(ROOT)],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    by_triton(KERNEL, GPU)

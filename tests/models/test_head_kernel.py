@@ -1,21 +1,12 @@
 """The kernel of the head's normalizers; on the CPU by Triton's interpreter."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from fogzo_repro.models.head_loss import has_kernel, linear_cross_entropy
-from tests.conftest import ROOT
+from tests.forked import by_triton
 
-triton = pytest.importorskip("triton")
 GPU = torch.cuda.is_available() and has_kernel(torch.device("cuda"))
-pytestmark = pytest.mark.skipif(
-    not GPU and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7),
-    reason="Triton before 3.7 interprets no loops with NumPy 2.4",
-)
 
 SCRIPT = """
 import os
@@ -41,15 +32,8 @@ for tokens, words, width in ((200, 300, 64), (128, 512, 128), (37, 1000, 40), (1
 
 
 @pytest.mark.slow
-def test_normalizers_equal_float64_also_where_tiles_are_ragged(tmp_path):
-    """In a process of its own: the interpreter is chosen before the kernel is read."""
-    environment = os.environ | ({} if GPU else {"TRITON_INTERPRET": "1"})
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(ROOT)],
-        capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 4
+def test_normalizers_equal_float64_also_where_tiles_are_ragged():
+    assert len(by_triton(SCRIPT, GPU).splitlines()) == 4
 
 
 @pytest.mark.skipif(not GPU, reason="needs a Hopper card")

@@ -1,23 +1,13 @@
 """The Triton kernels compute what `Quest` says in torch; on the CPU by Triton's interpreter."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from fogzo_repro.quantization import quest
 from fogzo_repro.quantization.quest import Quest
-from tests.conftest import ROOT
+from tests.forked import by_triton
 
-triton = pytest.importorskip("triton")
 GPU = torch.cuda.is_available()
-pytestmark = pytest.mark.skipif(
-    not GPU and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7),
-    reason="Triton before 3.7 interprets no loops with NumPy 2.4",
-)
-
 SCRIPT = """
 import sys
 
@@ -117,18 +107,9 @@ print(calls)
 
 
 @pytest.mark.slow
-def test_kernels_equal_the_formula_in_float64_compiled_too(tmp_path):
-    """In a process of its own: the interpreter is chosen before the kernels are read.
-
-    Compiled, layers that share their inputs quantize them once.
-    """
-    environment = os.environ | ({} if GPU else {"TRITON_INTERPRET": "1"})
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(ROOT)],
-        capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    *equal, calls = done.stdout.splitlines()
+def test_kernels_equal_the_formula_in_float64_compiled_too():
+    """Compiled, layers that share their inputs quantize them once."""
+    *equal, calls = by_triton(SCRIPT, GPU).splitlines()
     assert len(equal) == 7 * (1 + GPU)
     assert calls == "[1]"
 
