@@ -1,4 +1,4 @@
-"""The kernel of the head's normalizers; on the CPU by Triton's interpreter."""
+"""The kernel of the cross-entropy behind a head; on the CPU by Triton's interpreter."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 
-from fogzo_repro.models.head_kernel import log_normalizer
+from fogzo_repro.models.head_kernel import token_losses
 
 device = "cpu" if "TRITON_INTERPRET" in os.environ else "cuda"
 generator = torch.Generator().manual_seed(0)
@@ -24,15 +24,18 @@ for tokens, words, width in ((200, 300, 64), (128, 512, 128), (37, 1000, 40), (1
         (3 * torch.randn(n, width, generator=generator) / width**0.25).half().to(device)
         for n in (tokens, words)
     )
-    exact = (hidden.double() @ weight.double().T).logsumexp(-1)
-    found = log_normalizer(hidden, weight)
+    targets = torch.randint(words, (tokens,), generator=generator).to(device)
+    targets[:1], targets[-1:] = words - 1, 0
+    logits = hidden.double() @ weight.double().T
+    exact = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    found = token_losses(hidden, weight, targets)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
     print(tokens, words, width)
 """
 
 
 @pytest.mark.slow
-def test_normalizers_equal_float64_also_where_tiles_are_ragged():
+def test_losses_equal_float64_also_where_tiles_are_ragged():
     assert len(by_triton(SCRIPT, GPU).splitlines()) == 4
 
 

@@ -67,20 +67,25 @@ def test_autocast_runs_the_product_in_bf16_and_the_softmax_in_float32():
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
 
 
-def broken(hidden, weight):
+def losses(hidden, weight, targets):
+    return F.cross_entropy(hidden.float() @ weight.float().T, targets, reduction="none")
+
+
+def broken(hidden, weight, targets):
     raise RuntimeError("this Triton does not compile it")
 
 
 @pytest.mark.parametrize(
     ("kernel", "is_taken"),
     [
-        (lambda h, w: (h.float() @ w.float().T).logsumexp(-1), True),
-        (lambda h, w: (h.float() @ w[:-1].float().T).logsumexp(-1), False),
+        (losses, True),
+        (lambda h, w, t: losses(h, w[:-1], t.clamp(max=998)), False),
+        (lambda h, w, t: losses(h, w, t.roll(1)), False),
         (broken, False),
     ],
-    ids=["right", "a-word-is-lost", "broken"],
+    ids=["right", "a-word-is-lost", "other-targets", "broken"],
 )
 def test_the_kernel_is_taken_only_where_it_gives_what_float64_does(monkeypatch, kernel, is_taken):
     pytest.importorskip("triton")
-    monkeypatch.setattr("fogzo_repro.models.head_kernel.log_normalizer", kernel)
+    monkeypatch.setattr("fogzo_repro.models.head_kernel.token_losses", kernel)
     assert kernel_agrees(torch.device("cpu")) == is_taken

@@ -161,8 +161,8 @@ def test_a_compiled_layer_computes_the_same_in_one_graph(pair):
         found[name] = [y.detach(), x.grad, *(p.grad.clone() for p in layer.parameters())]
         with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
             assert (run(x) != y).float().mean() < 0.01  # the same levels, but for ties
-    for a, b in zip(*found.values(), strict=True):
-        assert (a - b).abs().max() <= 0.02 * b.abs().max()
+    for a, b in zip(*found.values(), strict=True):  # a tie that falls otherwise moves one row
+        assert (a - b).norm() <= 0.02 * b.norm()
 
 
 def test_layers_multiply_exactly_where_both_operands_can_be_coded():
@@ -249,7 +249,7 @@ def test_a_captured_step_of_a_llama_multiplies_in_eight_bits(quantizer):
             take(batch, True)
             torch.cuda.synchronize()
         names = " ".join(event.key for event in profile.key_averages())
-        assert ("e4m3" in names or "f8" in names) == (asked == "null"), names
+        assert ("nvjet_sm90_qq" in names or "e4m3" in names) == (asked == "null")
         losses[asked] = [row["loss"] for row in rows]
         assert not any(row["failed"] or row["bad_probes"] for row in rows)
     for found, expected in zip(*losses.values(), strict=True):
