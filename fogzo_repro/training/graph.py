@@ -76,6 +76,8 @@ class CapturedStep:
             graph.register_generator_state(generator)
         self.step.optimizer.zero_grad(set_to_none=True)
         pool = next((g.pool() for g, _, _ in self.graphs.values()), None)  # one replays at a time
-        with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+        # The threads that bring batches go on meanwhile, and allocate: only this one is watched.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool, self.stream, capture_error_mode=mode):
             row = self.step(inputs, probing)
         return graph, inputs, row
