@@ -1,11 +1,10 @@
 """The cross-entropy behind a head as one Triton kernel: no logit leaves the chip.
 
 Each program multiplies a tile of tokens with a tile of words and keeps, of each token, the largest
-of its logits there and the sum of their exponentials, in float32; and the logit of its target where
-that is among the words. `token_losses` joins the tiles.
+of its logits there and the sum of their exponentials, in float32. `token_losses` joins the tiles.
 
-The target's logit is taken from the same product. From a product of its own a compiler may leave
-out that hidden and weight are rounded to bf16, and the two parts of the loss are then of different
+The logits of the targets are taken beside the kernel, out of a compiler's sight: it may leave out
+that hidden and weight are rounded to bf16, and the two parts of the loss would then be of different
 weights.
 
 Shapes: N tokens, D width, V vocabulary, S tiles of words.
@@ -38,7 +37,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 @triton.jit
 def _kernel(
-    hidden, weight, target_pointer, high_pointer, total_pointer, of_target_pointer, N, V, D,
+    hidden, weight, high_pointer, total_pointer, N, V, D,
     BN: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -51,15 +50,10 @@ def _kernel(
     logits = tl.zeros((BN, BV), tl.float32)
     for d in range(0, D, BD):
         logits = tl.dot(hidden.load([n, d]), weight.load([v, d]).T, logits)
-    token = n + tl.arange(0, BN)
-    word = v + tl.arange(0, BV)
-    target = tl.load(target_pointer + token, token < N, -1)
-    here = (target >= v) & (target < v + BV)
-    of_target = tl.sum(tl.where(target[:, None] == word[None, :], logits, 0.0), 1)
-    tl.store(of_target_pointer + token, of_target, here)
-    logits = tl.where(word[None, :] < V, logits, float("-inf"))
+    logits = tl.where((v + tl.arange(0, BV))[None, :] < V, logits, float("-inf"))
     high = tl.max(logits, 1)
     total = tl.sum(tl.exp(logits - high[:, None]), 1)
+    token = n + tl.arange(0, BN)
     place = tile.to(tl.int64) * N + token
     tl.store(high_pointer + place, high, token < N)
     tl.store(total_pointer + place, total, token < N)
@@ -71,26 +65,26 @@ def _tiles(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Ten
 
     The exponentials are those below the largest logit of their tile.
     """
-    hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
-    high, total, of_targets = _empty(hidden, weight, targets)
+    hidden, weight = hidden.contiguous(), weight.contiguous()
+    high, total, _ = _empty(hidden, weight)
     (tokens, width), words = hidden.shape, len(weight)
     programs = triton.cdiv(tokens, TOKENS) * len(high)
     if programs:
         _kernel[(programs,)](
             TensorDescriptor.from_tensor(hidden, [TOKENS, DEPTH]),
             TensorDescriptor.from_tensor(weight, [WORDS, DEPTH]),
-            targets, high, total, of_targets, tokens, words, width,
+            high, total, tokens, words, width,
             BN=TOKENS, BV=WORDS, BD=DEPTH, G=TOGETHER, num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
-    return high, total, of_targets
+    return high, total, (hidden.float() * weight[targets]).sum(-1)
 
 
 @_tiles.register_fake
 def _(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty(hidden, weight, targets)
+    return _empty(hidden, weight)
 
 
-def _empty(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _empty(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tiles, tokens = -(-len(weight) // WORDS), len(hidden)
     high, total = (hidden.new_empty(tiles, tokens, dtype=torch.float32) for _ in range(2))
     return high, total, hidden.new_empty(tokens, dtype=torch.float32)
