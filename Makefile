@@ -25,7 +25,7 @@ install: .venv/installed  ## set up .venv from the locked dependencies
 	  || { echo "error: python3 cannot create .venv; install its venv package (Debian: python3-venv)" >&2; exit 2; }
 	@echo "installing the locked dependencies into .venv (6 GB, most of it CUDA libraries)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check $(UV)
-	@$(BIN)/uv pip sync -q --python $(BIN)/python --require-hashes requirements.lock \
+	@$(BIN)/uv pip sync -q --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock \
 	  || $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $@
 
