@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import sklearn.datasets  # noqa: F401  children inherit what is imported here
-import torch._dynamo  # noqa: F401
+import torch._dynamo
 
 import fogzo_repro.run  # noqa: F401
 from fogzo_repro import __main__ as cli
@@ -92,29 +92,54 @@ def finish(pid: int, seconds: float = 120) -> int:
         time.sleep(0.002)
 
 
-def python(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def python(
+    *arguments: str | Path,
+    cwd: Path = ROOT,
+    before: Callable[[], None] | None = None,
+    seconds: float = 120,
+) -> subprocess.CompletedProcess[str]:
     """Do what `python ARGUMENTS` does in `cwd`, a script or `-m MODULE`, and wait for it."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        status = finish(launch(arguments, cwd, out, err))
+        status = finish(launch(arguments, cwd, out, err, before), seconds)
         return subprocess.CompletedProcess(arguments, status, out.read_text(), err.read_text())
 
 
+def compiling(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Do what `python` does for a script that compiles, as if nothing had been compiled here."""
+    import torch._inductor.compile_fx  # noqa: F401  the child inherits it
+
+    return python(*arguments, cwd=cwd, before=_uncompiled, seconds=300)
+
+
+def _uncompiled() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
 def new_python(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Do what `python` says without forking: for compilers, whose threads a fork does not bring."""
+    """Do what `python` says without forking: for what needs a GPU, or an interpreter's end."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
-def launch(arguments: Sequence[str | Path], cwd: Path, out: Path, err: Path) -> int:
+def launch(
+    arguments: Sequence[str | Path],
+    cwd: Path,
+    out: Path,
+    err: Path,
+    before: Callable[[], None] | None = None,
+) -> int:
     """Fork a child that does what `python ARGUMENTS` does; return its pid.
 
     The project is imported anew, and only from where a new interpreter would find it.
     """
-    return fork(partial(_become, [str(a) for a in arguments], cwd, out, err))
+    return fork(partial(_become, [str(a) for a in arguments], cwd, out, err, before))
 
 
-def _become(arguments: list[str], cwd: Path, out: Path, err: Path) -> None:
+def _become(
+    arguments: list[str], cwd: Path, out: Path, err: Path, before: Callable[[], None] | None
+) -> None:
     for path, descriptor in ((out, 1), (err, 2)):
         with open(path, "w") as file:
             os.dup2(file.fileno(), descriptor)
@@ -122,6 +147,8 @@ def _become(arguments: list[str], cwd: Path, out: Path, err: Path) -> None:
     os.chdir(cwd)
     for name in [n for n in sys.modules if n.split(".")[0] in OURS]:
         del sys.modules[name]
+    if before:
+        before()
     found = [p for p in sys.path if "site-packages" in p or not Path(p).is_relative_to(ROOT)]
     if arguments[0] == "-m":
         sys.path, sys.argv = [str(cwd), *found], arguments[1:]
@@ -132,17 +159,27 @@ def _become(arguments: list[str], cwd: Path, out: Path, err: Path) -> None:
 
 
 def by_triton(script: str, on_gpu: bool) -> str:
-    """Run a script with kernels in a new process, its argument this folder; return what it prints.
+    """Run a script with kernels, its argument this folder; return what it prints.
 
-    On a GPU as they are, else by Triton's interpreter, which is chosen before they are read.
+    On a GPU as they are, in a new process; else in a forked child by Triton's interpreter, which
+    is chosen before Triton is read.
     """
     triton = pytest.importorskip("triton")
     if not on_gpu and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
         pytest.skip("Triton before 3.7 interprets no loops with NumPy 2.4")
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(ROOT)],
-        env={**os.environ, **({} if on_gpu else {"TRITON_INTERPRET": "1"})},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "script.py")
+        file.write_text(script)
+        if on_gpu:
+            done = new_python(file, ROOT, cwd=ROOT)
+        else:
+            done = python(file, ROOT, before=_interpreted, seconds=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def _interpreted() -> None:
+    """Have Triton read anew, but for its library in C++, which cannot be."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    for name in [n for n in sys.modules if n.split(".")[0] == "triton" and "._C" not in n]:
+        del sys.modules[name]

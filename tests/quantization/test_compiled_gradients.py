@@ -5,7 +5,7 @@ torch 2.11 compiled a `Function` whose forward ended in a cast to a gradient of 
 
 import pytest
 
-from tests.forked import ROOT, new_python
+from tests.forked import ROOT, compiling
 
 SCRIPT = """
 import sys
@@ -75,7 +75,7 @@ for name, of_inputs, narrow, kind in CASES:
 def test_compiled_gradients_equal_the_eager_ones(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    done = new_python(script, ROOT, cwd=tmp_path)
+    done = compiling(script, ROOT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 7
 
@@ -117,6 +117,8 @@ print([t.shape for t in kept if t.dtype == torch.float32 and t.numel() == x.nume
 @pytest.mark.slow
 def test_no_copy_of_an_input_is_kept_in_float32_for_the_backward_pass(tmp_path):
     """Where layers share an input, the compiler kept v/s of all but the first."""
-    done = new_python("-c", SHARED, ROOT, cwd=tmp_path)
+    script = tmp_path / "script.py"
+    script.write_text(SHARED)
+    done = compiling(script, ROOT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n"

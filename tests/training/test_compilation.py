@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.forked import ROOT, new_python
+from tests.forked import ROOT, compiling, new_python
 
 SCRIPT = """
 import json, sys
@@ -78,7 +78,7 @@ def test_all_blocks_share_one_graph_and_no_later_step_compiles(tmp_path):
     """
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    done = new_python(script, ROOT, json.dumps(list(CASES.values())), cwd=tmp_path)
+    done = compiling(script, ROOT, json.dumps(list(CASES.values())), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = dict(zip(CASES, map(int, done.stdout.split()), strict=True))
     assert found == {case: PASSES + ESTIMATOR[case.split()[1]] for case in CASES}

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conftest import compiles
-from tests.forked import ROOT, finish, new_python, start
+from tests.forked import ROOT, compiling, finish, start
 
 SCRIPT = """
 import sys
@@ -29,7 +29,7 @@ def test_each_run_compiles_its_training_pass_and_no_evaluation(tmp_path):
     """Also when there are more runs in a process than recompilations are allowed."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    done = new_python(script, ROOT, cwd=tmp_path)
+    done = compiling(script, ROOT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "1", "1"]
 

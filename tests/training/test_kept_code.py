@@ -12,7 +12,7 @@ import torch
 
 from fogzo_repro.training.kept_code import KeptCode, kept_folder
 from tests.conftest import compiles
-from tests.forked import ROOT, new_python
+from tests.forked import ROOT, compiling
 
 CARD = "NVIDIA H200"
 SHAPE = {"model": "llama", "batch": 64}
@@ -156,8 +156,7 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = sys.argv[2]  # as on another machine
 import torch._inductor.config
 from torch._dynamo.utils import counters
 
-torch._inductor.config.cpp_cache_precompile_headers = False  # both are slow, once a machine
-torch._inductor.config.cpp.vec_isa_ok = False
+torch._inductor.config.cpp.vec_isa_ok = True  # trying it is slow, once a machine
 
 from tests.short_runs import train
 
@@ -174,7 +173,7 @@ def test_a_run_on_another_machine_compiles_nothing_that_was_kept(tmp_path: Path)
     script.write_text(SCRIPT)
     counts = []
     for machine, seed in (("first", "0"), ("second", "1")):
-        done = new_python(script, ROOT, machine, seed, cwd=tmp_path)
+        done = compiling(script, ROOT, machine, seed, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         counts.append([int(word) for word in done.stdout.split()])
     (_,) = (tmp_path / "kept").glob("torch-*/*")
