@@ -46,7 +46,7 @@ def process_of(folder: Path) -> int | None:
 
 
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path: Path) -> None:
-    job = submit(tmp_path, "recipe.max_steps=3000")
+    job = submit(tmp_path, "recipe.max_steps=1500", "quantizer.grid=integer")
     deadline = time.monotonic() + 240
     while not (timing := list(tmp_path.glob("runs/mlp-*/timing.jsonl"))):
         assert os.waitpid(job, os.WNOHANG) == (0, 0), (tmp_path / "err").read_text()
@@ -57,7 +57,7 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path: Path) -> No
     os.kill(pid, signal.SIGUSR2)  # what Slurm is asked to send before it takes a node away
     assert finish(job) == 0, (tmp_path / "err").read_text()
     record = read_record(timing[0].parent / "record.json")
-    assert (record["status"], record["steps"]) == ("finished", 3000)
+    assert (record["status"], record["steps"]) == ("finished", 1500)
     log = (timing[0].parent / "log.txt").read_text()
     assert "SIGUSR2: saved after step" in log and "resumed after step" in log
 
