@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,15 @@ from fogzo_repro.reporting.minis import TITLES as MINIS
 from fogzo_repro.reporting.minis import Choice, choices
 from fogzo_repro.reporting.readings import CLAIMS, RATE, SPACING, elsewhere, picked, read_readings
 from fogzo_repro.reporting.results import FRESH_SEEDS, CellResult, TableResults, ran, scale_of
-from fogzo_repro.reporting.statistics import summarize
+from fogzo_repro.reporting.statistics import gain_test, summarize
 
 SHALLOW = "figure-shallow"
 GRIDS = {"half_integer": "round, half-integer grid (default)", "integer": "round, integer grid"}
 METRICS = {
     "loss": "train loss (nats)", "top1": "test top-1 (%)", "perplexity": "held-out perplexity",
 }  # fmt: skip
+UNITS = {"top1": "points", "perplexity": "of perplexity"}
+EQUAL = "STE, equal cost"
 DIGITS = {"loss": 3, "top1": 2, "perplexity": 2}
 
 
@@ -50,7 +52,7 @@ def answer(results: Path, found: Sequence[TableResults]) -> str:
     lines += [line for name in MINIS for line in _mini(tables[name], judged[name])]
     sentences = [
         _of_readings(results, tables[SHALLOW], judged[SHALLOW]),
-        _of_minis([tables[name] for name in MINIS], [j for name in MINIS for j in judged[name]]),
+        _of_minis([tables[name] for name in MINIS], judged),
         _of_the_paper([t for t in found if scale_of(t.table) == "full" and t.table != SHALLOW]),
     ]
     absent = [line for line in lines if {line.ste, line.fogzo, line.equal_cost} == {NOT_RUN}]
@@ -117,7 +119,7 @@ def _at_their_best(judged: Sequence[Judged]) -> str:
     return f" With rate and noise chosen by each side: {'; '.join(said)}." if said else ""
 
 
-def _of_minis(minis: Sequence[TableResults], judged: Sequence[Judged]) -> str:
+def _of_minis(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged]]) -> str:
     cells = [cell for table in minis for cell in table.cells.values()]
     tuning = sum(len(cell.reporting(tuning=True)) for cell in cells)
     reported = sum(len(cell.reporting()) for cell in cells)
@@ -125,7 +127,53 @@ def _of_minis(minis: Sequence[TableResults], judged: Sequence[Judged]) -> str:
     start = f"**Deep networks at small scale** ({named or 'none'}): {tuning} tuning runs and "
     if not reported:
         return f"{start}no evaluation run, so that no verdict stands on whether FOGZO helps there."
-    return f"{start}{reported} evaluation runs; of {len(judged)} claims: {_counts(judged)}."
+    decided = [line for table in minis for line in _decided(table, judged[table.table])]
+    counts = _counts([one for table in minis for one in judged[table.table]])
+    said = f" With rate and noise chosen by each side: {'; '.join(decided)}." if decided else ""
+    claims = sum(len(judged[table.table]) for table in minis)
+    return f"{start}{reported} evaluation runs.{said} Of {claims} claims: {counts}."
+
+
+def _decided(found: TableResults, judged: Sequence[Judged]) -> Iterator[str]:
+    """Yield, for each quantizer of a network, which side is ahead and by how much."""
+    network = MINIS[found.table].split(",")[0]
+    for row in dict.fromkeys(row for row, column in found.cells if column == FOGZO):
+        claims = {
+            one.claim.worse[1]: one
+            for one in judged
+            if one.claim.better == (row, FOGZO) and one.claim.metric != "loss"
+        }
+        one, cost = claims[STE], claims.get(EQUAL)
+        ahead = _ahead(one, "the STE")
+        if not ahead or one.test is None:
+            continue
+        said = f"{network} under {row}: {ahead} ({min(one.test.n)} seeds)"
+        at_cost = cost and _ahead(cost, "the STE at equal cost")
+        yield said + (f", and {at_cost}{_in_loss(found, row)}" if at_cost else "")
+
+
+def _ahead(one: Judged, ste: str) -> str:
+    """Return who is ahead by how much, by a verdict; an empty string where it tells nothing."""
+    if one.test is None or one.verdict == "not run":
+        return ""
+    unit = UNITS[one.claim.metric]
+    gain = f"[{one.test.low:.2f}, {one.test.high:.2f}] {unit}"
+    if one.verdict == "holds":
+        return f"FOGZO n=1 is ahead of {ste} by {one.test.gain:.2f} {gain}"
+    if one.verdict == "contradicted":
+        low, high = -one.test.high, -one.test.low
+        return f"{ste} is ahead of FOGZO n=1 by {-one.test.gain:.2f} [{low:.2f}, {high:.2f}] {unit}"
+    return f"FOGZO n=1 is not told apart from {ste} ({one.verdict}, {one.test.gain:+.2f} {gain})"
+
+
+def _in_loss(found: TableResults, row: str) -> str:
+    """Return what the train loss says at equal cost, where it says the opposite of the metric."""
+    fogzo, cost = (found.cells[row, name].values("train", "loss") for name in (FOGZO, EQUAL))
+    test = gain_test(fogzo, cost)
+    behind = (
+        f" (in train loss it is behind by {-test.gain:.3f} [{-test.high:.3f}, {-test.low:.3f}])"
+    )
+    return behind if test.gain < 0 else ""
 
 
 def _of_the_paper(tables: Sequence[TableResults]) -> str:
@@ -162,7 +210,7 @@ def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
         claims = [j for j in judged if j.claim.better == (row, FOGZO)]
         claim = next(j for j in claims if j.claim.worse == (row, STE) and j.claim.metric != "loss")
         split, metric = claim.claim.split, claim.claim.metric
-        cells = [found.cells.get((row, name)) for name in (STE, FOGZO, "STE, equal cost")]
+        cells = [found.cells.get((row, name)) for name in (STE, FOGZO, EQUAL)]
         ste, fogzo, cost = (_value(cell, split, metric) for cell in cells)
         if ste == fogzo == NOT_RUN:
             ste, fogzo = (_tuned(found, made, row, side) for side in (STE, FOGZO))

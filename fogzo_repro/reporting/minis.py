@@ -16,7 +16,7 @@ from pathlib import Path
 from fogzo_repro.reporting.claims import chosen, on_edge
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import HYPOTHESES, STE, read_tested, share_of_gain
-from fogzo_repro.reporting.results import CellResult, TableResults, noise_ratio
+from fogzo_repro.reporting.results import CellResult, TableResults, noise_ratio, ran_alone
 
 TITLES = {
     "mini-deit-tiny": "DeiT-Tiny on CIFAR-100, 60 epochs",
@@ -121,7 +121,7 @@ def _kept(found: TableResults, cell: CellResult) -> Iterator[Kept]:
 
 
 def _seconds(cell: CellResult) -> float | None:
-    walls = [run["wall_seconds"] for run in cell.reporting().values()]
+    walls = [run["wall_seconds"] for run in cell.reporting().values() if ran_alone(run)]
     return math.fsum(walls) / len(walls) if walls else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from fogzo_repro.tracking.records import read_runs
 
 TUNING_SEEDS = (100, 101, 102)  # PAPER 4, "Verdicts": they choose, the other seeds report
 FRESH_SEEDS = 2000  # from here on: seeds of which nothing was known when claims were written
+SHARED = "shared its card"  # in the notes of a run that others ran beside, by their own commands
 SETTINGS = ("model", "dataset", "quantizer", "estimator", "recipe")
 
 Place = tuple[str, str]  # row, column
@@ -245,3 +247,19 @@ def _add(cell: CellResult, record: dict[str, Any], path: Path) -> None:
                 "not the cell's"
             )
     cell.runs[seed] = record
+
+
+def ran_alone(record: dict[str, Any]) -> bool:
+    """Tell, by a record's command and notes, whether its run had a card to itself: its time counts.
+
+    >>> ran_alone({"command": "python scripts/run_cells.py minis --workers 2"})
+    False
+    """
+    if SHARED in record.get("notes", ""):
+        return False
+    workers, gpus = (
+        re.search(rf"--{option}[ =]([\d,]+)", record["command"]) for option in ("workers", "gpus")
+    )
+    cards = gpus[1].count(",") + 1 if gpus else 1
+    side_by_side = record.get("resolved", {}).get("evaluator") == "lanes"
+    return not side_by_side and (workers is None or int(workers[1]) <= cards)

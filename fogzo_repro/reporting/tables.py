@@ -9,7 +9,6 @@ committed records, so that the same records give the same bytes.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +40,7 @@ from fogzo_repro.reporting.results import (
     held_back,
     noise_ratio,
     ran,
+    ran_alone,
     read_paper,
     read_results,
     scale_of,
@@ -106,20 +106,6 @@ class Line:
         """Mean wall time of a run; None where the runs shared a card with others."""
         runs = [run for run in self.cell.runs.values() if ran_alone(run)]
         return math.fsum(r["wall_seconds"] for r in runs) / len(runs) / 3600 if runs else None
-
-
-def ran_alone(record: dict[str, Any]) -> bool:
-    """Tell, by a record's command, whether its run had a card to itself, so that its time counts.
-
-    >>> ran_alone({"command": "python scripts/run_cells.py minis --workers 2"})
-    False
-    """
-    workers, gpus = (
-        re.search(rf"--{option}[ =]([\d,]+)", record["command"]) for option in ("workers", "gpus")
-    )
-    cards = gpus[1].count(",") + 1 if gpus else 1
-    side_by_side = record.get("resolved", {}).get("evaluator") == "lanes"
-    return not side_by_side and (workers is None or int(workers[1]) <= cards)
 
 
 def _from_record(take: Callable[[dict[str, Any]], Any]) -> Callable[[Line], Any]:

@@ -59,3 +59,30 @@ def test_tuning_runs_stand_in_brackets_and_give_no_verdict(results: Path, save: 
     cells = line(said(results), "| DeiT-Tiny on CIFAR-100 | sign, hardtanh")
     assert cells[3:] == ["[2.100 (1), lr=0.0005, edge]", "not run", "not run", "", "not run"]
     assert "2 tuning runs and no evaluation run, so that no verdict stands" in said(results)
+
+
+def test_it_says_who_is_ahead_by_how_much_and_what_the_train_loss_says_at_equal_cost(
+    results: Path, save: Save
+) -> None:
+    table, row = "mini-llama", "sign, hardtanh"
+    perplexities = {"STE": 60.0, "FOGZO": 50.0, "STE, equal cost": 55.0}
+    losses = {"STE": 3.9, "FOGZO": 3.7, "STE, equal cost": 3.6}
+    for column, perplexity in perplexities.items():
+        for seed in range(5):
+            near = 0.01 * seed * (-1) ** seed
+            last = {
+                "val": {"loss": 4.0, "perplexity": perplexity + near},
+                "train": {"loss": losses[column] + near},
+            }
+            config = {
+                "model": {"name": "llama_9m"}, "dataset": {"name": "c4"}, "quantizer": {},
+                "estimator": {"name": "ste"}, "recipe": {"lr": 1e-3},
+            }  # fmt: skip
+            more = {"table": table, "scale": "mini", "metrics": {"last": last}, "config": config}
+            save(row, column, seed, 0.0, **more)
+    text = said(results)
+    assert (
+        "LLaMA-9m under sign, hardtanh: FOGZO n=1 is ahead of the STE by 10.00 [10.00, 10.00] of "
+        "perplexity (5 seeds), and FOGZO n=1 is ahead of the STE at equal cost by 5.00 [5.00, 5.00]"
+        " of perplexity (in train loss it is behind by 0.100 [0.100, 0.100])."
+    ) in text

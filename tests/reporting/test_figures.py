@@ -103,6 +103,8 @@ def test_time_stands_against_the_papers_metric_at_full_scale(results: Path, save
     save_run(FOGZO, 0, 39.0)
     point, _ = drawn(write_time, results)
     assert (point["metric"], point["mean"], point["hours"]) == ("perplexity", "40.0", "2.0")
+    save_run(FOGZO, 0, 39.0, notes="shared its card with two others")  # its time says nothing
+    assert not write_time(results / "figures", "t", read_results(results, "table4"))
 
 
 def test_a_sweep_shows_the_tuning_seeds_and_what_they_chose(results: Path, save_run: Save) -> None:

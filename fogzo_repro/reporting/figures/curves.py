@@ -92,7 +92,8 @@ def _draw(axes: Any, points: Sequence[Point], styles: Styles) -> dict[str, Any]:
     for name in dict.fromkeys(p.method for p in points):
         look = styles[name]
         line = [p for p in points if p.method == name]
-        label = name if min(p.mean for p in line) < top else f"{name} (above)"
+        label = "no quantizer" if name == "-" else name
+        label += " (above)" * (min(p.mean for p in line) >= top)
         handles[label] = draw_course(axes, line, lambda p: p.step, **look)
     scale_values(axes.yaxis, late)
     axes.set_ylim(top=top)

@@ -130,6 +130,7 @@ def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
     with canvas(folder / name, points, (COLUMN, GAIN_HEIGHT)) as (_, axes):
         panel = axes[0][0]
         panel.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+        middle = (min(p.held_back for p in points) + max(p.held_back for p in points)) / 2
         for table in dict.fromkeys(p.table for p in points):
             color, marker = LOOKS[table]
             look: dict[str, Any] = {"color": color, "marker": marker, "linestyle": "none"}
@@ -137,7 +138,7 @@ def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
             label = TITLES[table].split(",")[0]
             draw_points(panel, same, lambda p: p.held_back, label=label, **look)
             for p in same:
-                right = p.held_back > max(q.held_back for q in points) / 2  # names stay inside
+                right = p.held_back > middle  # names stay inside
                 panel.annotate(
                     p.quantizer, (p.held_back, p.mean), xytext=(-3 if right else 3, 3), fontsize=5,
                     textcoords="offset points", color=color, ha="right" if right else "left",

@@ -1,8 +1,8 @@
 """results/figures/<table>-time: quality against the time of a run, the view of Table 4.
 
 A panel for each network or quantizer, a mark for each cell of the STE, of FOGZO and of the STE at
-equal cost: mean ± sd over the evaluation seeds against its mean time; the staircase joins the cells
-that no other one beats in both.
+equal cost: mean ± sd over the evaluation seeds against the mean time of the runs that had a card to
+themselves; the staircase joins the cells that no other one beats in both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fogzo_repro.reporting.figures.panels import (
     looks,
     panels,
 )
-from fogzo_repro.reporting.results import CellResult, TableResults
+from fogzo_repro.reporting.results import CellResult, TableResults, ran_alone
 from fogzo_repro.reporting.statistics import summarize
 
 PANEL_HEIGHT = 1.7  # inches
@@ -65,7 +65,7 @@ def write_time(folder: Path, name: str, found: TableResults) -> bool:
         _point(panel, cell)
         for panel, cells in panels(found).items()
         for cell in cells
-        if kind_of(cell.column) in COMPARED
+        if kind_of(cell.column) in COMPARED and any(map(ran_alone, evaluated(cell)))
     ]
     if len(points) < 2:
         return False  # one point trades nothing off
@@ -102,7 +102,8 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 def _point(panel: str, cell: CellResult) -> Point:
     records = evaluated(cell)
-    hours = math.fsum(r["wall_seconds"] for r in records) / len(records) / 3600
+    seconds = [r["wall_seconds"] for r in records if ran_alone(r)]
+    hours = math.fsum(seconds) / len(seconds) / 3600
     last = records[0]["metrics"]["last"]
     split, metric = next(((s, m) for s, m in QUALITY if m in last.get(s, {})), QUALITY[-1])
     summary = summarize([*cell.values(split, metric).values()])
