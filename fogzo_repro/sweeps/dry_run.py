@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fogzo_repro.config import RunConfig, to_yaml
 from fogzo_repro.project import script, shipped, working_folder
@@ -25,6 +26,9 @@ from fogzo_repro.sweeps.lanes import group_key
 from fogzo_repro.sweeps.recorded import hours_by_records, recorded_seconds
 from fogzo_repro.sweeps.status import known_runs, runs_of
 from fogzo_repro.sweeps.tables import find_entries, table_files
+
+if TYPE_CHECKING:
+    from fogzo_repro.training.network import Network
 
 HOURS = (
     "hours are training steps by results/records/bench, or what runs took that have a record; "
@@ -64,8 +68,9 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
     recorded = recorded_seconds(records)
     benches, rates = {} if on_cpu else read_benches(bench), loader_rates(bench)
     found = []
+    networks: dict[str, Network] = {}
     for cell in cells:
-        config, needed = cell.config, forecast(cell.config)
+        config, needed = cell.config, forecast(cell.config, networks)
         side_by_side = group_key(config) is not None
         if side_by_side:  # they leave a record and no folder
             needed = replace(needed, disk=0)

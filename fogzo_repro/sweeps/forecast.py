@@ -62,11 +62,19 @@ class Forecast:
     data: float
 
 
-def forecast(config: RunConfig) -> Forecast:
-    """Forecast a run without its data and without memory for its weights."""
+def forecast(config: RunConfig, networks: dict[str, Network] | None = None) -> Forecast:
+    """Forecast a run without its data and without memory for its weights.
+
+    Args:
+        config: of the run.
+        networks: of the forecasts before, which gets this one's; most cells of a table share one.
+    """
     from fogzo_repro.plan import needs_of
 
-    network = _network_without_memory(config)
+    made_of = config.model, config.dataset, config.quantizer, config.hardware, config.parts_dir
+    networks, key = {} if networks is None else networks, repr(made_of)
+    network = networks.get(key) or _network_without_memory(config)
+    networks[key] = network
     needs = needs_of(config, network)
     recipe, model = config.recipe, config.model
     language = config.dataset.name == "c4"
