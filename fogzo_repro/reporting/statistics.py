@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 LEVEL = 0.05  # of every test, two-sided; intervals cover 1 - LEVEL
@@ -85,8 +86,19 @@ def gain_test(
         margin: the gain that it is tested against.
         bound: a gain between -bound and bound counts as none; tested by two one-sided tests.
     """
+    return _gain_test(tuple(better.items()), tuple(worse.items()), margin, bound)
+
+
+@cache  # pages and figures ask for most of them several times
+def _gain_test(
+    better_values: tuple[tuple[int, float], ...],
+    worse_values: tuple[tuple[int, float], ...],
+    margin: float,
+    bound: float | None,
+) -> GainTest:
     from scipy import stats
 
+    better, worse = dict(better_values), dict(worse_values)
     paired = better.keys() == worse.keys()
     n = len(better), len(worse)
     gain = math.fsum(worse.values()) / n[1] - math.fsum(better.values()) / n[0]
