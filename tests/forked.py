@@ -75,6 +75,21 @@ def torchrun(*words: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *two, *words]
 
 
+def torchrun_forked(arguments: Sequence[str | Path], cwd: Path, out: Path, err: Path) -> int:
+    """Fork what torchrun starts, its agent, which forks the two processes; return its pid."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    place = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(free_port())}
+    two = LaunchConfig(1, 1, nproc_per_node=2, start_method="fork", max_restarts=0, **place)
+    words = [str(a) for a in arguments]
+
+    def agent() -> None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        elastic_launch(two, _become)(words, cwd, out, err, None)
+
+    return fork(agent)
+
+
 def finish(pid: int, seconds: float = 120) -> int:
     """Wait for a child; return its exit status, or minus the signal that ended it.
 
@@ -141,7 +156,7 @@ def _become(
     arguments: list[str], cwd: Path, out: Path, err: Path, before: Callable[[], None] | None
 ) -> None:
     for path, descriptor in ((out, 1), (err, 2)):
-        with open(path, "w") as file:
+        with open(path, "a") as file:
             os.dup2(file.fileno(), descriptor)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     os.chdir(cwd)

@@ -22,6 +22,7 @@ from fogzo_repro.config.run import FAMILIES
 from fogzo_repro.run import execute
 from tests.c4_corpus import write_corpus
 from tests.conftest import ROOT
+from tests.forked import python
 
 TINY = ["dataset=digits", "recipe=digits_mlp", "recipe.max_steps=3", "hardware=cpu"]
 
@@ -177,14 +178,16 @@ def test_another_process_gets_a_run_with_parts_of_a_users(mine, tmp_path):
     mine(estimator__shrink__py=SHRINK + BUILD, estimator__shrink__yaml=YAML)
     config = compose_run("estimator=shrink", *TINY, f"output_root={tmp_path / 'runs'}")
     (tmp_path / "config").write_bytes(pickle.dumps(config))
-    code = f"""
-import pickle, os
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import pickle, os, sys
+sys.path.insert(0, {str(ROOT)!r})
 del os.environ["FOGZO_PARTS"]  # the configuration knows the folder
 from fogzo_repro.run import execute
 config = pickle.loads(open({str(tmp_path / "config")!r}, "rb").read())
 print(execute(config, quiet=True)["status"])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+""")
+    done = python(script)
     assert done.stdout.strip() == "finished", done.stderr
     assert pickle.loads(pickle.dumps(config)) == config
     assert "by: 0.5" in to_yaml(config)

@@ -1,24 +1,23 @@
 """The bench of several cards, as two processes on the CPU with a tiny network."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from fogzo_repro.reporting.benches import speed
-from tests.forked import ROOT, torchrun
+from tests.forked import ROOT, finish, torchrun_forked
 
 
 @pytest.mark.slow
 def test_two_processes_train_together_and_alone(tmp_path: Path) -> None:
-    out = tmp_path / "cards.json"
-    command = torchrun(
+    out, said = tmp_path / "cards.json", tmp_path / "said"
+    command = [
         "-m", "scripts.bench.cards", "--toy", "--networks=resnet18", "--steps=2", "--warm-up=1",
         f"--out={out}",
-    )  # fmt: skip
-    process = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
-    assert process.returncode == 0, process.stdout + process.stderr
+    ]  # fmt: skip
+    pid = torchrun_forked(command, ROOT, tmp_path / "printed", said)
+    assert finish(pid) == 0, said.read_text()
     record = json.loads(out.read_text())
     assert record["command"].startswith("torchrun --nproc-per-node=2 -m scripts.bench.cards")
     found = record["cards"]["resnet18"]
