@@ -151,7 +151,7 @@ class ImageBatches:
         view: Callable[[Tensor], Tensor] = lambda chosen: pixels[chosen]  # noqa: E731
         if self.crop_padding is not None:
             view = crop_and_flip(pixels, self.crop_padding, generator)
-        shares = self.order.batches(images, self.rank, start)
+        shares = list(self.order.batches(images, self.rank, start))
         on_device = torch.cat(shares).to(labels.device)  # one copy an epoch: a step waits for none
         for chosen in on_device.split([len(share) for share in shares]):
             yield Batch(view(chosen), labels[chosen])

@@ -7,8 +7,9 @@ Upstream draws for each rank's batch; here the number of ranks does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fogzo_repro.data.augmentation import drawn_from
 from fogzo_repro.data.images import Batch
+from fogzo_repro.data.order import across_epochs
 from fogzo_repro.randomness import derive_seed
 
 
@@ -94,9 +96,24 @@ class MixedBatches:
 
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Yield mixed batches; the draw of batch k is a function of the generator's seed and k."""
-        seed, mix = generator.initial_seed(), self.mixing.of(self.classes)
-        for index, batch in enumerate(self.data.epoch(generator, start), start):
+        return self._mixed(self.data.epoch(generator, start), lambda _: generator, count(start))
+
+    def across_epochs(
+        self, order: Callable[[int], torch.Generator], steps: range
+    ) -> Iterator[Batch]:
+        """Yield the mixed batches of a run's steps, see `order.across_epochs`."""
+        return self._mixed(across_epochs(self.data, order, steps), order, steps)
+
+    def _mixed(
+        self,
+        batches: Iterable[Batch],
+        order: Callable[[int], torch.Generator],
+        steps: Iterable[int],
+    ) -> Iterator[Batch]:
+        mix = self.mixing.of(self.classes)
+        for batch, step in zip(batches, steps, strict=False):
+            epoch, index = divmod(step, self.steps_per_epoch)
             inputs = self.normalize(batch.pixels)
-            with drawn_from(derive_seed(seed, index, "mixing")):
+            with drawn_from(derive_seed(order(epoch).initial_seed(), index, "mixing")):
                 mixed = mix(inputs, batch.labels)
             yield Batch(*mixed)

@@ -6,10 +6,15 @@ and an interruption do not change which images a step trains on.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 ROUND = 256  # repeated augmentation keeps a multiple of this many images an epoch (RECIPES B.3)
 
@@ -81,17 +86,58 @@ class EpochOrder:
         places = places.transpose(1, 2).reshape(-1)  # within a batch: rank after rank
         return order[places // self.repeats % self.images], places % self.repeats
 
-    def batches(self, places: Tensor, rank: int, start: int = 0) -> list[Tensor]:
-        """Return a rank's share of each batch, from batch `start` on.
+    def batches(self, places: Tensor, rank: int, start: int = 0) -> Iterator[Tensor]:
+        """Yield a rank's share of each batch, from batch `start` on.
 
         Args:
             places: what stands at each place of the epoch, in order.
             rank: the process.
             start: the batch to begin with.
         """
-        size = self.batch_size
-        whole = [places[i * size : (i + 1) * size] for i in range(start, self.steps)]
-        return [batch[rank_share(len(batch), rank, self.world_size)] for batch in whole]
+        for i in range(start, self.steps):
+            batch = places[i * self.batch_size : (i + 1) * self.batch_size]
+            yield batch[rank_share(len(batch), rank, self.world_size)]
+
+
+def across_epochs(
+    data: Any, order: Callable[[int], torch.Generator], steps: range
+) -> Iterator[Any]:
+    """Yield the batches of a run's steps, epoch after epoch.
+
+    Data that load ahead have a method of this name, which is told of all steps and so does not stop
+    at the end of an epoch; others have `epoch` and `steps_per_epoch` alone.
+
+    Args:
+        data: the batches of one epoch.
+        order: from the number of an epoch, from 0 on, to its generator, new at each call.
+        steps: which ones, counted from the run's first.
+    """
+    ahead = getattr(data, "across_epochs", None)
+    if ahead is not None:
+        return ahead(order, steps)
+    return one_after_another(data.epoch, order, steps, data.steps_per_epoch)
+
+
+def one_after_another(
+    epoch: Callable[[torch.Generator, int], Iterable[T]],
+    order: Callable[[int], torch.Generator],
+    steps: range,
+    steps_per_epoch: int,
+) -> Iterator[T]:
+    """Yield what `epoch` gives for each step; it is called when the first one of it is asked for.
+
+    Args:
+        epoch: from a generator and the number of the step to begin with.
+        order: see `across_epochs`.
+        steps: likewise.
+        steps_per_epoch: of a whole epoch.
+    """
+    step = steps.start
+    while step < steps.stop:
+        number, start = divmod(step, steps_per_epoch)
+        for each in islice(epoch(order(number), start), steps.stop - step):
+            yield each
+            step += 1
 
 
 def rank_share(size: int, rank: int, world_size: int) -> Tensor:

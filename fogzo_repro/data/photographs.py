@@ -10,7 +10,7 @@ import multiprocessing.queues
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from fogzo_repro.data.decoded import DecodedFiles
 from fogzo_repro.data.device_views import Bundle, Part, cut, finish, pack_parts, to_device
 from fogzo_repro.data.imagenet import Files
 from fogzo_repro.data.images import Batch
-from fogzo_repro.data.order import EpochOrder
+from fogzo_repro.data.order import EpochOrder, one_after_another
 from fogzo_repro.randomness import derive_seed
 
 MORE = (
@@ -115,8 +115,20 @@ class NotHandedOver(NamedTuple):
 
 
 @dataclass
+class Wanted:
+    """What a loader is asked for: its batch sampler, whose batches are set anew for each use."""
+
+    batches: Iterable[list[Sample]] = ()
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        return iter(self.batches)
+
+
+@dataclass
 class PhotographLoader:
     """Loads lists of samples as batches on the device, in their order.
+
+    Workers go on while a batch is used, until two a worker are ready.
 
     Attributes:
         photographs: one split.
@@ -129,17 +141,17 @@ class PhotographLoader:
     workers: int
     device: torch.device
     skipped: set[str] = field(default_factory=set)
-    _wanted: list[list[Sample]] = field(default_factory=list)
+    _wanted: Wanted = field(default_factory=Wanted)
     _loader: DataLoader | None = None
 
-    def load(self, batches: list[list[Sample]]) -> Iterator[Batch]:
-        """Yield one batch for each list.
+    def load(self, batches: Iterable[list[Sample]]) -> Iterator[Batch]:
+        """Yield one batch for each list; a list is taken when a worker is to begin with it.
 
         Raises:
             UserError: for an unreadable image that is not to be skipped, and for workers that are
                 lost or cannot hand over what they have loaded.
         """
-        self._wanted[:] = batches  # the loader iterates over this very list
+        self._wanted.batches = batches
         if self._loader is None:
             self._loader = DataLoader(
                 self.photographs,
@@ -162,7 +174,8 @@ class PhotographLoader:
         batches = None
         while True:
             try:
-                batches = batches or iter(loader)
+                if batches is None:
+                    batches = iter(loader)
                 loaded = next(batches)
             except StopIteration:
                 return
@@ -255,18 +268,23 @@ class PhotographBatches:
         """Yield this rank's share of each batch from `start` on; earlier ones are not loaded."""
         return self.loader.load(self.samples(generator, start))
 
-    def samples(self, generator: torch.Generator, start: int = 0) -> list[list[Sample]]:
-        """Return what each batch of the epoch holds, from `start` on."""
+    def across_epochs(
+        self, order: Callable[[int], torch.Generator], steps: range
+    ) -> Iterator[Batch]:
+        """Yield this rank's share of a run's batches, see `order.across_epochs`.
+
+        Workers begin with an epoch while the last batches of the one before are trained on.
+        """
+        return self.loader.load(one_after_another(self.samples, order, steps, self.steps_per_epoch))
+
+    def samples(self, generator: torch.Generator, start: int = 0) -> Iterator[list[Sample]]:
+        """Yield what each batch of the epoch holds, from `start` on."""
         seed = generator.initial_seed()
         images, copies = self.order.draw(generator)
         shares = (self.order.batches(places, self.rank, start) for places in (images, copies))
-        return [
-            [
-                Sample(i, derive_seed(seed, i, c))
-                for i, c in zip(*map(Tensor.tolist, own), strict=True)
-            ]
-            for own in zip(*shares, strict=True)
-        ]
+        for own in zip(*shares, strict=True):
+            places = zip(*map(Tensor.tolist, own), strict=True)
+            yield [Sample(i, derive_seed(seed, i, c)) for i, c in places]
 
 
 def all_batches(images: int, size: int, rank: int, world_size: int) -> list[list[Sample]]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fogzo_repro import files
 from fogzo_repro.config import UserError
+from fogzo_repro.data.order import across_epochs
 from fogzo_repro.estimators import QuantizedWeight
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.tracking.metrics import Journal
@@ -43,7 +44,10 @@ class Diverged(Exception):
 
 
 class Data(Protocol):
-    """Batches by epoch; the order is a function of the generator alone."""
+    """Batches by epoch; the order is a function of the generator alone.
+
+    See `data.order.across_epochs` for the method that data may have besides.
+    """
 
     @property
     def steps_per_epoch(self) -> int:
@@ -180,17 +184,17 @@ class Training:
             self._snapshot()
         if self.evaluation_due:
             self._conclude_step(progress, stop)
+        left = range(self.done, timetable.total_steps)
+        batches = until_asked(
+            across_epochs(self.data, lambda e: generator_for(timetable.seed, e, "order"), left)
+        )
         while self.done < timetable.total_steps:
-            epoch, start = divmod(self.done, self.data.steps_per_epoch)
-            order = generator_for(timetable.seed, epoch, "order")
-            for batch in until_asked(self.data.epoch(order, start)):
-                if self.ranks.any(batch is None):  # all leave before the same step
-                    self._leave(progress, stop)
-                self._one_step(batch)
-                progress.tick(self.done)
-                self._conclude_step(progress, stop)
-                if self.done == timetable.total_steps:
-                    break
+            batch = next(batches)
+            if self.ranks.any(batch is None):  # all leave before the same step
+                self._leave(progress, stop)
+            self._one_step(batch)
+            progress.tick(self.done)
+            self._conclude_step(progress, stop)
 
     def _conclude_step(self, progress: RunProgress, stop: StopRequest) -> None:
         """Write, evaluate, keep and save what is due after a step."""

@@ -25,7 +25,8 @@ from fogzo_repro.data.augmentation import (
     training_view,
 )
 from fogzo_repro.data.imagenet import CLASS_LISTS, Files, build, read_class_list
-from fogzo_repro.data.order import EpochOrder
+from fogzo_repro.data.mixing import MixedBatches, Mixing
+from fogzo_repro.data.order import EpochOrder, across_epochs
 from fogzo_repro.data.photographs import (
     PhotographBatches,
     PhotographLoader,
@@ -40,6 +41,8 @@ DEIT: Any = SimpleNamespace(
     rand_augment="rand-m9-mstd0.5-inc1", erase_probability=0.25,
 )  # fmt: skip
 RESNET: Any = SimpleNamespace(augmentation="torchvision", interpolation="bilinear", test_resize=256)
+
+MIXING = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, smoothing=0.1)
 
 
 def order(**more: Any) -> EpochOrder:
@@ -93,7 +96,7 @@ def test_four_ranks_share_the_batches_of_one(repeats: int) -> None:
     loader: Any = None
     alone = PhotographBatches(loader, order(repeats=repeats), 0)
     start = alone.steps_per_epoch - 3
-    whole = alone.samples(stream(), start)
+    whole = list(alone.samples(stream(), start))
     ranks = [
         PhotographBatches(loader, order(repeats=repeats, world_size=4), rank).samples(
             stream(), start
@@ -109,7 +112,7 @@ def test_four_ranks_share_the_batches_of_one(repeats: int) -> None:
 def test_a_later_start_is_the_rest_of_the_epoch() -> None:
     loader: Any = None
     batches = PhotographBatches(loader, order(images=4000, batch_size=64, drop_last=True), 0)
-    assert batches.samples(stream(), 17) == batches.samples(stream())[17:]
+    assert list(batches.samples(stream(), 17)) == list(batches.samples(stream()))[17:]
 
 
 @pytest.mark.parametrize("repeats", [1, 3], ids=["plain", "repeated"])
@@ -117,7 +120,7 @@ def test_all_of_imagenet_goes_on_where_an_epoch_was_left(repeats: int) -> None:
     loader: Any = None
     batches = PhotographBatches(loader, order(repeats=repeats, world_size=4), 2)
     late = batches.steps_per_epoch - 5
-    earlier, later = batches.samples(stream(), late - 2), batches.samples(stream(), late)
+    earlier, later = (list(batches.samples(stream(), k)) for k in (late - 2, late))
     assert len(later) == 5 and earlier[2:] == later
 
 
@@ -246,6 +249,48 @@ def test_a_loader_gives_a_second_epoch_and_a_later_start(tmp_path: Path) -> None
     assert not torch.equal(first[0].pixels, second[0].pixels)
     assert [len(first), len(again)] == [3, 2]
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(first[1:], again, strict=True))
+
+
+@pytest.mark.parametrize("mixing", [None, MIXING], ids=["plain", "mixed"])
+@pytest.mark.parametrize("workers", [0, 2], ids=["here", "workers"])
+def test_batches_across_epochs_are_those_of_each_from_any_step_to_any(
+    tmp_path: Path, workers: int, mixing: Mixing | None
+) -> None:
+    """Epochs of 3 batches, the last of 2 images."""
+    index = build(tree(tmp_path), None, True)
+    loader = PhotographLoader(
+        Photographs(index.train, training_view(DEIT, 32), False), workers, torch.device("cpu")
+    )
+    given = {"images": 10, "batch_size": 4, "repeats": 1, "drop_last": False}
+    data: Any = PhotographBatches(loader, order(**given), 0)
+    if mixing is not None:
+        data = MixedBatches(data, mixing, lambda p: p.float(), 3)
+    each = [batch for seed in range(3) for batch in data.epoch(stream(seed))]
+    for steps in (range(9), range(2, 3), range(2, 7), range(3, 4), range(4, 9), range(5, 5)):
+        found = list(across_epochs(data, stream, steps))
+        assert len(found) == len(steps)
+        for a, b in zip(found, each[steps.start : steps.stop], strict=True):
+            assert all(map(torch.equal, a, b))
+
+
+def test_workers_are_asked_for_an_epoch_when_they_are_free_and_for_nothing_after_the_last_step(
+    tmp_path: Path,
+) -> None:
+    """Two workers have two batches each at a time; epochs of 3 batches."""
+    drawn: list[int] = []
+
+    def drawing(epoch: int) -> torch.Generator:
+        drawn.append(epoch)
+        return stream(epoch)
+
+    data = batches_of(tree(tmp_path), workers=2)
+    assert data.steps_per_epoch == 3
+    batches = data.across_epochs(drawing, range(7))
+    assert drawn == []
+    seen = [list(drawn) for _ in batches]
+    assert seen == [[0, 1], [0, 1], [0, 1, 2], *4 * [[0, 1, 2]]]
+    drawn.clear()
+    assert len(list(data.across_epochs(drawing, range(1, 6)))) == 5 and drawn == [0, 1]
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGB"], ids=str)

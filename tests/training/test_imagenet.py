@@ -19,6 +19,7 @@ from fogzo_repro import plan as plan_module
 from fogzo_repro import run
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError
+from fogzo_repro.data.photographs import PhotographBatches
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.training.imagenet import ImageNet
 from fogzo_repro.training.loop import Training
@@ -173,6 +174,31 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it_with_its_loaders(
             return
         time.sleep(0.05)
     raise AssertionError("a process of the run is still there")
+
+
+@pytest.mark.slow
+def test_the_next_epochs_batches_are_asked_for_before_the_last_step_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs of 3 steps, each followed by an evaluation; two workers have 4 batches at a time."""
+    happened: list[str] = []
+    samples, one_step = PhotographBatches.samples, Training._one_step
+
+    def asked(self: PhotographBatches, generator: torch.Generator, start: int = 0) -> Any:
+        happened.append("asked")
+        return samples(self, generator, start)
+
+    def step(self: Training, batch: Any) -> None:
+        happened.append(f"step {self.done + 1}")
+        one_step(self, batch)
+
+    monkeypatch.setattr(PhotographBatches, "samples", asked)
+    monkeypatch.setattr(Training, "_one_step", step)
+    more = ["recipe.max_steps=7", "hardware.workers=2", f"output_root={tmp_path / 'runs'}"]
+    run.execute(configure(tiny_tree(tmp_path), "resnet18", "ste", *more), quiet=True)
+    assert happened == [
+        "asked", "asked", "step 1", "step 2", "asked", *(f"step {k}" for k in range(3, 8)),
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -69,5 +69,5 @@ def test_the_last_share_is_what_is_drawn(order, share):
     import torch
 
     places, _ = order.draw(torch.Generator().manual_seed(0))
-    shares = order.batches(places, 0)
+    shares = list(order.batches(places, 0))
     assert order.last_share == share == len(shares[-1])
