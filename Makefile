@@ -118,9 +118,9 @@ bench-cards: install  ## measure the step of several cards in one run: CARDS=4, 
 	@$(BIN)/python -m torch.distributed.run --nproc-per-node=$(or $(CARDS),4) -m scripts.bench.cards \
 	  --out results/records/bench/cards-$(HARDWARE).json
 
-bench-loader: install  ## measure how fast photographs are loaded: DATA=..., WORKERS=16, DECODED=256
+bench-loader: install  ## measure how fast photographs are loaded: DATA=..., WORKERS=16, DECODED=256, TRAIN=1
 	@$(BIN)/python -m scripts.bench.loader --data-dir "$$FOGZO_DATA" --workers $(or $(WORKERS),16) \
-	  $(if $(DECODED),--decoded $(DECODED)) \
+	  $(if $(DECODED),--decoded $(DECODED)) $(if $(TRAIN),--train) \
 	  --out results/records/bench/loader-$(HARDWARE).json
 
 bench-prepare: install  ## measure how fast C4 is tokenised: SOURCE=folder of *.json.gz, TOKENIZER=folder

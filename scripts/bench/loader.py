@@ -12,14 +12,21 @@ warm. The ways: from the files or from the decoded tree, and of these
 
 The share of a training step that the loader hides is images/s here over images/s of
 scripts/bench/steps.py, at most 1. `device_ms` is what the device's half of a batch takes by itself.
+
+With --train each recipe is trained by the command itself, from the files and from the decoded tree:
+`trained` is images/s over whole epochs but the first, their borders included, and its share of the
+step's own rate, which scripts/bench/steps.py measures in the same go.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +39,7 @@ from scripts.bench.record import head, read_committed, tell_moved, write
 
 RECIPES = ("resnet18", "deit_tiny")
 LEAST_ROUNDS = 5  # of one batch of each worker
+EPOCHS = 5  # of a run by the command
 
 
 def main() -> None:
@@ -42,6 +50,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000, help="of each way, at the least")
     parser.add_argument("--batch", type=int, default=256, help="images; 1 or more")
     parser.add_argument("--decoded", type=int, metavar="SIDE", help="of a decoded tree in DIR")
+    parser.add_argument("--train", action="store_true", help="train by the command too, on a GPU")
     parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     arguments = parser.parse_args()
     committed = read_committed()
@@ -57,6 +66,8 @@ def main() -> None:
         "batch": arguments.batch, "decoded": arguments.decoded,
         "recipes": {model: measure(model, arguments) for model in RECIPES},
     }  # fmt: skip
+    if arguments.train:
+        record["trained"] = trained(arguments)
     for model in RECIPES:
         tell_moved(record, committed, ("recipes", model), arguments.out.name)
     write(arguments.out, record)
@@ -171,6 +182,50 @@ def device_half(photographs: Any, device: Any, size: int) -> float:
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end))
     return statistics.median(times[5:])
+
+
+def trained(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return, by recipe and source, what a run by the command reaches of the step's own rate."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        cases, steps = [f"{model} round-w2" for model in RECIPES], Path(folder) / "steps.json"
+        words = ["--cases", ",".join(cases), "--probe-fractions", "none", "--out", str(steps)]
+        _run("-m", "scripts.bench.steps", "vision", *words)
+        networks = json.loads(steps.read_text())["networks"]
+        for model in RECIPES:
+            of_step = networks[model]["round-w2"]["ste_per_s"]
+            found[model] = {"step_images_per_s": of_step}
+            for decoded in (None, arguments.decoded) if arguments.decoded else (None,):
+                root = Path(folder) / f"{model}-{decoded}"
+                _run(
+                    "-m", "fogzo_repro", f"model={model}", "dataset=imagenet1k", "quantizer=round",
+                    "estimator=ste", "dataset.allow_partial=true",
+                    f"dataset.decoded={decoded or 'null'}", f"hardware.workers={arguments.workers}",
+                    f"recipe.epochs={EPOCHS}", f"recipe.eval_every_epochs={EPOCHS}",
+                    f"data_dir={arguments.data_dir}", f"output_root={root}",
+                )  # fmt: skip
+                (run,) = root.glob("*/record.json")
+                rate = rate_of_run(run.parent)
+                name = "decoded" if decoded else "files"
+                found[model][name] = {"images_per_s": rate, "share_of_step": rate / of_step}
+                print(f"{model}, trained from {name}: {rate:,.0f} images/s, {rate / of_step:.2f}")
+    return found
+
+
+def rate_of_run(folder: Path) -> float:
+    """Return images/s of a run of EPOCHS epochs, without the first and without evaluations."""
+    record = json.loads((folder / "record.json").read_text())
+    lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    an_epoch = record["steps"] // EPOCHS
+    (first,) = (x["seconds"] for x in lines if x["step"] == an_epoch and "pause" not in x)
+    last = max(x["seconds"] for x in lines if "pause" not in x)
+    images: float = record["images_seen"] * (EPOCHS - 1) / EPOCHS
+    return images / (last - first)
+
+
+def _run(*words: str) -> None:
+    if subprocess.run([sys.executable, *words]).returncode:
+        raise UserError(f"{' '.join(words[:3])} failed, see above")
 
 
 if __name__ == "__main__":

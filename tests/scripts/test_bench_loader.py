@@ -1,5 +1,6 @@
 """The loader's bench counts whole rounds of its workers' batches."""
 
+import json
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -32,3 +33,15 @@ def test_the_rate_is_that_of_workers_whose_batches_come_in_rounds(monkeypatch, i
     arguments = Namespace(images=images, batch=10, workers=4)
     found = loader.rate(files, torch.device("cpu"), True, arguments)
     assert found["images_per_s"] == 20 and found["images"] >= max(images, 200)
+
+
+def test_the_rate_of_a_run_is_that_of_whole_epochs_but_the_first(tmp_path):
+    steps, seconds = 3 * loader.EPOCHS, []
+    for step in range(1, steps + 1):
+        seconds.append(100.0 if step <= 3 else seconds[-1] + (2.0 if step % 3 == 1 else 1.0))
+    lines = [{"step": k + 1, "seconds": s} for k, s in enumerate(seconds)]
+    lines.append({"step": steps, "seconds": 1e6, "pause": "evaluation"})
+    (tmp_path / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = {"steps": steps, "images_seen": 30 * loader.EPOCHS}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    assert loader.rate_of_run(tmp_path) == pytest.approx(30 / 4)
