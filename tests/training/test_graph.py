@@ -1,5 +1,7 @@
 """The captured step: only where a GPU is."""
 
+import threading
+
 import pytest
 import torch
 
@@ -39,6 +41,26 @@ def test_captured_step_equals_eager_step_bit_for_bit(tmp_path, overrides, monkey
     files = [tmp_path / kind / eager["run_id"] for kind in ("eager", "graph")]
     for name in ("metrics.jsonl", "checkpoint-00000030.safetensors"):
         assert files[0].joinpath(name).read_bytes() == files[1].joinpath(name).read_bytes(), name
+
+
+def test_a_capture_goes_on_while_another_thread_allocates(tmp_path):
+    """As the threads do that bring photographs to the card."""
+    ended = threading.Event()
+
+    def allocate():
+        size = 1
+        while not ended.is_set():
+            torch.empty(size, pin_memory=True).cuda()
+            size = 2 * size % (1 << 24) + 1
+
+    thread = threading.Thread(target=allocate, daemon=True)
+    thread.start()
+    try:
+        for seed in range(5):
+            assert execute(tmp_path, f"seed={seed}")["capture_seconds"] > 0
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_captured_batched_evaluator_matches_the_sequential_one(tmp_path):
