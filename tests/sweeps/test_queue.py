@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +91,17 @@ def start(jobs: list[Job], folder: Path, **options: object) -> Outcome:
     return run_queue(jobs, **settings)
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Workers that train need not import torch anew; elsewhere they are started as ever."""
+    context = multiprocessing.get_context("fork")
+    with monkeypatch.context() as patch:
+        patch.setattr(queue.multiprocessing, "get_context", lambda method: context)
+        yield
+    for worker in multiprocessing.active_children():  # they hold our ends, so do not see us go
+        worker.kill()
+
+
 @pytest.mark.slow
 def test_a_job_that_crashes_dies_or_diverges_does_not_stop_the_rest(
     make_config: Callable[..., RunConfig], tmp_path: Path
@@ -116,6 +127,7 @@ def run_on_a_full_disk(config: RunConfig) -> Ending:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_full_disk_fails_the_run_in_one_line_and_the_others_go_on(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -188,6 +200,7 @@ def test_the_deadline_stops_the_queue_as_a_signal_does(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_miniature_table_with_a_crash_is_completed_by_a_second_queue(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
