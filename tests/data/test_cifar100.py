@@ -88,10 +88,17 @@ def test_without_files_or_network_the_remedy_is_named(
 # --- damaged files, small ones: each is refused before the images are counted --------------------
 
 
-def encoded(size: tuple[int, int] = (32, 32), mode: str = "RGB", kind: str = "PNG") -> bytes:
+def encoded(
+    size: tuple[int, int] = (32, 32), mode: str = "RGB", kind: str = "PNG", **options: Any
+) -> bytes:
     values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(values).convert(mode).save(file, kind)
+    image = Image.fromarray(values)
+    if mode == "I;16":
+        image = Image.fromarray(values[..., 0].astype(np.uint16))
+    elif mode != "RGB":
+        image = image.convert(mode)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -114,12 +121,34 @@ ROWS = {
     "label-too-large": ((encoded(), 100), r"row 1: fine_label is 100, not one of 0 \.\. 99"),
     "label-negative": ((encoded(), -1), "row 1: fine_label is -1"),
     "label-missing": ((encoded(), None), "row 1: fine_label is None"),
-    "size": ((encoded((28, 32)), 5), "row 1: an image of 28 x 32 in mode RGB, CIFAR-100 has 32 x"),
-    "grey": ((encoded(mode="L"), 5), "row 1: an image of 32 x 32 in mode L"),
+    "size": (
+        (encoded((28, 32)), 5),
+        "row 1: an image of 28 x 32 with channels: 3 of 8 bits, CIFAR",
+    ),
+    "grey": ((encoded(mode="L"), 5), "row 1: an image of 32 x 32 with channels: 1 of 8 bits"),
+    "palette": ((encoded(mode="P"), 5), "row 1: an image of 32 x 32 with channels: 1 of 8 bits"),
+    "deep-grey": ((encoded(mode="I;16"), 5), "row 1: an image of 32 x 32 with channels: 1 of 16 b"),
+    "alpha": ((encoded(mode="RGBA"), 5), "row 1: an image of 32 x 32 with channels: 4 of 8 bits"),
+    "other-kind": ((encoded(kind="JPEG"), 5), r"row 1: not an image \(neither PNG nor WebP\)"),
     "no-image": ((b"nothing", 5), "row 1: not an image .*delete it and fetch it again"),
     "image-cut-off": ((encoded()[:700], 5), "row 1: not an image "),
     "image-missing": ((None, 5), "row 1: not an image "),
 }
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"], ids=str)
+def test_the_pixels_are_those_of_pillow(tmp_path: Path, kind: str) -> None:
+    made = encoded(kind=kind, lossless=True)
+    write(tmp_path, [(made, 3)] * (cifar100.AT_ONCE + 1))
+    pixels, labels = cifar100.read_parquet(tmp_path / "cifar100", "train")
+    assert pixels.shape == (cifar100.AT_ONCE + 1, 32, 32, 3) and set(labels.tolist()) == {3}
+    assert (pixels == np.asarray(Image.open(io.BytesIO(made)))).all()
+
+
+def test_a_row_far_down_is_named_by_its_own_number(tmp_path: Path) -> None:
+    write(tmp_path, [(encoded(), 3)] * (cifar100.AT_ONCE + 7) + [(b"nothing", 3)])
+    with pytest.raises(UserError, match=f"row {cifar100.AT_ONCE + 7}: not an image"):
+        cifar100.read(tmp_path)
 
 
 @pytest.mark.parametrize(("row", "message"), ROWS.values(), ids=ROWS)
