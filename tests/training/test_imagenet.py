@@ -35,7 +35,8 @@ MODELS = {
 def configure(data_dir: Path, model: str, estimator: str, *more: str) -> RunConfig:
     overrides = [
         "scale=smoke", f"model={model}", f"recipe={MODELS[model]}", f"estimator={estimator}",
-        "dataset=imagenet1k", "dataset.allow_partial=true", "dataset.image_size=64",
+        "dataset=imagenet1k", "dataset.allow_partial=true",
+        f"dataset.image_size={32 if 'deit' in model else 64}",
         "recipe.global_batch_size=8", "hardware.workers=0", f"data_dir={data_dir}", *more,
     ]  # fmt: skip
     return compose_run(*overrides)
