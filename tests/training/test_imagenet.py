@@ -153,8 +153,10 @@ ENTRY = [
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=str)
 def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it_with_its_loaders(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # How often a loader looks whether its run is still there: every 5 s.
+    monkeypatch.setattr(torch.utils.data._utils.worker, "MP_STATUS_CHECK_INTERVAL", 0.2)
     errors = tmp_path / "errors"
     arguments = [
         *ENTRY, "recipe.max_steps=100000", "checkpoint_minutes=0", "hardware.workers=2",
