@@ -218,6 +218,7 @@ def build_step(
     compile_fused(machine.compile)
     if machine.compile:
         compile_network(network.model)
+    ranks = current_ranks()
     return TrainStep(
         network.model,
         loss,
@@ -233,8 +234,9 @@ def build_step(
         probe_gradients=probe_gradients(config.estimator),
         autocast=machine.autocast,
         clip_norm=config.recipe.clip_norm,
-        ranks=current_ranks(),
+        ranks=ranks,
         micro_batch=config.recipe.micro_batch_size if config.recipe.accumulate else None,
+        examples=config.recipe.global_batch_size // ranks.world_size,
     )
 
 

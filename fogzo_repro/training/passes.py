@@ -9,7 +9,9 @@ where the noise is small, so that nothing but the weights may differ between the
   inside a captured CUDA graph too, where a generator cannot be wound back;
 * BatchNorm uses the batch's statistics in all passes, and no pass but the first changes a buffer;
 * what lies in front of the first perturbed weight is the same in all passes of one batch, and is
-  computed once.
+  computed once;
+* all are compiled or none. Compiling them for a last batch of an epoch that is not full takes
+  longer than all the steps on such batches, so that a small one is passed eagerly.
 
 `null_level` measures what is left: the difference of two passes at the same weights.
 """
@@ -17,7 +19,7 @@ where the noise is small, so that nothing but the weights may differ between the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -42,6 +44,9 @@ class Passes:
         micro_batch: examples of one pass, where a batch is accumulated; None for all at once.
         one_batch: whether the probes see the whole batch; else they share no layers with the first
             pass.
+        examples: of a full batch. All passes of one with at most half as many are eager: they keep
+            more for an example than compiled ones, up to two thirds by what was measured (see
+            `training.memory`), and so no more than those of a full batch do.
     """
 
     def __init__(
@@ -53,12 +58,15 @@ class Passes:
         autocast: torch.dtype | None = None,
         micro_batch: int | None = None,
         one_batch: bool = True,
+        examples: int | None = None,
     ) -> None:
         self.model = model
         self.loss = loss
         self.perturbed = list(perturbed)
         self.autocast = autocast
         self.micro_batch = micro_batch
+        self.examples = examples
+        self.eager = False  # the passes of this step, though the network is compiled
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device)  # of the masks of stochastic depth
         self.buffers = FrozenBuffers(model)
@@ -83,6 +91,7 @@ class Passes:
         Returns:
             The loss of the whole batch, without a graph.
         """
+        self.eager = self.examples is not None and 2 * len(batch[0]) <= self.examples
         self.masks.draw(len(batch[0]), self.generator)
         if not all(quantizer.started for quantizer in self.learned_inputs):
             self._start_inputs(batch)
@@ -140,7 +149,9 @@ class Passes:
     def _forward(self, batch: Any, index: int) -> Tensor:
         if not (self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             _seed_default_generator(self.device, self.mask_seed + index)
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        autocast = torch.autocast(self.device.type, self.autocast, self.autocast is not None)
+        stance = torch.compiler.set_stance("force_eager") if self.eager else nullcontext()
+        with autocast, stance:
             return self.loss(self.model, batch)
 
 

@@ -50,6 +50,7 @@ class TrainStep:
         clip_norm: bound on the norm of all gradients together, or None.
         ranks: the processes that share each batch; losses and gradients are averaged over them.
         micro_batch: examples of one pass, where the batch is accumulated; None for all at once.
+        examples: of a full batch, see `Passes`.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class TrainStep:
         clip_norm: float | None = None,
         ranks: Ranks = ALONE,
         micro_batch: int | None = None,
+        examples: int | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -91,6 +93,7 @@ class TrainStep:
         self.passes = Passes(
             model, loss, perturbed,
             autocast=autocast, micro_batch=micro_batch, one_batch=probe_fraction == 1,
+            examples=examples,
         )  # fmt: skip
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         moved = set(perturbed)

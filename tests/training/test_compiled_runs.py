@@ -34,6 +34,60 @@ def test_each_run_compiles_its_training_pass_and_no_evaluation(tmp_path):
     assert done.stdout.split() == ["1", "1", "1"]
 
 
+SHORT = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+import torch
+from torch._dynamo.utils import counters
+
+from tests.short_runs import train
+
+compiled_for_real = torch.compile
+
+
+def traced(function, options=None, **given):  # graphs and guards as ever, but no code generation
+    return compiled_for_real(function, backend="eager", **given)
+
+
+torch.compile = traced
+WORDS = [
+    "scale=smoke", "model=resnet18", "model.stem=small", "recipe=cifar_resnet", "estimator=fogzo",
+    "estimator.noise=0.01", "quantizer=lsq", "quantizer.weight_bits=2",
+    "quantizer.activation_bits=2", "recipe.max_steps=4", "recipe.drop_last=false",
+]
+
+
+def rows(folder, *words):
+    counters.clear()
+    text = (train(Path(folder), *WORDS, *words) / "metrics.jsonl").read_text()
+    return text, counters["stats"]["unique_graphs"]
+
+
+for batch in sys.argv[2:]:
+    words = [f"recipe.global_batch_size={batch}"]
+    eager, _ = rows("eager", *words, "hardware.compile=false")
+    found, graphs = rows("compiled", *words, "hardware.compile=true")
+    assert found == eager, (found, eager)
+    print(graphs)
+"""
+
+
+@pytest.mark.slow
+def test_a_small_last_batch_of_an_epoch_compiles_nothing(tmp_path):
+    """Of 1,437 images: three times 479; 958 and its half; 957 and 480, which is more than half.
+
+    That is compiled once more, with and without a backward pass.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(SHORT)
+    done = compiling(script, ROOT, "479", "958", "957", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole, short, more = map(int, done.stdout.split())
+    assert short == whole and more == whole + 2
+
+
 @pytest.mark.slow
 def test_a_missing_compiler_is_one_line(tmp_path):
     def without():
