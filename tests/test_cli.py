@@ -292,6 +292,13 @@ def test_errors_of_the_configuration_come_before_torch(tmp_path):
         assert (done.returncode, done.stderr) == (2, "error: recipe.lr=-1.0 must be above 0\n")
 
 
+def test_a_configuration_is_shown_without_torch():
+    code = "import sys; sys.modules['torch'] = None; from fogzo_repro.__main__ import main; "
+    command = [sys.executable, "-c", f"{code}sys.argv[1:] = ['--cfg', 'job']; sys.exit(main())"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "output_root: runs" in done.stdout
+
+
 @pytest.mark.slow
 def test_what_all_runs_of_a_sweep_lack_is_said_once(monkeypatch, capsys, tmp_path):
     words = ["-m", f"output_root={tmp_path}", *TINY, "seed=0,1,2", "recipe.global_batch_size=2000"]
