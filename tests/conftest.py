@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every process that a test starts
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a fork would wait for the others
 os.environ.setdefault("FOGZO_COMPILED", "")  # tests leave nothing behind in the user's home
 
 import pytest
