@@ -24,6 +24,7 @@ METRICS = {
 }  # fmt: skip
 UNITS = {"top1": "points", "perplexity": "of perplexity"}
 EQUAL = "STE, equal cost"
+CONTROLS = "FOGZO, random sign", "FOGZO, beta=1", "STE over two points, equal cost"
 DIGITS = {"loss": 3, "top1": 2, "perplexity": 2}
 
 
@@ -127,11 +128,24 @@ def _of_minis(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judge
     start = f"**Deep networks at small scale** ({named or 'none'}): {tuning} tuning runs and "
     if not reported:
         return f"{start}no evaluation run, so that no verdict stands on whether FOGZO helps there."
+    open_ = sum(one.verdict == "not run" for one in _controls(minis, judged))
     decided = [line for table in minis for line in _decided(table, judged[table.table])]
     counts = _counts([one for table in minis for one in judged[table.table]])
     said = f" With rate and noise chosen by each side: {'; '.join(decided)}." if decided else ""
+    if decided and open_:
+        said += (
+            f" {open_} controls that tell measured losses from mere noise and rescaling were not "
+            "run yet."
+        )
     claims = sum(len(judged[table.table]) for table in minis)
     return f"{start}{reported} evaluation runs.{said} Of {claims} claims: {counts}."
+
+
+def _controls(
+    minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged]]
+) -> Iterator[Judged]:
+    for table in minis:
+        yield from (one for one in judged[table.table] if one.claim.worse[1] in CONTROLS)
 
 
 def _decided(found: TableResults, judged: Sequence[Judged]) -> Iterator[str]:
@@ -212,8 +226,10 @@ def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
         split, metric = claim.claim.split, claim.claim.metric
         cells = [found.cells.get((row, name)) for name in (STE, FOGZO, EQUAL)]
         ste, fogzo, cost = (_value(cell, split, metric) for cell in cells)
-        if ste == fogzo == NOT_RUN:
-            ste, fogzo = (_tuned(found, made, row, side) for side in (STE, FOGZO))
+        ste, fogzo = (
+            _tuned(found, made, row, side) if said == NOT_RUN else said
+            for said, side in ((ste, STE), (fogzo, FOGZO))
+        )
         place = MINIS[found.table].split(",")[0], row, METRICS[metric]
         yield Compared(*place, ste, fogzo, cost, *_verdict(claim))
 
@@ -265,7 +281,7 @@ COLUMNS: Columns = (
 )
 IN_BRACKETS = (
     "Mean ± sd (seeds). Gain: FOGZO over the STE, each with the noise and learning rate that it "
-    "chose on seeds of their own. In square brackets, where nothing else was run: held-out loss in "
+    "chose on seeds of their own. In square brackets, where no other seeds were run: held-out loss in "
     "nats of the tuning runs at the chosen values; it was chosen by and has one or two seeds, "
     "reports nothing and is not to be compared. Edge: no value beyond the chosen one was tried; a "
     "rate beside a noise is the recipe's, where no other is named in the table's page."

@@ -66,8 +66,8 @@ def speed_sentence(folder: Path) -> str:
     ratios = [bench.figures["fogzo_over_ste"] for bench in steps]
     cards = " and ".join(sorted({bench.record["hardware"] for bench in steps}))
     return (
-        f"With one probe pair a FOGZO step takes {min(ratios):.2f} to {max(ratios):.2f} times as "
-        f"long as an STE step, by network and quantizer, on one {cards} "
+        f"With one probe pair a FOGZO step of the deep networks takes {min(ratios):.2f} to "
+        f"{max(ratios):.2f} times as long as an STE step, by network and quantizer, on one {cards} "
         "([speed](docs/hardware.md#measured-speed))."
     )
 

@@ -1,4 +1,6 @@
-"""results/figures/<table>-curves: train loss against steps, from the histories in the records.
+"""results/figures/<table>-curves: the loss of a step against steps, from the records' histories.
+
+It is what the step minimises, with its mixing and label smoothing, not the tables' train loss.
 
 A panel for each network or quantizer, a line for each method: mean over the evaluation seeds with
 its standard deviation as a band; random signs may lie above the panel. A record without a history,
@@ -14,6 +16,7 @@ from typing import Any
 
 from fogzo_repro.reporting.figures.drawing import (
     COLUMN,
+    GREY,
     canvas,
     draw_course,
     ends_of_sd,
@@ -38,7 +41,7 @@ SKIPPED = 0.05  # share of the steps whose losses may lie above the panel: the f
 
 @dataclass(frozen=True)
 class Point:
-    """Train loss in nats around a step, over n seeds, and mean -+ sd."""
+    """The loss of a step in nats, around it, over n seeds, and mean -+ sd."""
 
     panel: str
     method: str
@@ -66,7 +69,7 @@ def write_curves(folder: Path, name: str, found: TableResults) -> bool:
         for panel, title in zip(axes[:, 0], titles, strict=True):
             handles |= _draw(panel, [p for p in points if p.panel == title], styles)
             panel.set_title(title)
-            panel.set_ylabel("train loss (nats)")
+            panel.set_ylabel("loss of the step (nats)")
         axes[-1][0].set_xlabel("step")
         legend_below(figure, handles)
     return True
@@ -90,7 +93,7 @@ def _draw(axes: Any, points: Sequence[Point], styles: Styles) -> dict[str, Any]:
     late = [p.mean for p in compared if p.step > SKIPPED * max(p.step for p in compared)]
     top, handles = 1.03 * max(late), {}
     for name in dict.fromkeys(p.method for p in points):
-        look = styles[name]
+        look = styles[name] | ({"color": GREY} if name == "-" else {})
         line = [p for p in points if p.method == name]
         label = "no quantizer" if name == "-" else name
         label += " (above)" * (min(p.mean for p in line) >= top)

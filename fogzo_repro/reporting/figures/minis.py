@@ -26,6 +26,7 @@ from fogzo_repro.reporting.figures.drawing import (
     draw_levels,
     draw_points,
     ends_of_sd,
+    legend_below,
     legend_inside,
     rho_axis,
 )
@@ -127,7 +128,7 @@ def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
     points = [point for found in tables for point in _gains(found)]
     if not points:
         return False
-    with canvas(folder / name, points, (COLUMN, GAIN_HEIGHT)) as (_, axes):
+    with canvas(folder / name, points, (COLUMN, GAIN_HEIGHT)) as (figure, axes):
         panel = axes[0][0]
         panel.axhline(0, color=GREY, linewidth=0.8, zorder=0)
         middle = (min(p.held_back for p in points) + max(p.held_back for p in points)) / 2
@@ -145,7 +146,8 @@ def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
                 )  # fmt: skip
         panel.set_xlabel("mean 1 − h' of the STE")
         panel.set_ylabel("gain of FOGZO, held-out loss (nats)")
-        legend_inside(panel)
+        handles, labels = panel.get_legend_handles_labels()
+        legend_below(figure, dict(zip(labels, handles, strict=True)))
     return True
 
 
