@@ -281,8 +281,8 @@ COLUMNS: Columns = (
 )
 IN_BRACKETS = (
     "Mean ± sd (seeds). Gain: FOGZO over the STE, each with the noise and learning rate that it "
-    "chose on seeds of their own. In square brackets, where no other seeds were run: held-out loss in "
-    "nats of the tuning runs at the chosen values; it was chosen by and has one or two seeds, "
+    "chose on seeds of their own. In square brackets, where no other seeds were run: held-out loss "
+    "in nats of the tuning runs at the chosen values; it was chosen by and has one or two seeds, "
     "reports nothing and is not to be compared. Edge: no value beyond the chosen one was tried; a "
     "rate beside a noise is the recipe's, where no other is named in the table's page."
 )

@@ -157,6 +157,7 @@ def _against_cost(axes: Any, points: Sequence[Point]) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("network evaluations per step")
     axes.set_ylabel(LOSS)
+    axes.set_ylim(top=1.15 * axes.get_ylim()[1])  # room for the names
     legend_inside(axes)
 
 
