@@ -34,6 +34,8 @@ def fork(do: Callable[[], int | None]) -> int:
         return pid
     status = 70  # anything that escapes below
     try:
+        # The first such call makes a new pool of threads; several threads must not race for it.
+        torch.set_num_threads(torch.get_num_threads())
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
         status = do() or 0
     except SystemExit as error:

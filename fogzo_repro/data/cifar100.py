@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,6 @@ MEAN = (0.50707516, 0.48654887, 0.44091784)  # of the training images
 STD = (0.26733429, 0.25643846, 0.27615047)
 OFFICIAL, HUB = "cifar-100-python", "cifar100"
 AGAIN = "delete it and fetch it again"
-KINDS = (b"\x89PNG", b"RIFF")  # how a PNG begins, and a WebP
 THREADS = 8  # a decoder is as fast as so many take turns at Python's lock
 AT_ONCE = 500  # images a thread takes, so that they seldom do
 
@@ -145,7 +145,7 @@ def read_parquet(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
                     f"{path} row {row}: fine_label is {label}, not one of 0 .. {CLASSES - 1}"
                 )
         parts = [range(len(encoded))[i : i + AT_ONCE] for i in range(0, len(encoded), AT_ONCE)]
-        with ThreadPoolExecutor(THREADS) as pool:  # the decoder runs without Python's lock
+        with ThreadPoolExecutor(THREADS) as pool:  # Pillow decodes without Python's lock
             images += pool.map(lambda rows, p=path, e=encoded: _decode_all(e, p, rows), parts)
         labels += found
     pixels = torch.cat(images) if images else torch.empty((0, SIZE, SIZE, 3), dtype=torch.uint8)
@@ -157,21 +157,21 @@ def _decode_all(encoded: list[bytes], path: Path, rows: range) -> torch.Tensor:
 
 
 def _decode(encoded: bytes, path: Path, row: int) -> torch.Tensor:
-    """Return an image (H, W, C)."""
-    from torchvision.io import decode_image
+    """Return an image (H, W, C), by Pillow: at a damaged PNG torchvision can end the process."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        if not encoded.startswith(KINDS):
-            raise ValueError("neither PNG nor WebP")
-        image = decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8))
+        with Image.open(BytesIO(encoded), formats=("PNG", "WEBP")) as image:
+            pixels = np.array(image)
+    except UnidentifiedImageError:
+        raise UserError(f"{path} row {row}: not an image (neither PNG nor WebP); {AGAIN}") from None
     except Exception as error:  # no bytes, or the decoder's
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(f"{path} row {row}: not an image ({reason}); {AGAIN}") from None
-    if image.shape != (3, SIZE, SIZE) or image.dtype != torch.uint8:
-        channels, height, width = image.shape
-        bits = 8 * image.element_size()
+    if pixels.shape != (SIZE, SIZE, 3) or pixels.dtype != np.uint8:
+        height, width, channels = (*pixels.shape, 1)[:3]
         raise UserError(
             f"{path} row {row}: an image of {width} x {height} with channels: {channels} of "
-            f"{bits} bits, CIFAR-100 has {SIZE} x {SIZE} with 3 of 8"
+            f"{8 * pixels.itemsize} bits, CIFAR-100 has {SIZE} x {SIZE} with 3 of 8"
         )
-    return image.permute(1, 2, 0)
+    return torch.from_numpy(pixels)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -268,6 +269,10 @@ class PhotographBatches:
         """Yield this rank's share of each batch from `start` on; earlier ones are not loaded."""
         return self.loader.load(self.samples(generator, start))
 
+    def samples(self, generator: torch.Generator, start: int = 0) -> Iterator[list[Sample]]:
+        """Yield what this rank's share of each batch holds, from `start` on."""
+        return samples_of(self.order, self.rank, generator, start)
+
     def across_epochs(
         self, order: Callable[[int], torch.Generator], steps: range
     ) -> Iterator[Batch]:
@@ -275,16 +280,21 @@ class PhotographBatches:
 
         Workers begin with an epoch while the last batches of the one before are trained on.
         """
-        return self.loader.load(one_after_another(self.samples, order, steps, self.steps_per_epoch))
+        # What the loader holds does not hold the loader: its workers end with it.
+        own = partial(samples_of, self.order, self.rank)
+        return self.loader.load(one_after_another(own, order, steps, self.steps_per_epoch))
 
-    def samples(self, generator: torch.Generator, start: int = 0) -> Iterator[list[Sample]]:
-        """Yield what each batch of the epoch holds, from `start` on."""
-        seed = generator.initial_seed()
-        images, copies = self.order.draw(generator)
-        shares = (self.order.batches(places, self.rank, start) for places in (images, copies))
-        for own in zip(*shares, strict=True):
-            places = zip(*map(Tensor.tolist, own), strict=True)
-            yield [Sample(i, derive_seed(seed, i, c)) for i, c in places]
+
+def samples_of(
+    order: EpochOrder, rank: int, generator: torch.Generator, start: int = 0
+) -> Iterator[list[Sample]]:
+    """Yield a rank's share of what each batch of the epoch holds, from `start` on."""
+    seed = generator.initial_seed()
+    images, copies = order.draw(generator)
+    shares = (order.batches(places, rank, start) for places in (images, copies))
+    for own in zip(*shares, strict=True):
+        places = zip(*map(Tensor.tolist, own), strict=True)
+        yield [Sample(i, derive_seed(seed, i, c)) for i, c in places]
 
 
 def all_batches(images: int, size: int, rank: int, world_size: int) -> list[list[Sample]]:

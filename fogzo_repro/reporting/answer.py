@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,12 +164,13 @@ def _decided(found: TableResults, judged: Sequence[Judged]) -> Iterator[str]:
             continue
         said = f"{network} under {row}: {ahead} ({min(one.test.n)} seeds)"
         at_cost = cost and _ahead(cost, "the STE at equal cost")
-        yield said + (f", and {at_cost}{_in_loss(found, row)}" if at_cost else "")
+        in_loss = _in_loss(found, row) if cost and cost.verdict == "holds" else ""
+        yield said + (f", and {at_cost}{in_loss}" if at_cost else "")
 
 
 def _ahead(one: Judged, ste: str) -> str:
     """Return who is ahead by how much, by a verdict; an empty string where it tells nothing."""
-    if one.test is None or one.verdict == "not run":
+    if one.test is None or one.verdict == "not run" or math.isnan(one.test.low):  # of one seed
         return ""
     unit = UNITS[one.claim.metric]
     gain = f"[{one.test.low:.2f}, {one.test.high:.2f}] {unit}"
@@ -181,13 +183,12 @@ def _ahead(one: Judged, ste: str) -> str:
 
 
 def _in_loss(found: TableResults, row: str) -> str:
-    """Return what the train loss says at equal cost, where it says the opposite of the metric."""
+    """Return what the train loss says at equal cost, where FOGZO is behind in it."""
     fogzo, cost = (found.cells[row, name].values("train", "loss") for name in (FOGZO, EQUAL))
     test = gain_test(fogzo, cost)
-    behind = (
-        f" (in train loss it is behind by {-test.gain:.3f} [{-test.high:.3f}, {-test.low:.3f}])"
-    )
-    return behind if test.gain < 0 else ""
+    interval = f"[{-test.high:.3f}, {-test.low:.3f}]"
+    behind = f" (in train loss it is behind by {-test.gain:.3f} {interval})"
+    return behind if test.high < 0 else ""  # beyond the spread over seeds
 
 
 def _of_the_paper(tables: Sequence[TableResults]) -> str:

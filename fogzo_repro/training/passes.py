@@ -44,9 +44,10 @@ class Passes:
         micro_batch: examples of one pass, where a batch is accumulated; None for all at once.
         one_batch: whether the probes see the whole batch; else they share no layers with the first
             pass.
-        examples: of a full batch. All passes of one with at most half as many are eager: they keep
-            more for an example than compiled ones, up to two thirds by what was measured (see
-            `training.memory`), and so no more than those of a full batch do.
+        examples: of a full batch. Where a pass has at most half the examples of one of a full
+            batch, all passes of the step are eager: they keep more for an example than compiled
+            ones, up to two thirds by what was measured (see `training.memory`), and so no more
+            than those of a full batch do.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class Passes:
         Returns:
             The loss of the whole batch, without a graph.
         """
-        self.eager = self.examples is not None and 2 * len(batch[0]) <= self.examples
+        full = self._of_a_pass(self.examples or 0)
+        self.eager = 2 * self._of_a_pass(len(batch[0])) <= full
         self.masks.draw(len(batch[0]), self.generator)
         if not all(quantizer.started for quantizer in self.learned_inputs):
             self._start_inputs(batch)
@@ -119,6 +121,10 @@ class Passes:
     def finish(self) -> None:
         """Drop what the passes have shared: the next step's weights and batch are others."""
         self.prefix.forget()
+
+    def _of_a_pass(self, examples: int) -> int:
+        """Return how many examples of a batch go through the network at a time."""
+        return min(examples, self.micro_batch or examples)
 
     def _start_inputs(self, batch: Any) -> None:
         """Let the learned steps of inputs start in a pass of its own, eager and without a graph.

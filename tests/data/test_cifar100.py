@@ -117,6 +117,12 @@ def write(data_dir: Path, rows: list[tuple[bytes | None, Any]], name: str = "tra
     return path
 
 
+def flipped(content: bytes) -> bytes:
+    """Flip a bit of the pixels: the stream's checksum is then wrong."""
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
 ROWS = {
     "label-too-large": ((encoded(), 100), r"row 1: fine_label is 100, not one of 0 \.\. 99"),
     "label-negative": ((encoded(), -1), "row 1: fine_label is -1"),
@@ -132,6 +138,7 @@ ROWS = {
     "other-kind": ((encoded(kind="JPEG"), 5), r"row 1: not an image \(neither PNG nor WebP\)"),
     "no-image": ((b"nothing", 5), "row 1: not an image .*delete it and fetch it again"),
     "image-cut-off": ((encoded()[:700], 5), "row 1: not an image "),
+    "image-with-a-flipped-bit": ((flipped(encoded()), 5), "row 1: not an image "),
     "image-missing": ((None, 5), "row 1: not an image "),
 }
 

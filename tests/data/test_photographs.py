@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import random
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -249,6 +251,21 @@ def test_a_loader_gives_a_second_epoch_and_a_later_start(tmp_path: Path) -> None
     assert not torch.equal(first[0].pixels, second[0].pixels)
     assert [len(first), len(again)] == [3, 2]
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(first[1:], again, strict=True))
+
+
+def test_a_loader_ends_with_the_stream_that_was_asked_of_it(tmp_path: Path) -> None:
+    """Without a collection of garbage: its workers hold the lock of the run's folder."""
+    data = batches_of(tree(tmp_path), workers=0)
+    batches = across_epochs(data, stream, range(9))
+    next(batches)
+    loader = weakref.ref(data.loader)
+    gc.collect()
+    gc.disable()
+    try:
+        del data, batches
+        assert loader() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("mixing", [None, MIXING], ids=["plain", "mixed"])

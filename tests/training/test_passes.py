@@ -14,7 +14,7 @@ from fogzo_repro.__main__ import compose_run
 from fogzo_repro.models.drop_path import DropPath
 from fogzo_repro.models.prefix import EndOfPrefix
 from fogzo_repro.randomness import generator_for
-from fogzo_repro.training.passes import DropPathMasks
+from fogzo_repro.training.passes import DropPathMasks, Passes
 from fogzo_repro.training.step import TrainStep
 
 MODELS = {
@@ -161,3 +161,14 @@ def test_masks_keep_their_memory_so_that_a_captured_graph_reads_the_new_draw():
     where = model[0].factors.data_ptr()
     masks.draw(64, torch.Generator().manual_seed(1))
     assert model[0].factors.data_ptr() == where
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "eager"),
+    [(64, None, True), (65, None, False), (64, 16, False), (50, 16, False), (8, 16, True)],
+)
+def test_a_step_is_eager_where_its_passes_are_small(batch, micro_batch, eager):
+    model = nn.Linear(3, 1)
+    passes = Passes(model, lambda m, b: m(b[0]).mean(), micro_batch=micro_batch, examples=128)
+    passes.straight_through((torch.ones(batch, 3),), lambda loss: None)
+    assert passes.eager == eager
