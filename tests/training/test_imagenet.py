@@ -19,7 +19,7 @@ from fogzo_repro import plan as plan_module
 from fogzo_repro import run
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError
-from fogzo_repro.data.photographs import PhotographBatches
+from fogzo_repro.data import photographs
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.training.imagenet import ImageNet
 from fogzo_repro.training.loop import Training
@@ -185,17 +185,17 @@ def test_the_next_epochs_batches_are_asked_for_before_the_last_step_of_this_one(
 ) -> None:
     """Epochs of 3 steps, each followed by an evaluation; two workers have 4 batches at a time."""
     happened: list[str] = []
-    samples, one_step = PhotographBatches.samples, Training._one_step
+    samples, one_step = photographs.samples_of, Training._one_step
 
-    def asked(self: PhotographBatches, generator: torch.Generator, start: int = 0) -> Any:
+    def asked(*of: Any) -> Any:
         happened.append("asked")
-        return samples(self, generator, start)
+        return samples(*of)
 
     def step(self: Training, batch: Any) -> None:
         happened.append(f"step {self.done + 1}")
         one_step(self, batch)
 
-    monkeypatch.setattr(PhotographBatches, "samples", asked)
+    monkeypatch.setattr(photographs, "samples_of", asked)
     monkeypatch.setattr(Training, "_one_step", step)
     more = ["recipe.max_steps=7", "hardware.workers=2", f"output_root={tmp_path / 'runs'}"]
     run.execute(configure(tiny_tree(tmp_path), "resnet18", "ste", *more), quiet=True)
