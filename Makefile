@@ -23,7 +23,7 @@ install: .venv/installed  ## set up .venv from the locked dependencies
 	  || { echo "error: $$($(PYTHON) --version) is not supported; give PYTHON=python3.11, 3.12 or 3.13" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv \
 	  || { echo "error: python3 cannot create .venv; install its venv package (Debian: python3-venv)" >&2; exit 2; }
-	@echo "installing the locked dependencies into .venv (6 GB, most of it CUDA libraries)"
+	@echo "installing the locked dependencies into .venv (7 GB, most of it CUDA libraries)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check $(UV)
 	@$(BIN)/uv pip sync -q --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock \
 	  || $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock

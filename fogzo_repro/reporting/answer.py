@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import Judged, chosen, judge, on_edge, read_claims, untuned
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, STE
@@ -153,11 +154,7 @@ def _decided(found: TableResults, judged: Sequence[Judged]) -> Iterator[str]:
     """Yield, for each quantizer of a network, which side is ahead and by how much."""
     network = MINIS[found.table].split(",")[0]
     for row in dict.fromkeys(row for row, column in found.cells if column == FOGZO):
-        claims = {
-            one.claim.worse[1]: one
-            for one in judged
-            if one.claim.better == (row, FOGZO) and one.claim.metric != "loss"
-        }
+        claims = _against(judged, row)
         one, cost = claims[STE], claims.get(EQUAL)
         ahead = _ahead(one, "the STE")
         if not ahead or one.test is None:
@@ -166,6 +163,18 @@ def _decided(found: TableResults, judged: Sequence[Judged]) -> Iterator[str]:
         at_cost = cost and _ahead(cost, "the STE at equal cost")
         in_loss = _in_loss(found, row) if cost and cost.verdict == "holds" else ""
         yield said + (f", and {at_cost}{in_loss}" if at_cost else "")
+
+
+def _against(judged: Sequence[Judged], row: str) -> dict[str, Judged]:
+    """Return the claims on a quantizer's metric by the column that FOGZO is compared with."""
+    claims = {
+        one.claim.worse[1]: one
+        for one in judged
+        if one.claim.better == (row, FOGZO) and one.claim.metric != "loss"
+    }
+    if STE not in claims:
+        raise UserError(f"results/paper/claims.csv has no claim on {row}: FOGZO against the STE")
+    return claims
 
 
 def _ahead(one: Judged, ste: str) -> str:
@@ -222,8 +231,7 @@ def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Iterat
 def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
     made = choices(found)
     for row in dict.fromkeys(row for row, column in found.cells if column == FOGZO):
-        claims = [j for j in judged if j.claim.better == (row, FOGZO)]
-        claim = next(j for j in claims if j.claim.worse == (row, STE) and j.claim.metric != "loss")
+        claim = _against(judged, row)[STE]
         split, metric = claim.claim.split, claim.claim.metric
         cells = [found.cells.get((row, name)) for name in (STE, FOGZO, EQUAL)]
         ste, fogzo, cost = (_value(cell, split, metric) for cell in cells)

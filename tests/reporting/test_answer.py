@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fogzo_repro.config import UserError
 from fogzo_repro.reporting.answer import answer
 from fogzo_repro.reporting.results import read_results
 from fogzo_repro.reporting.tables import FORMS
@@ -90,3 +91,11 @@ def test_it_says_who_is_ahead_by_how_much_and_what_the_train_loss_says_at_equal_
     ) in found
     low, high = map(float, re.findall(r"behind by 0\.100 \[(.*), (.*)\]", text)[0])
     assert 0.09 < low < 0.1 < high < 0.11
+
+
+def test_a_network_without_its_claim_is_one_line(results: Path) -> None:
+    claims = results / "paper" / "claims.csv"
+    lines = claims.read_text().splitlines(keepends=True)
+    claims.write_text("".join(x for x in lines if not x.startswith("mini-llama-hardtanh-perplex")))
+    with pytest.raises(UserError, match="no claim on sign, hardtanh: FOGZO against the STE"):
+        said(results)
