@@ -107,6 +107,8 @@ def check_overrides(overrides: list[str]) -> None:
             raise ConfigError(f"{word} is neither an option nor an override key=value")
         if word.startswith("seed="):
             raise ConfigError(f"{word} would run one seed of no cell; give --seeds {word[5:]}")
+        if word.startswith("dry_run="):
+            raise ConfigError(f"{word} is of a single run; give --dry-run")
 
 
 def table_cells(

@@ -228,6 +228,8 @@ def parse_seeds(text: Any) -> tuple[int, ...]:
         if len(found) + len(seeds) > MOST_SEEDS:
             raise ValueError(f"{part} makes more than {MOST_SEEDS} seeds")
         found += seeds
+    if not found:
+        raise ValueError("there is no seed")
     if twice := Counter(found) - Counter(set(found)):
         raise ValueError(f"{min(twice)} stands there twice")
     return tuple(found)
@@ -369,7 +371,7 @@ class _Reader:
             if key.partition(".")[0] not in SECTIONS:
                 near = did_you_mean(key, SECTIONS)
                 raise self._mistake(f"{where}.over: {key} is not a setting{near}")
-            if key in GROUPS:
+            if key in (*GROUPS, "scale"):
                 said = f"give each {key} a row or a column of its own"
                 raise self._mistake(f"{where}.over: {key} chooses a file; {said}")
             if not (isinstance(values, list) and values):
@@ -379,6 +381,8 @@ class _Reader:
     def _check_value(self, where: str, key: str, value: Any) -> None:
         """Refuse an option that is none, and a plain value where settings are, or the reverse."""
         section, dot, _ = key.partition(".")
+        if key == "dry_run":
+            raise self._mistake(f"{where}: dry_run is said of a command, not in a table")
         if key in (*GROUPS, "scale"):
             options = _options(key)
             if not isinstance(value, str) or ("${" not in value and value not in options):

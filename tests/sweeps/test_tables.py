@@ -27,7 +27,7 @@ sweeps:
     of: large-fogzo
     cell.row: "Large: FOGZO"
     cell.column: "1-beta=${estimator.noise}, lr=${recipe.lr}"
-    over: {estimator.noise: [1e-6, 1e-7], scale: [mini]}
+    over: {estimator.noise: [1e-6, 1e-7]}
 """
 
 
@@ -128,7 +128,7 @@ MISTAKES = {  # what is written in place of what, and what is said
     "a negative seed": ("seeds: 0..2", "seeds: -1", "-1 is neither a number in 0..2147483647"),
     "too many seeds": ("seeds: 0..2", "seeds: 0..99999999999", "99999 is neither a number"),
     "a cell and a sweep": ("  noise:", "  small-ste:", "small-ste is a cell and a sweep; give the"),
-    "another table": ("scale: [mini]", "cell.table: [x]", "sweeps.noise: cell.table is the file"),
+    "another table": ("[1e-6, 1e-7]", "[1e-6], cell.table: [x]", "sweeps.noise: cell.table is the"),
     "another table of a row": ("model: mlp", "cell.table: x", "rows.small: cell.table is the"),
     "a sweep of two cells": ("of: large-fogzo", "of: [large-fogzo, small-ste]", "of names 2 cells"),
     "a value of a section": ("model: mlp", "cell: 3", "rows.small: cell has settings, given "),
@@ -140,6 +140,9 @@ MISTAKES = {  # what is written in place of what, and what is said
     "a mapping for an option": ("estimator: ste", "estimator: {n: 3}", "{'n': 3} is not an option"),
     "a scale": ("model: mlp", "scale: smok", "scale: smok is not an option; did you mean smoke?"),
     "options over": ("{estimator.noise: [1e-6, 1e-7]", "{estimator: [ste]", "chooses a file"),
+    "no seed": ("seeds: 0..2", "seeds: []", "there is no seed"),
+    "scales over": ("{estimator.noise: [1e-6, 1e-7]", "{scale: [full]", "scale chooses a file"),
+    "a dry run": ("model: mlp", "dry_run: true", "dry_run is said of a command, not in a table"),
     "a name with a slash": ("  small:", "  a/b:", "rows: the name 'a/b' has other than letters, "),
     "a name with a comma": ("  small:", "  a b,c:", "rows: the name 'a b,c' has other than"),
     "the name of a sweep": ("  noise:", "  a=b:", "sweeps: the name 'a=b' has other than letters"),
