@@ -315,7 +315,8 @@ def describe(config: RunConfig) -> str:
         "folder": plan.folder,
         "device": plan.machine.card,
         "precision": plan.result["resolved"]["precision"],
-        "steps": f"{plan.total_steps} on {plan.task.examples:,} training examples",
+        "steps": f"{plan.total_steps} on {plan.task.examples:,} training examples"
+        + (f" of {plan.task.corpus}" if plan.task.corpus else ""),
         "parameters": network.described_parameters,
         "d (perturbed weights)": f"{d:,}",
         "evaluations per step": f"{evaluations['probes']} probes; "

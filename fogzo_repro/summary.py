@@ -39,7 +39,8 @@ from fogzo_repro.tracking.records import read_runs
 HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b")
 METRICS = {"loss": 4, "top1": 2, "perplexity": 3}  # shown, and with how many digits
 SPLITS = ("train", "test", "val")
-IGNORED = (*LABELS, *PLACES, "seed", "scale", "eval_every_steps")
+IGNORED = (*LABELS, *PLACES, "seed", "eval_every_steps")
+COMMON = ("model", "dataset", "quantizer", "estimator", "recipe", "scale")  # said of all rows at once
 
 Course = list[tuple[float, float]]  # step, loss
 
@@ -162,10 +163,15 @@ def _steps(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _settings(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what determines the result, `model.name` as `model`."""
+    """Return what determines the result, `model.name` as `model`; a text by its own name.
+
+    Every text is dataset=c4; `resolved.corpus` says which it is.
+    """
     kept = flat({key: value for key, value in config.items() if key not in IGNORED})
     kept = {key: value for key, value in kept.items() if not key.endswith(".family")}  # by the name
     facts = {f"resolved.{k}": v for k, v in flat(resolved).items() if "model_arguments" not in k}
+    if corpus := facts.pop("resolved.corpus", None):
+        kept["dataset.name"] = corpus
     kept |= {key: value for key, value in NEUTRAL.items() if kept.get(key, value) == value}
     return {key.removesuffix(".name"): value for key, value in (kept | facts).items()}
 
@@ -242,8 +248,7 @@ def table(rows: Sequence[Row], by: str | None = None) -> str:
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
-    parts = ("model", "dataset", "quantizer", "estimator", "recipe")
-    same = [f"{p}={shown(rows[0].settings.get(p))}" for p in parts if p not in (*columns, *left)]
+    same = [f"{p}={shown(rows[0].settings.get(p))}" for p in COMMON if p not in (*columns, *left)]
     count = sum(len(row.runs) for row in rows)
     said = [
         f"{count} run{'s' * (count > 1)}, all with {' '.join(same)}" if same else f"{count} runs"

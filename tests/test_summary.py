@@ -104,6 +104,33 @@ def test_committed_records_are_read_and_other_json_is_not(tmp_path):
     assert [run.seed for run in summary.find_runs([tmp_path])] == [0]
 
 
+def saved(folder, name, **changes):
+    """Write a record of the LLaMA on a text, with changes of its settings."""
+    record = make_record("STE", "-", 0, 4.0, run_id=name)
+    record["config"] |= {"model": {"name": "llama_9m"}, "dataset": {"name": "c4"}, "scale": "full"}
+    for section, values in changes.items():
+        record[section] |= values
+    (folder / f"{name}.json").write_text(json.dumps(record))
+
+
+def test_runs_of_two_scales_are_two_rows_and_one_scale_is_said_once(tmp_path):
+    saved(tmp_path, "a")
+    assert "scale=full" in rows(tmp_path).splitlines()[0]
+    saved(tmp_path, "b", config={"scale": "smoke"})
+    text = rows(tmp_path)
+    assert [line.split()[0] for line in text.splitlines()[2:5]] == ["scale", "full", "smoke"]
+    assert "scale=" not in text
+
+
+def test_a_text_is_called_by_its_own_name_and_not_by_that_of_its_format(tmp_path):
+    saved(tmp_path, "a", resolved={"corpus": "some text"})
+    assert "dataset=some text" in rows(tmp_path).splitlines()[0]
+    saved(tmp_path, "b")  # of a record that names none
+    head, *lines = rows(tmp_path).splitlines()[2:5]
+    assert head.startswith("dataset")
+    assert [line.split("  ")[0] for line in lines] == ["c4", "some text"]
+
+
 def test_a_damaged_record_is_named_and_left_out(runs, tmp_path, capsys):
     copy = shutil.copytree(runs, tmp_path / "runs")
     path = next(copy.glob("*ste-s0*")) / "record.json"
