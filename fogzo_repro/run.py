@@ -283,7 +283,8 @@ def _record(
     evaluations = [line for line in journal.lines() if "split" in line]
     last = {e["split"]: {k: v for k, v in e.items() if k != "split"} for e in evaluations}
     if "train" not in last:  # the losses that were trained on in the last epoch
-        loss = journal.mean_loss(after=training.done - training.data.steps_per_epoch)
+        data = training.data
+        loss = journal.mean_loss(training.done - data.steps_per_epoch, data.seen)
         last["train"] = {} if loss is None else {"step": training.done, "loss": loss}
     split, metric, more = plan.task.best_by
     candidates = [e for e in evaluations if e["split"] == split]
@@ -308,9 +309,7 @@ def _record(
         "perturbed_weights": plan.network.perturbed,
         "evaluations_per_step": evaluations_per_step(config.estimator),
         "steps": training.done,
-        f"{plan.task.unit}_seen": training.done
-        * config.recipe.global_batch_size
-        * plan.task.units_per_example,
+        f"{plan.task.unit}_seen": training.data.seen(training.done) * plan.task.units_per_example,
         "wall_seconds": round(wall, 4),  # first to last step, evaluations and checkpoints included
         "capture_seconds": round(getattr(training.take, "capture_seconds", 0.0), 4),  # part of wall
         "gpu_hours": wall / 3600 if on_gpu else 0.0,

@@ -40,7 +40,7 @@ HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b")
 METRICS = {"loss": 4, "top1": 2, "perplexity": 3}  # shown, and with how many digits
 SPLITS = ("train", "test", "val")
 IGNORED = (*LABELS, *PLACES, "seed", "eval_every_steps")
-COMMON = ("model", "dataset", "quantizer", "estimator", "recipe", "scale")  # said of all rows at once
+COMMON = ("model", "dataset", "quantizer", "estimator", "recipe", "scale")  # said once, if equal
 
 Course = list[tuple[float, float]]  # step, loss
 

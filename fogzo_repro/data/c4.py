@@ -200,6 +200,10 @@ class WindowBatches:
         """Full global batches in an epoch."""
         return self.windows // self.batch_size
 
+    def seen(self, steps: int) -> int:
+        """Return how many examples the first `steps` steps take over all ranks."""
+        return steps * self.batch_size
+
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[TokenBatch]:
         """Yield this rank's share of each batch.
 

@@ -137,6 +137,10 @@ class ImageBatches:
         """This process's images in the last batch of an epoch."""
         return self.order.last_share
 
+    def seen(self, steps: int) -> int:
+        """Return how many examples the first `steps` steps take over all ranks."""
+        return self.order.seen(steps)
+
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's share of each batch.
 

@@ -94,6 +94,10 @@ class MixedBatches:
         """This process's images in the last batch of an epoch."""
         return self.data.last_share
 
+    def seen(self, steps: int) -> int:
+        """Return how many examples the first `steps` steps take over all ranks."""
+        return self.data.seen(steps)
+
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Yield mixed batches; the draw of batch k is a function of the generator's seed and k."""
         return self._mixed(self.data.epoch(generator, start), lambda _: generator, count(start))

@@ -68,6 +68,15 @@ class EpochOrder:
             size = min(size, self.images - (self.steps - 1) * size)
         return size // self.world_size
 
+    def seen(self, steps: int) -> int:
+        """Return how many examples the first `steps` steps take over all ranks.
+
+        >>> EpochOrder(193, 64, drop_last=False).seen(5)
+        257
+        """
+        short = self.batch_size - self.world_size * self.last_share
+        return steps * self.batch_size - steps // self.steps * short
+
     @property
     def _kept(self) -> int:
         """Images an epoch and rank of the sampler."""

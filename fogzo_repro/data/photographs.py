@@ -265,6 +265,10 @@ class PhotographBatches:
         """This process's images in the last batch of an epoch."""
         return self.order.last_share
 
+    def seen(self, steps: int) -> int:
+        """Return how many examples the first `steps` steps take over all ranks."""
+        return self.order.seen(steps)
+
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's share of each batch from `start` on; earlier ones are not loaded."""
         return self.loader.load(self.samples(generator, start))

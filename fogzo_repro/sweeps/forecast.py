@@ -22,6 +22,7 @@ from fogzo_repro.project import script
 from fogzo_repro.reporting.benches import read_benches as bench_records
 
 if TYPE_CHECKING:
+    from fogzo_repro.data.order import EpochOrder
     from fogzo_repro.training.network import Network
 
 PHOTOGRAPHS = {  # training images, shape, classes
@@ -76,10 +77,14 @@ def forecast(config: RunConfig, networks: dict[str, Network] | None = None) -> F
     network = networks.get(key) or _network_without_memory(config)
     networks[key] = network
     needs = needs_of(config, network)
-    recipe, model = config.recipe, config.model
-    language = config.dataset.name == "c4"
-    steps = recipe.max_steps or recipe.total_steps(_steps_per_epoch(config))
-    units = steps * recipe.global_batch_size * (model.context if language else 1)
+    recipe, language = config.recipe, config.dataset.name == "c4"
+    if language:
+        steps = recipe.max_steps or recipe.total_steps(_epoch_of_text(config))
+        units = steps * recipe.global_batch_size * config.model.context
+    else:
+        order = _order(config)
+        steps = recipe.total_steps(order.steps)
+        units = order.seen(steps)
     return Forecast(
         network.parameters,
         network.perturbed,
@@ -110,14 +115,22 @@ def _images(config: RunConfig) -> tuple[int, tuple[int, int, int], int]:
     return task.examples, task.model_arguments["image_shape"], task.model_arguments["classes"]
 
 
-def _steps_per_epoch(config: RunConfig) -> int:
+def _epoch_of_text(config: RunConfig) -> int:
+    """Return the steps of an epoch of a text, which has to be there."""
+    from fogzo_repro.training.tasks import build_task
+
+    return build_task(config).batches(config.recipe.global_batch_size).steps_per_epoch
+
+
+def _order(config: RunConfig) -> EpochOrder:
+    """Return how the images of an epoch are cut into batches."""
     from fogzo_repro.data.order import EpochOrder
 
     images, recipe = _images(config)[0], config.recipe
     order = EpochOrder(images, recipe.global_batch_size, getattr(recipe, "drop_last", True))
     if isinstance(recipe, VisionRecipe):
         order = replace(order, repeats=recipe.repeats, sampler_ranks=recipe.repeat_ranks)
-    return order.steps
+    return order
 
 
 def _network_without_memory(config: RunConfig) -> Network:
@@ -294,7 +307,7 @@ def run_hours(
     rate = (rates or {}).get(recipe)
     if rate is None:
         return found
-    loading = steps * config.recipe.global_batch_size / rate / 3600
+    loading = _order(config).seen(steps) / rate / 3600
     return found if loading <= found.hours else Hours(loading, False, found.file, loader=True)
 
 

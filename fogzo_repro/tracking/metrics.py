@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,10 +129,17 @@ class Journal:
         """Yield the lines of metrics.jsonl, of steps and of evaluations, one by one."""
         return stream_metrics(self.metrics) if self.metrics.exists() else iter(())
 
-    def mean_loss(self, after: int) -> float | None:
-        """Return the mean of the losses that were trained on in the steps after one."""
-        losses = [x["loss"] for x in self.lines() if "split" not in x and x["step"] > after]
-        return sum(losses) / len(losses) if losses else None
+    def mean_loss(self, after: int, seen: Callable[[int], int]) -> float | None:
+        """Return the mean loss of the examples that were trained on in the steps after one.
+
+        Args:
+            after: the step.
+            seen: how many examples the first steps of the run take, by their number.
+        """
+        steps = [x for x in self.lines() if "split" not in x and x["step"] > after]
+        sizes = [seen(x["step"]) - seen(x["step"] - 1) for x in steps]
+        losses = (x["loss"] * size for x, size in zip(steps, sizes, strict=True))
+        return sum(losses) / sum(sizes) if steps else None
 
     def _times(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of timing.jsonl, up to the first that is none."""

@@ -54,6 +54,10 @@ class Data(Protocol):
         """Steps in a whole epoch."""
         ...
 
+    def seen(self, steps: int) -> int:
+        """Return how many examples the first `steps` steps take over all ranks."""
+        ...
+
     def epoch(self, generator: torch.Generator, start: int = 0) -> Any:
         """Iterate over the batches from `start` on."""
         ...

@@ -192,11 +192,6 @@ def trained(arguments: argparse.Namespace) -> dict[str, Any]:
         words = ["--cases", ",".join(cases), "--probe-fractions", "none", "--out", str(steps)]
         _run("-m", "scripts.bench.steps", "vision", *words)
         networks = json.loads(steps.read_text())["networks"]
-        config = compose_run("dataset=imagenet1k", "model=resnet18", "dataset.allow_partial=true")
-        photographs = build_part(
-            "dataset", config.dataset, config.parts_dir, data_dir=Path(arguments.data_dir)
-        )
-        images = len(photographs.train.labels)
         for model in RECIPES:
             of_step = networks[model]["round-w2"]["ste_per_s"]
             found[model] = {"step_images_per_s": of_step}
@@ -210,27 +205,21 @@ def trained(arguments: argparse.Namespace) -> dict[str, Any]:
                     f"data_dir={arguments.data_dir}", f"output_root={root}",
                 )  # fmt: skip
                 (run,) = root.glob("*/record.json")
-                rate = rate_of_run(run.parent, images)
+                rate = rate_of_run(run.parent)
                 name = "decoded" if decoded else "files"
                 found[model][name] = {"images_per_s": rate, "share_of_step": rate / of_step}
                 print(f"{model}, trained from {name}: {rate:,.0f} images/s, {rate / of_step:.2f}")
     return found
 
 
-def rate_of_run(folder: Path, examples: int) -> float:
-    """Return images/s of a run of EPOCHS epochs, without the first and without evaluations.
-
-    Args:
-        folder: of the run.
-        examples: training images; an epoch has as many, or whole batches alone.
-    """
+def rate_of_run(folder: Path) -> float:
+    """Return images/s of a run of EPOCHS epochs, without the first and without evaluations."""
     record = json.loads((folder / "record.json").read_text())
     lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     an_epoch = record["steps"] // EPOCHS
     (first,) = (x["seconds"] for x in lines if x["step"] == an_epoch and "pause" not in x)
     last = max(x["seconds"] for x in lines if "pause" not in x)
-    in_an_epoch = min(examples, record["images_seen"] / EPOCHS)  # counted in whole batches there
-    return in_an_epoch * (EPOCHS - 1) / float(last - first)
+    return record["images_seen"] / EPOCHS * (EPOCHS - 1) / float(last - first)
 
 
 def _run(*words: str) -> None:

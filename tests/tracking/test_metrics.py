@@ -105,6 +105,8 @@ def test_metrics_end_at_a_line_whose_step_is_no_number(tmp_path: Path, step: str
     assert found.metrics.read_bytes() == before
 
 
-def test_the_mean_loss_is_that_of_the_steps_alone(tmp_path: Path) -> None:
-    assert journal(tmp_path).mean_loss(after=1) == 2.5
-    assert Journal(tmp_path / "nothing").mean_loss(after=0) is None
+def test_the_mean_loss_is_that_of_the_examples_of_the_steps_alone(tmp_path: Path) -> None:
+    found, seen = journal(tmp_path), {1: 8, 2: 16, 3: 18}
+    assert found.mean_loss(1, lambda steps: 8 * steps) == 2.5
+    assert found.mean_loss(1, seen.__getitem__) == pytest.approx((8 * 2.0 + 2 * 3.0) / 10)
+    assert Journal(tmp_path / "nothing").mean_loss(0, seen.__getitem__) is None

@@ -1,4 +1,9 @@
-"""A batch that cannot be trained on is refused before the first step, in one line."""
+"""A batch that cannot be trained on is refused before the first step, in one line.
+
+And how many examples the batches of a run hold.
+"""
+
+import json
 
 import pytest
 
@@ -6,7 +11,9 @@ from fogzo_repro import plan as plan_module
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError
 from fogzo_repro.data.order import EpochOrder
+from fogzo_repro.sweeps.forecast import forecast
 from fogzo_repro.training.ranks import Ranks
+from tests.short_runs import train
 
 RESNET = [
     "model=resnet18", "dataset=digits", "recipe=imagenet_resnet", "scale=smoke", "estimator=fogzo",
@@ -71,3 +78,18 @@ def test_the_last_share_is_what_is_drawn(order, share):
     places, _ = order.draw(torch.Generator().manual_seed(0))
     shares = list(order.batches(places, 0))
     assert order.last_share == share == len(shares[-1])
+    drawn = [sum(len(s) for s in order.batches(places, r)) for r in range(order.world_size)]
+    first = sum(len(next(order.batches(places, r))) for r in range(order.world_size))
+    assert order.seen(2 * order.steps) == 2 * sum(drawn)
+    assert order.seen(order.steps + 1) == sum(drawn) + first
+
+
+def test_a_short_last_batch_counts_by_its_examples_in_record_and_forecast(tmp_path):
+    words = [
+        "recipe=cifar_resnet", "recipe.drop_last=false", "recipe.global_batch_size=1000",
+        "recipe.max_steps=3", "recipe.warmup_epochs=0", "estimator=ste",
+    ]  # fmt: skip
+    folder = train(tmp_path, *words)
+    record = json.loads((folder / "record.json").read_text())
+    assert (record["steps"], record["images_seen"]) == (3, 1437 + 1000)
+    assert forecast(compose_run("dataset=digits", *words)).units == record["images_seen"]
