@@ -138,11 +138,10 @@ def _units(v: Tensor, step: Tensor) -> Tensor:
 def _units_again(v: Tensor, step: Tensor) -> Tensor:
     """Return v/s for the backward pass.
 
-    In other words, but to the bit: where the compiler sees the forward's v/s it keeps it in float32
-    if layers share v. Images in the same words: computed anew, a step of ResNet-50 takes a tenth
-    less memory and at best a seventh more time (`notes` of vision-lsq-w2a2-h200.json).
+    In other words, but to the bit: where the compiler sees the forward's v/s it keeps that in
+    float32.
     """
-    return _units(v, step) if v.dim() == 4 else _units(-v, -step)
+    return _units(-v, -step)
 
 
 def _sum_like(x: Tensor, step: Tensor) -> Tensor:

@@ -13,11 +13,23 @@ A model without regions (ResNet, whose blocks differ in shape; a user's) is comp
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from fogzo_repro.config import UserError
 
+# For networks with quantized inputs. A computation that several kernels need is repeated in each
+# while it has no more operations and reads than these, else its result is written; the compiler's
+# own limits are 30, 4 and 8. A quantizer's derivative behind a norm and a ReLU has more, and is
+# cheaper to compute again from the convolution's output, which is in memory anyway. Without
+# quantizers higher limits make longer chains of residuals, and more bytes.
+RECOMPUTED: dict[str, Any] = {
+    "realize_opcount_threshold": 100,
+    "realize_reads_threshold": 8,
+    "realize_acc_reads_threshold": 16,
+}
 COMPILERS = ("torch._dynamo", "torch._inductor", "triton")  # where their errors are defined
 
 
@@ -33,7 +45,9 @@ def compile_network(model: nn.Module) -> None:
         method = getattr(type(model), name).__get__(model)
         setattr(model, name, torch.compile(method, dynamic=False))
     if not regions:
-        model.compile(dynamic=False)
+        quantized = any(getattr(m, "input_quantizer", None) is not None for m in model.modules())
+        on_gpu = any(p.is_cuda for p in model.parameters())
+        model.compile(dynamic=False, options=RECOMPUTED if quantized and on_gpu else None)
 
 
 def compile_failure(error: BaseException) -> UserError | None:
