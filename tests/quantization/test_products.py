@@ -243,7 +243,7 @@ def test_a_captured_step_of_a_llama_multiplies_in_eight_bits(quantizer):
         take = CapturedStep(step, 8)
         rows = []
         for count in range(6):
-            step.begin(count + 1, 100, 1e-4)
+            step.begin(count + 1, 100, 1e-6)  # so small that rounding moves few levels
             rows.append(dict(zip(ROW, take(batch, True).tolist(), strict=True)))
         assert len(take.graphs) == 1
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -253,8 +253,5 @@ def test_a_captured_step_of_a_llama_multiplies_in_eight_bits(quantizer):
         assert ("nvjet_sm90_qq" in names or "e4m3" in names) == (asked == "null")
         losses[asked] = [row["loss"] for row in rows]
         assert not any(row["failed"] or row["bad_probes"] for row in rows)
-    first, *later = zip(*losses.values(), strict=True)
-    assert first[0] == pytest.approx(first[1], rel=5e-3)
-    for found, expected in later:  # rounding moves levels of inputs, and the weights then differ
-        assert found == pytest.approx(expected, rel=2e-2)
+    assert losses["null"] == pytest.approx(losses["false"], rel=5e-3)
     assert losses["null"] != losses["false"]
