@@ -2,8 +2,6 @@
 
 import gc
 import os
-import shutil
-import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,11 +25,7 @@ from fogzo_repro.quantization.sign import Sign
 from fogzo_repro.quantization.surrogates import sign_approxsign, sign_hardtanh, sign_tanh
 from fogzo_repro.quantization.uniform import Round
 
-PYTHON_HEADER = Path(sysconfig.get_path("include")) / "Python.h"
-compiles = pytest.mark.skipif(  # for tests that have torch.compile make code for the CPU
-    shutil.which("g++") is None or not PYTHON_HEADER.is_file(),
-    reason=f"torch.compile needs g++ and Python's headers ({PYTHON_HEADER})",
-)
+compiles = pytest.mark.usefixtures("cpp_compiler")  # torch.compile makes code for the CPU there
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(os.environ.get("FOGZO_DATA", ROOT.parent / "shared" / "data"))
@@ -84,6 +78,15 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cpp_compiler() -> None:
+    """What torch.compile needs to make code for the CPU; the test is skipped where it fails."""
+    from tests.forked import why_not_compiled
+
+    if why := why_not_compiled():
+        pytest.skip(f"torch.compile cannot make code for the CPU here: {why}")
 
 
 @pytest.fixture(scope="session")

@@ -129,6 +129,29 @@ def compiling(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[
     return python(*arguments, cwd=cwd, before=_uncompiled, seconds=300)
 
 
+TRIED = """
+import os, sys
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = sys.argv[1]  # nothing that was built before
+import torch._inductor.config
+
+torch._inductor.config.cpp.vec_isa_ok = True  # trying it is slow, once a machine
+torch.compile(lambda x: (x.exp() + 1).sum())(torch.ones(100))
+"""
+
+
+def why_not_compiled() -> str:
+    """Have torch.compile make code for the CPU; return what its compiler says, nothing if it can.
+
+    Tried and not looked up: there are compilers without headers, and without their own parts.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "script.py")
+        script.write_text(TRIED)
+        done = compiling(script, folder, cwd=Path(folder))
+    said = [line.strip() for line in done.stderr.splitlines() if "rror:" in line]
+    return "" if done.returncode == 0 else said[-1] if said else f"status {done.returncode}"
+
+
 def _uncompiled() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._inductor.config
 
 from fogzo_repro.training.kept_code import KeptCode, kept_folder
 from tests.conftest import compiles
-from tests.forked import ROOT, compiling
+from tests.forked import ROOT, compiling, why_not_compiled
 
 CARD = "NVIDIA H200"
 SHAPE = {"model": "llama", "batch": 64}
@@ -146,6 +147,7 @@ def test_an_empty_variable_keeps_nothing(
     assert kept_folder() == tmp_path / ".cache" / "fogzo_repro"
 
 
+BROKEN = 'echo "g++: fatal error: no part of it compiles" >&2; exit 1\n'
 SCRIPT = """
 import os, sys
 from pathlib import Path
@@ -163,6 +165,15 @@ from tests.short_runs import train
 train(Path(sys.argv[2]), "hardware.compile=true", "estimator=ste", f"seed={sys.argv[3]}")
 print(counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"])
 """
+
+
+@pytest.mark.slow
+def test_a_compiler_that_cannot_build_is_found_by_trying(tmp_path: Path) -> None:
+    broken = tmp_path / "g++"
+    broken.write_text('#!/bin/sh\ncase "$*" in *--version*) echo g++ 13.2.0; exit;; esac\n' + BROKEN)
+    broken.chmod(0o755)
+    with torch._inductor.config.patch({"cpp.cxx": (str(broken),)}):
+        assert why_not_compiled() == "g++: fatal error: no part of it compiles"
 
 
 @compiles
