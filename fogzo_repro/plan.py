@@ -31,6 +31,7 @@ from fogzo_repro.estimators.directions import BLOCK_NUMBERS
 from fogzo_repro.estimators.fused import compile_fused
 from fogzo_repro.estimators.protocol import Estimator, Probes
 from fogzo_repro.estimators.schedule import noise_from_rho, rho_from_noise
+from fogzo_repro.quantization.replace import SharedInput
 from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.checkpoint import KEEP
 from fogzo_repro.training.compilation import compile_network
@@ -134,6 +135,22 @@ class Plan:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.config.output_root) / self.run_id
+
+    def how_computed(self) -> dict[str, str]:
+        """Return what was taken of ways whose numbers agree to rounding: for the record alone.
+
+        `head`: the loss behind a LLaMA's head in the probes, in one `kernel` or in `chunks`.
+        `inputs`: quantized ones that several layers take, `shared` or by each layer by itself.
+        """
+        found, model, estimator = {}, self.network.model, self.config.estimator
+        by_kernel = getattr(model, "head_by_kernel", None)
+        if by_kernel is not None and probe_pairs(estimator) and not probe_gradients(estimator):
+            found["head"] = "kernel" if by_kernel(self.machine.autocast) else "chunks"
+        quantizers = [getattr(m, "input_quantizer", None) for m in model.modules()]
+        if any(q is not None for q in quantizers):
+            shared = any(isinstance(q, SharedInput) for q in quantizers)
+            found["inputs"] = "shared" if shared else "by layer"
+        return found
 
     def build_step(self) -> TrainStep:
         """Build the training step; compile the network where the machine does."""

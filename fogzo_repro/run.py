@@ -298,7 +298,7 @@ def _record(
         "scale": config.scale,
         "status": status,
         "config": published(config),
-        "resolved": plan.result["resolved"],
+        "resolved": {**plan.result["resolved"], **plan.how_computed()},
         "command": command_line(),
         **code,
         "versions": versions(),

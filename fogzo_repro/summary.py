@@ -25,7 +25,7 @@ from typing import Any
 from fogzo_repro import files
 from fogzo_repro.compare import ABSENT, LABELS, flat
 from fogzo_repro.config import PLACES, UserError, did_you_mean
-from fogzo_repro.config.identity import NEUTRAL
+from fogzo_repro.config.identity import HOW_COMPUTED, NEUTRAL
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.reporting.figures.drawing import ends_of_sd
 from fogzo_repro.reporting.figures.groups import Point, draw_groups
@@ -169,7 +169,8 @@ def _settings(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[st
     """
     kept = flat({key: value for key, value in config.items() if key not in IGNORED})
     kept = {key: value for key, value in kept.items() if not key.endswith(".family")}  # by the name
-    facts = {f"resolved.{k}": v for k, v in flat(resolved).items() if "model_arguments" not in k}
+    known = {k: v for k, v in resolved.items() if k not in ("model_arguments", *HOW_COMPUTED)}
+    facts = {f"resolved.{k}": v for k, v in flat(known).items()}
     if corpus := facts.pop("resolved.corpus", None):
         kept["dataset.name"] = corpus
     kept |= {key: value for key, value in NEUTRAL.items() if kept.get(key, value) == value}

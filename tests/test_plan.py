@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 from fogzo_repro import plan, run
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig
+from fogzo_repro.config.identity import HOW_COMPUTED
 from fogzo_repro.estimators import QuantizedWeight, directions, fogzo, nspsa, smoothing_law
+from fogzo_repro.models import head_loss
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.sweeps.forecast import forecast
+from fogzo_repro.sweeps.smoke import CONTEXT, VOCABULARY, write_invented_corpus
 from fogzo_repro.training.network import Network
 from fogzo_repro.training.optimizers import optimizer_tensors
 from tests.live_bytes import LiveBytes
@@ -133,3 +137,50 @@ def test_the_check_before_the_start_counts_what_comes_with_the_first_step(
     run.execute(config, quiet=True)
     needs = plan.needs_of(config, plan.make_plan(config).network)
     assert asked[0][-1] == needs.optimizer + needs.estimator
+
+
+def llama(folder: Path, *words: str) -> RunConfig:
+    """Return a LLaMA's smoke run, which needs an invented text below the folder."""
+    small = (f"model.context={CONTEXT}", f"model.vocabulary={VOCABULARY}", "hardware=cpu")
+    places = (f"data_dir={folder}/data", f"output_root={folder}/runs")
+    return compose_run("scale=smoke", "model=llama_9m", *small, *places, *words)
+
+
+QUEST = ["quantizer=quest", "quantizer.activation_bits=2"]
+
+
+@pytest.mark.slow
+def test_a_record_says_how_it_was_computed_and_keeps_its_id(tmp_path: Path) -> None:
+    write_invented_corpus(tmp_path / "data")
+    config = llama(tmp_path, "estimator=fogzo", *QUEST)
+    planned = plan.make_plan(config)
+    record = run.execute(config, quiet=True)
+    own = {key: record["resolved"][key] for key in HOW_COMPUTED}
+    assert own == planned.how_computed() == {"head": "chunks", "inputs": "shared"}
+    assert record["resolved"] == {**planned.result["resolved"], **own}
+    assert record["run_id"] == planned.run_id  # the hash of a result without them
+    assert own.keys().isdisjoint(planned.result["resolved"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["estimator=fogzo", "quantizer=round"], {"head": "kernel"}),
+        (["estimator=ste", "quantizer=round"], {}),
+        (["estimator=ste_averaged", "quantizer=round"], {}),
+        (
+            ["estimator=fogzo", "quantizer=lsq", "quantizer.activation_bits=2"],
+            {"head": "kernel", "inputs": "by layer"},
+        ),
+    ],
+    ids=["probes", "no probes", "gradients at the probes", "learned inputs"],
+)
+def test_the_heads_kernel_is_named_where_probes_take_it(
+    words: list[str], said: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_invented_corpus(tmp_path / "data")
+    monkeypatch.setattr(head_loss, "has_kernel", lambda device: True)
+    planned = plan.make_plan(llama(tmp_path, *words))
+    in_bf16 = replace(planned.machine, autocast=torch.bfloat16)
+    assert replace(planned, machine=in_bf16).how_computed() == said
+    assert planned.how_computed().get("head") in (None, "chunks")  # in float32

@@ -131,6 +131,12 @@ def test_a_text_is_called_by_its_own_name_and_not_by_that_of_its_format(tmp_path
     assert [line.split("  ")[0] for line in lines] == ["c4", "some text"]
 
 
+def test_another_kernel_makes_no_other_row(tmp_path):
+    saved(tmp_path, "a", resolved={"head": "kernel"})
+    saved(tmp_path, "b")
+    assert "4.0000 ± 0.0000 (2)" in rows(tmp_path)
+
+
 def test_a_damaged_record_is_named_and_left_out(runs, tmp_path, capsys):
     copy = shutil.copytree(runs, tmp_path / "runs")
     path = next(copy.glob("*ste-s0*")) / "record.json"

@@ -23,6 +23,9 @@ FREE = {
     "checkpoint_minutes", "eval_every_steps", "hardware",
 }  # fmt: skip
 
+# Of `resolved` in a record what is no part of the identity: how it was computed, to rounding.
+HOW_COMPUTED = ("head", "inputs")
+
 # Settings that came when runs had been recorded already, with the value that the code had before:
 # with that value they are not part of the identity, so that a run keeps its name.
 NEUTRAL: dict[str, Any] = {

@@ -35,6 +35,17 @@ def _looked_up(device: torch.device) -> bool:
     return on_gpu and find_spec("triton") is not None and kernel_agrees(device)
 
 
+def takes_kernel(width: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether a pass without gradients takes the kernel.
+
+    Args:
+        width: D.
+        dtype: of the products.
+        device: where they are.
+    """
+    return dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and has_kernel(device)
+
+
 @torch.no_grad()
 def kernel_agrees(device: torch.device) -> bool:
     """Return whether the kernel works and gives what float64 does, where no tile is full."""
@@ -73,8 +84,7 @@ def linear_cross_entropy(
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets, size)
     weight = _for_products(weight)
-    narrow = weight.dtype in (torch.bfloat16, torch.float16) and weight.shape[1] % 8 == 0
-    if narrow and has_kernel(weight.device):
+    if takes_kernel(weight.shape[1], weight.dtype, weight.device):
         from fogzo_repro.models.head_kernel import token_losses  # triton takes a while to import
 
         return token_losses(_for_products(hidden), weight, targets).mean()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.models.head_loss import linear_cross_entropy
+from fogzo_repro.models.head_loss import linear_cross_entropy, takes_kernel
 
 RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
 
@@ -99,6 +99,11 @@ class Llama(nn.Module):
     def embedding_parameters(self) -> int:
         """Parameters of embedding and head, which the non-embedding count leaves out (PAPER 3)."""
         return self.embed_tokens.weight.numel() + self.lm_head.weight.numel()
+
+    def head_by_kernel(self, autocast: torch.dtype | None) -> bool:
+        """Return whether a pass without gradients in autocast's type takes the head's kernel."""
+        weight = self.lm_head.weight
+        return takes_kernel(weight.shape[1], autocast or weight.dtype, weight.device)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return logits (B, T, V), or with `targets` (B, T) the mean cross-entropy in nats."""

@@ -147,7 +147,11 @@ def test_an_empty_variable_keeps_nothing(
     assert kept_folder() == tmp_path / ".cache" / "fogzo_repro"
 
 
-BROKEN = 'echo "g++: fatal error: no part of it compiles" >&2; exit 1\n'
+BROKEN = """#!/bin/sh
+case "$*" in *--version*) echo g++ 13.2.0; exit;; esac
+echo "g++: fatal error: no part of it compiles" >&2
+exit 1
+"""
 SCRIPT = """
 import os, sys
 from pathlib import Path
@@ -170,7 +174,7 @@ print(counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_
 @pytest.mark.slow
 def test_a_compiler_that_cannot_build_is_found_by_trying(tmp_path: Path) -> None:
     broken = tmp_path / "g++"
-    broken.write_text('#!/bin/sh\ncase "$*" in *--version*) echo g++ 13.2.0; exit;; esac\n' + BROKEN)
+    broken.write_text(BROKEN)
     broken.chmod(0o755)
     with torch._inductor.config.patch({"cpp.cxx": (str(broken),)}):
         assert why_not_compiled() == "g++: fatal error: no part of it compiles"
