@@ -1,7 +1,7 @@
 """``python -m fogzo_repro``: one run, or a Hydra multirun sweep.
 
-Every cell of configs/table/*.yaml is offered to Hydra as ``experiment=TABLE/CELL``; the flag
-``--plain`` prints the command that such a cell stands for, and starts nothing.
+A cell of configs/table/*.yaml is run by ``experiment=TABLE/CELL``; with ``-m`` several, by a list
+or a glob. The flag ``--plain`` prints the command that a cell stands for, and starts nothing.
 
 Exit status: 0 finished or skipped; 2 an error that the user can mend, in one line; 3 a run
 diverged; 75 stopped by a signal with the checkpoint written, run the same command again; 130 ended
@@ -12,106 +12,116 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args  # knows which words belong to Hydra's own flags
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.core.override_parser.types import Glob, Override
+from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
+from fogzo_repro.composition import (
+    compose_run,
+    in_one_line,
+    named_cells,
+    parse_composed,
+    setting_of,
+    several_cells,
+    with_place,
+    words_for,
+)
 from fogzo_repro.config import (
     CONFIGS,
     ConfigError,
     RunConfig,
     UserError,
     check_own_parts,
-    did_you_mean,
-    parse_config,
-    quoted,
-    setting_names,
 )
 from fogzo_repro.config.explained import help_text
 from fogzo_repro.config.identity import FREE
 from fogzo_repro.config.parts import own_parts
-from fogzo_repro.project import script
 from fogzo_repro.sweeps.tables import (
     GROUPS,
     Entry,
-    find_entries,
-    read_table,
-    table_files,
+    shown_seeds,
 )
 from fogzo_repro.terminal import outlive_terminal, say_interrupted
 
 DIVERGED_STATUS = 3
 SUBMITIT = "SUBMITIT_EXECUTOR"  # set in the jobs of hydra/launcher=submitit_*
-TABLE_NAMES = re.compile(r"([\w.-]+)/")  # in a value of `experiment`
-CELL_NAMES = re.compile(r"[\w.*?-]+/[\w.*?-]+")  # likewise, or patterns of them
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own: set to 1, it raises errors instead of printing them
 
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
     outlive_terminal("stderr")
-    plain = "--plain" in sys.argv
-    sys.argv = [word for word in sys.argv if word != "--plain"]
-    arguments = get_args()
-    words = arguments.overrides
+    plain, command = "--plain" in sys.argv, sys.argv
+    # Hydra's parser wants the settings in one piece, behind the flags.
+    given = sorted((word for word in command[1:] if word != "--plain"), key=_is_setting)
+    arguments = get_args(given)
+    words = typed = arguments.overrides
+    flags = [word for word in given if word not in typed]
     changes = {FULL_ERROR: "1"}
     if arguments.config_dir:  # Hydra finds a user's options there, we find tables
         changes["FOGZO_PARTS"] = os.path.abspath(os.path.expanduser(arguments.config_dir))
     statuses = [0]  # of the runs; the first says only that nothing has failed yet
+    seeds: dict[str, list[int]] = {}  # of a sweep's runs that differ in them alone
+    failed: list[str] = []  # words of the run that cannot be composed, where it is one of a sweep
     launched: list[bool] = []  # not empty: all is composed, an error is no longer the user's
     told: set[str] = set()
 
     def job(composed: Any) -> None:
+        sys.argv = command  # for the record
+        task = HydraConfig.get().overrides.task
         try:
-            config = parse_composed(composed, HydraConfig.get(), words)
+            config = parse_composed(composed, HydraConfig.get(), typed)
             launched.append(True)
-            statuses.append(run_one(config, label_of(HydraConfig.get().overrides.task, words)))
+            label = label_of(task, [*words, *typed])
+            statuses.append(run_one(config, label, seeds.get(_but_seed(config), [config.seed])))
         except UserError as error:
-            if str(error) not in told:  # all seeds of a sweep lack the same data
-                tell(error)
-            told.add(str(error))
+            said = with_place(error, task, typed)
+            if str(said) not in told:  # all seeds of a sweep lack the same data
+                tell(said)
+            told.add(str(said))
             statuses.append(2)
             if SUBMITIT in os.environ:  # another process waits for the status
                 raise
 
     tracebacks = os.environ.get(FULL_ERROR) == "1"
-    with environment(**changes), sweeps_checked(words, lambda: launched.append(True)):
+    with environment(**changes):
         try:
             check_own_parts()
+            cells = named_cells(typed)
             if plain:
-                print("\n".join(plain_commands(words)))
+                print("\n".join(plain_commands(cells, typed)))
                 return 0
-            if scale := offer_tables(words):
-                words = [*words, *scale]
-                sys.argv[1:] = [more for word in sys.argv[1:] for more in _with(scale, word)]
+            if cells:
+                if len(cells) > 1 and not (arguments.multirun and arguments.cfg is None):
+                    raise several_cells(typed, cells)
+                words = words_for(cells[0], typed)
             if arguments.help:
                 print(help_of(words))
                 return 0
-            hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")(job)()
+            sys.argv = [command[0], *flags, *words]
+            with sweeps_checked(typed, cells, seeds, failed):
+                hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")(job)()
         except KeyboardInterrupt:
             return say_interrupted()
         except Exception as error:
             if told:
                 return 1
-            if tracebacks or (launched and not isinstance(error, UserError)):
+            if tracebacks or ((launched or seeds) and not isinstance(error, UserError)):
                 raise
-            tell(in_one_line(error, words))
+            tell(in_one_line(error, failed or words, typed))
             return 2
     ranks = sys.modules.get("fogzo_repro.training.ranks")  # only a run has brought it, and torch
     if ranks and 2 not in statuses:
@@ -147,19 +157,30 @@ def label_of(overrides: Sequence[str], words: Sequence[str]) -> str:
     """
     silent = {*FREE, "seed"}  # the seed stands in the run id
     parsed = OverridesParser.create().parse_overrides(list(words))
-    same = {override.key_or_group for override in parsed if not override.is_sweep_override()}
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    same = {override.key_or_group for override in parsed} - swept
     keys = ((word, word.partition("=")[0]) for word in overrides)
     return " ".join(w for w, key in keys if key not in same and key.split(".")[0] not in silent)
 
 
-def run_one(config: RunConfig, label: str = "") -> int:
-    """Run, or describe, what is configured; return the exit status."""
+def run_one(config: RunConfig, label: str, seeds: Sequence[int]) -> int:
+    """Run, or describe, what is configured; return the exit status.
+
+    Args:
+        config: the run.
+        label: see `label_of`.
+        seeds: of the runs that differ from this one in the seed alone, in their order, and its own.
+            They are described once.
+    """
     from fogzo_repro.run import execute
     from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted, hurry
     from fogzo_repro.training.ranks import current_ranks
 
     if config.dry_run:
-        print(described(config))
+        if config.seed == seeds[0]:
+            print(described(config))
+            if len(seeds) > 1:
+                print(f"seeds: {shown_seeds(seeds)}, a run each; above is the first")
         return 0
     outlive_terminal("stdout")
     try:
@@ -203,128 +224,17 @@ def summary(record: dict, label: str = "") -> str:
     return "  ".join([*parts, f"{record['wall_seconds']:.1f} s", record["notes"]]).rstrip()
 
 
-def compose_config(overrides: Sequence[str]) -> Any:
-    """Compose as the command line does, for scripts and tests; Hydra's own section is left in.
-
-    Raises:
-        ConfigError: in one line.
-    """
-    overrides = [*overrides, *offer_tables(overrides)]
-    try:
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            return compose("config", overrides, return_hydra_config=True)
-    except Exception as error:
-        raise in_one_line(error, overrides) from None
+def _is_setting(word: str) -> bool:
+    """Return whether a word of the command line is a setting, and no flag."""
+    return "=" in word and not word.startswith("-")
 
 
-def compose_run(*overrides: str) -> RunConfig:
-    """Compose and check one run.
-
-    Raises:
-        ConfigError: in one line.
-    """
-    composed = compose_config(overrides)
-    return parse_composed(composed, composed.hydra)
-
-
-def parse_composed(composed: Any, hydra_section: Any, typed: Sequence[str] = ()) -> RunConfig:
-    """Parse what Hydra has composed.
-
-    Args:
-        composed: the settings.
-        hydra_section: Hydra's own.
-        typed: the words of the command line, which tell how the values of a sweep were spelled.
-
-    Raises:
-        ConfigError: in one line; with the file of the table where the cell has set what is wrong.
-    """
-    words = as_typed(hydra_section.overrides.task, typed)
-    try:
-        return parse_config(composed, words, hydra_section.runtime.choices)
-    except ConfigError as error:
-        cell = hydra_section.runtime.choices.get("experiment")
-        key = re.match(r"[\w.]*", str(error))
-        if cell and key and key[0] not in {word.partition("=")[0] for word in words}:
-            for entry in find_entries(cell, table_files()):
-                if key[0] in entry.settings:
-                    raise ConfigError(f"{entry.file}, {entry.name}: {error}") from None
-        raise
-
-
-def as_typed(overrides: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Return the overrides of one job of a sweep in the spelling of the command line.
-
-    >>> as_typed(["cell.row=10", "seed=1"], ["cell.row=1_0,1_1", "seed=1"])
-    ['cell.row=1_0', 'seed=1']
-    """
-    parser = OverridesParser.create()
-    spelled = {}
-    for key, _, values in (word.partition("=") for word in words):
-        for value in values.split(",") if "," in values else ():
-            with contextlib.suppress(HydraException):  # a part of a text or list with commas
-                parsed = parser.parse_override(f"{key}={value}")
-                spelled[f"{key}={parsed.get_value_element_as_str()}"] = f"{key}={value}"
-    return [spelled.get(override, override) for override in overrides]
-
-
-def offer_tables(words: Sequence[str]) -> list[str]:
-    """Offer cells to Hydra, if one is asked for: those of the table, or of all where it is unclear.
-
-    Returns:
-        `scale=...`, where the words have none and the cells have another one than `full`. It must
-        be a word of its own: the scale has the last word in the defaults, which a cell in them
-        cannot change.
-
-    Raises:
-        ConfigError: for a mistake in a table's file, and for cells of several scales.
-    """
-    files = table_files()
-    scales: dict[str, str] = {}  # and the first cell that has each
-    for value in _given("experiment", words):
-        named = [table for table in TABLE_NAMES.findall(value) if table in files]
-        patterns = CELL_NAMES.findall(value) or (["*"] if "*" in value else [])
-        for table in named or files:
-            for entry in _offer(files[table], files[table].stat().st_mtime_ns):
-                if any(fnmatchcase(entry.path, pattern) for pattern in patterns):
-                    scales.setdefault(entry.settings.get("scale", "full"), entry.path)
-    if _given("scale", words) or {*scales} <= {"full"}:
-        return []
-    if len(scales) > 1:
-        each = " and ".join(f"{path} has scale={scale}" for scale, path in scales.items())
-        raise ConfigError(f"{each}; give the cells of each scale by a command of their own")
-    return [f"scale={scale}" for scale in scales]
-
-
-def _with(scale: Sequence[str], word: str) -> list[str]:
-    """Return a word of the command line, and the scale behind the cell."""
-    return [word, *scale] if word.startswith("experiment=") else [word]
-
-
-@cache
-def _offer(file: Path, changed: int) -> list[Entry]:
-    """Put the cells of a table into Hydra's store; once, as long as the file is not changed."""
-    store, entries = ConfigStore.instance(), read_table(file)
-    for entry in entries:
-        group, place = f"experiment/{file.stem}", {"package": "_global_", "provider": str(file)}
-        store.store(group=group, name=entry.name, node=entry.node(), **place)
-        # Only this makes the cells options of `experiment`, as glob(table1/*) looks for them.
-        store.store(group="experiment", name=entry.path, node={}, **place)
-    return entries
-
-
-def _given(key: str, words: Sequence[str]) -> list[str]:
-    """Return the values that the command line gives a setting."""
-    return [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
-
-
-def plain_commands(words: Sequence[str]) -> list[str]:
-    """Return the commands that the cells on the command line stand for, other words at the end."""
-    cells = [cell for value in _given("experiment", words) for cell in value.split(",")]
-    more = [word for word in words if not word.startswith("experiment=")]
+def plain_commands(cells: Sequence[Entry], words: Sequence[str]) -> list[str]:
+    """Return the commands that cells stand for, with the other words of the command line."""
     if not cells:
         raise ConfigError("--plain prints what a cell stands for; give experiment=TABLE/CELL")
-    files = table_files()
-    return [entry.command(more) for cell in cells for entry in find_entries(cell, files)]
+    more = [word for word in words if setting_of(word) != "experiment"]
+    return [entry.command(more) for entry in cells]
 
 
 @contextlib.contextmanager
@@ -343,12 +253,22 @@ def environment(**changes: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sweeps_checked(words: Sequence[str], when_checked: Callable[[], None]) -> Iterator[None]:
+def sweeps_checked(
+    typed: Sequence[str], cells: Sequence[Entry], seeds: dict[str, list[int]], failed: list[str]
+) -> Iterator[None]:
     """Have Hydra's sweepers parse every job where they look whether it can be composed.
 
-    So a sweep with one bad value starts none of its runs, whatever launches them.
+    So a sweep with one bad value starts none of its runs, whatever launches them. Its basic sweeper
+    makes of several cells the jobs of each: their values and seeds differ.
+
+    Args:
+        typed: the words of the command line.
+        cells: that it names.
+        seeds: is filled, see `run_one`.
+        failed: is filled with the words of the run that is wrong.
     """
-    before = Sweeper.validate_batch_is_legal
+    basic: Any = Plugins.instance().class_name_to_class[BASIC_SWEEPER]
+    before, jobs_of_one = Sweeper.validate_batch_is_legal, basic.split_arguments
 
     def validate(self: Sweeper, batch: Sequence[Sequence[str]]) -> None:
         assert self.hydra_context is not None and self.config is not None
@@ -358,75 +278,49 @@ def sweeps_checked(words: Sequence[str], when_checked: Callable[[], None]) -> It
                 "hydra/launcher=submitit_slurm needs srun, which is not on the PATH; start it on a "
                 "machine of a Slurm cluster, or give hydra/launcher=submitit_local"
             )
+        loader = self.hydra_context.config_loader
+        found: dict[str, list[int]] = {}
         for overrides in batch:
-            loader = self.hydra_context.config_loader
+            failed[:] = overrides
             composed = loader.load_sweep_config(self.config, list(overrides))
-            parse_composed(composed, composed.hydra, words)
-        when_checked()
+            config = parse_composed(composed, composed.hydra, typed)
+            found.setdefault(_but_seed(config), []).append(config.seed)
+        failed.clear()
+        seeds.update(found)
+
+    def jobs_of_all(overrides: list[Override], most: int | None) -> list[list[list[str]]]:
+        for override in overrides:
+            _check_values(override)
+        if len(cells) < 2:
+            return jobs_of_one(overrides, most)
+        parser, jobs = OverridesParser.create(overrides[0].config_loader), []
+        for cell in cells:
+            words = parser.parse_overrides(words_for(cell, [*cell.swept(), *typed]))
+            jobs += jobs_of_one([word for word in words if not word.is_hydra_override()], None)[0]
+        return [*basic.split_overrides_to_chunks(jobs, most)]
 
     Sweeper.validate_batch_is_legal = validate  # type: ignore[method-assign]
+    basic.split_arguments = staticmethod(jobs_of_all)
     try:
         yield
     finally:
         Sweeper.validate_batch_is_legal = before  # type: ignore[method-assign]
+        basic.split_arguments = staticmethod(jobs_of_one)
 
 
-def in_one_line(error: Exception, words: Sequence[str]) -> UserError:
-    """Return what Hydra, or a parser that it uses, has raised while it composed, in one line."""
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, OverrideParseException):
-        key, _, text = error.override.partition("=")
-        said = f"; a text with such letters is given as {quoted(key, text)}" if text else ""
-        return ConfigError(f"{error.override}: {error}{said}")
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.partition("/")
-        if group == "experiment":
-            return _unknown_cell(name)
-        if error.options:
-            near, options = did_you_mean(name, error.options), ", ".join(error.options)
-            return ConfigError(f"{group}={name} is not an option{near}; options: {options}")
-    elif isinstance(error, OSError) and error.filename:
-        why = (error.strerror or "").lower()
-        return ConfigError(f"{error.filename}: {why}; a sweep writes to output_root, give another")
-    lines = [str(error), str(error.__cause__ or "")] if not str(error) else [str(error)]
-    return _unknown_setting(words) or ConfigError(" ".join(lines))
+def _but_seed(config: RunConfig) -> str:
+    """Return what tells a run from others, but the seed."""
+    return repr({**vars(config), "seed": None})
 
 
-def _unknown_cell(name: str) -> ConfigError:
-    try:
-        cells = find_entries(name, table_files())
-    except ConfigError as error:
-        return error
-    return ConfigError(
-        f"experiment={name} stands for {len(cells)} cells; give one, as experiment="
-        f"{cells[0].path}, or run all by `python {script('run_cells')} {name}`"
-    )
-
-
-def _unknown_setting(words: Sequence[str]) -> ConfigError | None:
-    """Name the nearest setting to one that does not exist; Hydra's own message has none."""
-    keys = [word.partition("=")[0] for word in words]
-    groups = (*GROUPS, "scale", "experiment")
-    chosen = [word.split(",")[0] for word in words if word.partition("=")[0] in groups]
-    try:
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            config = compose("config", chosen)
-    except Exception:
-        return None  # one of these is to blame, and Hydra's own message says it
-    known = {*groups, *setting_names(config)}
-    cells = [cell for value in _given("experiment", words) for cell in value.split(",")]
-    entries = [entry for cell in cells for entry in find_entries(cell, table_files())]
-    over = {key: f"{entry.file}, {entry.name}: " for entry in entries for key in entry.over}
-    for key in [*keys, *over]:
-        if key == "table":  # Hydra's help takes the folder for a setting's options
-            return ConfigError("table is not a setting; a cell is run by experiment=TABLE/CELL")
-        if key not in known and not key.startswith(("hydra", "+", "~")):
-            section = key.split(".")[0]
-            of = f" of {section}={config[section].name}" if f"{section}.name" in known else ""
-            said = f"{key} is not a setting{of}{did_you_mean(key, known)}"
-            return ConfigError(f"{'' if key in keys else over[key]}{said}")
-    return None
+def _check_values(override: Override) -> None:
+    """Refuse a sweep over nothing, which would run nothing and say so nowhere."""
+    if not override.is_discrete_sweep() or [*override.sweep_iterator()]:
+        return
+    loader, key = override.config_loader, override.key_or_group
+    options = loader.get_group_options(key) if loader and isinstance(override.value(), Glob) else []
+    there = f"; options: {', '.join(options)}" if options else ""
+    raise ConfigError(f"{override.input_line} has no value{there}")
 
 
 if __name__ == "__main__":

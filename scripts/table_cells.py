@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from omegaconf import OmegaConf, open_dict
 
-from fogzo_repro.__main__ import compose_config, parse_composed
+from fogzo_repro.composition import blamed, compose_config, parse_composed
 from fogzo_repro.config import CONFIGS, ConfigError, did_you_mean, read_yaml, setting_names
 from fogzo_repro.sweeps.jobs import Cell
-from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
+from fogzo_repro.sweeps.tables import Entry, as_word, find_entries, table_files
 
 
 def table_cells(
@@ -47,13 +47,17 @@ def _compose(entry: Entry, overrides: Sequence[str], each_value_once: bool) -> l
     names = {name for name in setting_names(whole) if not name.startswith("hydra")}
     for key in entry.over:
         if key not in names:
-            said = f"{key} is not a setting{did_you_mean(key, names)}"
-            raise ConfigError(f"{entry.file}, {entry.name}: {said}")
+            error = ConfigError(f"{key} is not a setting{did_you_mean(key, names)}")
+            words = [*whole.hydra.overrides.task, f"{key}={as_word(entry.over[key][0])}"]
+            raise blamed(error, words, overrides)
     cells = []
     for values in entry.without(given).combinations(each_value_once):
         one = copy.deepcopy(whole)
         for key, value in values.items():
             OmegaConf.update(one, key, value)
             one.hydra.overrides.task.append(f"{key}={value}")  # as if it had been typed
-        cells.append(Cell(parse_composed(one, one.hydra), entry.seeds))
+        try:
+            cells.append(Cell(parse_composed(one, one.hydra, overrides), entry.seeds))
+        except ConfigError as error:
+            raise blamed(error, one.hydra.overrides.task, overrides) from None
     return cells

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from fogzo_repro import __main__ as cli
+from fogzo_repro.config import ConfigError
+from scripts.table_cells import table_cells
 from tests.conftest import DATA_DIR, ROOT
 from tests.forked import finish, start
 
@@ -115,12 +117,37 @@ def test_a_cell_runs_its_values_and_seeds(monkeypatch, capsys, tmp_path, tiny_ta
 @pytest.mark.parametrize(
     "cells", ["tiny/nspsa,tiny/ste", "glob([tiny/n*,tiny/s*])"], ids=["list", "glob"]
 )
-def test_several_cells_in_one_sweep(monkeypatch, capsys, tmp_path, tiny_table, cells):
-    words = ["-m", f"experiment={cells}", f"output_root={tmp_path}/runs"]
+def test_each_of_several_cells_is_run_as_by_itself(
+    monkeypatch, capsys, tmp_path, tiny_table, cells
+):
+    """With all its seeds and values, and in a sweep over something else."""
+    words = ["-m", f"experiment={cells}", f"output_root={tmp_path}/runs", "recipe.max_steps=2,3"]
     assert run_cli(monkeypatch, capsys, *words)[0] == 0
-    assert labels(tmp_path / "runs") == [
-        ("tiny", "MLP", "STE, plain", 0), ("tiny", "MLP", "n=1", 0)
-    ]  # fmt: skip
+    columns = ["STE, plain", "n=1", "n=2"]
+    expected = [("tiny", "MLP", column, seed) for column in columns for seed in (0, 1)]
+    assert labels(tmp_path / "runs") == sorted(2 * expected)
+    records = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/record.json")]
+    assert {r["command"] for r in records} == {shlex.join(["python", "-m", "fogzo_repro", *words])}
+
+
+def test_typed_values_stand_in_place_of_those_of_each_cell(monkeypatch, capsys, tiny_table):
+    """A setting of the cells' own estimator, which the default one has not, is one of all too."""
+    words = ["-m", "experiment=glob(tiny/n*,exclude=tiny/nothing)", "estimator.n=4", "seed=7,8"]
+    status, out, err = run_cli(monkeypatch, capsys, *words, "dry_run=true")
+    assert (status, err) == (0, "")
+    assert out.count("\n  'n': 4\n") == out.count("seeds: 7..8, a run each") == 1
+    words = ["-m", "experiment=tiny/nspsa,tiny/ste", "estimator=nspsa", "seed=1", "dry_run=true"]
+    status, out, err = run_cli(monkeypatch, capsys, *words)
+    assert (status, out.count("  name: nspsa")) == (0, 3), err
+
+
+@pytest.mark.slow
+def test_cells_of_two_scales_each_have_theirs(monkeypatch, capsys):
+    word = f"{MINI},table1/deit-tiny-tanh-ste"
+    status, out, _ = run_cli(monkeypatch, capsys, "-m", word, "hardware=cpu", "dry_run=true")
+    assert status == 0
+    assert out.count("scale: mini\n") == out.count("scale: full\n") == 1
+    assert out.count("seeds: 0..4, a run each") == 2
 
 
 MINI = "experiment=mini-deit-tiny/hardtanh-ste"
@@ -139,9 +166,11 @@ def test_a_setting_of_a_cells_own_data_is_taken_at_the_cells_scale(monkeypatch, 
     expected = next(iter(seeds.values()), ["0", "1", "2", "3", "4"])
     assert (status, err) == (0, "")
     assert [line for line in out.splitlines() if line.startswith("seed:")] == [
-        f"seed: {seed}" for seed in expected
+        f"seed: {expected[0]}"
     ]
-    assert out.count("scale: mini\n") == out.count("  held_out: 5000\n") == len(expected)
+    assert out.count("scale: mini\n") == out.count("  held_out: 5000\n") == 1
+    several = f"seeds: {expected[0]}..{expected[-1]}, a run each" in out
+    assert several == (len(expected) > 1)
 
 
 @pytest.mark.parametrize("flags", [["--cfg", "job"], ["--cfg", "job", "-p", "dataset"]], ids=len)
@@ -175,7 +204,7 @@ def test_cells_of_a_sweep_have_their_scale(monkeypatch, capsys, cells):
     word = f"experiment={f'glob({cells})' if '*' in cells else cells}"
     status, out, _ = run_cli(monkeypatch, capsys, "-m", word, "hardware=cpu", "dry_run=true")
     assert status == 0
-    assert out.count("scale: mini\n") == out.count("\nseed: 0\n") >= 2
+    assert out.count("scale: mini\n") == out.count("\nseed: 0\n") == out.count("seeds: 0..4") >= 2
 
 
 @pytest.mark.slow
@@ -206,6 +235,107 @@ def test_the_plain_command_is_the_cell(monkeypatch, capsys, tiny_table):
         assert swept == [line.replace(": ", "=") for line in hydra.splitlines()[1:]]
 
 
+@pytest.mark.slow
+def test_the_plain_command_has_what_is_typed_in_place_of_the_cells(monkeypatch, capsys, tiny_table):
+    words = ["seed=5", "estimator.n=7", "hardware=auto", "recipe.max_steps=2"]
+    for cells in ("tiny/nspsa", "tiny/nspsa,tiny/nspsa", "glob(tiny/ns*)"):
+        status, out, _ = run_cli(monkeypatch, capsys, f"experiment={cells}", *words, "--plain")
+        assert (status, out.count("\n")) == (0, 1)
+        plain = shlex.split(out)
+        assert plain[-4:] == words
+        keys = [word.partition("=")[0] for word in plain[4:]]
+        assert len(keys) == len({*keys}) and "estimator" in keys
+
+
+OVER = """
+seeds: 0..1
+settings: {dataset: digits, recipe: digits_mlp, recipe.max_steps: 3, hardware: cpu, cell.row: MLP}
+sets: {slow: {recipe.lr: -1}}
+columns:
+  ste: {label: STE, estimator: ste}
+  nspsa: {label: "n=${estimator.n}", estimator: nspsa, over: {estimator.n: [1, 2]}}
+  fogzo: {label: FOGZO, estimator: fogzo, estimator.noise: 1e-3}
+  zero: {label: "zero, n=${estimator.n}", estimator: nspsa, over: {estimator.n: [1, 0]}}
+  set: {label: set, estimator: ste, use: slow}
+  reference: {label: reference, estimator: ste, recipe.lr: "${recipe.lrr}"}
+  option: {label: option, estimator: ste, quantizer: "${x}"}
+  two: {label: two, estimator: ste, model: llama_9m}
+  batch: {label: batch, estimator: ste, recipe.global_batch_size: 2000}
+"""
+TOO_LARGE = "recipe.global_batch_size=2000 exceeds the 1437 training"
+CANNOT = {  # a command, and what its line begins with and has
+    "swept": (
+        "experiment=tiny/nspsa estimator=ste",
+        "estimator=ste cannot stand over experiment=tiny/nspsa: estimator.n is not a setting of "
+        "estimator=ste; give a cell with estimator=ste, as tiny/ste, or what "
+        "`experiment=tiny/nspsa --plain` prints, changed",
+    ),
+    "set": (
+        "experiment=tiny/fogzo seed=1 estimator=nspsa",
+        "estimator=nspsa cannot stand over experiment=tiny/fogzo: estimator.noise is not a setting",
+    ),
+    "a rule": (
+        "experiment=tiny/fogzo quantizer=none recipe.lr=0.1",
+        "quantizer=none cannot stand over experiment=tiny/fogzo: estimator=fogzo perturbs "
+        "quantized weights and quantizer=none has none; add quantizer=round or estimator=ste; give",
+    ),
+    "of the model": (
+        "experiment=tiny/ste model=llama_9m",
+        "model=llama_9m cannot stand over experiment=tiny/ste: model=llama_9m does not go with "
+        "dataset=digits: the model takes tokens and the data are images; give a cell with "
+        "model=llama_9m, as tiny/two, or",
+    ),
+    "of a list": (
+        "-m experiment=tiny/ste,tiny/fogzo estimator=nspsa",
+        "estimator=nspsa cannot stand over experiment=tiny/fogzo: estimator.noise is not",
+    ),
+    "typed": ("experiment=tiny/ste recipe.lr=-1", "recipe.lr=-1.0 must be above 0"),
+    "typed of a sweep": ("-m experiment=tiny/ste recipe.lr=1,-1", "recipe.lr=-1.0 must be above 0"),
+    "value over": ("experiment=tiny/zero", "FILE, zero: estimator.n=0 must be at least 1"),
+    "value beside": (
+        "experiment=tiny/zero recipe.lr=0.1 seed=1",
+        "FILE, zero: estimator.n=0 must be at least 1",
+    ),
+    "value of a set": ("experiment=tiny/set", "FILE, set: recipe.lr=-1.0 must be above 0"),
+    "value of a list": ("-m experiment=tiny/ste,tiny/set", "FILE, set: recipe.lr=-1.0 must be"),
+    "reference": ("experiment=tiny/reference", "FILE, reference: Interpolation key 'recipe.lrr'"),
+    "option": ("experiment=tiny/option", "FILE, option: Error resolving interpolation '${x}'"),
+    "two values": ("experiment=tiny/two", "FILE, two: model=llama_9m does not go with dataset"),
+    "found by the run": ("experiment=tiny/batch", f"FILE, batch: {TOO_LARGE}"),
+    "typed, found by the run": ("experiment=tiny/ste recipe.global_batch_size=2000", TOO_LARGE),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "said"), CANNOT.values(), ids=CANNOT)
+def test_what_is_wrong_in_a_cell_is_its_tables_or_a_word_over_it(
+    monkeypatch, capsys, tmp_path, tiny_table, words, said
+):
+    tiny_table.write_text(OVER)
+    root = f"output_root={tmp_path}/runs"
+    status, _, err = run_cli(monkeypatch, capsys, *words.split(), root)
+    assert status == 2 and err.count("\n") == 1
+    assert err.startswith(f"error: {said.replace('FILE', str(tiny_table))}"), err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["value over", "value of a set", "set", "swept"])
+def test_a_script_says_the_same_of_it(tiny_table, name):
+    tiny_table.write_text(OVER)
+    words, said = CANNOT[name]
+    said = said.partition(" of estimator=ste")[0]
+    cell, *overrides = (word for word in words.split() if not word.startswith("seed="))
+    with pytest.raises(ConfigError) as error:
+        table_cells(cell.partition("=")[2], overrides)
+    assert str(error.value).startswith(said.replace("FILE", str(tiny_table)))
+
+
+def test_settings_and_flags_stand_in_any_order(monkeypatch, capsys):
+    words = ["seed=7", "--cfg", "job", "estimator=ste", "-p", "estimator", "recipe.lr=0.1"]
+    status, out, err = run_cli(monkeypatch, capsys, *words)
+    assert (status, err) == (0, "") and "name: ste" in out
+
+
 UNKNOWN = {
     "cell": ("experiment=tiny/nspsaa", "tiny.yaml has no cell nspsaa; did you mean nspsa?"),
     "far cell": (
@@ -224,10 +354,22 @@ UNKNOWN = {
         f"{MINI} dataset.held_outt=5000",
         "dataset.held_outt is not a setting of dataset=cifar100; did you mean dataset.held_out?",
     ),
-    "several scales": (
-        f"-m {MINI},table1/deit-tiny-tanh-ste",
-        "mini-deit-tiny/hardtanh-ste has scale=mini and table1/deit-tiny-tanh-ste has scale=full",
+    "several without -m": ("experiment=tiny/ste,tiny/nspsa", "is 2 cells; run them all by -m, or"),
+    "one of several": ("-m experiment=tiny/ste,tiny/nspsaa", "tiny.yaml has no cell nspsaa; did"),
+    "table of several": ("-m experiment=tiny/ste,tinny/ste", "tinny is not a table; did you mean"),
+    "glob": ("-m experiment=glob(tiny/x*)", "tiny.yaml has no cell x*; it has: ste, nspsa, wrong"),
+    "glob of a table": ("-m experiment=glob(tinny/*)", "tinny is not a table; did you mean tiny?"),
+    "glob of tables": ("-m experiment=glob(t*/x*)", "t*/x* is no cell; there are figure-shallow/*"),
+    "one glob of two": (
+        "-m experiment=glob([tiny/n*,tiny/x*])",
+        "tiny.yaml has no cell x*; it has",
     ),
+    "glob of nothing": ("-m experiment=glob(tiny/n*,exclude=tiny/*)", "leaves none of tiny/nspsa"),
+    "glob of options": (
+        "-m estimator=glob(x*)",
+        "estimator=glob(x*) has no value; options: fogzo, nspsa, ste",
+    ),
+    "range of nothing": ("-m seed=range(3,3)", "seed=range(3,3) has no value"),
     "no setting": ("table=tiny", "a cell is run by experiment=TABLE/CELL"),
     "added setting": ("estimator.noice=1", "did you mean estimator.noise?"),
 }

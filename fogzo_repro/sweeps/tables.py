@@ -35,6 +35,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,17 +144,20 @@ class Entry:
                 for section in sections:
                     place = place.setdefault(section, {})
                 place[last] = value
-        params = {key: value for key, _, value in (w.partition("=") for w in self._swept())}
+        params = {key: value for key, _, value in (w.partition("=") for w in self.swept())}
         return {**node, "hydra": {"mode": "MULTIRUN", "sweeper": {"params": params}}}
 
     def command(self, more: Iterable[str] = ()) -> str:
-        """Return the plain command that the entry stands for, with more words at its end."""
+        """Return the plain command of the entry; more words stand in place of its own."""
+        given = {word.partition("=")[0].lstrip("+") for word in more}
         labels_last = sorted(self.settings, key=lambda key: key.startswith("cell."))
-        words = [f"{k}={_text(self.settings[k])}" for k in labels_last]
-        return shlex.join(["python", "-m", "fogzo_repro", "-m", *words, *self._swept(), *more])
+        words = [f"{k}={as_word(self.settings[k])}" for k in labels_last]
+        own = [w for w in [*words, *self.swept()] if w.partition("=")[0] not in given]
+        return shlex.join(["python", "-m", "fogzo_repro", "-m", *own, *more])
 
-    def _swept(self) -> list[str]:
-        swept = {k: ",".join(map(_text, v)) for k, v in self.over.items()}
+    def swept(self) -> list[str]:
+        """Return what makes the runs of the cells, as words of the command line."""
+        swept = {k: ",".join(map(as_word, v)) for k, v in self.over.items()}
         seeds = ",".join(map(str, self.seeds))
         return [f"{k}={v}" for k, v in {**swept, "seed": seeds}.items()]
 
@@ -181,13 +185,19 @@ def find_entries(name: str, files: Mapping[str, Path]) -> list[Entry]:
     if table not in files:
         near = did_you_mean(table, files)
         raise ConfigError(f"{table} is not a table{near}; tables: {', '.join(sorted(files))}")
-    entries = read_table(files[table])
+    entries = _read_once(files[table], files[table].stat().st_mtime_ns)
     found = [entry for entry in entries if fnmatchcase(entry.name, pattern or "*")]
     if not found:
         names = [entry.name for entry in entries]
         near = did_you_mean(pattern, names) or f"; it has: {', '.join(names)}"
         raise ConfigError(f"{files[table]} has no cell {pattern}{near}")
     return found
+
+
+@cache
+def _read_once(file: Path, changed: int) -> list[Entry]:
+    """Read a table, as long as its file is not changed once."""
+    return read_table(file)
 
 
 def read_table(file: Path) -> list[Entry]:
@@ -233,6 +243,21 @@ def parse_seeds(text: Any) -> tuple[int, ...]:
     if twice := Counter(found) - Counter(set(found)):
         raise ValueError(f"{min(twice)} stands there twice")
     return tuple(found)
+
+
+def shown_seeds(seeds: Iterable[int]) -> str:
+    """Return seeds as `parse_seeds` takes them.
+
+    >>> shown_seeds([0, 1, 2, 100]), shown_seeds([7, 5])
+    ('0..2,100', '7,5')
+    """
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ",".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def evaluation_seeds(text: str | None) -> tuple[int, ...] | None:
@@ -415,10 +440,10 @@ def _listed(names: Any) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else [str(names)]
 
 
-def _text(value: Any) -> str:
-    """Return a value as Hydra's command line takes it."""
+def as_word(value: Any) -> str:
+    """Return a value of a table as Hydra's command line takes it."""
     if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(as_word, value))}]"
     if isinstance(value, str) and not PLAIN.fullmatch(value):
         return json.dumps(value, ensure_ascii=False)
     return value if isinstance(value, str) else json.dumps(value)
