@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from fogzo_repro import load_run, summary
 from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import named_cells, words_for
 from fogzo_repro.estimators import check_weights
 from fogzo_repro.reporting import readme
 from fogzo_repro.tracking.records import read_runs
@@ -342,10 +343,12 @@ def test_commands_are_understood(command, mine, monkeypatch):
 
 def understood_by_hydra(words):
     overrides = [word for word in words if not word.startswith("-") and "launcher" not in word]
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    jobs = BasicSweeper.split_arguments(parsed, None)[0]
-    for job in (jobs[0], jobs[-1]):
-        compose_run(*job)
+    cells = named_cells(overrides)
+    for each in [words_for(cell, overrides) for cell in cells] or [overrides]:
+        parsed = OverridesParser.create().parse_overrides(each)
+        jobs = BasicSweeper.split_arguments(parsed, None)[0]
+        for job in (jobs[0], jobs[-1]):
+            compose_run(*job)
 
 
 def understood_by_argparse(module, words, monkeypatch):
