@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import UserError
+from fogzo_repro.reporting.results import ran_alone
 from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.tracking.records import read_record
@@ -27,6 +28,7 @@ OUTCOME = (
     "status", "notes", "metrics", "steps", "perturbed_weights", "wall_seconds", "gpu_hours",
     "peak_memory_mb",
 )  # fmt: skip
+TIMES = ("wall_seconds", "gpu_hours")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -46,10 +48,11 @@ def sections(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what is compared, by section and dotted key."""
     settings = {k: v for k, v in record["config"].items() if k not in LABELS}
     environment = {k: record[k] for k in ENVIRONMENT}
+    shared = dict.fromkeys(TIMES, "shared its card")  # such a time says nothing of the run
     return {
         "config": flat(settings),
         "environment": flat({**environment, "resolved": record["resolved"]}),
-        "metrics": flat({k: record[k] for k in OUTCOME}),
+        "metrics": flat({k: record[k] for k in OUTCOME} | ({} if ran_alone(record) else shared)),
     }
 
 

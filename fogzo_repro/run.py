@@ -53,7 +53,9 @@ def finished_record(plan: Plan) -> dict[str, Any] | None:
     return read_record(path) if path.is_file() else None
 
 
-def execute(config: RunConfig, *, quiet: bool = False, label: str = "") -> dict[str, Any]:
+def execute(
+    config: RunConfig, *, quiet: bool = False, label: str = "", beside: int = 0
+) -> dict[str, Any]:
     """Run, or go on with, or skip one run; return its record.
 
     Args:
@@ -61,6 +63,8 @@ def execute(config: RunConfig, *, quiet: bool = False, label: str = "") -> dict[
         quiet: do not say that a run is over.
         label: what tells the run from others beside it, for people: in progress lines, in log.txt
             and in wandb's name it stands behind the run id. By default where it stands in a table.
+        beside: how many other runs the caller has on the same card, or processor, meanwhile; the
+            record says so, since its time is then none of a run by itself.
 
     Raises:
         UserError: for what the user can mend.
@@ -86,7 +90,7 @@ def execute(config: RunConfig, *, quiet: bool = False, label: str = "") -> dict[
     with contextlib.ExitStack() as stack:
         with ranks.together():
             said = stack.enter_context(_run_folder(plan))
-        return _train(plan, name, said)
+        return _train(plan, name, said, beside)
 
 
 def named(run_id: str, config: RunConfig, label: str = "") -> str:
@@ -153,7 +157,7 @@ def _check_stored_config(plan: Plan) -> None:
     files.write(plan.folder / "config.yaml", to_yaml(plan.config))
 
 
-def _train(plan: Plan, name: str, said: list[str]) -> dict[str, Any]:
+def _train(plan: Plan, name: str, said: list[str], beside: int) -> dict[str, Any]:
     config, machine, folder = plan.config, plan.machine, plan.folder
     task = plan.task
     kept = KeptCode(kept_folder() if machine.compile else None, machine.card, _shape(plan))
@@ -217,7 +221,7 @@ def _train(plan: Plan, name: str, said: list[str]) -> dict[str, Any]:
         notes = f"{notes} {no_times}".lstrip()
     log.say(f"{name}: {status} {notes}".rstrip())
     if ranks.first:
-        record = _record(plan, training, status, notes, started, code)
+        record = {**_record(plan, training, status, notes, started, code), "beside": beside}
         write_record(folder / "record.json", record)
         journal.finish(record)
     ranks.meet()

@@ -37,6 +37,15 @@ def test_a_run_compared_with_itself_has_no_difference(runs: dict[str, Path]) -> 
     assert text.splitlines()[-1].startswith("metrics.jsonl: equal, ")
 
 
+def test_a_time_of_a_run_that_shared_its_card_is_not_told(tmp_path: Path) -> None:
+    for name, changes in {"a": {"wall_seconds": 2.0}, "b": {"beside": 3}}.items():
+        record = make_record("STE", "-", 0, 0.7, **changes)
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    text = compare.compare(tmp_path / "a.json", tmp_path / "b.json")
+    (line,) = (line for line in text.splitlines() if "wall_seconds" in line)
+    assert line.split() == ["wall_seconds", "2", "shared", "its", "card"]
+
+
 def test_the_first_step_that_differs_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(runs["ste"], tmp_path / "copy")
     lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -249,13 +249,15 @@ def _add(cell: CellResult, record: dict[str, Any], path: Path) -> None:
     cell.runs[seed] = record
 
 
-def ran_alone(record: dict[str, Any]) -> bool:
-    """Tell, by a record's command and notes, whether its run had a card to itself: its time counts.
+def ran_alone(record: Mapping[str, Any]) -> bool:
+    """Tell whether a record's run had a card to itself, so that its time counts.
+
+    A record says how many runs its queue had beside it, an earlier one by its command alone.
 
     >>> ran_alone({"command": "python scripts/run_cells.py minis --workers 2"})
     False
     """
-    if SHARED in record.get("notes", ""):
+    if record.get("beside") or SHARED in record.get("notes", ""):
         return False
     workers, gpus = (
         re.search(rf"--{option}[ =]([\d,]+)", record["command"]) for option in ("workers", "gpus")

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 HOURS = (
     "hours are training steps by results/records/bench, or what runs took that have a record; "
-    "~ estimated from another size or quantizer;"
-    " L: what the recorded loader takes to decode the images, which is longer; evaluation comes on "
-    "top, and loading where it was not measured"
+    "~ estimated from another size or quantizer; ≤ of runs that shared their card with others, and "
+    "alone take less; L: what the recorded loader takes to decode the images, which is longer; "
+    "evaluation comes on top, and loading where it was not measured"
 )
 
 
@@ -203,14 +203,15 @@ def _networks(cells: Sequence[Needed]) -> str:
 
 def _total(cells: Sequence[Needed], card: str) -> str:
     """Return the hours of all missing runs on a card."""
-    hours, unknown = 0.0, 0
-    for each in cells:
-        one = each.hours[card]
-        hours += 0.0 if one is None else one.hours * each.missing
-        unknown += each.missing if one is None else 0
+    known = [(n.hours[card], n.missing) for n in cells if n.missing]
+    unknown = sum(missing for one, missing in known if one is None)
+    hours = sum(one.hours * missing for one, missing in known if one is not None)
+    marks = ""
+    if any(one is not None and one.shared for one, _ in known):
+        marks = "≤" + "~" * any(one is not None and one.scaled for one, _ in known)
     if unknown:
-        return f"{plain(hours)} and {unknown} runs of unknown length" if hours else "unknown"
-    return plain(hours)
+        return f"{marks}{plain(hours)} and {unknown} runs of unknown length" if hours else "unknown"
+    return marks + plain(hours)
 
 
 def _short(count: int) -> str:
@@ -223,7 +224,8 @@ def _short(count: int) -> str:
 def _said(hours: Hours | None) -> str:
     if hours is None:
         return "unknown"
-    return f"{'~' if hours.scaled else ''}{plain(hours.hours)}{' L' if hours.loader else ''}"
+    marks = "≤" * hours.shared + "~" * hours.scaled
+    return f"{marks}{plain(hours.hours)}{' L' if hours.loader else ''}"
 
 
 def _trial(table: str, found: Sequence[Needed]) -> list[str]:

@@ -229,12 +229,14 @@ class Hours:
         scaled: whether they are estimated from another network or quantizer.
         file: the bench's.
         loader: whether decoding the images takes that long, and not the steps.
+        shared: whether they are of runs that shared their card, and so too many.
     """
 
     hours: float
     scaled: bool
     file: str = ""
     loader: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -51,13 +52,13 @@ START_SECONDS = 3600.0  # before the first line: reading data, compiling
 Ending = tuple[str, str]
 
 
-def run_job(config: RunConfig) -> Ending:
-    """Run one job to its end, or to its checkpoint after a signal."""
+def run_job(config: RunConfig, beside: int = 0) -> Ending:
+    """Run one job to its end, or to its checkpoint after a signal; `beside` as for `execute`."""
     from fogzo_repro.run import execute
     from fogzo_repro.training.preemption import Preempted
 
     try:
-        record = execute(config, quiet=True)
+        record = execute(config, quiet=True, beside=beside)
         return record["status"], record["notes"]
     except Preempted:
         return "stopped", ""
@@ -255,6 +256,9 @@ def run_queue(
     """
     waiting, outcome, crew = list(jobs), Outcome(), dict[int, _Worker]()
     stopping = False
+    on_a_card = -(-workers // max(1, len(gpus)))
+    if run is run_job:
+        run = partial(run_job, beside=on_a_card - 1)
     with StopRequest() as stop, overview:
         try:
             while (waiting and not stopping) or any(w.job for w in crew.values()):

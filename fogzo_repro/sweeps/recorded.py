@@ -2,7 +2,8 @@
 
 For what the benches do not time: runs at scale mini, and runs that train side by side, where a
 run's time is its share of the group's. A quantizer without a record is estimated by another one's,
-more probe pairs than were recorded in proportion; both are marked.
+more probe pairs than were recorded in proportion; both are marked, and so are times of runs that
+shared their card, where none had it to itself: it would take less.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from fogzo_repro import files
 from fogzo_repro.config import RunConfig, quantizer_label
+from fogzo_repro.reporting.results import ran_alone
 from fogzo_repro.sweeps.forecast import Hours
 from fogzo_repro.sweeps.lanes import group_key
 
@@ -30,26 +32,38 @@ class Kind(NamedTuple):
     quantizer: str
 
 
-Seconds = dict[Kind, float]
+class Took(NamedTuple):
+    """The median seconds of a step, and whether they are of runs that shared their card."""
+
+    seconds: float
+    shared: bool
+
+
+Seconds = dict[Kind, Took]
 
 
 def recorded_seconds(records: Path) -> dict[str, Seconds]:
     """Return by card the median seconds of a step of each kind of run that has a record."""
-    found: dict[str, dict[Kind, list[float]]] = {}
+    found: dict[str, dict[Kind, dict[bool, list[float]]]] = {}
     for path in sorted(records.glob("*/*.json")):
         try:
             record = files.parse_json(path.read_bytes())
             hours = record["gpu_hours"] / len(record.get("seeds", [0]))
             kind = _kind(record["config"], "seeds" in record)
             seconds = 3600 * hours / record["steps"]
+            shared = not (kind.side_by_side or ran_alone(record))
         except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             continue  # a bench, a diagnosis, or damaged: tables say so
         if hours:
-            found.setdefault(record["hardware"], {}).setdefault(kind, []).append(seconds)
-    return {card: {k: median(v) for k, v in kinds.items()} for card, kinds in found.items()}
+            of_kind = found.setdefault(record["hardware"], {}).setdefault(kind, {})
+            of_kind.setdefault(shared, []).append(seconds)
+    return {
+        card: {kind: Took(median(v[min(v)]), min(v)) for kind, v in kinds.items()}
+        for card, kinds in found.items()
+    }
 
 
-def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, float]) -> Hours | None:
+def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, Took]) -> Hours | None:
     """Return how long a run of so many steps takes; None where no record is near.
 
     Args:
@@ -59,7 +73,8 @@ def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, float
     """
     wanted = _kind(asdict(config), group_key(config) is not None)
     if wanted in seconds:
-        return Hours(steps * seconds[wanted] / 3600, False)
+        took = seconds[wanted]
+        return Hours(steps * took.seconds / 3600, False, shared=took.shared)
     if getattr(config.estimator, "probe_gradients", False):  # passes of the STE, 1 + 2n a step
         steps *= 1 + 2 * wanted.pairs
         wanted = wanted._replace(estimator="ste", pairs=0)
@@ -67,8 +82,9 @@ def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, float
     if not near:
         return None
     pairs = max(kind.pairs for kind in near)
-    slowest = max(s for kind, s in near.items() if kind.pairs == pairs)
-    return Hours(steps * slowest * (wanted.pairs / pairs if pairs else 1) / 3600, True)
+    slowest = max((t for k, t in near.items() if k.pairs == pairs), key=lambda t: (not t.shared, t))
+    hours = steps * slowest.seconds * (wanted.pairs / pairs if pairs else 1) / 3600
+    return Hours(hours, True, shared=slowest.shared)
 
 
 def _kind(config: Mapping[str, Any], side_by_side: bool) -> Kind:

@@ -230,7 +230,9 @@ def test_latex_names_a_row_once_and_rules_off_the_next() -> None:
 def test_the_time_of_a_run_that_shared_its_card_is_not_told(
     command: str, resolved: dict[str, str], alone: bool
 ) -> None:
-    assert ran_alone({"command": command, "resolved": resolved}) is alone
+    record = {"command": command, "resolved": resolved}
+    assert ran_alone(record) is alone
+    assert not ran_alone({**record, "beside": 7})  # as its queue had them without being told
 
 
 def test_a_column_without_anything_to_say_is_left_out(results: Path) -> None:

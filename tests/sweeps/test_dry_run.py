@@ -223,6 +223,7 @@ def test_a_card_counts_by_its_training_benches_alone() -> None:
 
 def record_of(folder: Path, name: str, run: RunConfig, hours: float, **changes: Any) -> None:
     made = {"config": asdict(run), "gpu_hours": hours, "steps": 100, "hardware": "a card"}
+    made["command"] = "python -m fogzo_repro"
     (folder / "t").mkdir(exist_ok=True)
     (folder / "t" / f"{name}.json").write_text(json.dumps(made | changes))
 
@@ -245,6 +246,24 @@ def test_runs_at_scale_mini_take_what_recorded_ones_took(tmp_path: Path) -> None
     found = [hours_by_records(c, 100, seconds) for c in (lsq, other)]
     assert [(h.hours, h.scaled) for h in found if h] == [(2.0, False), (2.0, True)]
     assert hours_by_records(config("mini-llama/lsq-ste"), 100, seconds) is None
+
+
+def test_times_of_runs_that_shared_their_card_are_bounds_and_no_times(tmp_path: Path) -> None:
+    lsq, card = config("mini-deit-tiny/lsq-ste"), "NVIDIA H200"  # of which there are benches
+    for k, changes in enumerate(
+        [{"beside": 1}, {"notes": "shared its card with others"}, {"command": "x --workers 2"}]
+    ):
+        record_of(tmp_path, f"{k}", lsq, 5.0, hardware=card, **changes)
+    hours = hours_by_records(lsq, 100, recorded_seconds(tmp_path)[card])
+    assert hours is not None and (hours.hours, hours.shared) == (5.0, True)
+    lines = dry_run("mini-deit-tiny", table_cells("mini-deit-tiny/lsq-ste", []), tmp_path)
+    steps = forecast(lsq).steps / 100
+    (line,) = (line for line in lines if line.startswith("  STE"))
+    assert line.split()[-2] == f"≤{5 * steps:.0f}" and line.split()[-1] == f"≤{25 * steps:.0f}"
+    assert f"GPU-hours of the missing runs on one {card}: ≤{25 * steps:.0f}" in lines
+    record_of(tmp_path, "alone", lsq, 2.0, hardware=card)
+    hours = hours_by_records(lsq, 100, recorded_seconds(tmp_path)[card])
+    assert hours is not None and (hours.hours, hours.shared) == (2.0, False)
 
 
 def test_a_damaged_bench_is_one_line(tmp_path: Path) -> None:

@@ -211,7 +211,8 @@ def test_a_miniature_table_with_a_crash_is_completed_by_a_second_queue(
 
     left = missing_jobs(jobs, records)
     assert seeds(left) == [CRASHING_SEED]
-    assert run_job(left[0].config) == ("finished", "")
+    assert seeds(start(left, tmp_path).finished) == [CRASHING_SEED]
+    assert read_record(left[0].folder / "record.json")["beside"] == 1  # of two workers
     assert missing_jobs(jobs, records) == []
 
     assert collect(jobs, records) == []
