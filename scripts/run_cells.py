@@ -39,10 +39,12 @@ if not __package__:  # started as a file
 
 from fogzo_repro.config import ConfigError, RunConfig, UserError
 from fogzo_repro.project import working_folder
+from fogzo_repro.sweeps.forecast import device_here
 from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_jobs
 from fogzo_repro.sweeps.lanes import group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
+from fogzo_repro.sweeps.status import run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds
 from fogzo_repro.terminal import command_parser, outlive_terminal, say_interrupted
 from fogzo_repro.training.preemption import hurry
@@ -166,7 +168,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     from fogzo_repro.tracking.environment import git_state, why_refused
     from fogzo_repro.tracking.records import make_good
 
-    gpus = visible_gpus(arguments.gpus)
+    gpus, scale = visible_gpus(arguments.gpus), cells[0].config.scale
     side_by_side = [cell for cell in cells if group_key(cell.config) is not None]
     for table in {cell.config.cell.table for cell in cells}:  # committed since they were made
         for path in (arguments.records / table).glob("*.json"):
@@ -184,6 +186,12 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
         + (f", {together} of them side by side" if together else "")
         + (f", with {workers} workers" if workers else "")
     )
+    to_run = [run for cell in lanes for run in runs_of(cell.config.cell, scale, cell.seeds)]
+    to_run += [run for j in missing for run in runs_of(j.config.cell, scale, [j.config.seed])]
+    hardware = cells[0].config.hardware
+    if not cells[0].config.force:
+        kind = device_here(hardware.device)
+        said += run_elsewhere(to_run, arguments.records, hardware.name, kind)
     for line in said:
         overview.say(line)
     if wanted and (why := why_refused(git_state())):
@@ -203,7 +211,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
             overview=overview, deadline=arguments.deadline,
         )  # fmt: skip
         outcome = outcome.with_those_of(queued)
-    if cells[0].config.scale != "smoke":  # two steps are no result
+    if scale != "smoke":  # two steps are no result
         for line in collect(jobs, arguments.records):
             overview.say(f"not filed: {line}")
     return conclude(outcome, wanted, overview)

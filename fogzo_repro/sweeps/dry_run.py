@@ -13,6 +13,7 @@ from fogzo_repro.sweeps.forecast import (
     NO_GPU,
     Forecast,
     Hours,
+    device_here,
     forecast,
     loader_rates,
     missing_disk,
@@ -24,7 +25,7 @@ from fogzo_repro.sweeps.forecast import (
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.lanes import group_key
 from fogzo_repro.sweeps.recorded import hours_by_records, recorded_seconds
-from fogzo_repro.sweeps.status import known_runs, runs_of
+from fogzo_repro.sweeps.status import Run, known_runs, run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import find_entries, table_files
 
 if TYPE_CHECKING:
@@ -61,27 +62,30 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
         cells: its cells.
         records: the folder of committed records, with those of the benches in it.
     """
-    on_cpu = cells[0].config.hardware.device == "cpu"
+    hardware = cells[0].config.hardware
+    on_cpu, device = hardware.device == "cpu", device_here(hardware.device)
     roots = {Path(cell.config.output_root) for cell in cells}
-    known = known_runs(records, roots, "cpu" if on_cpu else None)
+    known = known_runs(records, roots, device)
     bench = shipped(records.parent, "records/bench")
     recorded = recorded_seconds(records)
     benches, rates = {} if on_cpu else read_benches(bench), loader_rates(bench)
     found = []
     networks: dict[str, Network] = {}
+    to_run: list[Run] = []
     for cell in cells:
         config, needed = cell.config, forecast(cell.config, networks)
         side_by_side = group_key(config) is not None
         if side_by_side:  # they leave a record and no folder
             needed = replace(needed, disk=0)
         runs = runs_of(config.cell, config.scale, cell.seeds)
-        missing = sum(known.get(run) not in ("done", "diverged") for run in runs)
+        left = [run for run in runs if known.get(run) not in ("done", "diverged")]
+        to_run += left
         hours: dict[str, Hours | None] = {}
         for card, measured in benches.items():
             by_bench = run_hours(config, needed.steps, measured, rates)
             by_records = hours_by_records(config, needed.steps, recorded.get(card, {}))
             hours[card] = (by_records if side_by_side else by_bench) or by_records
-        found.append(Needed(cell, needed, missing, hours))
+        found.append(Needed(cell, needed, len(left), hours))
     disk = sum(each.forecast.disk * each.missing for each in found)
     largest: dict[str, Needed] = {}  # by dataset: of the most data
     for each in found:
@@ -97,6 +101,7 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
         *_table(found, [*benches]),
         "",
         f"{len(cells)} cells, {sum(len(cell.seeds) for cell in cells)} runs",
+        *run_elsewhere(to_run, records, hardware.name, device),
         *(f"GPU-hours of the missing runs on one {c}: {_total(found, c)}" for c in benches),
         "hours on a CPU: unknown" if on_cpu else "other cards: unknown, no bench record of them",
         f"disk: {plain(disk / 1e9)} GB for the run folders; data: {sizes or 'none'}",

@@ -161,6 +161,15 @@ def missing_here(config: RunConfig, needed: Forecast) -> list[str]:
     return said + _missing_data(config, needed)
 
 
+def device_here(device: str) -> str:
+    """Return the kind of device that hardware.device takes on this machine, `cpu` or `cuda`."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cpu" if device == "cpu" else "cuda"
+
+
 def missing_disk(root: Path, needed: int) -> list[str]:
     """Return a line where the disk of output_root has not `needed` bytes left, else nothing."""
     place = root.absolute()

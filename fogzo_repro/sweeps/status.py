@@ -37,18 +37,20 @@ def known_runs(
     Args:
         records: the folder of committed records.
         output_roots: folders of run folders; what is committed comes first.
-        device: leave out the committed records of another kind of device.
+        device: `cpu` or `cuda`: leave out the records and folders of runs on the other, which are
+            other runs, with whatever settings.
     """
     found: dict[Run, str] = {}
     for root in output_roots:
-        for folder in sorted(path.parent for path in root.glob("*/resolved.json")):
-            found |= _of_folder(folder)
+        for path in sorted(root.glob("*/resolved.json")):
+            if device is None or _device(path) in (None, device):
+                found |= _of_folder(path.parent)
         for path in sorted(root.glob(f"*/{FAILURE}")):
             if noted := _read(path):
                 found[_run(noted, noted["scale"])] = "failed"
     for path in sorted(records.glob("*/*.json")):
         if record := _read(path, tell=True):  # the benches' records are of no cell
-            if device not in (None, record["resolved"]["device"]):
+            if device is not None and record["resolved"]["device"] != device:
                 continue
             for run in split_seeds(record) if "seeds" in record else [record]:
                 found[_run(run, run["scale"])] = _of_record(run)
@@ -63,6 +65,35 @@ def count_states(runs: Iterable[Run], known: dict[Run, str]) -> Counter[str]:
 def runs_of(label: Label, scale: str, seeds: Iterable[int]) -> list[Run]:
     """Return the runs of a cell, as `known_runs` names them."""
     return [(label.table, label.row, label.column, scale, seed) for seed in seeds]
+
+
+def run_elsewhere(runs: Iterable[Run], records: Path, hardware: str, device: str) -> list[str]:
+    """Say, in a line, how many of some runs have the record of a run on another kind of device.
+
+    Args:
+        runs: that are missing on this one.
+        records: the folder of committed records.
+        hardware: the profile that was asked for.
+        device: the kind that it takes here, `cpu` or `cuda`.
+    """
+    elsewhere = known_runs(records, [], "cuda" if device == "cpu" else "cpu")
+    count = sum(elsewhere.get(run) in ("done", "diverged") for run in runs)
+    other, here = ("a GPU", "the CPU") if device == "cpu" else ("a CPU", "a GPU")
+    remedy = "h200 or another card" if device == "cpu" else "cpu"
+    said = (
+        f"{count} of the missing runs have a record of {other}: on {here}, which "
+        f"hardware={hardware} takes here, they are other runs and not filed beside it; "
+        f"hardware={remedy} counts them as done"
+    )
+    return [said] if count else []
+
+
+def _device(resolved: Path) -> str | None:
+    """Return the kind of device of a run folder's resolved.json; None where it cannot be read."""
+    try:
+        return str(files.parse_json(resolved.read_bytes())["resolved"]["device"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _run(labels: dict[str, Any], scale: str) -> Run:

@@ -212,3 +212,9 @@ def test_runs_side_by_side_go_on_with_the_cells_that_are_missing(tmp_path: Path)
     assert "6 cells, 18 runs, 18 over, 0 to run\n" in again.stderr
     assert len(list((tmp_path / "records" / TABLE).glob("*-3seeds-*.json"))) == 6
     assert not (tmp_path / "runs").exists()
+
+    for path in (tmp_path / "records" / TABLE).glob("*.json"):
+        path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    other = python(*command, "estimator.noise=1e-4", "recipe.max_steps=2")
+    assert "3 of the missing runs have a record of a GPU: on the CPU, which" in other.stderr
+    assert other.stderr.count("not filed: ") == 1

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fogzo_repro.__main__ import compose_run
-from fogzo_repro.config import RunConfig, UserError
+from fogzo_repro.config import RunConfig, UserError, to_yaml
 from fogzo_repro.sweeps.dry_run import dry_run
 from fogzo_repro.sweeps.forecast import (
     flop_per_token,
@@ -21,6 +22,7 @@ from fogzo_repro.sweeps.forecast import (
     run_hours,
 )
 from fogzo_repro.sweeps.recorded import hours_by_records, recorded_seconds
+from fogzo_repro.sweeps.status import known_runs
 from scripts.table_cells import table_cells
 from tests.composed import TABLES, composed
 from tests.conftest import ROOT
@@ -70,7 +72,7 @@ def test_a_disk_that_is_too_small_is_named(tmp_path: Path) -> None:
 
 
 def test_runs_with_a_committed_record_are_not_missing() -> None:
-    cells = table_cells("figure-shallow/full-precision", [], (*range(10), 9999))
+    cells = table_cells("figure-shallow/full-precision", ["hardware=h200"], (*range(10), 9999))
     (line,) = (x for x in dry_run("figure-shallow", cells, RECORDS) if x.startswith("  -"))
     assert "  1 of 11  " in line
 
@@ -81,6 +83,31 @@ def test_runs_on_a_cpu_have_no_hours_of_a_card_and_no_record_of_one() -> None:
     assert any("  1 of 1  " in line for line in lines)
     assert "hours on a CPU: unknown" in lines
     assert not any("NVIDIA" in line for line in lines)
+
+
+@pytest.mark.parametrize("card", [False, True], ids=["no card", "a card"])
+def test_hardware_auto_counts_the_records_of_the_device_that_it_takes(
+    card: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card)
+    cells = table_cells("figure-shallow/full-precision", [], (2000, 9999))
+    lines = dry_run("figure-shallow", cells, RECORDS)
+    said = [line for line in lines if "have a record of a GPU" in line]
+    assert any(f"  {1 if card else 2} of 2  " in line for line in lines)
+    assert len(said) == (not card)
+    if said:
+        assert said[0].startswith("1 of the missing runs") and "hardware=h200" in said[0]
+
+
+def test_run_folders_of_another_device_do_not_count(tmp_path: Path) -> None:
+    one = config("figure-shallow/full-precision", "hardware=cpu", "recipe.max_steps=1")
+    one = replace(one, output_root=str(tmp_path))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(one))
+    (folder / "resolved.json").write_text('{"resolved": {"device": "cpu"}}')
+    found = {d: known_runs(tmp_path / "none", [tmp_path], d) for d in ("cpu", "cuda", None)}
+    assert [len(found[device]) for device in ("cpu", "cuda", None)] == [1, 0, 1]
 
 
 def test_a_row_of_several_blocks_stands_once_and_runs_side_by_side_leave_no_folders() -> None:
