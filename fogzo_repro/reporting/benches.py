@@ -19,11 +19,11 @@ PEAK = "790 TFLOP/s"  # the bf16 matrix rate measured on an H200, scripts/bench/
 SHOWN = (  # network and quantizer, in this order
     ("resnet18", "round-w2"),
     ("resnet50", "round-w2"),
-    ("resnet50", "quest-w2a2"),
+    ("resnet50", "lsq-w2a2"),
     ("deit_tiny", "round-w2"),
     ("llama_30m", "round-w2"),
-    ("llama_30m", "lsq-w2a2"),
     ("llama_30m", "quest-w2a2"),
+    ("llama_30m", "quest-w2a2-exact"),
     ("llama_300m", "round-w2"),
 )
 PARTS = "0.25", "0.125"  # of the batch, for the probes

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -63,14 +64,16 @@ def main() -> None:
     card = f"{processor_name()}, {arguments.workers} workers" + (f", {gpu}" if gpu else "")
     record = {
         **head("loader", "files_pillow: decoded and augmented by Pillow alone", card),
-        "batch": arguments.batch, "decoded": arguments.decoded,
-        "recipes": {model: measure(model, arguments) for model in RECIPES},
+        "batch": arguments.batch, "decoded": arguments.decoded, "recipes": {},
     }  # fmt: skip
-    if arguments.train:
-        record["trained"] = trained(arguments)
+    for model in RECIPES:
+        record["recipes"][model] = measure(model, arguments)
+        write(arguments.out, record)  # each time, so that what was measured is there if it is ended
+    for model, found in trained(arguments) if arguments.train else ():
+        record["trained"] = record.get("trained", {}) | {model: found}
+        write(arguments.out, record)
     for model in RECIPES:
         tell_moved(record, committed, ("recipes", model), arguments.out.name)
-    write(arguments.out, record)
 
 
 def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -184,9 +187,8 @@ def device_half(photographs: Any, device: Any, size: int) -> float:
     return statistics.median(times[5:])
 
 
-def trained(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return, by recipe and source, what a run by the command reaches of the step's own rate."""
-    found: dict[str, Any] = {}
+def trained(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield, by recipe, what a run by the command reaches of the step's own rate, by source."""
     with tempfile.TemporaryDirectory() as folder:
         cases, steps = [f"{model} round-w2" for model in RECIPES], Path(folder) / "steps.json"
         words = ["--cases", ",".join(cases), "--probe-fractions", "none", "--out", str(steps)]
@@ -194,7 +196,7 @@ def trained(arguments: argparse.Namespace) -> dict[str, Any]:
         networks = json.loads(steps.read_text())["networks"]
         for model in RECIPES:
             of_step = networks[model]["round-w2"]["ste_per_s"]
-            found[model] = {"step_images_per_s": of_step}
+            found: dict[str, Any] = {"step_images_per_s": of_step}
             for decoded in (None, arguments.decoded) if arguments.decoded else (None,):
                 root = Path(folder) / f"{model}-{decoded}"
                 _run(
@@ -207,9 +209,9 @@ def trained(arguments: argparse.Namespace) -> dict[str, Any]:
                 (run,) = root.glob("*/record.json")
                 rate = rate_of_run(run.parent)
                 name = "decoded" if decoded else "files"
-                found[model][name] = {"images_per_s": rate, "share_of_step": rate / of_step}
+                found[name] = {"images_per_s": rate, "share_of_step": rate / of_step}
                 print(f"{model}, trained from {name}: {rate:,.0f} images/s, {rate / of_step:.2f}")
-    return found
+                yield model, found
 
 
 def rate_of_run(folder: Path) -> float:

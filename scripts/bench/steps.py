@@ -72,7 +72,11 @@ def main() -> int:
         return 0
     waiting = [(group, case) for group in arguments.groups for case in cases(group)]
     if arguments.cases:
-        waiting = [(g, case) for g, case in waiting if case in arguments.cases.split(",")]
+        asked = arguments.cases.split(",")
+        if unknown := sorted({*asked} - {case for _, case in waiting}):
+            known = ", ".join(case for _, case in waiting)
+            parser.error(f"no case {', '.join(unknown)}; there are {known}")
+        waiting = [(g, case) for g, case in waiting if case in asked]
     waiting.sort(key=lambda one: not one[1].startswith("resnet50"))  # compiles longest
     committed = read_committed()
     contents = {group: head_of(group, arguments) for group in arguments.groups}
@@ -90,12 +94,19 @@ def main() -> int:
         late = [m for m in started_ones if not m.ready]
         for measuring in late:
             measuring.halt()
-        for measuring in sorted(started_ones, key=lambda m: m in late):
+        ordered, again = sorted(started_ones, key=lambda m: m in late), []
+        while ordered or again:
+            if alone := not ordered:  # the others are gone, and with them the memory they held
+                ordered.append(Measuring(*again.pop(0), Path(folder), arguments))
+            measuring = ordered.pop(0)
             content = contents[measuring.group]
             found = measuring.go()
             if found is None:
-                failed.append(measuring.case)
-                print(f"{measuring.case}: failed", flush=True)
+                (failed if alone else again).append((measuring.group, measuring.case))
+                print(
+                    f"{measuring.case}: failed" + ("" if alone else ", tried again at the end"),
+                    flush=True,
+                )
                 continue
             content["networks"].setdefault(measuring.network, {})[measuring.quantizer] = found
             content["seconds"] = round(time.monotonic() - started)

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.sweeps.forecast import flop_per_token
 from fogzo_repro.training.network import build_network
-from scripts.bench import loop
+from scripts.bench import loop, steps
 from scripts.bench.clock import Clock
 from scripts.bench.floor import Products, Rates, floors, products_of
 from scripts.bench.networks import build, measure
@@ -207,3 +208,35 @@ def test_the_peak_memory_of_each_captured_step_is_noted():
     assert found["fogzo"]["allocated"] >= found["ste"]["allocated"] > 4 * weights  # p, g, m and v
     assert all(each["reserved"] >= each["allocated"] for each in found.values())
     assert clock.peak_memory_mb() >= max(each["allocated"] for each in found.values())
+
+
+def test_a_case_that_fails_beside_others_is_tried_again_alone(tmp_path, monkeypatch, capsys):
+    """Cases that wait hold memory, of which a card may have too little for all of them."""
+    tried = []
+
+    class OnASmallCard:
+        ready = True
+
+        def __init__(self, group, case, folder, arguments):
+            self.group, self.case = group, case
+            self.network, self.quantizer = case.rsplit(" ", 1)
+
+        def go(self):
+            tried.append(self.quantizer)
+            fits = self.quantizer == "none" or tried.count(self.quantizer) == 2
+            return {"ste_ms": {"median": 1.0}} if fits and self.quantizer != "round-w2" else None
+
+    cases = "resnet18 none,resnet18 round-w2,resnet50 lsq-w2a2"
+    out = tmp_path / "vision.json"
+    monkeypatch.setattr(steps, "Measuring", OnASmallCard)
+    monkeypatch.setattr(steps, "line", lambda *_: "measured")
+    monkeypatch.setattr(steps, "tell_moved", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["steps", "vision", "--cases", cases, "--out", str(out)])
+    assert steps.main() == 1
+    assert tried == ["lsq-w2a2", "none", "round-w2", "lsq-w2a2", "round-w2"]
+    found = json.loads(out.read_text())["networks"]
+    assert found == {"resnet18": {"none": {"ste_ms": {"median": 1.0}}},
+                     "resnet50": {"lsq-w2a2": {"ste_ms": {"median": 1.0}}}}  # fmt: skip
+    said = capsys.readouterr().out
+    assert "resnet18 round-w2: failed, tried again at the end" in said
+    assert said.rstrip().endswith("resnet18 round-w2: failed")

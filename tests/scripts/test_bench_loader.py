@@ -45,3 +45,18 @@ def test_the_rate_of_a_run_is_that_of_whole_epochs_but_the_first(tmp_path):
     record = {"steps": steps, "images_seen": 30 * loader.EPOCHS}
     (tmp_path / "record.json").write_text(json.dumps(record))
     assert loader.rate_of_run(tmp_path) == pytest.approx(30 / 4)
+
+
+def test_what_was_measured_is_kept_when_a_bench_is_ended(tmp_path, monkeypatch):
+    def trained(arguments):
+        yield "resnet18", {"files": {"images_per_s": 2.0}}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loader, "measure", lambda model, _: {"images_per_s": 1.0, "ways": {}})
+    monkeypatch.setattr(loader, "trained", trained)
+    out = tmp_path / "loader.json"
+    monkeypatch.setattr("sys.argv", ["loader", "--data-dir", ".", "--train", "--out", str(out)])
+    with pytest.raises(KeyboardInterrupt):
+        loader.main()
+    record = json.loads(out.read_text())
+    assert list(record["recipes"]) == [*loader.RECIPES] and list(record["trained"]) == ["resnet18"]
