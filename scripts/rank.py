@@ -3,6 +3,7 @@
     python scripts/rank.py rivals --config-dir examples/rivals          show the ranking
     python scripts/rank.py rivals --config-dir examples/rivals --run    first run what is missing
     python scripts/rank.py rivals/cage --run hardware=cpu               one row; FOGZO_PARTS is set
+    python scripts/rank.py rivals/cage --dry-run                        what --run takes
 
 The table is a file of your folder, DIR/table/NAME.yaml, with a section `rank` (docs/ranking.md).
 The ranking is made from records alone, those under --results. With --run the tuning seeds are run
@@ -37,7 +38,7 @@ from fogzo_repro.reporting.ranking import (
     read_rules,
     tuned_row,
 )
-from fogzo_repro.reporting.results import TUNING_SEEDS, read_recorded
+from fogzo_repro.reporting.results import TUNING_SEEDS, Place, read_recorded
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
 from fogzo_repro.terminal import command_parser
@@ -52,6 +53,7 @@ def main() -> int:
     parser.add_argument("table", help="a table of your folder, or <table>/<row or pattern>")
     parser.add_argument("--config-dir", type=Path, help="your folder, in place of FOGZO_PARTS")
     parser.add_argument("--run", action="store_true", help="run what is missing of your rows")
+    parser.add_argument("--dry-run", action="store_true", help="say what --run takes")
     parser.add_argument("--out", type=Path, help="write the ranking into this file too")
     parser.add_argument(
         "--results", type=Path, default=working_folder() / "results",
@@ -77,14 +79,19 @@ def main() -> int:
         rules = read_rules(known[name])
         check_places(rules, labels(find_entries(rules.beside, known)))
         rows = labels(entries)
+        seeds = {e.settings["cell.row"]: evaluated(e.seeds) for e in entries}
         status = 0
+        if arguments.dry_run:
+            print("\n".join(say_missing(arguments, overrides, rules, name, rows, seeds)))
+            return 0
         if arguments.run:
             status = run_missing(arguments, overrides, rules, name, rows)
             if status in (1, INTERRUPTED_STATUS):
                 return status
         elif overrides:
-            raise ConfigError(f"{overrides[0]}: settings are for --run; a ranking has none")
-        seeds = {e.settings["cell.row"]: evaluated(e.seeds) for e in entries}
+            raise ConfigError(
+                f"{overrides[0]}: settings are for --run and --dry-run; a ranking has none"
+            )
         text = page(rank(arguments.results, name, rules, rows, seeds))
         print(text)
         if arguments.out:
@@ -117,24 +124,71 @@ def run_missing(
     rows: Mapping[str, Sequence[str]],
 ) -> int:
     """Run the tuning seeds of each row, then what they have chosen; return the exit status."""
-    alone = [f"{key}={value}" for key, value in rules.tuning.items()]
-    tuning = []
-    for cell in table_cells(arguments.table, [*overrides, *alone]):
-        seeds = tuple(seed for seed in cell.seeds if seed in TUNING_SEEDS)
-        label = replace(cell.config.cell, row=tuned_row(cell.config.cell.row, rules))
-        if seeds and len(rows[cell.config.cell.row]) > 1:
-            tuning.append(Cell(replace(cell.config, cell=label), seeds))
+    tuning = tuning_cells(arguments.table, overrides, rules, rows)
     status = run_table(arguments, tuning) if tuning else 0
     if status in (1, INTERRUPTED_STATUS):
         return status
-    own = read_recorded(arguments.results, name)
-    places = {row: chosen_place(own, row, columns, rules) for row, columns in rows.items()}
-    wanted = []
-    for cell in table_cells(arguments.table, overrides):
+    places = chosen_places(arguments.results, rules, name, rows)
+    wanted = reporting_cells(arguments.table, overrides, places)
+    return max(status, run_table(arguments, wanted)) if wanted else status
+
+
+def say_missing(
+    arguments: argparse.Namespace,
+    overrides: list[str],
+    rules: Rules,
+    name: str,
+    rows: Mapping[str, Sequence[str]],
+    seeds: Mapping[str, Sequence[int]],
+) -> list[str]:
+    """Return the lines of a dry run: what `run_missing` would run, as far as it is known."""
+    from fogzo_repro.sweeps.dry_run import dry_run
+
+    places = chosen_places(arguments.results, rules, name, rows)
+    cells = tuning_cells(arguments.table, overrides, rules, rows)
+    cells += reporting_cells(arguments.table, overrides, places)
+    lines = dry_run(arguments.table, cells, arguments.records)
+    if open_rows := [row for row, place in places.items() if place is None]:
+        runs = sum(len(seeds[row]) for row in open_rows)
+        lines.append(
+            f"then {runs} more runs, of what the tuning chooses of {', '.join(open_rows)}: it is "
+            "not complete"
+        )
+    return lines
+
+
+def tuning_cells(
+    table: str, overrides: list[str], rules: Rules, rows: Mapping[str, Sequence[str]]
+) -> list[Cell]:
+    """Return the cells of rows that choose among several, with the tuning seeds alone."""
+    alone = [f"{key}={value}" for key, value in rules.tuning.items()]
+    found = []
+    for cell in table_cells(table, [*overrides, *alone]):
+        seeds = tuple(seed for seed in cell.seeds if seed in TUNING_SEEDS)
+        label = replace(cell.config.cell, row=tuned_row(cell.config.cell.row, rules))
+        if seeds and len(rows[cell.config.cell.row]) > 1:
+            found.append(Cell(replace(cell.config, cell=label), seeds))
+    return found
+
+
+def chosen_places(
+    results: Path, rules: Rules, name: str, rows: Mapping[str, Sequence[str]]
+) -> dict[str, Place | None]:
+    """Return which cell of each row the records choose; None where its tuning is not complete."""
+    own = read_recorded(results, name)
+    return {row: chosen_place(own, row, columns, rules) for row, columns in rows.items()}
+
+
+def reporting_cells(
+    table: str, overrides: list[str], places: Mapping[str, Place | None]
+) -> list[Cell]:
+    """Return the chosen cells, with the seeds that report."""
+    found = []
+    for cell in table_cells(table, overrides):
         label = cell.config.cell
         if (label.row, label.column) == places[label.row]:
-            wanted.append(replace(cell, seeds=tuple(evaluated(cell.seeds))))
-    return max(status, run_table(arguments, wanted)) if wanted else status
+            found.append(replace(cell, seeds=tuple(evaluated(cell.seeds))))
+    return found
 
 
 if __name__ == "__main__":

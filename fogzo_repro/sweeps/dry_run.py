@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fogzo_repro.config import RunConfig, to_yaml
+from fogzo_repro.config import CONFIGS, RunConfig, to_yaml
+from fogzo_repro.config.parts import own_parts
 from fogzo_repro.project import script, shipped, working_folder
 from fogzo_repro.sweeps.forecast import (
     NO_GPU,
@@ -240,9 +241,10 @@ def _trial(table: str, found: Sequence[Needed]) -> list[str]:
     entries = find_entries(table, table_files())
     fogzo = [entry for entry in entries if "fogzo" in entry.name]
     cell, config = (fogzo or entries)[0], found[0].config
-    lines = [f"a cell in two steps, without its data: python {script('smoke')} {cell.path}"]
+    own = "" if cell.file.is_relative_to(CONFIGS) else f"FOGZO_PARTS={own_parts()} "
+    lines = [f"a cell in two steps, without its data: {own}python {script('smoke')} {cell.path}"]
     small = "recipe.max_steps=5 recipe.global_batch_size=8 cell.table=none"
-    command = f"python -m fogzo_repro experiment={cell.path} seed=0 {small}"
+    command = f"{own}python -m fogzo_repro experiment={cell.path} seed=0 {small}"
     if config.dataset.name.startswith("imagenet"):
         lines.append(
             "a cell on a handful of images, under data_dir/imagenet/{train,val}/<wnid>/: "

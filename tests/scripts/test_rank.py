@@ -119,6 +119,16 @@ def test_an_own_estimator_is_tuned_run_and_ranked(mine, here, tmp_path, monkeypa
     )
     assert status == 0, said
     rank_it = (monkeypatch, capsys, rank, "own", "--results", results)
+    status, said = call(*rank_it, "--dry-run", *more)
+    assert status == 0 and not (results / "records" / "own").exists()
+    assert [said.count(f" {n} of {n} ") for n in (1, 2)] == [
+        2,
+        2,
+    ]  # of each size; longer, and a sum
+    assert "3 cells, 4 runs" in said
+    assert said.splitlines()[-1] == (
+        "then 2 more runs, of what the tuning chooses of Signed: it is not complete"
+    )
     status, said = call(*rank_it, "--run", *more)
     assert status == 0, said
     records = [json.loads(p.read_text()) for p in (results / "records" / "own").glob("*.json")]
@@ -141,6 +151,9 @@ def test_an_own_estimator_is_tuned_run_and_ranked(mine, here, tmp_path, monkeypa
     assert "inconclusive" in ranked and "Signed for longer" not in ranked
     assert "| Signed for longer | - |" in apart and "| steps=4, not 3 |" in apart
 
+    status, said = call(*rank_it, "--dry-run", *more)
+    assert "4 cells, 6 runs" in said and "then" not in said
+    assert said.count(" 0 of ") == 5 and f"FOGZO_PARTS={mine} python scripts/smoke.py own" in said
     status, said = call(*rank_it, "--run", *more)
     assert "own: 2 cells, 2 runs, 2 over, 0 to run" in said
     assert "own: 2 cells, 4 runs, 4 over, 0 to run" in said
@@ -152,7 +165,7 @@ def test_an_own_estimator_is_tuned_run_and_ranked(mine, here, tmp_path, monkeypa
         (["onw"], "onw is not a table; did you mean own?"),
         (["tiny"], "tiny.yaml has no section `rank`"),
         (["own/singed"], "has no cell singed; did you mean signed?"),
-        (["own", "hardware=cpu"], "hardware=cpu: settings are for --run"),
+        (["own", "hardware=cpu"], "hardware=cpu: settings are for --run and --dry-run"),
         (["own", "--rum"], "--rum is neither an option nor an override"),
         (["own", "--config-dir", "nowhere"], "is not a folder"),
     ],
