@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from fogzo_repro.reporting.minis import FINETUNED
+from fogzo_repro.reporting.minis import TITLES as MINIS
 from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.jobs import Cell
 from scripts import run_cells
@@ -159,6 +161,70 @@ def test_after_an_error_make_says_nothing_more(target: str) -> None:
     assert first.startswith("error: --seeds=x is not a list of numbers, as 0,1,2 or 0..4: x is")
     assert done.returncode == 2 and done.stdout == ""
     assert all(line.startswith("make") for line in rest)
+
+
+PRETENDED = """#!/bin/sh
+echo "$*" >>called
+case "$*" in
+  *"seed=100"*dry_run=true) echo "folder      runs/net-s100-b";;
+  *dry_run=true) echo "folder      runs/net-s0-a";;
+  *"-m fogzo_repro"*) mkdir -p runs; exit $TRAINED;;
+esac
+"""
+
+
+def pretend_to_make(folder: Path, *words: str, trained: str = "0") -> tuple[int, list[str], str]:
+    """Have make call something else than Python; return its status, what it called and its last."""
+    for name, text in {"python": PRETENDED, "requirements.lock": ""}.items():
+        (folder / name).write_text(text)
+    (folder / "python").chmod(0o755)
+    command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/installed", "BIN=.", *words]
+    outside = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**outside, "TRAINED": trained}
+    )
+    called = (folder / "called").read_text().splitlines()
+    return done.returncode, called, (done.stdout.splitlines() or [""])[-1]
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_one_command_trains_what_mini_finetune_begins_with_and_runs_it(tmp_path: Path) -> None:
+    status, called, _ = pretend_to_make(tmp_path, "mini-finetune", "HARDWARE=cpu", "PART=sweep-*")
+    assert status == 0
+    first, _, second, _, cells, tables = called
+    assert first == (
+        "-m fogzo_repro experiment=mini-resnet18/none-full-precision seed=0 hardware=cpu"
+    )
+    assert "seed=100" in second and "dataset.held_out=5000" in second
+    assert cells.rstrip() == "scripts/run_cells.py mini-finetune/sweep-* hardware=cpu"
+    assert tables == "scripts/make_tables.py"
+    started = {c.config.recipe.start_from for c in run_cells.table_cells("mini-finetune", [])}
+    links = {f"runs/{path.name}": os.readlink(path) for path in (tmp_path / "runs").iterdir()}
+    assert started == {*links}
+    assert links == {
+        "runs/full-precision": "net-s0-a", "runs/full-precision-tuning": "net-s100-b"
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_without_its_networks_mini_finetune_is_not_run_and_its_dry_run_trains_none(
+    tmp_path: Path,
+) -> None:
+    status, called, _ = pretend_to_make(tmp_path, "mini-finetune", trained="75")
+    assert status != 0 and len(called) == 1 and not list((tmp_path / "runs").iterdir())
+    (tmp_path / "called").unlink()
+    status, called, _ = pretend_to_make(tmp_path, "mini-finetune", "DRY_RUN=1")
+    assert status == 0 and len(called) == 1 and called[0].endswith("--dry-run")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("words", [["DRY_RUN=1"], ["SCALE=smoke"], []], ids=str)
+def test_make_minis_says_which_mini_it_leaves_out(tmp_path: Path, words: list[str]) -> None:
+    status, called, last = pretend_to_make(tmp_path, "minis", *words)
+    assert status == 0 and last.startswith("left out: ") and last.endswith(": make mini-finetune")
+    assert {*MINIS, *FINETUNED} == {
+        *(t for t in MINIS if any(t in c for c in called)), last.split()[-1]
+    }  # fmt: skip
 
 
 @pytest.mark.slow
