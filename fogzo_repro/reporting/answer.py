@@ -24,6 +24,11 @@ GRIDS = {"half_integer": "round, half-integer grid (default)", "integer": "round
 METRICS = {
     "loss": "train loss (nats)", "top1": "test top-1 (%)", "perplexity": "held-out perplexity",
 }  # fmt: skip
+AHEAD = {"holds": 1, "contradicted": -1}  # the sign of a gain that is told as a lead
+WORDS = {
+    "holds": "ahead of", "contradicted": "behind",
+    "no difference": "no different from", "inconclusive": "not told apart from",
+}  # fmt: skip
 UNITS = {"top1": "points", "perplexity": "of perplexity"}
 EQUAL = "STE, equal cost"
 CONTROLS = "FOGZO, random sign", "FOGZO, beta=1", "STE over two points, equal cost"
@@ -131,10 +136,9 @@ def _of_minis(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judge
     if not reported:
         return f"{start}no evaluation run, so that no verdict stands on whether FOGZO helps there."
     open_ = sum(one.verdict == "not run" for one in _controls(minis, judged))
-    decided = [line for table in minis for line in _decided(table, judged[table.table])]
+    said = _decided(minis, judged)
     counts = _counts([one for table in minis for one in judged[table.table]])
-    said = f" With rate and noise chosen by each side: {'; '.join(decided)}." if decided else ""
-    if decided and open_:
+    if said and open_:
         said += (
             f" {open_} controls that tell measured losses from mere noise and rescaling were not "
             "run yet."
@@ -150,19 +154,60 @@ def _controls(
         yield from (one for one in judged[table.table] if one.claim.worse[1] in CONTROLS)
 
 
-def _decided(found: TableResults, judged: Sequence[Judged]) -> Iterator[str]:
-    """Yield, for each quantizer of a network, which side is ahead and by how much."""
-    network = MINIS[found.table].split(",")[0]
-    for row in dict.fromkeys(row for row, column in found.cells if column == FOGZO):
-        claims = _against(judged, row)
-        one, cost = claims[STE], claims.get(EQUAL)
-        ahead = _ahead(one, "the STE")
-        if not ahead or one.test is None:
-            continue
-        said = f"{network} under {row}: {ahead} ({min(one.test.n)} seeds)"
-        at_cost = cost and _ahead(cost, "the STE at equal cost")
-        in_loss = _in_loss(found, row) if cost and cost.verdict == "holds" else ""
-        yield said + (f", and {at_cost}{in_loss}" if at_cost else "")
+def _decided(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged]]) -> str:
+    """Say where FOGZO is ahead of the STE and by how much, where not, and at equal cost."""
+    by_verdict: dict[str, list[str]] = {}
+    at_cost: dict[str, list[str]] = {}
+    for table in minis:
+        network = MINIS[table.table].split(" on ")[0].split(",")[0]
+        for row in dict.fromkeys(row for row, column in table.cells if column == FOGZO):
+            claims, place = _against(judged[table.table], row), f"{network} under {row}"
+            one, cost = claims[STE], claims.get(EQUAL)
+            if _told(one):
+                more = "" if one.verdict in AHEAD else _by_loss(judged[table.table], row)
+                by_verdict.setdefault(one.verdict, []).append(place + _by(one) + more)
+            if cost and _told(cost):
+                more = _in_loss(table, row) if cost.verdict == "holds" else ""
+                at_cost.setdefault(cost.verdict, []).append(place + _by(cost) + more)
+    told = [
+        f"{start} {WORDS[verdict]} {ste} on {'; '.join(places[verdict])}."
+        for start, ste, places in (
+            ("FOGZO n=1 is", "the STE", by_verdict),
+            ("At equal cost it is", "the STE", at_cost),
+        )
+        for verdict in WORDS
+        if verdict in places
+    ]
+    return f" With rate and noise chosen by each side: {' '.join(told)}" if told else ""
+
+
+def _told(one: Judged) -> bool:
+    """Return whether there is an interval."""
+    return one.test is not None and one.verdict != NOT_RUN and not math.isnan(one.test.low)
+
+
+def _lead(one: Judged, digits: int) -> str:
+    """Return by how much the side that is ahead is so; nothing where none is."""
+    if one.verdict not in AHEAD or one.test is None:
+        return ""
+    sign, test = AHEAD[one.verdict], one.test
+    low, high = sorted((sign * test.low, sign * test.high))
+    return f" by {sign * test.gain:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _by(one: Judged) -> str:
+    lead = _lead(one, 2)
+    return lead and f"{lead} {UNITS[one.claim.metric]}"
+
+
+def _by_loss(judged: Sequence[Judged], row: str) -> str:
+    """Return what the claim on the train loss says, where the metric does not decide."""
+    for one in judged:
+        sides = one.claim.better, one.claim.worse
+        if sides == ((row, FOGZO), (row, STE)) and one.claim.metric == "loss":
+            lead = _lead(one, 3)
+            return lead and f" (in train loss {WORDS[one.verdict]} it{lead} nats)"
+    return ""
 
 
 def _against(judged: Sequence[Judged], row: str) -> dict[str, Judged]:
@@ -177,26 +222,12 @@ def _against(judged: Sequence[Judged], row: str) -> dict[str, Judged]:
     return claims
 
 
-def _ahead(one: Judged, ste: str) -> str:
-    """Return who is ahead by how much, by a verdict; an empty string where it tells nothing."""
-    if one.test is None or one.verdict == "not run" or math.isnan(one.test.low):  # of one seed
-        return ""
-    unit = UNITS[one.claim.metric]
-    gain = f"[{one.test.low:.2f}, {one.test.high:.2f}] {unit}"
-    if one.verdict == "holds":
-        return f"FOGZO n=1 is ahead of {ste} by {one.test.gain:.2f} {gain}"
-    if one.verdict == "contradicted":
-        low, high = -one.test.high, -one.test.low
-        return f"{ste} is ahead of FOGZO n=1 by {-one.test.gain:.2f} [{low:.2f}, {high:.2f}] {unit}"
-    return f"FOGZO n=1 is not told apart from {ste} ({one.verdict}, {one.test.gain:+.2f} {gain})"
-
-
 def _in_loss(found: TableResults, row: str) -> str:
     """Return what the train loss says at equal cost, where FOGZO is behind in it."""
     fogzo, cost = (found.cells[row, name].values("train", "loss") for name in (FOGZO, EQUAL))
     test = gain_test(fogzo, cost)
     interval = f"[{-test.high:.3f}, {-test.low:.3f}]"
-    behind = f" (in train loss it is behind by {-test.gain:.3f} {interval})"
+    behind = f" (in train loss behind it by {-test.gain:.3f} {interval} nats)"
     return behind if test.high < 0 else ""  # beyond the spread over seeds
 
 

@@ -170,16 +170,24 @@ def _elsewhere(results: TableResults, row: str, swept: Sequence[CellResult]) -> 
     return [c for c in before if _settings(c.column).get("1-beta") in noises]
 
 
-def on_edge(results: TableResults, cell: CellResult) -> bool:
+def on_edge(results: TableResults, cell: CellResult, row: str = "") -> bool:
     """Return whether a chosen value is the smallest or the largest of those that were tried.
 
     A better one may lie beyond it. The values stand in the columns' labels, as `lr=0.008` or
     `1-beta=1e-05, lr=0.016`; 0 has nothing below it.
+
+    Args:
+        results: of the table.
+        cell: that was chosen.
+        row: whose cells it was chosen from, with the one in the sweep before it; else its own.
     """
-    own = _settings(cell.column)
-    tried = [_settings(c.column) for c in results.row(cell.row) if c.tuning_losses()]
-    for name, value in own.items():
-        values = {settings[name] for settings in tried if name in settings}
+    swept = [c for c in results.row(row or cell.row) if c.tuning_losses()]
+    before = [c for c in _elsewhere(results, row or cell.row, swept) if c.tuning_losses()]
+    tried = {(c.row, c.column): _settings(c.column) for c in (cell, *swept, *before)}
+    for c in before:  # at the recipe's rate, which its label does not name
+        tried[c.row, c.column]["lr"] = c.any_record["config"]["recipe"]["lr"]
+    for name, value in tried[cell.row, cell.column].items():
+        values = {settings[name] for settings in tried.values() if name in settings}
         if len(values) > 1 and value and value in (min(values), max(values)):
             return True
     return False

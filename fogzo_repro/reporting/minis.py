@@ -74,7 +74,7 @@ def choices(found: TableResults) -> list[Choice]:
         tried = sum(bool(cell.tuning_losses()) for cell in cells)
         if named and best is not None and (tried > 1 or best.row != row):
             quantizer, side, what = named.groups()
-            edge = on_edge(found, best)
+            edge = on_edge(found, best, row)
             made.append(Choice(quantizer, side, what, best, tried, len(cells), edge))
     return made
 

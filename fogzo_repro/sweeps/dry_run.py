@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,7 +146,8 @@ def describe_without_data(config: RunConfig) -> str | None:
 def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
     """Return a line for each cell below one for its row, and the sum of each row."""
     titles = ["", "missing", "steps", "seen", "GiB", "GB"]
-    titles += [f"h a run, {card}" for card in cards] + [f"h missing, {card}" for card in cards]
+    short = [re.sub(r"^NVIDIA | \d+GB.*", "", card) for card in cards]
+    titles += [f"h a run, {card}" for card in short] + [f"h missing, {card}" for card in short]
     lines: list[list[str] | str] = [titles]
     rows: dict[str, list[Needed]] = {}
     for each in found:

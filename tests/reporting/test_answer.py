@@ -85,12 +85,33 @@ def test_it_says_who_is_ahead_by_how_much_and_what_the_train_loss_says_at_equal_
     text = said(results)
     found = re.sub(r" \[[^]]*\]", " []", text)
     assert (
-        "LLaMA-9m under sign, hardtanh: FOGZO n=1 is ahead of the STE by 10.00 [] of perplexity "
-        "(5 seeds), and FOGZO n=1 is ahead of the STE at equal cost by 5.00 [] of perplexity (in "
-        "train loss it is behind by 0.100 [])."
+        "With rate and noise chosen by each side: FOGZO n=1 is ahead of the STE on LLaMA-9m under "
+        "sign, hardtanh by 10.00 [] of perplexity. At equal cost it is ahead of the STE on "
+        "LLaMA-9m under sign, hardtanh by 5.00 [] of perplexity (in train loss behind it by 0.100 "
+        "[] nats)."
     ) in found
-    low, high = map(float, re.findall(r"behind by 0\.100 \[(.*), (.*)\]", text)[0])
+    low, high = map(float, re.findall(r"behind it by 0\.100 \[(.*), (.*)\]", text)[0])
     assert 0.09 < low < 0.1 < high < 0.11
+
+
+def test_where_the_metric_does_not_decide_it_says_what_the_train_loss_does(
+    results: Path, save: Save
+) -> None:
+    row, losses = "LSQ, 2 bits", {"STE": 1.3, "FOGZO": 1.1}
+    for k, (column, loss) in enumerate(losses.items()):
+        for seed in range(5):
+            top1 = 60.0 + (seed * (k + 1) % 5 - 2)  # the same means
+            last = {"test": {"top1": top1}, "train": {"loss": loss + 0.001 * (seed * (k + 1) % 5)}}
+            config = {
+                "model": {"name": "deit_tiny"}, "dataset": {"name": "cifar100"}, "quantizer": {},
+                "estimator": {"name": "ste"}, "recipe": {"lr": 1e-3},
+            }  # fmt: skip
+            more = {"scale": "mini", "metrics": {"last": last}, "config": config}
+            save(row, column, seed, 0.0, table="mini-deit-tiny", **more)
+    assert (
+        "FOGZO n=1 is not told apart from the STE on DeiT-Tiny under LSQ, 2 bits (in train loss "
+        "ahead of it by 0.200 [] nats)."
+    ) in re.sub(r" \[[^]]*\]", " []", said(results))
 
 
 def test_a_network_without_its_claim_is_one_line(results: Path) -> None:

@@ -130,7 +130,8 @@ def test_the_page_names_the_corpus_and_what_the_records_chose(
         save_mini(f"{HARDTANH}: FOGZO, noise", column, 100, loss)
     write_table(results, TABLE)
     text = (results / "tables" / f"{TABLE}.md").read_text()
-    assert "2 of 105 cells run (2 on the seeds that choose alone), on some text." in text
+    cells = len(read_results(results, TABLE).cells)
+    assert f"2 of {cells} cells run (2 on the seeds that choose alone), on some text." in text
     assert (
         "| sign, hardtanh | FOGZO | noise | 1e-08 | 7.9e-05 | 0.0006 | 100 | on the edge " in text
     )
@@ -145,12 +146,29 @@ def test_the_recipes_rate_is_a_choice_among_the_rates_of_its_noise(
         save_mini(f"{HARDTANH}: FOGZO, noise", "1-beta=1e-07", seed, 2.0)
     for rate, loss in ((0.0003, 3.2), (0.0012, 3.15)):
         save_mini(f"{HARDTANH}: FOGZO, rate", f"1-beta=1e-08, lr={rate}", 100, loss)
-    best = chosen(read_results(results, TABLE), f"{HARDTANH}: FOGZO, rate")
+    found, row = read_results(results, TABLE), f"{HARDTANH}: FOGZO, rate"
+    best = chosen(found, row)
     assert best is not None and best.column == "1-beta=1e-08"
+    assert not on_edge(found, best, row)  # 0.0006 lies between the others
+    above = found.cells[row, "1-beta=1e-08, lr=0.0012"]
+    below = found.cells[row, "1-beta=1e-08, lr=0.0003"]
+    assert on_edge(found, above) and on_edge(found, below)
     save_mini(f"{HARDTANH}: FOGZO, rate", "1-beta=1e-08, lr=0.0024", 100, 1.0)
     found = read_results(results, TABLE)
     best = chosen(found, f"{HARDTANH}: FOGZO, rate")
     assert best is not None and best.column == "1-beta=1e-08, lr=0.0024" and on_edge(found, best)
+
+
+def test_the_lowest_rate_of_a_sweep_is_no_edge_where_the_recipes_own_is_lower(
+    results: Path, save_mini: Save
+) -> None:
+    save_mini(f"{HARDTANH}: FOGZO, noise", "1-beta=1e-08", 100, 4.2)
+    for rate, loss in ((0.0012, 4.0), (0.0024, 4.1)):
+        save_mini(f"{HARDTANH}: FOGZO, rate", f"1-beta=1e-08, lr={rate}", 100, loss)
+    found, row = read_results(results, TABLE), f"{HARDTANH}: FOGZO, rate"
+    best = chosen(found, row)
+    assert best is not None and best.column == "1-beta=1e-08, lr=0.0012"
+    assert not on_edge(found, best)
 
 
 def hardtanh_loss(results: Path) -> Claim:
