@@ -47,11 +47,12 @@ from fogzo_repro.config import (
 )
 from fogzo_repro.config.explained import help_text
 from fogzo_repro.config.identity import FREE
-from fogzo_repro.config.parts import own_parts
+from fogzo_repro.config.parts import names, own_parts
 from fogzo_repro.sweeps.tables import (
     GROUPS,
     Entry,
     shown_seeds,
+    table_files,
 )
 from fogzo_repro.terminal import outlive_terminal, say_interrupted
 
@@ -88,6 +89,8 @@ def main() -> int:
             label = label_of(task, [*words, *typed])
             statuses.append(run_one(config, label, seeds.get(_but_seed(config), [config.seed])))
         except UserError as error:
+            if tracebacks:
+                raise
             said = with_place(error, task, typed)
             if str(said) not in told:  # all seeds of a sweep lack the same data
                 tell(said)
@@ -117,9 +120,11 @@ def main() -> int:
         except KeyboardInterrupt:
             return say_interrupted()
         except Exception as error:
+            if tracebacks:
+                raise
             if told:
                 return 1
-            if tracebacks or ((launched or seeds) and not isinstance(error, UserError)):
+            if (launched or seeds) and not isinstance(error, UserError):
                 raise
             tell(in_one_line(error, failed or words, typed))
             return 2
@@ -136,7 +141,8 @@ def help_of(words: Sequence[str]) -> str:
         group: sorted({path.stem for folder in folders for path in folder.glob(f"{group}/*.yaml")})
         for group in (*GROUPS, "scale")
     }
-    return help_text(asdict(compose_run(*words)), options)
+    options["experiment"] = [f"{table}/CELL" for table in table_files()]
+    return help_text(asdict(compose_run(*words)), options, names("surrogate", own_parts()))
 
 
 def tell(error: UserError) -> None:

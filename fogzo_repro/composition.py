@@ -25,6 +25,7 @@ from fogzo_repro.config import (
     ConfigError,
     RunConfig,
     UserError,
+    check_own_parts,
     did_you_mean,
     parse_config,
     quoted,
@@ -40,6 +41,7 @@ def compose_config(overrides: Sequence[str]) -> Any:
     Raises:
         ConfigError: in one line.
     """
+    check_own_parts()
     words = list(overrides)
     if cells := named_cells(words):
         if len(cells) > 1:

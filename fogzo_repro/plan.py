@@ -173,6 +173,7 @@ def make_plan(config: RunConfig) -> Plan:
     check_batch(config, batches, task.examples, ranks)
     start = read_start(config)
     network = build_network(config, task.model_arguments, machine.device, start)
+    build_estimator(config, machine.device)  # what is wrong in its file is said before a run
     if isinstance(config.estimator, FogzoConfig) and config.estimator.rho is not None:
         noise = noise_from_rho(config.estimator.rho, network.perturbed)
         config = replace(config, estimator=replace(config.estimator, noise=noise, rho=None))

@@ -76,6 +76,21 @@ def test_settings_of_a_part_of_the_users_point_to_its_file(tmp_path, monkeypatch
     assert re.search(r"estimator= +fogzo, mine, nspsa, ste", out)
 
 
+def test_surrogates_and_tables_of_the_users_stand_beside_those_of_the_suite(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "surrogate").mkdir()
+    (tmp_path / "surrogate" / "sign_erf.py").write_text("")
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "own.yaml").write_text("")
+    monkeypatch.setattr(sys, "argv", ["fogzo_repro", "--config-dir", str(tmp_path), "--help"])
+    assert cli.main() == 0
+    out = capsys.readouterr().out
+    said = "; round: identity; sign: approxsign | erf | hardtanh | tanh"
+    assert re.search(rf"quantizer.surrogate=\S+ +what the STE derives{re.escape(said)}$", out, re.M)
+    assert re.search(r"experiment= figure-shallow/CELL, .*table4/CELL, own/CELL$", out, re.M)
+
+
 class Built(Exception):
     """A command has built its parser."""
 

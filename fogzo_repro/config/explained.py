@@ -6,7 +6,7 @@ user's are explained in its own YAML file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 MEANINGS: dict[str, dict[str, str]] = {
@@ -61,7 +61,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "weight_bits": "bits of a weight; 1 to 8 (round: 2 to 8), 16: not quantized",
         "activation_bits": "bits of a layer's inputs; 1 to 8, 16: not quantized (round, sign: 16)",
         "first_last": "float | 8bit | quantized: the layers of model.first_last",
-        "surrogate": "what the STE derives; round: identity; sign: hardtanh | tanh | approxsign",
+        "surrogate": "what the STE derives",
         "grid": "integer: ..., -1, 0, 1, ... | half_integer: ..., -1/2, 1/2, ...",
         "clip_gradient": "derivative 0: false: nowhere | true: beyond the levels | half_step",
         "scale_factor": "distance of two levels; standard deviations of initial weights, above 0",
@@ -163,13 +163,20 @@ Exit status: 0 finished or skipped; 2 an error to mend, in one line; 3 a run div
 a signal with the checkpoint written, the same command goes on."""
 
 
-def help_text(settings: Mapping[str, Any], options: Mapping[str, list[str]]) -> str:
+def help_text(
+    settings: Mapping[str, Any], options: Mapping[str, list[str]], surrogates: Iterable[str]
+) -> str:
     """Return what --help prints.
 
     Args:
         settings: of a run, by section; a setting outside of all sections by its name.
         options: of the groups.
+        surrogates: each as OPERATOR_NAME.
     """
+    of_operator: dict[str, list[str]] = {}
+    for operator, _, name in (each.partition("_") for each in surrogates):
+        of_operator.setdefault(operator, []).append(name)
+    listed = "".join(f"; {key}: {' | '.join(names)}" for key, names in of_operator.items())
     groups = [f"  {group + '=':<11} {', '.join(names)}" for group, names in options.items()]
     sections: dict[str, Mapping[str, Any]] = {
         "": {k: v for k, v in settings.items() if not isinstance(v, Mapping)}
@@ -179,7 +186,11 @@ def help_text(settings: Mapping[str, Any], options: Mapping[str, list[str]]) -> 
     for section, values in sections.items():
         title = f"Settings of {section}={values.get('name')}" if section else "Settings"
         shown = [
-            (f"{section}.{key}".lstrip("."), _spelled(value), meaning(section, key))
+            (
+                f"{section}.{key}".lstrip("."),
+                _spelled(value),
+                meaning(section, key) + listed * ((section, key) == ("quantizer", "surrogate")),
+            )
             for key, value in values.items()
             if key not in SAID_BY_THE_GROUP
         ]

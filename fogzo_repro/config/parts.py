@@ -16,10 +16,12 @@ YAML file: it is `surrogate/OPERATOR_NAME.py`, where the operator is `sign` or `
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, make_dataclass
 from functools import cache
@@ -32,7 +34,7 @@ from typing import Any
 from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, finite, require
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS, PACKAGE
-from fogzo_repro.terminal import path_of
+from fogzo_repro.terminal import UserError, path_of
 
 FOLDERS = {  # section: where in the package its Python files are
     "model": "models",
@@ -126,15 +128,33 @@ def own_parts() -> str | None:
     return str(path_of("FOGZO_PARTS", given).absolute()) if given else None
 
 
+class PartError(ConfigError, ValueError):
+    """What a user's Python file has raised, in one line with the file and the line number."""
+
+
 def check_own_parts() -> None:
-    """Refuse a folder that is not there; Hydra would say nothing of it.
+    """Refuse a folder that is not there, and in it what the suite has under the same name.
+
+    Hydra would say nothing of the one, and take the suite's in place of the other.
 
     Raises:
-        ConfigError: with the folder.
+        ConfigError: with the folder or the file.
     """
     folder = own_parts()
-    if folder is not None and not Path(folder).is_dir():
+    if folder is None:
+        return
+    if not Path(folder).is_dir():
         raise ConfigError(f"{folder}, named by --config-dir or FOGZO_PARTS, is not a folder")
+    for path in sorted(Path(folder).glob("*/*")):
+        section = path.parent.name
+        places = {".yaml": CONFIGS / section, ".py": PACKAGE / FOLDERS.get(section, "-")}
+        ours = places.get(path.suffix, CONFIGS) / path.name
+        if ours.is_file() and not path.stem.startswith("_") and not path.samefile(ours):
+            raise ConfigError(
+                f"{path} has the name of a built-in {section}"
+                f"{'' if path.suffix == '.yaml' else f' ({ours.relative_to(PACKAGE.parent)})'}"
+                ", and one of the two would be taken for the other; give yours another name"
+            )
 
 
 def python_file(section: str, family: str, parts_dir: str | None) -> Path:
@@ -288,7 +308,8 @@ def build_part(
 
     Raises:
         ConfigError: where the file has no such function, the function names something that is
-            neither, or the YAML file of a user's part has a key that nothing reads.
+            neither, or the YAML file of a user's part has a key that nothing reads; as `PartError`
+            where a user's file raises something itself.
     """
     path = python_file(section, settings.family, parts_dir)
     module = _import(section, path)
@@ -311,7 +332,8 @@ def build_part(
                     f"{section}.{key}: build() in {path} has no parameter {key}"
                     f"{did_you_mean(key, read)}"
                 )
-    return getattr(module, function)(**{k: offered[k] for k in wanted if k in offered})
+    with _located(path):
+        return getattr(module, function)(**{k: offered[k] for k in wanted if k in offered})
 
 
 @cache  # so that blocks that are alike share the function itself, and their compiled code
@@ -319,7 +341,8 @@ def build_surrogate(operator: str, name: str, parts_dir: str | None) -> Any:
     """Return what the file of a surrogate builds, by the operator that it belongs to."""
     path = python_file("surrogate", f"{operator}_{name}", parts_dir)
     _parameters(path, module := _import("surrogate", path), "build")
-    return module.build()
+    with _located(path):
+        return module.build()
 
 
 def _import(section: str, path: Path) -> ModuleType:
@@ -333,11 +356,33 @@ def _import(section: str, path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with _located(path):
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+@contextlib.contextmanager
+def _located(path: Path) -> Iterator[None]:
+    """Say what a user's file raises in one line, with the line of the file that has led to it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if path.is_relative_to(PACKAGE):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        said = str(error)
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            lines, said = [error.lineno], error.msg
+        if type(error) is not ValueError:  # that is how a part refuses a value
+            said = f"{type(error).__name__}: {said}"
+        place = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise PartError(f"{place}: {said}") from error
 
 
 def _parameters(path: Path, module: ModuleType, function: str) -> Mapping[str, inspect.Parameter]:

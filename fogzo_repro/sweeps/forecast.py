@@ -70,8 +70,11 @@ def forecast(config: RunConfig, networks: dict[str, Network] | None = None) -> F
         config: of the run.
         networks: of the forecasts before, which gets this one's; most cells of a table share one.
     """
-    from fogzo_repro.plan import needs_of
+    import torch
 
+    from fogzo_repro.plan import build_estimator, needs_of
+
+    build_estimator(config, torch.device("cpu"))  # what is wrong in its file is said here too
     made_of = config.model, config.dataset, config.quantizer, config.hardware, config.parts_dir
     networks, key = {} if networks is None else networks, repr(made_of)
     network = networks.get(key) or _network_without_memory(config)

@@ -39,7 +39,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.config import CONFIGS, ConfigError, RunConfig, did_you_mean, read_yaml
+from fogzo_repro.config import (
+    CONFIGS,
+    ConfigError,
+    RunConfig,
+    check_own_parts,
+    did_you_mean,
+    read_yaml,
+)
 from fogzo_repro.config.parts import own_parts
 from fogzo_repro.reporting.results import TUNING_SEEDS
 
@@ -163,7 +170,12 @@ class Entry:
 
 
 def table_files() -> dict[str, Path]:
-    """Return the files of all tables by their names: ours, and those of the user's folder."""
+    """Return the files of all tables by their names: ours, and those of the user's folder.
+
+    Raises:
+        ConfigError: where one of the user's has the name of one of ours.
+    """
+    check_own_parts()
     return _options("table")
 
 

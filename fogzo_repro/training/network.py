@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import filter as matching
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -94,7 +96,7 @@ def build_network(
         try:
             model = build_part("model", config.model, config.parts_dir, **model_arguments)
         except ValueError as error:
-            raise UserError(f"model={config.model.name}: {error}") from None
+            raise UserError(f"model={config.model.name}: {error}") from error
         except RuntimeError as error:
             asked = re.search(r"allocate (\d+) bytes", str(error))
             if asked is None and "overflow" not in str(error):
@@ -106,6 +108,7 @@ def build_network(
                 f"model={config.model.name} needs {size} for a single tensor, which this machine "
                 "does not have; make the model smaller"
             ) from None
+    _check_module(f"model={config.model.name}: build()", model)
     if start is not None:
         start.load_into(model)
     _check_first_last(config, model)
@@ -141,9 +144,11 @@ def _weight_quantizer(config: RunConfig, name: str, weight: Tensor) -> nn.Module
         return None
     try:
         given: dict[str, Any] = {"weight": weight, **_surrogate(section, config.parts_dir)}
-        return build_part("quantizer", section, config.parts_dir, **given)
+        found = build_part("quantizer", section, config.parts_dir, **given)
     except ValueError as error:
-        raise UserError(f"quantizer={section.name} on the weight of {name}: {error}") from None
+        raise UserError(f"quantizer={section.name} on the weight of {name}: {error}") from error
+    methods = {"units": "(weight)", "levels": "(units)", "perturbation_scale": "(weight)"}
+    return _check_module(f"quantizer={section.name}: build()", found, methods)
 
 
 def _input_quantizer(config: RunConfig, name: str, layer: nn.Module) -> nn.Module | None:
@@ -153,17 +158,50 @@ def _input_quantizer(config: RunConfig, name: str, layer: nn.Module) -> nn.Modul
         return None
     try:
         given: dict[str, Any] = {"layer": layer, "layer_name": name}
-        return build_part("quantizer", section, config.parts_dir, "build_input", **given)
+        found = build_part("quantizer", section, config.parts_dir, "build_input", **given)
     except ValueError as error:
-        raise UserError(f"quantizer={section.name} on the inputs of {name}: {error}") from None
+        raise UserError(f"quantizer={section.name} on the inputs of {name}: {error}") from error
+    return _check_module(f"quantizer={section.name}: build_input()", found)
+
+
+def _check_module(
+    what: str, found: Any, methods: Mapping[str, str] = MappingProxyType({})
+) -> nn.Module:
+    """Return what a part has built, if it is a module with these methods."""
+    kind = type(found).__name__
+    if not isinstance(found, nn.Module):
+        raise UserError(f"{what} returned a {kind}, not a torch.nn.Module")
+    for method, how in methods.items():
+        if not callable(getattr(found, method, None)):
+            raise UserError(f"{what} returned a {kind}, which has no {method}{how}")
+    return found
 
 
 def _surrogate(section: Any, parts_dir: str | None) -> dict[str, Surrogate]:
     """Return the surrogate that a quantizer names, in place of its name."""
     if not hasattr(section, "operator"):
         return {}
-    h, law = build_surrogate(section.operator, section.surrogate, parts_dir)
-    return {"surrogate": Surrogate(h, law)}
+    found = build_surrogate(section.operator, section.surrogate, parts_dir)
+    what = f"quantizer.surrogate={section.surrogate}: build()"
+    if not (isinstance(found, tuple) and len(found) == 2 and callable(found[0])):
+        raise UserError(
+            f"{what} returned a {type(found).__name__}, not a Surrogate(h, law) with a function h"
+        )
+    surrogate = Surrogate(*found)
+    _check_elementwise(f"{what} returned a Surrogate whose h", surrogate.h)
+    _law(surrogate.law, f"{what} returned a Surrogate whose law")
+    return {"surrogate": surrogate}
+
+
+def _check_elementwise(what: str, function: Callable[[Tensor], Any]) -> None:
+    """Refuse what does not give a tensor of the shape of what it gets."""
+    x = torch.linspace(-0.9, 0.9, 5)
+    try:
+        y = function(x.clone())
+    except Exception as error:
+        raise UserError(f"{what} fails: {type(error).__name__}: {error}") from error
+    if not (isinstance(y, Tensor) and y.shape == x.shape):
+        raise UserError(f"{what} turns 5 numbers into {y!r}, not into a tensor of 5 numbers")
 
 
 def _section(config: RunConfig, name: str) -> Any | None:
@@ -208,7 +246,7 @@ def _perturbed_weight(layer: Any) -> QuantizedWeight:
     return QuantizedWeight(
         parameter=layer.weight,
         scale=quantizer.perturbation_scale,
-        law=_law(getattr(quantizer, "smoothing", None)),
+        law=_law(getattr(quantizer, "smoothing", None), f"{type(quantizer).__name__}.smoothing"),
         levels=lambda weight: quantizer.levels(quantizer.units(weight)),
         quantized=getattr(quantizer, "quantized", quantizer),
         slope=lambda weight: surrogate_slope(quantizer, weight),
@@ -216,11 +254,21 @@ def _perturbed_weight(layer: Any) -> QuantizedWeight:
     )
 
 
-def _law(smoothing: Any) -> SmoothingLaw:
+def _law(smoothing: Any, what: str) -> SmoothingLaw:
     """Return the law that a quantizer gives, or names by (operator, surrogate)."""
     if smoothing is None:
         return NO_LAW
-    return smoothing if isinstance(smoothing, SmoothingLaw) else smoothing_law(*smoothing)
+    if isinstance(smoothing, SmoothingLaw):
+        _check_elementwise(f"{what} has a transform that", smoothing.from_symmetric)
+        return smoothing
+    try:
+        return smoothing_law(*smoothing)
+    except (TypeError, ValueError) as error:
+        known = f": {error}" if isinstance(error, ValueError) else ""
+        raise UserError(
+            f"{what} is {smoothing!r}, neither a SmoothingLaw nor the (operator, surrogate) of one"
+            f"{known}"
+        ) from None
 
 
 NO_LAW = SmoothingLaw(math.nan, math.nan, lambda t: t.fill_(math.nan))  # for the STE alone

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from fogzo_repro import __main__ as cli
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import (
     CONFIGS,
@@ -17,9 +18,13 @@ from fogzo_repro.config import (
     build_part,
     to_yaml,
 )
-from fogzo_repro.config.parts import PACKAGE, SHARED, python_file
+from fogzo_repro.config.parts import SHARED, PartError, python_file
 from fogzo_repro.config.run import FAMILIES
+from fogzo_repro.plan import make_plan
 from fogzo_repro.run import execute
+from fogzo_repro.sweeps.forecast import forecast
+from fogzo_repro.sweeps.tables import table_files
+from scripts.table_cells import table_cells
 from tests.c4_corpus import write_corpus
 from tests.conftest import ROOT
 from tests.forked import python
@@ -149,10 +154,182 @@ def test_a_part_that_is_registered_halfway_ends_in_one_line(mine, tmp_path, file
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_of_the_package_comes_before_one_of_the_same_name(mine):
-    folder = mine(estimator__ste__py="raise SystemExit('not this one')\n")
-    path = python_file("estimator", "ste", str(folder))
-    assert path == PACKAGE / "estimators" / "ste.py"
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("estimator__ste__py", r"ste.py has the name of a built-in estimator \(fogzo_repro/est"),
+        ("dataset__mnist__py", r"mnist.py has the name of a built-in dataset \(fogzo_repro/data/"),
+        ("surrogate__sign_tanh__py", "sign_tanh.py has the name of a built-in surrogate"),
+        ("estimator__ste__yaml", "ste.yaml has the name of a built-in estimator, and one of the"),
+        ("recipe__cifar_deit__yaml", "cifar_deit.yaml has the name of a built-in recipe"),
+        ("table__table1__yaml", "table1.yaml has the name of a built-in table, and one of the two"),
+    ],
+    ids=lambda value: value.partition(" ")[0],
+)
+def test_a_file_with_the_name_of_a_built_in_one_is_refused(mine, file, said):
+    folder = mine(**{file: "a: 1\n"}, model____init____py="", table__own__yaml="a: 1\n")
+    for command in (compose_run, lambda: table_cells("own", []), table_files):
+        with pytest.raises(ConfigError, match=f"{folder}/.*{said}") as error:
+            command()
+        assert "give yours another name" in str(error.value)
+
+
+def test_the_settings_of_the_suite_are_no_second_ones(monkeypatch):
+    monkeypatch.setenv("FOGZO_PARTS", str(CONFIGS))
+    assert compose_run("estimator=ste").estimator.name == "ste"
+
+
+KEYS = {  # of the YAML file of a part that is wrong
+    "model": "defaults:\n  - /dataset@_global_.dataset: digits\n"
+    "  - /recipe@_global_.recipe: digits_mlp\n  - _self_\nfirst_last: []\n",
+    "dataset": "held_out: 0\n",
+    "quantizer": "weight_bits: 4\nactivation_bits: 16\nfirst_last: float\n",
+}
+
+
+def wrong(mine, section, code):
+    """Write a part that is wrong; return the words of a run with it, and its file."""
+    if section == "surrogate":
+        folder = mine(surrogate__sign_own__py=code)
+        words = ["quantizer=sign", "quantizer.surrogate=own"]
+        return [*TINY, *words, "estimator=ste"], folder / "surrogate" / "sign_own.py"
+    yaml = f"name: own\nfamily: own\n{KEYS.get(section, '')}"
+    folder = mine(**{f"{section}__own__py": code, f"{section}__own__yaml": yaml})
+    words = [word for word in TINY if not word.startswith(f"{section}=")]
+    return [*words, f"{section}=own"], folder / section / "own.py"
+
+
+SURROGATE = "from torch import tanh\nfrom fogzo_repro.quantization import Surrogate\n"
+LAW = "from fogzo_repro.estimators import SmoothingLaw\n"
+PYTHON_ERRORS = {  # section, file, what is said
+    "a name": ("estimator", "import math\n\nx = undefined\n", "line 3: NameError: name 'undef"),
+    "syntax": ("estimator", "import math\ndef build(:\n", "line 2: SyntaxError: invalid syntax"),
+    "an import": ("estimator", "\nimport no_such_thing\n", "line 2: ModuleNotFoundError: No"),
+    "in build": ("estimator", "def build():\n    return 1 / 0\n", "line 2: ZeroDivisionError: div"),
+    "a value": (
+        "estimator",
+        "def build():\n    raise ValueError('size < 0')\n",
+        "line 2: size",
+    ),
+    "a model's": ("model", "def build():\n    return {}['x']\n", "line 2: KeyError: 'x'"),
+    "a dataset's": (
+        "dataset",
+        "def build():\n    return None.x\n",
+        "line 2: AttributeError",
+    ),
+    "a quantizer's": (
+        "quantizer",
+        "def build():\n    int('x')\n",
+        "line 2: invalid literal",
+    ),
+    "a surrogate's": (
+        "surrogate",
+        "def build():\n    return x\n",
+        "line 2: NameError: name",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("section", "code", "said"), PYTHON_ERRORS.values(), ids=PYTHON_ERRORS)
+def test_an_error_of_python_in_a_part_is_one_line_before_and_in_a_run(
+    mine, tmp_path, monkeypatch, capsys, section, code, said
+):
+    settings, file = wrong(mine, section, code)
+    settings.append(f"output_root={tmp_path / 'runs'}")
+    for more_words in (["dry_run=true"], [], ["-m", "seed=0,1"]):
+        monkeypatch.setattr(sys, "argv", ["fogzo_repro/__main__.py", *more_words, *settings])
+        assert cli.main() == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and f"{file}, {said}" in err
+
+
+def test_the_whole_traceback_is_shown_where_it_is_asked_for(mine, monkeypatch):
+    words, _ = wrong(mine, "estimator", "def build():\n    return 1 / 0\n")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["fogzo_repro/__main__.py", *words, "dry_run=true"])
+    with pytest.raises(PartError) as error:
+        cli.main()
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+def test_a_dry_run_of_a_table_reads_the_estimators_file(mine):
+    mine(estimator__shrink__py="x = undefined\n", estimator__shrink__yaml=YAML)
+    config = compose_run("estimator=shrink", *TINY)
+    with pytest.raises(ConfigError, match=r"shrink\.py, line 1: NameError"):
+        forecast(config)
+
+
+def test_an_error_of_the_package_is_not_told_as_the_users(monkeypatch):
+    monkeypatch.setattr("fogzo_repro.estimators.ste.build", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build_part("estimator", compose_run("estimator=ste").estimator, None)
+
+
+MODULE = "import torch\nclass Own(torch.nn.Module):\n    {}\n\nbuild = lambda: Own()\n"
+LINEAR = "import torch\nbuild = lambda: torch.nn.Linear\n"
+HALF = "units = levels = lambda self, x: x"
+WRONG = {  # section, file, what is said
+    "surrogate: nothing": ("surrogate", "build = lambda: None\n", "a NoneType, not a Surr"),
+    "surrogate: its function": ("surrogate", f"{SURROGATE}build = lambda: tanh\n", "not a Surro"),
+    "surrogate: three": ("surrogate", "build = lambda: (1, 2, 3)\n", "a tuple, not a Surr"),
+    "surrogate: no function": (
+        "surrogate", f"{SURROGATE}build = lambda: Surrogate(0.5)\n", "with a function h",
+    ),
+    "surrogate: a mean": (
+        "surrogate",
+        f"{SURROGATE}build = lambda: Surrogate(lambda x: x.mean())\n",
+        r"whose h turns 5 numbers into tensor\(",
+    ),
+    "surrogate: it fails": (
+        "surrogate",
+        f"{SURROGATE}build = lambda: Surrogate(lambda x: x.tan_h())\n",
+        "whose h fails: AttributeError: 'Tensor' object has no attribute 'tan_h'",
+    ),
+    "surrogate: a law of no name": (
+        "surrogate",
+        f"{SURROGATE}build = lambda: Surrogate(tanh, ('sign', 'tan'))\n",
+        r"whose law is \('sign', 'tan'\), neither a SmoothingLaw nor .*known: \(round, identity\)",
+    ),
+    "surrogate: a law's class": (
+        "surrogate",
+        f"{SURROGATE}{LAW}build = lambda: Surrogate(tanh, SmoothingLaw)\n",
+        "neither a SmoothingLaw nor",
+    ),
+    "surrogate: a law without a return": (
+        "surrogate",
+        f"{SURROGATE}{LAW}build = lambda: Surrogate(tanh, SmoothingLaw(1, 1, lambda t: None))\n",
+        "has a transform that turns 5 numbers into None",
+    ),
+    "quantizer: nothing": ("quantizer", "build = lambda: None\n", "build.. returned a NoneType"),
+    "quantizer: half": ("quantizer", MODULE.format("pass"), r"which has no units\(weight\)"),
+    "quantizer: no scale": ("quantizer", MODULE.format(HALF), "has no perturbation_scale"),
+    "quantizer: a wrong law": (
+        "quantizer",
+        MODULE.format(f"perturbation_scale = {HALF}\n    smoothing = 'tanh'"),
+        "Own.smoothing is 'tanh', neither a SmoothingLaw",
+    ),
+    "model: nothing": ("model", "build = lambda: None\n", "model=own: build.. returned a NoneType"),
+    "model: a class": ("model", LINEAR, "returned a type, not a torch.nn.Module"),
+    "estimator: nothing": ("estimator", "build = lambda: None\n", "a NoneType, which has no begin"),
+    "dataset: nothing": ("dataset", "build = lambda: None\n", "returned a NoneType, not one of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "code", "said"), WRONG.values(), ids=WRONG)
+def test_what_is_no_part_is_one_line(mine, section, code, said):
+    words, _ = wrong(mine, section, code)
+    with pytest.raises(UserError, match=said) as error:
+        make_plan(compose_run(*words))
+    assert "\n" not in str(error.value)
+
+
+def test_a_quantizer_of_inputs_that_is_none_is_one_line(mine):
+    code = OWN.replace("SMOOTHING", "") + "\ndef build_input(layer):\n    return None\n"
+    mine(quantizer__own__py=code, quantizer__own__yaml=OWN_YAML)
+    words = ["quantizer=own", "quantizer.activation_bits=4", "estimator=ste"]
+    with pytest.raises(UserError, match=r"quantizer=own: build_input\(\) returned a NoneType"):
+        make_plan(compose_run(*TINY, *words))
 
 
 def test_a_misspelt_option_is_refused_before_torch_is_imported(mine):

@@ -46,7 +46,7 @@ def build(
     config: Any = SimpleNamespace(
         seed=0,
         parts_dir=None,
-        model=SimpleNamespace(first_last=list(first_last)),
+        model=SimpleNamespace(name="tied", first_last=list(first_last)),
         hardware=SimpleNamespace(exact_products=False),
         quantizer=quantizer,
     )
