@@ -125,6 +125,8 @@ class Gain:
 
 def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
     """Write <name>.png and .csv; return False where no STE was looked at."""
+    from matplotlib.patheffects import withStroke
+
     points = [point for found in tables for point in _gains(found)]
     if not points:
         return False
@@ -140,10 +142,11 @@ def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
             draw_points(panel, same, lambda p: p.held_back, label=label, **look)
             for p in same:
                 right = p.held_back > middle  # names stay inside
-                panel.annotate(
+                name = panel.annotate(
                     p.quantizer, (p.held_back, p.mean), xytext=(-3 if right else 3, 3), fontsize=5,
                     textcoords="offset points", color=color, ha="right" if right else "left",
                 )  # fmt: skip
+                name.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
         panel.set_xlabel("mean 1 − h' of the STE")
         panel.set_ylabel("gain of FOGZO, held-out loss (nats)")
         handles, labels = panel.get_legend_handles_labels()
