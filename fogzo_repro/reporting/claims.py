@@ -32,6 +32,8 @@ from fogzo_repro.reporting.statistics import LEVEL, GainTest, gain_test, holm
 
 VERDICTS = ("holds", "contradicted", "no difference", "inconclusive", "not run")
 ENOUGH_SEEDS = 5  # fewer give at most inconclusive
+SIDES = ("better", "worse")
+NO_CLAIM = "no claim"  # of the source of a control that decides none, with the reason behind it
 CHOSEN = "chosen"  # column: the one with the lowest loss on the tuning seeds
 
 
@@ -129,6 +131,47 @@ def read_claims(path: Path, table: str) -> list[Claim]:
             )
         )
     return claims
+
+
+def check_claimed(results: Path, table: str) -> None:
+    """Refuse a table with a cell that is there to decide a claim and has none.
+
+    That is each cell with a value of the paper's, by its metric; in a mini also both sides of each
+    quantizer, in train loss and by their metric, each control and each sweep over the noise. Sweeps
+    over rates choose, and decide nothing. A control without a claim says why in the column `source`
+    of results/paper/<table>.csv.
+
+    Raises:
+        UserError: in one line, with what it has no claim on.
+    """
+    path = results / "paper" / "claims.csv"
+    lines = [line for line in read_paper(path) if line["table"] == table]
+    mini = scale_of(table) == "mini"
+    for entry in read_paper(results / "paper" / f"{table}.csv"):
+        if _is_claimed(entry, lines, mini):
+            continue
+        raise UserError(
+            f"{path} has no claim on {table}: {entry['row']} | {entry['column']}, "
+            f"{entry['metric']}, which is there to decide one; restore it with git, or say in "
+            f"{table}.csv beside it, column source, why there is none: `{NO_CLAIM}, ...`"
+        )
+
+
+def _is_claimed(entry: dict[str, str], lines: Sequence[dict[str, str]], mini: bool) -> bool:
+    """Return whether the claims have what a line of results/paper/<table>.csv is there for."""
+    row, column, metric = entry["row"], entry["column"], entry["metric"]
+    pairs = [[(line[f"{k}_row"], line[f"{k}_column"]) for k in SIDES] for line in lines]
+    said = [*zip(pairs, (line["metric"] for line in lines), strict=True)]
+    if entry["value"]:
+        return any((row, column) in pair and of == metric for pair, of in said)
+    if not mini or NO_CLAIM in entry["source"] or row.endswith(", rate"):
+        return True
+    if row.endswith(", noise"):
+        return any(row == place[0] for pair in pairs for place in pair)
+    if column in ("FOGZO", "STE"):
+        both = [(row, "FOGZO"), (row, "STE")]
+        return {"loss", metric} <= {of for pair, of in said if pair == both}
+    return any((row, column) in pair for pair in pairs)
 
 
 def _number(text: str, where: str) -> float | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import chosen, on_edge
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import HYPOTHESES, STE, read_tested, share_of_gain
@@ -83,7 +84,13 @@ def sections(results: Path, found: TableResults) -> list[str]:
     """Return the parts of a mini table's page that the others do not have."""
     made, kept = choices(found), probes(found)
     parts = ["## Chosen", ABOUT_CHOICES, markdown(CHOICES, made) if made else "Nothing yet."]
-    if tested := read_tested(results, found):
+    tested = read_tested(results, found)
+    if found.table in TITLES and "rank correlation" not in {one.statistic for one in tested}:
+        raise UserError(
+            f"{results}/paper/claims.csv has no rank correlation on {found.table}; restore it with "
+            "git"
+        )
+    if tested:
         parts += ["## Hypotheses", ABOUT_HYPOTHESES, markdown(HYPOTHESES, tested)]
     if kept:
         parts += ["## What the probes cost", ABOUT_PROBES, markdown(PROBES, kept), _cheapest(kept)]

@@ -16,7 +16,15 @@ from typing import Any
 
 from fogzo_repro import files
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import Claim, Judged, chosen, judge, on_edge, read_claims
+from fogzo_repro.reporting.claims import (
+    Claim,
+    Judged,
+    check_claimed,
+    chosen,
+    judge,
+    on_edge,
+    read_claims,
+)
 from fogzo_repro.reporting.columns import (
     Column,
     Columns,
@@ -438,6 +446,7 @@ VERDICTS = (
 
 def write_table(results: Path, table: str) -> TableResults:
     """Write <table>.md and .csv, for a table of the paper .tex too; return what they show."""
+    check_claimed(results, table)
     form, found = FORMS[table], read_results(results, table)
     lines = read_lines(results, found)
     main = [line for line in lines if not (form.apart and form.tuning.has(line))]

@@ -10,9 +10,19 @@ from typing import Any
 import pytest
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import Judged, chosen, judge, on_edge, read_claims
-from fogzo_repro.reporting.results import read_results
-from fogzo_repro.reporting.tables import write_table
+from fogzo_repro.reporting.claims import (
+    NO_CLAIM,
+    Judged,
+    check_claimed,
+    chosen,
+    judge,
+    on_edge,
+    read_claims,
+)
+from fogzo_repro.reporting.minis import FINETUNED, sections
+from fogzo_repro.reporting.minis import TITLES as MINIS
+from fogzo_repro.reporting.results import read_paper, read_results
+from fogzo_repro.reporting.tables import PAPER_TITLES, write_table
 from tests.conftest import ROOT
 
 TABLE = "figure-shallow"
@@ -249,3 +259,44 @@ def test_a_claim_that_cannot_be_tested_is_refused(
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(UserError, match=message):
         read_claims(path, TABLE)
+
+
+CLAIMED = (ROOT / "results" / "paper" / "claims.csv").read_text().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("table", [*PAPER_TITLES, *MINIS, *FINETUNED])
+def test_a_claim_that_is_taken_out_is_missed(results: Path, table: str) -> None:
+    path = results / "paper" / "claims.csv"
+    check_claimed(results, table)
+    lines = [line for line in CLAIMED if line.split(",")[1] == table]
+    assert lines
+    for line in lines:
+        path.write_text("".join(other for other in CLAIMED if other is not line))
+        with pytest.raises(UserError, match=f"has no (claim|rank correlation) on {table}"):
+            check_claimed(results, table)
+            sections(results, read_results(results, table))
+
+
+def test_both_grids_of_section_4_1_have_the_same_claims() -> None:
+    ids = {line.split(",")[0] for line in CLAIMED if ",figure-shallow," in line}
+    halves = {name.removeprefix("half-") for name in ids if name.startswith("half-")}
+    assert halves == {name for name in ids if not name.startswith("half-")} and len(halves) == 7
+
+
+def test_what_has_a_claim_does_not_say_why_it_has_none() -> None:
+    for table in (*MINIS, *FINETUNED):
+        claims = read_claims(ROOT / "results" / "paper" / "claims.csv", table)
+        named = {place for claim in claims for place in (claim.better, claim.worse)}
+        for entry in read_paper(ROOT / "results" / "paper" / f"{table}.csv"):
+            if NO_CLAIM in entry["source"]:
+                assert (entry["row"], entry["column"]) not in named
+
+
+def test_a_cell_without_a_claim_is_one_line_with_both_remedies(results: Path) -> None:
+    path = results / "paper" / "claims.csv"
+    path.write_text("".join(x for x in CLAIMED if "mini-llama-hardtanh-noise" not in x))
+    with pytest.raises(UserError) as error:
+        write_table(results, "mini-llama")
+    said = str(error.value)
+    assert "mini-llama: sign, hardtanh | FOGZO, beta=1, perplexity, which is there" in said
+    assert "restore it with git" in said and "`no claim, ...`" in said and "\n" not in said
