@@ -5,6 +5,8 @@ A record is one JSON file. That of one run has the fields `FIELDS`, among them
     "seed": 3, "status": "finished", "notes": "",
     "metrics": {"last": {"train": {"loss": 0.71, "top1": 80.5}, "test": {...}}, "best": {...}}
 
+`beside` is how many other runs its queue had on the same card: `wall_seconds` counts where it is 0.
+
 Runs of one cell that trained side by side as one batched network (`evaluator: lanes`) share one
 record, so that ten thousand runs are not ten thousand files. It has the fields `SEVERAL_FIELDS`:
 `config` and `resolved` without the seed, and columns with a value for each seed,
