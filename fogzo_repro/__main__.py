@@ -18,10 +18,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args  # knows which words belong to Hydra's own flags
+from hydra._internal.utils import get_args_parser  # knows which words belong to Hydra's own flags
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
@@ -68,7 +68,13 @@ def main() -> int:
     plain, command = "--plain" in sys.argv, sys.argv
     # Hydra's parser wants the settings in one piece, behind the flags.
     given = sorted((word for word in command[1:] if word != "--plain"), key=_is_setting)
-    arguments = get_args(given)
+    parser = get_args_parser()
+    parser.error = refuse_flag  # type: ignore[method-assign,assignment]
+    try:
+        arguments = parser.parse_args(given)
+    except ConfigError as error:
+        tell(error)
+        return 2
     words = typed = arguments.overrides
     flags = [word for word in given if word not in typed]
     changes = {FULL_ERROR: "1"}
@@ -143,6 +149,15 @@ def help_of(words: Sequence[str]) -> str:
     }
     options["experiment"] = [f"{table}/CELL" for table in table_files()]
     return help_text(asdict(compose_run(*words)), options, names("surrogate", own_parts()))
+
+
+def refuse_flag(said: str) -> NoReturn:
+    """Raise what Hydra's parser has to say of a flag; argparse's own way prints its usage too.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(f"{said}; --help lists flags and settings, --hydra-help those of Hydra")
 
 
 def tell(error: UserError) -> None:

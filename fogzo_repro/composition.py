@@ -111,12 +111,14 @@ def named_cells(words: Sequence[str]) -> list[Entry]:
     given = [word for word in words if setting_of(word) == "experiment"]
     if not given:
         return []
-    override, files = OverridesParser.create().parse_override(given[-1]), table_files()
+    (override,), files = OverridesParser.create().parse_overrides(given[-1:]), table_files()
     value: Any = override.value()
     if isinstance(value, Glob):
         found = _matching(given[-1], value, files)
     else:
-        names = [*override.sweep_iterator(_plain)] if override.is_sweep_override() else [value]
+        names = value if isinstance(value, list) else [value]
+        if override.is_sweep_override():
+            names = [*override.sweep_iterator(_plain)]
         if not {str(name).partition("/")[0] for name in names} & {*files}:
             return []  # null, or a name that Hydra refuses
         found = [_cell(str(name), files) for name in dict.fromkeys(names)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from fogzo_repro.composition import blamed, compose_config, parse_composed
-from fogzo_repro.config import CONFIGS, ConfigError, did_you_mean, read_yaml, setting_names
+from fogzo_repro.config import ConfigError, did_you_mean, setting_names
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import Entry, as_word, find_entries, table_files
 
@@ -38,11 +38,6 @@ def table_cells(
 def _compose(entry: Entry, overrides: Sequence[str], each_value_once: bool) -> list[Cell]:
     """Compose an entry once, then put in the values of each of its cells: composing takes long."""
     whole = compose_config([f"experiment={entry.path}", *overrides])
-    if whole.scale == "smoke":  # images are the digits, which have no settings of other datasets
-        known = read_yaml(CONFIGS / "dataset" / f"{whole.dataset.name}.yaml")
-        with open_dict(whole.dataset):
-            for key in set(whole.dataset) - set(known):
-                del whole.dataset[key]
     given = {word.partition("=")[0] for word in overrides}  # replaces the cells' own values
     names = {name for name in setting_names(whole) if not name.startswith("hydra")}
     for key in entry.over:

@@ -330,6 +330,21 @@ def test_a_script_says_the_same_of_it(tiny_table, name):
     assert str(error.value).startswith(said.replace("FILE", str(tiny_table)))
 
 
+@pytest.mark.parametrize("flag", ["--plian", "--cfg=jobb"], ids=str)
+def test_a_flag_that_is_none_is_one_line(monkeypatch, capsys, flag):
+    status, out, err = run_cli(monkeypatch, capsys, "seed=1", flag)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert flag.partition("=")[0] in err and "--help lists" in err
+
+
+@pytest.mark.slow
+def test_a_sweep_on_held_out_images_is_tried_at_smoke(monkeypatch, capsys):
+    """The digits have no `held_out`; scripts/smoke.py tries the same cells."""
+    word = "experiment=mini-deit-tiny/sweep-noise-hardtanh"
+    status, out, err = run_cli(monkeypatch, capsys, word, "scale=smoke", "dry_run=true")
+    assert (status, err) == (0, "") and "name: digits" in out and "held_out" not in out
+
+
 def test_settings_and_flags_stand_in_any_order(monkeypatch, capsys):
     words = ["seed=7", "--cfg", "job", "estimator=ste", "-p", "estimator", "recipe.lr=0.1"]
     status, out, err = run_cli(monkeypatch, capsys, *words)
@@ -355,6 +370,7 @@ UNKNOWN = {
         "dataset.held_outt is not a setting of dataset=cifar100; did you mean dataset.held_out?",
     ),
     "several without -m": ("experiment=tiny/ste,tiny/nspsa", "is 2 cells; run them all by -m, or"),
+    "a list as YAML has it": ("experiment=[tiny/ste,tiny/nspsa]", "is 2 cells; run them all by -m"),
     "one of several": ("-m experiment=tiny/ste,tiny/nspsaa", "tiny.yaml has no cell nspsaa; did"),
     "table of several": ("-m experiment=tiny/ste,tinny/ste", "tinny is not a table; did you mean"),
     "glob": ("-m experiment=glob(tiny/x*)", "tiny.yaml has no cell x*; it has: ste, nspsa, wrong"),

@@ -18,6 +18,7 @@ from fogzo_repro.config.hardware import CellConfig, HardwareConfig
 from fogzo_repro.config.parts import labels, own_parts, schema
 from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, require, spelled
 from fogzo_repro.config.run import FAMILIES, RECIPE_KINDS, SECTIONS, TRACKERS, RunConfig
+from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS
 from fogzo_repro.terminal import typed_path
 
@@ -200,6 +201,8 @@ def parse_config(
         ) from None
     assert isinstance(settings, dict)
     words = dict(word.split("=", 1) for word in typed if "=" in word)
+    if settings.get("scale") == "smoke":
+        settings["dataset"] = _known_to_its_file(settings["dataset"], words)
     for section in SECTIONS:
         if isinstance(settings.get(section), dict) and isinstance(chosen.get(section), str):
             _check_named(section, settings[section], chosen[section], settings.get("parts_dir"))
@@ -224,6 +227,15 @@ def _resolved(config: RunConfig, typed: Mapping[str, str]) -> RunConfig:
             by = ", by FOGZO_DATA" if ours and os.environ.get("FOGZO_DATA") == given else ""
             raise ConfigError(f"{key}={given}{by} {error}") from None
     return replace(config, **changed)
+
+
+def _known_to_its_file(dataset: dict[str, Any], words: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of a dataset without those that a cell has for the one of its scale."""
+    path = CONFIGS / "dataset" / f"{dataset.get('name')}.yaml"
+    if not path.is_file():
+        return dataset
+    known = read_yaml(path)
+    return {k: v for k, v in dataset.items() if k in known or f"dataset.{k}" in words}
 
 
 def _check_named(section: str, settings: dict[str, Any], option: str, parts_dir: Any) -> None:

@@ -11,7 +11,8 @@ their names on the command line:
     only: {deit-lsq-fogzo: {recipe.epochs: 400}}  # what one cell has beside its row and column
 
 The cell `deit-lsq-fogzo` has the table's settings, then its row's, its column's and its own; of two
-values for one setting the later one stands, and `use` comes before the settings beside it. A column
+values for one setting, or for settings that say the same, the later one stands, and `use` comes
+before the settings beside it. A column
 with `rows: [deit]` stands in these rows alone. A table may have rows alone, or columns alone, which
 then name the cells; the other label is the setting `cell.column` or `cell.row`. The table's name is
 the file's, no setting.
@@ -42,6 +43,7 @@ from typing import Any
 from fogzo_repro.config import (
     CONFIGS,
     ConfigError,
+    FogzoConfig,
     RunConfig,
     check_own_parts,
     did_you_mean,
@@ -53,6 +55,7 @@ from fogzo_repro.reporting.results import TUNING_SEEDS
 # Settings that choose among files. So does `scale`, which comes after the cell: see `Entry.node`.
 GROUPS = ("model", "dataset", "quantizer", "estimator", "recipe", "hardware", "tracker")
 SECTIONS = {field.name for field in fields(RunConfig)} - {"seed"}  # a setting begins with one
+SAME = tuple(f"estimator.{key}" for key in FogzoConfig.ONE_OF)  # say the same, each in its way
 FOLDED = (*GROUPS, "cell")  # have settings of their own, as in recipe.lr
 WORDS = {  # the parts of a table file, and what an entry of each may say beside settings
     "settings": (),
@@ -362,19 +365,18 @@ class _Reader:
         over: dict[str, list[Any]] = {}
         seeds = self.seeds
         for part in parts:
-            said: dict[str, Any] = {}
-            for used in _listed(part.words.get("use", [])):
-                said |= self._named("sets", used).settings
-            said |= part.settings
-            if "label" in part.words:
-                said[part.label] = part.words["label"]
-            settings |= said
-            over = {key: values for key, values in over.items() if key not in said}
-            over |= part.words.get("over", {})
+            label = {part.label: part.words["label"]} if "label" in part.words else {}
+            sets = [self._named("sets", n).settings for n in _listed(part.words.get("use", []))]
+            for given in (*sets, {**part.settings, **label}):
+                settings = _without(settings, _other_ways(given)) | given
+                over = _without(over, {*given, *_other_ways(given)})
+            several = part.words.get("over", {})
+            settings = _without(settings, _other_ways(several))
+            over = _without(over, _other_ways(several)) | several
             seeds = part.words.get("seeds", seeds)
-        for label in ("cell.row", "cell.column"):
-            if label not in settings:
-                raise self._mistake(f"{name} has no {label}; give its row or column a label")
+        for key in ("cell.row", "cell.column"):
+            if key not in settings:
+                raise self._mistake(f"{name} has no {key}; give its row or column a label")
         try:
             found = parse_seeds(seeds)
         except ValueError as error:
@@ -384,8 +386,7 @@ class _Reader:
             for above in (key[: dot.start()] for dot in re.finditer(r"\.", key)):
                 if above in settings and above not in GROUPS:
                     raise self._mistake(f"{name}: {above} has a value, so there is no {key}")
-        kept = {key: value for key, value in settings.items() if key not in over}
-        return Entry(self.file, name, kept, over, found)
+        return Entry(self.file, name, _without(settings, over), over, found)
 
     def _named(self, kind: str, name: str) -> _Part:
         return self._part(f"{kind}.{name}", self.parts[kind].get(name, {}))
@@ -404,6 +405,8 @@ class _Reader:
         over = self._mapping(f"{where}.over", part.words.get("over", {}))
         if "cell.table" in {*part.settings, *over}:
             raise self._mistake(f"{where}: cell.table is the file's name, no setting")
+        if len(both := [key for key in SAME if key in {*part.settings, *over}]) > 1:
+            raise self._mistake(f"{where}: {' and '.join(both)} say the same; give one of them")
         for key, values in over.items():
             if key.partition(".")[0] not in SECTIONS:
                 near = did_you_mean(key, SECTIONS)
@@ -445,6 +448,16 @@ class _Reader:
 
     def _mistake(self, said: str) -> ConfigError:
         return ConfigError(f"{self.file}: {said}")
+
+
+def _without(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in {*keys}}
+
+
+def _other_ways(given: Iterable[str]) -> set[str]:
+    """Return the settings that say in another way what these say."""
+    said = {*given} & {*SAME}
+    return {*SAME} - said if said else set()
 
 
 def _listed(names: Any) -> list[str]:

@@ -149,6 +149,8 @@ MISTAKES = {  # what is written in place of what, and what is said
     "evaluation seeds": ("of: large", "seeds: 1..2\n    of: large", "sweeps.noise: seed 1 reports"),
     "no values": ("[1e-6, 1e-7]", "1e-6", "sweeps.noise.over.estimator.noise is not a list"),
     "no mapping": ("{label: Small, model: mlp}", "mlp", "rows.small is not a mapping of names"),
+    "one thing twice": ("noise: 1e-9", "noise: 1, estimator.rho: 1", "sets.fogzo: estimator.no"),
+    "one of them over": ("over: {", "estimator.rho: 1\n    over: {", "estimator.noise and est"),
     "no table": (TABLE, "- 1", "is not a mapping of keys to values"),
     "a tab": ("rows:", "rows:\t\n\t", "cannot be read"),
     "one key twice": ("columns:", "seeds: 1\ncolumns:", "seeds"),
@@ -174,6 +176,33 @@ def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
     """
     with pytest.raises(ConfigError, match=r"tiny\.yaml: two cells have the name a-b-c"):
         read(tmp_path, table)
+
+
+def test_of_settings_that_say_the_same_the_later_one_stands(tmp_path: Path) -> None:
+    table = """
+    seeds: 0
+    settings: {cell.column: "-", estimator: fogzo, estimator.noise: 0.1}
+    sets: {rho: {estimator.rho: 0.2}}
+    rows:
+      a: {label: A}
+      b: {label: B, estimator.beta_min: 0.9}
+      c: {label: C, use: rho, estimator.noise: 0.3}
+      d: {label: "D ${estimator.rho}", over: {estimator.rho: [1, 2]}}
+      e: {label: "E ${estimator.rho}", over: {estimator.rho: [1, 2]}}
+    only: {e: {estimator.noise: 0.4, cell.row: E}}
+    sweeps: {s: {of: b, over: {estimator.noise: [0.5]}, cell.row: S}}
+    """
+    entries = read(tmp_path, table)
+    found = {name: {**entry.settings, **entry.over} for name, entry in entries.items()}
+    said = {
+        name: {k: v for k, v in each.items() if k.startswith("estimator.")}
+        for name, each in found.items()
+    }
+    assert said == {
+        "a": {"estimator.noise": 0.1}, "b": {"estimator.beta_min": 0.9},
+        "c": {"estimator.noise": 0.3}, "d": {"estimator.rho": [1, 2]},
+        "e": {"estimator.noise": 0.4}, "s": {"estimator.noise": [0.5]},
+    }  # fmt: skip
 
 
 def test_a_later_value_stands_against_several_earlier_ones(tmp_path: Path) -> None:
