@@ -13,7 +13,12 @@ from fogzo_repro.estimators.checks import check_weights
 from fogzo_repro.estimators.directions import draw, mixed, random_signs, unmixed
 from fogzo_repro.estimators.fogzo import fogzo
 from fogzo_repro.estimators.loop import FogzoStep
-from fogzo_repro.estimators.probes import CountedProbes, RandomSign, SequentialProbes
+from fogzo_repro.estimators.probes import (
+    AveragedProbes,
+    CountedProbes,
+    RandomSign,
+    SequentialProbes,
+)
 from fogzo_repro.estimators.protocol import Estimate, Point, QuantizedWeight
 from fogzo_repro.estimators.replay import FrozenBuffers, RandomState, RecordedLoss
 from fogzo_repro.estimators.schedule import noise_at, noise_from_rho, rho_from_noise
@@ -21,6 +26,7 @@ from fogzo_repro.estimators.smoothing import SmoothingLaw, smoothing_law
 from fogzo_repro.estimators.spsa import Total, nspsa
 
 __all__ = [
+    "AveragedProbes",
     "CountedProbes",
     "Estimate",
     "FogzoStep",

@@ -218,11 +218,8 @@ def weight_of(loss: RecordedLoss) -> Tensor:
 
 def _states() -> dict[str, Any]:
     """Return the states of the random numbers that are not torch's, by their names."""
-    states: dict[str, Callable[[], Any]] = {"Python's random": random.getstate}
+    states: dict[str, Any] = {"Python's random": random.getstate()}
     if "numpy" in sys.modules:
-        states["numpy.random"] = lambda: sys.modules["numpy"].random.get_state()[1:3]
-    return {name: _comparable(state()) for name, state in states.items()}
-
-
-def _comparable(state: Any) -> str:
-    return repr([getattr(part, "tolist", lambda part=part: part)() for part in state])
+        _, words, position, *_ = sys.modules["numpy"].random.get_state()
+        states["numpy.random"] = words.tobytes(), position
+    return states

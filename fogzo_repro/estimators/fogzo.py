@@ -104,7 +104,8 @@ class Fogzo:
     Args:
         n: probe pairs per step.
         noise: 1 - beta_min.
-        schedule: `constant`, or `linear` from beta = 1 to beta_min over the probed steps [rep].
+        beta_schedule: `constant`, or `linear` from beta = 1 to beta_min over the probed steps
+            [rep].
         device: where the weights are.
         algorithm: what is made of the directions, see `averaged` for another one.
 
@@ -116,14 +117,14 @@ class Fogzo:
         self,
         n: int,
         noise: float,
-        schedule: str,
+        beta_schedule: str,
         device: torch.device,
         algorithm: Callable[..., Estimate] = algorithm_1,
     ) -> None:
         self.algorithm = algorithm
         self.n = n
         self.last_noise = noise
-        self.schedule = schedule
+        self.schedule = beta_schedule
         self.noise = 0.0
         self.sqrt_beta = torch.zeros((), dtype=torch.float64, device=device)
         self.sqrt_noise = torch.zeros_like(self.sqrt_beta)
@@ -148,6 +149,4 @@ class Fogzo:
         )
 
 
-def build(n: int, noise: float, beta_schedule: str, device: torch.device) -> Fogzo:
-    """Build the estimator of a run."""
-    return Fogzo(n, noise, beta_schedule, device)
+build = Fogzo

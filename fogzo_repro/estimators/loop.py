@@ -31,8 +31,8 @@ from fogzo_repro.estimators.checks import (
     weight_of,
 )
 from fogzo_repro.estimators.fogzo import Fogzo
-from fogzo_repro.estimators.probes import SequentialProbes
-from fogzo_repro.estimators.protocol import Estimate, Point, ProbeLosses, Probes, QuantizedWeight
+from fogzo_repro.estimators.probes import AveragedProbes, SequentialProbes
+from fogzo_repro.estimators.protocol import Estimate, Probes, QuantizedWeight
 from fogzo_repro.estimators.replay import FrozenBuffers, RandomState, RecordedLoss
 from fogzo_repro.estimators.schedule import RHO, noise_from_rho
 from fogzo_repro.randomness import derive_seed
@@ -169,7 +169,7 @@ class FogzoStep:
                 lambda: self._sum(losses, inverse if is_unscaled else None)
             )
             if _world_size() > 1:
-                probes = _Averaged(probes)
+                probes = AveragedProbes(probes)
             self._begin()
             estimate = self.estimator(self.weights, probes, self.directions, self.signs)
         finally:
@@ -291,20 +291,6 @@ def _clip(gradients: Sequence[Tensor], bound: float) -> None:
     for (device, _), group in alike.items():
         for factor in factors:
             torch._foreach_mul_(group, factor.to(device))
-
-
-class _Averaged:
-    """Probes whose losses are means over the processes: all get the same coefficient."""
-
-    def __init__(self, probes: Probes) -> None:
-        self.probes = probes
-
-    def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
-        losses = self.probes(here, directions)
-        both = torch.stack([losses.plus, losses.minus])
-        dist.all_reduce(both)
-        both /= _world_size()
-        return ProbeLosses(both[0], both[1], losses.flips)
 
 
 def _world_size() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fogzo_repro.estimators.directions import random_signs
@@ -72,6 +73,25 @@ class CountedProbes:
         """Measure k pairs, and count them."""
         self.pairs += len(directions[0])
         return self.probes(here, directions)
+
+
+class AveragedProbes:
+    """Probes whose losses are means over the processes: one coefficient for all.
+
+    Args:
+        probes: measures this process's share of the batch.
+    """
+
+    def __init__(self, probes: Probes) -> None:
+        self.probes = probes
+
+    def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
+        """Measure, then average."""
+        losses = self.probes(here, directions)
+        both = torch.stack([losses.plus, losses.minus])
+        dist.all_reduce(both)
+        both /= dist.get_world_size()
+        return ProbeLosses(both[0], both[1], losses.flips)
 
 
 class RandomSign:

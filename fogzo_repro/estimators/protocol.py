@@ -46,12 +46,12 @@ class QuantizedWeight:
             of the parameter.
         law: the smoothing law of its operator and surrogate.
         levels: the level of each latent weight; only for counting flips.
-        quantized: the weight that the network computes with, in the latent weight's coordinates,
-            where an estimator asks for it.
         slope: the surrogate's derivative h' at each latent weight; only for logging.
         rotate: to the coordinates in which the rounding happens, an orthonormal map of each row
             (its last axes); directions and guide live there.
         rotate_back: its inverse.
+        quantized: the weight that the network computes with, in the latent weight's coordinates,
+            where an estimator asks for it.
     """
 
     parameter: Tensor

@@ -126,8 +126,7 @@ class Recorder:
     def square(self) -> float:
         """Return ||E[G]||^2 from all pairs of different draws."""
         assert self.total is not None
-        whole = self.total.double().square().sum().item()
-        return (whole - self.squares) / (self.count * (self.count - 1))
+        return _square(self.total, self.squares, self.count)
 
     def mean(self) -> Tensor:
         """Return the mean estimate, (d,)."""
@@ -216,7 +215,7 @@ def repeated_quality(
         lengths.append(norm.view(1))
         alignments.append(torch.where(norm > 0, along / norm, 0.0).view(1))
     assert total is not None
-    square = (total.square().sum().item() - squares) / (calls * (calls - 1))
+    square = _square(total, squares, calls)
     return Quality(
         square=square,
         projection=torch.dot(total / calls, reference.mean.double()).item(),
@@ -241,6 +240,11 @@ def _gradients_kept(weights: Sequence[QuantizedWeight]) -> Iterator[None]:
         for w, value in zip(weights, saved, strict=True):
             assert w.parameter.grad is not None
             w.parameter.grad.copy_(value)
+
+
+def _square(total: Tensor, squares: float, count: int) -> float:
+    """Return ||E[G]||^2, unbiased, from the sums of `count` draws and of their squared norms."""
+    return (total.double().square().sum().item() - squares) / (count * (count - 1))
 
 
 def _mean(values: list[Tensor]) -> float:

@@ -32,12 +32,6 @@ class SmoothingLaw:
         """Return the u that belong to t = 2r - 1."""
         return self.transform(t * self.factor)
 
-    def sample_(self, out: Tensor, generator: torch.Generator) -> Tensor:
-        """Fill `out` with independent draws of u and return it."""
-        t = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-        u = self.shape_(draw_integers_(t, generator).to(widest(out.dtype)))
-        return u if u is out else out.copy_(u)
-
     def shape_(self, t: Tensor) -> Tensor:
         """Turn integers K of `draw_integers_` into draws of u, in place.
 

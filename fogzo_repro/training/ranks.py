@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,7 +22,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fogzo_repro.config import UserError
-from fogzo_repro.estimators.protocol import Point, ProbeLosses, Probes
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -141,25 +140,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-class RankAveraged:
-    """Probes whose losses are means over the ranks' shares of the batch: one coefficient for all.
-
-    Args:
-        probes: measures this rank's share.
-        ranks: the processes of the run.
-    """
-
-    def __init__(self, probes: Probes, ranks: Ranks) -> None:
-        self.probes = probes
-        self.ranks = ranks
-
-    def __call__(self, here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
-        """Measure, then average."""
-        losses = self.probes(here, directions)
-        both = self.ranks.average(torch.stack([losses.plus, losses.minus]))
-        return ProbeLosses(both[0], both[1], losses.flips)
 
 
 @cache

@@ -17,13 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from fogzo_repro.config import UserError
-from fogzo_repro.estimators import CountedProbes, QuantizedWeight, RandomSign, SequentialProbes
+from fogzo_repro.estimators import (
+    AveragedProbes,
+    CountedProbes,
+    QuantizedWeight,
+    RandomSign,
+    SequentialProbes,
+)
 from fogzo_repro.estimators.protocol import Estimate, Estimator, Probes
 from fogzo_repro.estimators.schedule import start_step
 from fogzo_repro.randomness import derive_seed
 from fogzo_repro.training.optimizers import set_lr
 from fogzo_repro.training.passes import Passes, null_level
-from fogzo_repro.training.ranks import ALONE, RankAveraged, Ranks
+from fogzo_repro.training.ranks import ALONE, Ranks
 from fogzo_repro.training.row import MAX_BAD_STREAK, make_row
 
 STREAMS = ("directions", "signs", "control")  # all ranks draw the same
@@ -225,7 +231,7 @@ class TrainStep:
         else:
             probes = SequentialProbes(self.passes.probe(part, gradients=gradients))
         if self.ranks.world_size > 1:
-            probes = RankAveraged(probes, self.ranks)
+            probes = AveragedProbes(probes)
         return RandomSign(probes, self.generators["control"]) if self.random_sign else probes
 
     def _norm(self, parameters: Iterable[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TinyNetwork, gradient
+from random_directions import random_directions
 from torch import Tensor, nn
 
 from fogzo_repro.estimators import Point, QuantizedWeight, directions, fogzo, nspsa, smoothing_law
@@ -95,13 +96,13 @@ def test_beta_one_is_parallel_to_the_ste_in_units_of_epsilon(tiny: TinyNetwork) 
 def test_noise_of_one_billionth_survives_in_float32() -> None:
     assert square_roots(1 - 1e-9)[1] == pytest.approx(math.sqrt(1e-9), rel=1e-6)
     g = torch.tensor([1.0, -2.0, 3.0])
-    [weight] = weights = single([0.1, 0.2, 0.3], g.tolist())
+    weights = single([0.1, 0.2, 0.3], g.tolist())
     recorder, estimator = Recorder(), Fogzo(1, 1e-9, "constant", torch.device("cpu"))
     assert estimator.begin_step(0, 10)
     estimator(weights, recorder, stream(5), stream(6))
     [[v]] = recorder.seen
     assert v.dtype == torch.float32
-    u = weight.law.sample_(torch.empty(1, 3), stream(5))
+    [u] = random_directions(weights, 1, 5)
     s = random_signs(1, torch.empty(()), stream(6))
     noise = v - s * math.sqrt(1 - 1e-9) * g / g.norm()  # float32 rounds v to 6e-8
     assert torch.allclose(noise, math.sqrt(1e-9) * u, atol=1e-7)
@@ -112,10 +113,7 @@ def test_direction_is_the_formula_with_the_guide_normalised_over_all_weights() -
     weights = [*single([0.1, 0.2], [3.0, 0.0], scale=1.0), *single([0.3], [2.0], scale=2.0)]
     recorder = Recorder()
     fogzo(weights, beta=0.36, n=5, generator=stream(8), signs=stream(9), probes=recorder)
-    u = [torch.empty(5, *w.parameter.shape) for w in weights]
-    drawn = stream(8)
-    for w, noise in zip(weights, u, strict=True):
-        w.law.sample_(noise, drawn)
+    u = random_directions(weights, 5, 8)
     s = random_signs(5, torch.empty(()), stream(9))
     assert set(s.tolist()) == {1.0, -1.0}
     guides = [torch.tensor([3.0, 0.0]) / 5, torch.tensor([4.0]) / 5]  # (1*3, 0, 2*2) over its norm
@@ -132,8 +130,7 @@ def test_signs_are_balanced() -> None:
 def test_zero_guide_gives_the_damped_noise_and_is_counted() -> None:
     weights, recorder = single([0.1, 0.2, 0.3], [0.0, 0.0, 0.0]), Recorder()
     estimate = fogzo(weights, beta=0.999, generator=stream(1), probes=recorder)
-    u = torch.empty(1, 3)
-    weights[0].law.sample_(u, stream(1))
+    [u] = random_directions(weights, 1)
     assert torch.equal(recorder.seen[0][0], u * math.sqrt(1 - 0.999))
     assert estimate.dead_guides == 1 and estimate.guide_norm == 0
     weights[0].parameter.grad = torch.tensor([0.0, 1e-12, 0.0])
