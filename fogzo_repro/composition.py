@@ -31,6 +31,7 @@ from fogzo_repro.config import (
     quoted,
     setting_names,
 )
+from fogzo_repro.config.parse import BROUGHT, brings_none
 from fogzo_repro.project import script
 from fogzo_repro.sweeps.tables import GROUPS, Entry, find_entries, table_files
 
@@ -223,6 +224,10 @@ def _in_one_line(error: Exception, words: Sequence[str]) -> UserError:
     elif isinstance(error, OSError) and error.filename:
         why = (error.strerror or "").lower()
         return ConfigError(f"{error.filename}: {why}; a sweep writes to output_root, give another")
+    override = re.match(rf"Could not override '({'|'.join(BROUGHT)})'", str(error))
+    if override:
+        models = [word.partition("=")[2] for word in words if setting_of(word) == "model"]
+        return brings_none(models[-1] if models else "mlp", override[1])
     lines = [str(error), str(error.__cause__ or "")] if not str(error) else [str(error)]
     return _unknown_setting(words) or ConfigError(" ".join(lines))
 

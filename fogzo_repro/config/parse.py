@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -22,6 +23,7 @@ from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS
 from fogzo_repro.terminal import typed_path
 
+BROUGHT = ("dataset", "recipe")  # by a model
 CompositionError = OmegaConfBaseException  # what Hydra lets through while it composes
 
 
@@ -192,6 +194,9 @@ def parse_config(
         ConfigError: with one line that names the key, the rule and, where there is one, the remedy.
     """
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    for section in BROUGHT:
+        if section not in config and "model" in chosen:
+            raise brings_none(chosen["model"], section)
     try:
         settings = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
@@ -206,7 +211,36 @@ def parse_config(
     for section in SECTIONS:
         if isinstance(settings.get(section), dict) and isinstance(chosen.get(section), str):
             _check_named(section, settings[section], chosen[section], settings.get("parts_dir"))
-    return _resolved(parse_settings({str(k): v for k, v in settings.items()}, words), words)
+    values = {str(key): value for key, value in settings.items()}
+    try:
+        return _resolved(parse_settings(values, words), words)
+    except ConfigError as error:
+        raise _in_own_file(error, values, words, chosen) from None
+
+
+def brings_none(model: str, section: str) -> ConfigError:
+    """Return the error of a model whose YAML file is without its dataset or recipe."""
+    return ConfigError(
+        f"model={model} brings no {section}, so that none can be chosen either; name one in the "
+        "defaults of its YAML file (docs/parts.md)"
+    )
+
+
+def _in_own_file(
+    error: ConfigError,
+    settings: Mapping[str, Any],
+    typed: Mapping[str, str],
+    chosen: Mapping[str, Any],
+) -> ConfigError:
+    """Say of an error of a setting in which YAML file of the user's it stands, if in one."""
+    found, parts_dir = re.match(r"(\w+)\.(\w+)", str(error)), settings.get("parts_dir")
+    if found is None or found[0] in typed or not isinstance(parts_dir, str):
+        return error
+    section, key = found.groups()
+    path = Path(parts_dir) / section / f"{chosen.get(section)}.yaml"
+    said = read_yaml(path) if path.is_file() else {}
+    is_there = key in said and said[key] == settings[section].get(key)
+    return ConfigError(f"{path}: {error}") if is_there else error
 
 
 def _resolved(config: RunConfig, typed: Mapping[str, str]) -> RunConfig:

@@ -174,6 +174,32 @@ def test_a_file_with_the_name_of_a_built_in_one_is_refused(mine, file, said):
         assert "give yours another name" in str(error.value)
 
 
+@pytest.mark.parametrize("words", [[], ["dataset=digits"], ["scale=smoke"]], ids=str)
+def test_a_model_that_brings_no_data_is_one_line(mine, words):
+    mine(model__bare__py="", model__bare__yaml="name: bare\nfamily: bare\nfirst_last: []\n")
+    with pytest.raises(ConfigError, match="model=bare brings no dataset, so that none can be chos"):
+        compose_run("model=bare", *words)
+
+
+@pytest.mark.parametrize(
+    ("section", "yaml", "said"),
+    [
+        ("recipe", "defaults: [digits_mlp, _self_]\nlr: fast\n", "recipe.lr=fast is not a number"),
+        ("recipe", "defaults: [digits_mlp, _self_]\nlrr: 3\n", "recipe.lrr is not a setting; did"),
+        ("estimator", "defaults: [fogzo, _self_]\nname: own\nnoise: 3\n", "noise=3.0 is outside"),
+    ],
+    ids=["type", "key", "rule"],
+)
+def test_a_wrong_value_in_a_file_of_the_users_is_told_with_it(mine, section, yaml, said):
+    folder = mine(**{f"{section}__own__yaml": yaml})
+    with pytest.raises(ConfigError) as error:
+        compose_run("dataset=digits", f"{section}=own")
+    assert str(error.value).startswith(f"{folder}/{section}/own.yaml: {section}.")
+    assert said in str(error.value)
+    with pytest.raises(ConfigError, match=r"^recipe\.epochs=-1 must be at least"):
+        compose_run("dataset=digits", "recipe=digits_mlp", "recipe.epochs=-1")
+
+
 def test_the_settings_of_the_suite_are_no_second_ones(monkeypatch):
     monkeypatch.setenv("FOGZO_PARTS", str(CONFIGS))
     assert compose_run("estimator=ste").estimator.name == "ste"
