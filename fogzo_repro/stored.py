@@ -16,7 +16,7 @@ from torch import nn
 from fogzo_repro import files
 from fogzo_repro.config import RunConfig, UserError, load_stored
 from fogzo_repro.terminal import stderr
-from fogzo_repro.training.checkpoint import load_checkpoint
+from fogzo_repro.training.checkpoint import load_checkpoint, model_tensors
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.tasks import Task, build_task
 
@@ -55,9 +55,7 @@ class StoredRun:
         for line in damaged:
             print(line, file=stderr())
         network = self.network(device)
-        prefix = "model/"
-        model = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        network.model.load_state_dict(model)
+        network.model.load_state_dict(model_tensors(tensors))
         network.model.eval()
         return network, step
 

@@ -44,6 +44,11 @@ def surrogate_slope(quantizer: Callable[[Tensor], Tensor], weight: Tensor) -> Te
     return slope
 
 
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """Return the type that autocast multiplies in on a kind of device; None where it is off."""
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def round_range(bits: int) -> tuple[int, int]:
     """Return the lowest and highest integer level, -2^(b-1) and 2^(b-1)-1.
 

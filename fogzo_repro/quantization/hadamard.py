@@ -59,7 +59,7 @@ def block_hadamard(x: Tensor, block: int, dtype: torch.dtype | None = None) -> T
         The rotated rows, (..., row), in at least float32.
     """
     product = _signed_sums(x, block, dtype)
-    return product.to(torch.promote_types(x.dtype, torch.float32)) * _rest(block)
+    return product.to(torch.promote_types(x.dtype, torch.float32)) * rest(block)
 
 
 def scaled_block_hadamard(
@@ -76,7 +76,7 @@ def scaled_block_hadamard(
         block: as in `block_hadamard`.
         dtype: as there; also that of the result.
     """
-    return _signed_sums(x * (scale * _rest(block)), block, dtype)
+    return _signed_sums(x * (scale * rest(block)), block, dtype)
 
 
 def _signed_sums(x: Tensor, block: int, dtype: torch.dtype | None) -> Tensor:
@@ -85,14 +85,15 @@ def _signed_sums(x: Tensor, block: int, dtype: torch.dtype | None) -> Tensor:
     if block == 1:
         return x.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
-        matrix = _power(block) * sylvester(block, x.device)
+        matrix = entry(block) * sylvester(block, x.device)
         return torch.mm(x.reshape(-1, block).to(dtype), matrix.to(dtype)).reshape(x.shape)
 
 
-def _power(block: int) -> float:
+def entry(block: int) -> float:
+    """Return 2^-k, by which the Sylvester matrix is multiplied for products."""
     return 2.0 ** -(int(math.log2(block)) // 2)
 
 
-def _rest(block: int) -> float:
-    """Return what makes the product orthonormal: 1 or sqrt(1/2)."""
-    return block**-0.5 / _power(block)
+def rest(block: int) -> float:
+    """Return what then makes the product orthonormal: 1 or sqrt(1/2)."""
+    return block**-0.5 / entry(block)

@@ -67,6 +67,7 @@ class Lsq(nn.Module):
         levels: the grid.
         start: the step to begin with, a 0-dim tensor or one number a channel (axis 0); steps have
             no weight decay because they have fewer than two axes.
+        bits: b, which decides whether `products` can take the levels.
     """
 
     start: Tensor

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.quantization.functional import with_surrogate_gradient
+from fogzo_repro.quantization.functional import autocast_dtype, with_surrogate_gradient
 from fogzo_repro.quantization.hadamard import (
     block_hadamard,
     block_size,
@@ -210,9 +210,7 @@ class Quest(nn.Module):
         return x.flatten(-self.row_axes) if self.row_axes else x.movedim(1, -1)
 
     def _product_type(self, x: Tensor) -> torch.dtype | None:
-        kind = x.device.type
-        autocast = self.of_inputs and torch.is_autocast_enabled(kind)
-        return torch.get_autocast_dtype(kind) if autocast else None
+        return autocast_dtype(x.device.type) if self.of_inputs else None
 
     def _unrows(self, rows: Tensor, like: Tensor) -> Tensor:
         return rows.reshape(like.shape) if self.row_axes else rows.movedim(-1, 1)

@@ -12,13 +12,14 @@ For products in eight bits (`products.py`) the levels are written too, doubled a
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from fogzo_repro.quantization.hadamard import entry, rest
 
 TILE, WARPS = 64, 4  # blocks a tile; the fastest of eight pairs on an H200
 # The compiler may keep channels last where it did not say so when it traced: no copy is made.
@@ -157,11 +158,10 @@ def _launch(kernel: Any, x: Tensor, *arguments: Any, block: int, **choices: bool
     if x.is_cuda:
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count
         programs = min(programs, 8 * processors)
-    power = 2.0 ** -(int(math.log2(block)) // 2)  # keeps float16 in its range
     with torch.cuda.device_of(x):
         kernel[(programs,)](
             x, *arguments,
-            B=block, POWER=power, REST=block**-0.5 / power, TILE=TILE, num_warps=WARPS, **choices,
+            B=block, POWER=entry(block), REST=rest(block), TILE=TILE, num_warps=WARPS, **choices,
         )  # fmt: skip
 
 

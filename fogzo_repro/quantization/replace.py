@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogzo_repro.quantization import products
+from fogzo_repro.quantization.functional import autocast_dtype
 
 
 class QuantizedLinear(nn.Linear):
@@ -31,21 +32,12 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        if self.exact and _in_bf16(input.device.type):
+        if self.exact and autocast_dtype(input.device.type) == torch.bfloat16:
             quantizer: Any = self.weight_quantizer
             y = products.linear(_coded_input(self, input), quantizer.coded(self.weight))
             return y if self.bias is None else y + self.bias.to(y.dtype)
         x, weight = _operands(self, input)
         return F.linear(x, weight, self.bias)
-
-
-def _in_bf16(kind: str) -> bool:
-    """Return whether autocast is on and multiplies in bf16."""
-    return _autocast_dtype(kind) == torch.bfloat16
-
-
-def _autocast_dtype(kind: str) -> torch.dtype | None:
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 class QuantizedConv2d(nn.Conv2d):
@@ -126,7 +118,7 @@ class SharedInput(nn.Module):
             0 if compiling else x._version,  # the compiler cannot trace it
             x.requires_grad,
             torch.is_grad_enabled(),
-            _autocast_dtype(x.device.type),
+            autocast_dtype(x.device.type),
         )
         kept = self.kept
         if kept is None or kept[0] is not x or kept[1] != key or place in self.taken:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from fogzo_repro import files
 from fogzo_repro.config import UserError
 
 KEEP = 2
+MODEL = "model/"  # before the names of the network's tensors
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]
+    folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: dict[str, Any]
 ) -> None:
     """Write a checkpoint, then delete all but the last two.
 
@@ -35,7 +36,7 @@ def save_checkpoint(
         tensors: by name.
         state: anything JSON holds.
     """
-    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    content = pack_tensors(tensors)
     head = {"step": step, "state": state, "sha256": hashlib.sha256(content).hexdigest()}
     head["checksum"] = _checksum(head)
     stem = folder / f"checkpoint-{step:08d}"
@@ -87,6 +88,11 @@ def load_checkpoint(
     return None
 
 
+def pack_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Return tensors of any device and layout as the content of a safetensors file."""
+    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a file of tensors that has no checksum beside it: a snapshot, an export.
 
@@ -97,6 +103,12 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no whole file of tensors ({error})") from None
+
+
+def model_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the network's part of a checkpoint's tensors, by their names in the network."""
+    own = {name: t for name, t in tensors.items() if name.startswith(MODEL)}
+    return {name.removeprefix(MODEL): t for name, t in own.items()}
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -23,7 +23,13 @@ from fogzo_repro.estimators import QuantizedWeight
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.tracking.metrics import Journal
 from fogzo_repro.tracking.progress import RunProgress
-from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint
+from fogzo_repro.training.checkpoint import (
+    MODEL,
+    load_checkpoint,
+    model_tensors,
+    pack_tensors,
+    save_checkpoint,
+)
 from fogzo_repro.training.optimizers import load_optimizer_tensors, optimizer_tensors
 from fogzo_repro.training.preemption import EvaluationStopped, Preempted, StopRequest, until_asked
 from fogzo_repro.training.row import ROW, begin_line, has_no_gradient, read_row
@@ -157,8 +163,7 @@ class Training:
         metrics_bytes = None
         if found is not None:
             self.done, tensors, state, said = found
-            model = {k.removeprefix("model/"): v for k, v in tensors.items() if "model/" in k[:6]}
-            self.model.load_state_dict(model)
+            self.model.load_state_dict(model_tensors(tensors))
             load_optimizer_tensors(self.step.optimizer, self.model, tensors)
             self.step.bad_streak.fill_(state["bad_streak"])
             self.step.scaler.load_state_dict(state["scaler"])
@@ -307,7 +312,7 @@ class Training:
         if not self.ranks.first:
             return
         self.journal.time(self.done, pause="checkpoint")
-        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"{MODEL}{k}": v for k, v in self.model.state_dict().items()}
         tensors |= optimizer_tensors(self.step.optimizer, self.model)
         scaler = self.step.scaler.state_dict()
         state = {
@@ -322,7 +327,5 @@ class Training:
     def _snapshot(self) -> None:
         if not self.ranks.first:
             return
-        from safetensors.torch import save
-
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        files.write(self.timetable.folder / f"snapshot-{self.done:08d}.safetensors", save(tensors))
+        path = self.timetable.folder / f"snapshot-{self.done:08d}.safetensors"
+        files.write(path, pack_tensors(self.model.state_dict()))

@@ -65,7 +65,8 @@ def resolve_machine(config: RunConfig) -> Machine:
     if name == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # torchrun: one card a process
     device = torch.device(name)
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         if not available:
             raise UserError(f"hardware.device={name}: no CUDA device is here; use hardware=cpu")
         if (device.index or 0) >= torch.cuda.device_count():
@@ -76,10 +77,9 @@ def resolve_machine(config: RunConfig) -> Machine:
     precision = hardware.precision
     if precision == "auto":
         precision = "fp32"
-        if device.type == "cuda":
+        if on_gpu:
             precision = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
     autocast = DTYPES[precision] if config.recipe.autocast else None
-    on_gpu = device.type == "cuda"
     graph = hardware.cuda_graph
     if graph is None:  # GradScaler and shared batch statistics stay outside of captured graphs
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -93,9 +93,9 @@ def resolve_machine(config: RunConfig) -> Machine:
             "hardware.exact_products=true needs bf16 and a card of compute capability 9 (H100, "
             "H200); leave it out"
         )
-    if graph and device.type != "cuda":
+    if graph and not on_gpu:
         raise UserError("hardware.cuda_graph=true needs a CUDA device; leave it out")
-    if device.type == "cuda":
+    if on_gpu:
         card = torch.cuda.get_device_name(device)
     else:
         card = f"{processor_name()}, {torch.get_num_threads()} threads"

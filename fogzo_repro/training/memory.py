@@ -236,11 +236,11 @@ def check_batch_fits(
 def _not_even(config: RunConfig, few: int, more: int, world_size: int) -> str:
     """Say that not even the smallest pass fits, and what could."""
     recipe, batch = config.recipe, few * world_size
-    smaller = f"recipe.global_batch_size={batch} " + (
-        f"recipe.lr={recipe.lr * batch / recipe.global_batch_size:g}"
-    )
     if recipe.accumulate:
         smaller = f"recipe.micro_batch_size={few}"
+    else:
+        lr = recipe.lr * batch / recipe.global_batch_size
+        smaller = f"recipe.global_batch_size={batch} recipe.lr={lr:g}"
     return (
         f"model={config.model.name}: not even a pass over {more} examples fits the card; try "
         f"{smaller} or less"

@@ -19,7 +19,7 @@ where the noise is small, so that nothing but the weights may differ between the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -138,7 +138,7 @@ class Passes:
         with eager, nothing_kept, self.buffers.untracked():
             self._forward(part, 0)
 
-    def _mean_loss(self, batch: Any, backward: Callable[[Tensor], object] | None = None) -> Tensor:
+    def _mean_loss(self, batch: Any, backward: Callable[[Tensor], object] | None) -> Tensor:
         """Return the loss of the whole batch, one micro-batch after another."""
         size = len(batch[0])
         micro_batch = self.micro_batch or size
@@ -197,18 +197,14 @@ class DropPathMasks:
     def draw(self, examples: int, generator: torch.Generator) -> None:
         """Draw one mask for each layer and example, in place where there are as many as before."""
         if self.ones.shape[1] != examples:
-            self.ones = torch.ones(len(self.undropped), examples, device=generator.device)
-        if self.layers:
-            self._draw(examples, generator)
-        self.select(0, examples)
-
-    def _draw(self, examples: int, generator: torch.Generator) -> None:
-        if self.table.shape[1] != examples:
             kept = [1 - layer.drop_prob for layer in self.layers]
             self.kept = torch.tensor(kept, device=generator.device).unsqueeze(1)
             self.table = self.kept.new_empty(len(kept), examples)
-        self.table.uniform_(generator=generator)
-        self.table.copy_((self.table < self.kept) / self.kept)
+            self.ones = self.kept.new_ones(len(self.undropped), examples)
+        if self.layers:
+            self.table.uniform_(generator=generator)
+            self.table.copy_((self.table < self.kept) / self.kept)
+        self.select(0, examples)
 
     def select(self, first: int, count: int) -> None:
         """Give the layers the masks of `count` examples from `first` on."""
@@ -234,17 +230,14 @@ class SharedPrefix:
             and not any(id(p) in moved for m in end.before for p in m.parameters())
         ]
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self) -> AbstractContextManager[None]:
         """Run the first pass in here."""
-        with self._mode("keep"):
-            yield
+        return self._mode("keep")
 
-    @contextmanager
-    def reused(self) -> Iterator[None]:
+    def reused(self) -> AbstractContextManager[None]:
         """Run probes in here; they compute the prefix themselves where none is kept."""
-        with self._mode("reuse" if all(end.output is not None for end in self.ends) else "compute"):
-            yield
+        is_kept = all(end.output is not None for end in self.ends)
+        return self._mode("reuse" if is_kept else "compute")
 
     @contextmanager
     def _mode(self, mode: str) -> Iterator[None]:

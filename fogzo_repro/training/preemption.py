@@ -14,7 +14,10 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:  # whoever waits for signals alone does not wait for torch
+    from fogzo_repro.training.ranks import Ranks
 
 REQUEUE_STATUS = 75  # EX_TEMPFAIL: run the same command again, it goes on
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -32,14 +35,6 @@ class EvaluationStopped(Exception):
 
 class _Asked(Exception):
     """A signal has come while the run was waiting."""
-
-
-class Agreeing(Protocol):
-    """The processes of a run."""
-
-    def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any of them."""
-        ...
 
 
 class StopRequest:
@@ -107,7 +102,7 @@ def until_asked(batches: Iterable[T]) -> Iterator[T | None]:
         yield batch
 
 
-def evaluated(batches: Iterable[T], ranks: Agreeing) -> Iterator[T]:
+def evaluated(batches: Iterable[T], ranks: Ranks) -> Iterator[T]:
     """Yield the batches of an evaluation.
 
     Raises:

@@ -23,10 +23,8 @@ from torch import Tensor, nn
 from fogzo_repro.config import RunConfig, UserError, load_stored
 from fogzo_repro.terminal import path_of
 from fogzo_repro.tracking.records import read_record
-from fogzo_repro.training.checkpoint import load_checkpoint, read_tensors
+from fogzo_repro.training.checkpoint import load_checkpoint, model_tensors, read_tensors
 from fogzo_repro.training.optimizers import QUANTIZERS
-
-PREFIX = "model/"  # of the network's tensors in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,9 @@ class Start:
 def _kind(tensor: Tensor) -> str:
     if tensor.is_floating_point():
         return "floating-point"
-    return (
-        "complex" if tensor.is_complex() else "boolean" if tensor.dtype == torch.bool else "whole"
-    )
+    if tensor.is_complex():
+        return "complex"
+    return "boolean" if tensor.dtype == torch.bool else "whole"
 
 
 def read_start(config: RunConfig) -> Start | None:
@@ -119,10 +117,8 @@ def read_start(config: RunConfig) -> Start | None:
             f"{source} is not there; give the folder of a finished run, <output_root>/<run_id>, "
             "or a safetensors file"
         )
-    if any(name.startswith(PREFIX) for name in tensors):  # a checkpoint has other state too
-        own = {k: v for k, v in tensors.items() if k.startswith(PREFIX)}
-        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in own.items()}
-    kept = {k: v for k, v in tensors.items() if not QUANTIZERS & set(k.split("."))}
+    named = model_tensors(tensors) or tensors  # a checkpoint has other state too
+    kept = {k: v for k, v in named.items() if not QUANTIZERS & set(k.split("."))}
     return Start(source, kept)
 
 

@@ -111,7 +111,7 @@ class TrainStep:
         self.failed = torch.zeros((), device=self.device)  # 1 once the run must stop
         self.bad_streak = torch.zeros((), device=self.device)
         self.asks_null_level = False  # at the next step that is the estimator's
-        self.null_level = self.bad_streak
+        self.null_level = torch.zeros((), device=self.device)
 
     def is_the_estimators(self, step: int, total_steps: int) -> bool:
         """Return whether the estimator is called at a step, which begins for it."""

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fogzo_repro.estimators import random_signs
 from fogzo_repro.estimators.smoothing import draw_integers_
 from fogzo_repro.randomness import derive_seed, generator_for
 
@@ -87,9 +88,9 @@ def signs_of(words: Tensor) -> Tensor:
     return ((words & 1) * 2 - 1).float()
 
 
-def draw_signs_(t: Tensor, generator: torch.Generator) -> Tensor:
-    """Fill a float32 tensor with -1 and +1, as the estimators draw their signs."""
-    return t.random_(0, 2, generator=generator).mul_(2).sub_(1)
+def signs_like(t: Tensor, generator: torch.Generator) -> Tensor:
+    """Return as many signs as `t` has elements, as the estimators draw them."""
+    return random_signs(len(t), t, generator)
 
 
 def numbers(seeds: Tensor, size: int, threads: int, rounds: int, made_of: MadeOf) -> Tensor:
@@ -104,7 +105,7 @@ def compiled_numbers() -> Any:
 
 
 def computed(
-    seeds: Tensor, sizes: Sequence[int], made_of: MadeOf, most_blocks: int, function: Any = numbers
+    seeds: Tensor, sizes: Sequence[int], made_of: MadeOf, most_blocks: int, function: Any
 ) -> list[Tensor]:
     """Return for each size a tensor (S, size), as a generator fills one after another on a GPU.
 
@@ -124,14 +125,14 @@ def computed(
 
 
 def asked(
-    seeds: Iterable[int], sizes: Sequence[int], fill_: Fill, device: torch.device
+    seeds: Iterable[int], sizes: Sequence[int], fill: Fill, device: torch.device
 ) -> list[Tensor]:
     """Return for each size a tensor (S, size), filled by a generator for each seed."""
     generator = torch.Generator(device)
     rows = []
     for seed in seeds:
         generator.manual_seed(seed)
-        rows.append([fill_(torch.empty(size, device=device), generator) for size in sizes])
+        rows.append([fill(torch.empty(size, device=device), generator) for size in sizes])
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
@@ -195,22 +196,22 @@ class SeedStreams:
 
     def signs(self, step: int, purpose: str, size: int) -> Tensor:
         """Return -1 or +1 with probability 1/2 each, float32 (S, size)."""
-        return self._draw(step, purpose, [size], signs_of, draw_signs_)[0]
+        return self._draw(step, purpose, [size], signs_of, signs_like)[0]
 
     def _draw(
-        self, step: int, purpose: str, sizes: Sequence[int], made_of: MadeOf, fill_: Fill
+        self, step: int, purpose: str, sizes: Sequence[int], made_of: MadeOf, fill: Fill
     ) -> list[Tensor]:
         first, rows = self._derived[purpose]
         seeds = rows[step - first]
         if self.batched:
             return computed(seeds, sizes, made_of, self.most_blocks, self._numbers)
-        return asked(seeds.tolist(), sizes, fill_, self.device)
+        return asked(seeds.tolist(), sizes, fill, self.device)
 
     def _agrees(self) -> bool:
         """Return whether this torch on this card draws what is computed here."""
         seeds, sizes = torch.tensor(CHECKED_SEEDS, device=self.device), CHECKED_SIZES
         pairs: list[tuple[Tensor, Tensor]] = []
-        for made_of, fill_ in ((integers_of, draw_integers_), (signs_of, draw_signs_)):
+        for made_of, fill in ((integers_of, draw_integers_), (signs_of, signs_like)):
             found = computed(seeds, sizes, made_of, self.most_blocks, self._numbers)
-            pairs += zip(found, asked(CHECKED_SEEDS, sizes, fill_, self.device), strict=True)
+            pairs += zip(found, asked(CHECKED_SEEDS, sizes, fill, self.device), strict=True)
         return all(torch.equal(a, b) for a, b in pairs)
