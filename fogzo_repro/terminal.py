@@ -25,6 +25,15 @@ class UserError(Exception):
         print("error:", " ".join(str(self).split()), file=stderr())
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or what it is where it says nothing.
+
+    >>> first_line(OSError("no room")), first_line(OSError())
+    ('no room', 'OSError()')
+    """
+    return next(iter(str(error).strip().splitlines()), repr(error))
+
+
 def say_interrupted() -> int:
     """Say in one line that a second INT, or one before a run began, has ended a command.
 

@@ -52,7 +52,7 @@ from fogzo_repro.data.c4_shards import (
     tokenize_files,
     write_json,
 )
-from fogzo_repro.terminal import command_parser, say_interrupted, text_or_path
+from fogzo_repro.terminal import command_parser, first_line, say_interrupted, text_or_path
 from fogzo_repro.tracking.progress import RunProgress
 
 TOKENS_PER_SECOND = 0.8e6  # a core, sentencepiece; for the estimate before the start
@@ -110,10 +110,9 @@ def find_tokenizer(name: str) -> Path:
     try:
         return Path(hf_hub_download(name, "tokenizer.model"))
     except Exception as error:  # network and hub errors have no common type
-        reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(
-            f"--tokenizer {name} is no folder and cannot be fetched from the hub ({reason}); give "
-            "a folder with tokenizer.model"
+            f"--tokenizer {name} is no folder and cannot be fetched from the hub "
+            f"({first_line(error)}); give a folder with tokenizer.model"
         ) from None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import UserError
+from fogzo_repro.terminal import first_line
 
 HUB = "allenai/c4"
 REVISION = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"  # choice: the main branch since 2023
@@ -129,8 +130,7 @@ def _hub_documents(name: str) -> Iterator[str]:
             yield row["text"]
             read += 1
     except Exception as error:  # network, hub and JSON errors have no common type
-        reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(
-            f"{HUB} {name} line {read + 1}: cannot be read ({reason}); run the same command "
-            "again: finished shards stay"
+            f"{HUB} {name} line {read + 1}: cannot be read ({first_line(error)}); run the "
+            "same command again: finished shards stay"
         ) from None

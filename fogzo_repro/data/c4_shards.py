@@ -16,8 +16,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -30,7 +28,9 @@ import numpy as np
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4_documents import SourceFile
+from fogzo_repro.data.workers import end_with
 from fogzo_repro.randomness import hash64
+from fogzo_repro.terminal import first_line
 
 BOS = 1
 BATCH = 256  # documents encoded at a time
@@ -77,8 +77,7 @@ def load_tokenizer(path: Path) -> Any:
     try:
         tokenizer = SentencePieceProcessor(model_file=str(path))
     except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"{path} is not a sentencepiece model ({reason})") from None
+        raise UserError(f"{path} is not a sentencepiece model ({first_line(error)})") from None
     if tokenizer.bos_id() != BOS or tokenizer.vocab_size() > 2**16:
         raise UserError(
             f"{path}: BOS has id {tokenizer.bos_id()} and there are {tokenizer.vocab_size()} "
@@ -320,18 +319,8 @@ _WORKER: dict[str, Any] = {}  # what a worker process keeps from one file to the
 
 
 def _start_worker(parent: int, tokenizer: Path, counter: Any) -> None:
-    """Make a process ready, and let it end with its parent, however that ends.
-
-    Nothing may be left to write into the folder beside the next attempt.
-    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent decides
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(POLL_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(parent)
     _WORKER.update(tokenizer=load_tokenizer(tokenizer), counter=counter)
 
 

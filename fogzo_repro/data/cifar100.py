@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import torch
 from fogzo_repro.config import UserError
 from fogzo_repro.data.download import download
 from fogzo_repro.data.images import Batch, ImageDataset, Images
+from fogzo_repro.terminal import first_line
 
 IMAGES = {"train": 50_000, "test": 10_000}
 DIGESTS = {  # md5 over the sorted md5(label byte + HWC bytes)
@@ -90,11 +91,11 @@ def in_one_order(pixels: np.ndarray, labels: np.ndarray, split: str, source: Pat
             f"{source} has {len(labels):,} images in {split}, CIFAR-100 has {IMAGES[split]:,}; "
             f"{AGAIN}"
         )
-    pairs = zip(labels.tolist(), pixels, strict=True)
+    own = labels.tolist()
+    pairs = zip(own, pixels, strict=True)
     digests = [hashlib.md5(bytes([label]) + image.tobytes()).digest() for label, image in pairs]
     if hashlib.md5(b"".join(sorted(digests))).hexdigest() != DIGESTS[split]:
         raise UserError(f"{source}: pixels or labels of {split} are not CIFAR-100's; {AGAIN}")
-    own = labels.tolist()
     order = sorted(range(len(own)), key=lambda i: (own[i], digests[i]))
     in_order = torch.from_numpy(pixels[order]).permute(0, 3, 1, 2).contiguous()
     return Batch(in_order, torch.from_numpy(labels[order]).long())
@@ -114,8 +115,7 @@ def read_official(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         data = CIFAR100(folder.parent, train=split == "train")
     except Exception as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"{folder} cannot be read ({reason}); {AGAIN}") from None
+        raise UserError(f"{folder} cannot be read ({first_line(error)}); {AGAIN}") from None
     return data.data, np.array(data.targets)
 
 
@@ -137,16 +137,16 @@ def read_parquet(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
             table = pyarrow.parquet.read_table(path, columns=["img", "fine_label"]).flatten()
             encoded, found = (table[c].to_pylist() for c in ("img.bytes", "fine_label"))
         except Exception as error:  # a file that is cut off, another layout, a missing value
-            reason = (str(error) or repr(error)).splitlines()[0]
-            raise UserError(f"{path} cannot be read ({reason}); {AGAIN}") from None
+            raise UserError(f"{path} cannot be read ({first_line(error)}); {AGAIN}") from None
         for row, label in enumerate(found):
             if not (isinstance(label, int) and 0 <= label < CLASSES):
                 raise UserError(
                     f"{path} row {row}: fine_label is {label}, not one of 0 .. {CLASSES - 1}"
                 )
-        parts = [range(len(encoded))[i : i + AT_ONCE] for i in range(0, len(encoded), AT_ONCE)]
+        rows = range(len(encoded))
+        parts = [rows[i : i + AT_ONCE] for i in rows[::AT_ONCE]]
         with ThreadPoolExecutor(THREADS) as pool:  # Pillow decodes without Python's lock
-            images += pool.map(lambda rows, p=path, e=encoded: _decode_all(e, p, rows), parts)
+            images += pool.map(partial(_decode_all, encoded, path), parts)
         labels += found
     pixels = torch.cat(images) if images else torch.empty((0, SIZE, SIZE, 3), dtype=torch.uint8)
     return pixels.numpy(), np.array(labels, dtype=np.int64)
@@ -166,8 +166,7 @@ def _decode(encoded: bytes, path: Path, row: int) -> torch.Tensor:
     except UnidentifiedImageError:
         raise UserError(f"{path} row {row}: not an image (neither PNG nor WebP); {AGAIN}") from None
     except Exception as error:  # no bytes, or the decoder's
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"{path} row {row}: not an image ({reason}); {AGAIN}") from None
+        raise UserError(f"{path} row {row}: not an image ({first_line(error)}); {AGAIN}") from None
     if pixels.shape != (SIZE, SIZE, 3) or pixels.dtype != np.uint8:
         height, width, channels = (*pixels.shape, 1)[:3]
         raise UserError(

@@ -24,6 +24,7 @@ from fogzo_repro.data.operations import (
     pack_operations,
 )
 from fogzo_repro.data.resampling import Windows, pack, resize
+from fogzo_repro.terminal import first_line
 
 ALIGNED = 16  # bytes
 TRIED = (
@@ -157,7 +158,7 @@ def why_not(view: TrainingView, device: torch.device) -> str:
     try:
         found = finish(view, to_device(pack_parts(view, parts), device)).cpu()
     except Exception as error:  # a compiler's, a driver's
-        return f"the device fails ({next(iter(str(error).splitlines()), type(error).__name__)})"
+        return f"the device fails ({first_line(error)})"
     expected = torch.stack(wanted)
     close = (found - expected).abs().max().item() < 1e-5 if found.is_floating_point() else False
     return "" if close or torch.equal(found, expected) else "the device gives other pixels"

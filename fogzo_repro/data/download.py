@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fogzo_repro.config import UserError
 from fogzo_repro.files import locked, make_folder
+from fogzo_repro.terminal import first_line
 
 PREFIX = ".download-"  # of the folders in which downloads are made
 
@@ -51,10 +52,9 @@ def download(
             try:
                 fetch(Path(folder))
             except Exception as error:  # network, archive and server errors have no common type
-                reason = (str(error) or repr(error)).splitlines()[0]
                 raise UserError(
-                    f"{name} is not under data_dir={data_dir} and cannot be downloaded ({reason}); "
-                    f"give data_dir=<the folder that holds it>{instead}"
+                    f"{name} is not under data_dir={data_dir} and cannot be downloaded "
+                    f"({first_line(error)}); give data_dir=<the folder that holds it>{instead}"
                 ) from None
             for path in (p for p in Path(folder).rglob("*") if p.is_file()):
                 target = data_dir / path.relative_to(folder)

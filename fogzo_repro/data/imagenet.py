@@ -91,6 +91,7 @@ def build(data_dir: Path, classes: str | None, allow_partial: bool) -> ImageNetI
     }
     wnids = _usable(root, listing, wanted, allow_partial)
     digest = hashlib.sha256("\n".join(wnids).encode())
+    kind = f"{len(wnids)}-{digest.hexdigest()[:16]}"
     splits = {}
     for split in SPLITS:
         names = [f"{wnid}/{name}" for wnid in wnids for name in sorted(listing[split][wnid])]
@@ -99,7 +100,6 @@ def build(data_dir: Path, classes: str | None, allow_partial: bool) -> ImageNetI
         labels = np.repeat(np.arange(len(wnids)), counts)
         encoded = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
         splits[split] = Files(root / split, encoded, labels)
-    kind = f"{len(wnids)}-{hashlib.sha256(chr(10).join(wnids).encode()).hexdigest()[:16]}"
     fingerprint = f"classes:{kind}/files:{digest.hexdigest()[:16]}"
     return ImageNetIndex(splits["train"], splits["val"], wnids, fingerprint)
 

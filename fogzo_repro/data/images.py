@@ -152,7 +152,7 @@ class ImageBatches:
         assert self.data is not None, "read the images first"
         pixels, labels = self.data
         images, _ = self.order.draw(generator)
-        view: Callable[[Tensor], Tensor] = lambda chosen: pixels[chosen]  # noqa: E731
+        view: Callable[[Tensor], Tensor] = pixels.__getitem__
         if self.crop_padding is not None:
             view = crop_and_flip(pixels, self.crop_padding, generator)
         shares = list(self.order.batches(images, self.rank, start))

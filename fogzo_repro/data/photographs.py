@@ -7,9 +7,6 @@ alone: ranks, workers and an interruption do not matter.
 from __future__ import annotations
 
 import multiprocessing.queues
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -28,7 +25,9 @@ from fogzo_repro.data.device_views import Bundle, Part, cut, finish, pack_parts,
 from fogzo_repro.data.imagenet import Files
 from fogzo_repro.data.images import Batch
 from fogzo_repro.data.order import EpochOrder, one_after_another
+from fogzo_repro.data.workers import outlive_signals
 from fogzo_repro.randomness import derive_seed
+from fogzo_repro.terminal import first_line
 
 MORE = (
     "; give a short TMPDIR, more shared memory (/dev/shm; of docker --shm-size) or more open files "
@@ -195,7 +194,7 @@ def lost_workers(error: BaseException) -> UserError | None:
 
     torch raises it wherever this process is when one of its children ends.
     """
-    said = next(iter(str(error).splitlines()), type(error).__name__)
+    said = first_line(error)
     if isinstance(error, RuntimeError) and "DataLoader worker (pid" in said:
         return UserError(
             f"{said.partition('. ')[0]}: memory may be short, or the shared memory; give fewer "
@@ -215,30 +214,10 @@ def begin_worker(worker: int) -> None:
     outlive_signals()
 
     def tell(queue: Any, error: Exception, item: Any) -> None:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        queue.put((item[0], NotHandedOver(why)))
+        queue.put((item[0], NotHandedOver(first_line(error))))
 
     # A bound method, as torch's queue asks for it; only this process has it.
     multiprocessing.queues.Queue._on_queue_feeder_error = tell  # type: ignore[attr-defined]
-
-
-def outlive_signals() -> None:
-    """Leave to the first process what a signal to all processes of a job means.
-
-    A scheduler asks a job to stop by TERM to every process of it, a terminal by INT. The run then
-    saves at the next step boundary, until when it needs its workers. One that is no longer needed
-    is ended by TERM from its parent alone, so only that is heeded; torch's worker ends at any.
-    """
-    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    parent = os.getppid()
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 @dataclass(frozen=True)
@@ -290,7 +269,7 @@ class PhotographBatches:
 
 
 def samples_of(
-    order: EpochOrder, rank: int, generator: torch.Generator, start: int = 0
+    order: EpochOrder, rank: int, generator: torch.Generator, start: int
 ) -> Iterator[list[Sample]]:
     """Yield a rank's share of what each batch of the epoch holds, from `start` on."""
     seed = generator.initial_seed()

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from fogzo_repro.config import UserError
+from fogzo_repro.terminal import first_line
 
 # For networks with quantized inputs. A computation that several kernels need is repeated in each
 # while it has no more operations and reads than these, else its result is written; the compiler's
@@ -62,9 +63,8 @@ def compile_failure(error: BaseException) -> UserError | None:
         cause = cause.__cause__
     if not any(type(e).__module__.startswith(COMPILERS) for e in chain):
         return None
-    reason = next(iter(str(chain[-1]).strip().splitlines()), type(chain[-1]).__name__)
     return UserError(
-        f"torch.compile does not work here ({reason}); it needs a C++ "
-        "compiler, on a GPU with Python's headers; else give hardware.compile=false (the run's "
-        "log.txt says where it failed)"
+        f"torch.compile does not work here ({first_line(chain[-1])}); it needs a C++ compiler, on "
+        "a GPU with Python's headers; else give hardware.compile=false (the run's log.txt says "
+        "where it failed)"
     )
