@@ -32,7 +32,8 @@ if not __package__:  # started as a file
 
 from fogzo_repro import files
 from fogzo_repro.config import UserError
-from fogzo_repro.data.decoded import folder_of, plan_tree, write_tree
+from fogzo_repro.data.decoded import folder_of
+from fogzo_repro.data.decoded_shards import plan_tree, write_tree
 from fogzo_repro.data.imagenet import (
     CLASSES,
     IMAGES,

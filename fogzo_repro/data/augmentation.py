@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fogzo_repro.data.operations import NotedErasing, Operation, noting, repaired
+from fogzo_repro.data.erasing import NotedErasing
+from fogzo_repro.data.operations import Operation, noting, repaired
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RECIPES A
 REFERENCE_SIZE = 224  # the side that recipe.test_resize goes with

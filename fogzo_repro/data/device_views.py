@@ -14,15 +14,8 @@ import torch
 from torch import Tensor
 
 from fogzo_repro.data.augmentation import Drawn, TrainingView, drawn_from, normalize
-from fogzo_repro.data.operations import (
-    Erased,
-    Layer,
-    apply,
-    erase,
-    fill_colour,
-    pack_erased,
-    pack_operations,
-)
+from fogzo_repro.data.erasing import Erased, erase, pack_erased
+from fogzo_repro.data.operations import Layer, apply, fill_colour, pack_operations
 from fogzo_repro.data.resampling import Windows, pack, resize
 from fogzo_repro.terminal import first_line
 

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from fogzo_repro.config import UserError
-from fogzo_repro.data import decoded
+from fogzo_repro.data import decoded, decoded_shards
 from fogzo_repro.data.augmentation import read_pixels, training_view
-from fogzo_repro.data.decoded import folder_of, kept_size, open_decoded, plan_tree, write_tree
+from fogzo_repro.data.decoded import folder_of, open_decoded
+from fogzo_repro.data.decoded_shards import kept_size, plan_tree, write_tree
 from fogzo_repro.data.imagenet import build
 from fogzo_repro.data.photographs import PhotographLoader, Photographs, Sample
 from tests.data.test_photographs import RESNET, picture
@@ -29,7 +30,7 @@ SIDE = 40
 @pytest.fixture
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tree of 12 training images, each of another size, whose shards hold two or three."""
-    monkeypatch.setattr(decoded, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(decoded_shards, "SHARD_BYTES", 20_000)
     for c in range(3):
         for split, images in (("train", 4), ("val", 1)):
             where = tmp_path / "imagenet" / split / f"n{c:08d}"
@@ -232,7 +233,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = SimpleNamespace(free=10**6)
-    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(decoded_shards.shutil, "disk_usage", lambda _: free)
     with pytest.raises(UserError, match=r"GB more and its disk has 0.001 GB free; free some space"):
         write(data_dir)
     assert not list(folder_of(data_dir / "imagenet", SIDE).glob("*.pixels"))
@@ -255,11 +256,11 @@ def test_another_decoder_or_image_gives_another_digest(
     folder = write(data_dir)
     first = opened(data_dir).digest
     shutil.rmtree(folder)
-    monkeypatch.setattr(decoded, "decoder_versions", lambda: {"Pillow": "0"})
+    monkeypatch.setattr(decoded_shards, "decoder_versions", lambda: {"Pillow": "0"})
     write(data_dir)
     other = opened(data_dir).digest
     monkeypatch.undo()
-    monkeypatch.setattr(decoded, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(decoded_shards, "SHARD_BYTES", 20_000)
     with pytest.raises(UserError, match="by another decoder; delete the folder first"):
         write(data_dir)
     shutil.rmtree(folder)

@@ -15,12 +15,10 @@ from torch import Tensor
 
 from fogzo_repro.data.augmentation import drawn_from, training_view
 from fogzo_repro.data.device_views import why_not
+from fogzo_repro.data.erasing import NotedErasing, erase, pack_erased
 from fogzo_repro.data.operations import (
-    NotedErasing,
     apply,
-    erase,
     noting,
-    pack_erased,
     pack_operations,
     repaired,
 )
