@@ -36,7 +36,7 @@ from torch import Tensor
 
 from fogzo_repro.config import UserError
 from fogzo_repro.estimators import SequentialProbes, fogzo, nspsa
-from fogzo_repro.estimators.protocol import Estimator, Probes
+from fogzo_repro.estimators.protocol import Estimator, Point, ProbeLosses, Probes
 from fogzo_repro.estimators.quality import (
     Quality,
     estimator_quality,
@@ -140,7 +140,7 @@ class Diagnosis:
         if len(self.batches) < self.effort.batches:
             raise UserError(f"batches={self.effort.batches}: an epoch has {len(self.batches)}")
 
-    def snapshot(self, path: Path, report: Callable[[int], None]) -> list[Row]:
+    def snapshot(self, path: Path, report: Callable[[float], None]) -> list[Row]:
         """Measure every estimator at one snapshot; `report` takes the probe pairs done."""
         self.network.model.load_state_dict(read_tensors(path))
         self.network.model.train()
@@ -148,7 +148,7 @@ class Diagnosis:
         measured = [self._batch(step, index, report) for index in range(len(self.batches))]
         return list(_rows(step, step / self.total_steps, measured))
 
-    def _batch(self, step: int, index: int, report: Callable[[int], None]) -> Measured:
+    def _batch(self, step: int, index: int, report: Callable[[float], None]) -> Measured:
         batch, weights, effort = self.batches[index], self.network.weights, self.effort
 
         def stream(purpose: str) -> torch.Generator:
@@ -157,16 +157,12 @@ class Diagnosis:
         self.passes.seed(derive_seed(self.seed, step, f"diagnose/masks/{index}"))
         self.network.model.zero_grad(set_to_none=True)
         self.passes.straight_through(batch, Tensor.backward)
-        probes: Probes
-        probes = self.batched(batch) if self.batched else SequentialProbes(self.passes.probe(batch))
+        probes = self._probes(batch, report)
         pairs = effort.directions // effort.batches
         reference = smoothed_gradient(weights, probes, pairs, stream("smoothed"))
-        report(pairs)
 
         def measure(estimate: Callable[[Probes], object]) -> Quality:
-            quality = estimator_quality(weights, probes, reference, SIZES, estimate)
-            report(effort.draws)
-            return quality
+            return estimator_quality(weights, probes, reference, SIZES, estimate)
 
         n = effort.draws
         qualities: dict[tuple[str, float | None], Quality] = {}
@@ -178,13 +174,34 @@ class Diagnosis:
         if self.own is not None and self._begins(self.own, step):
             own, streams = self.own, (stream("own/directions"), stream("own/signs"))
             if self.own_gradients:
-                probes = SequentialProbes(self.passes.probe(batch, gradients=True))
+                probes = self._probes(batch, report, gradients=True)
             qualities[self.name, None] = repeated_quality(
                 weights, reference, self.n, self.calls, lambda: own(weights, probes, *streams)
             )
-            report(self.calls * self.n)
         self.passes.finish()
         return Measured(reference.square, qualities)
+
+    def _probes(
+        self, batch: Any, report: Callable[[float], None], gradients: bool = False
+    ) -> Probes:
+        """Return what measures pairs, and tells `report` of each as soon as it is measured."""
+        if self.batched and not gradients:
+            batched = self.batched(batch)
+
+            def measure(here: Point, directions: Sequence[Tensor]) -> ProbeLosses:
+                losses = batched(here, directions)
+                report(len(losses.plus))
+                return losses
+
+            return measure
+        loss = self.passes.probe(batch, gradients=gradients)
+
+        def one_side() -> Tensor:
+            value = loss()
+            report(0.5)
+            return value
+
+        return SequentialProbes(one_side)
 
     def _begins(self, own: Estimator, step: int) -> bool:
         """Begin the estimator's own step after so many of the run; the nearest that there is."""
@@ -251,12 +268,12 @@ def diagnose(
     diagnosis = Diagnosis(run, network, run.task(data_dir, device), effort, device)
     pairs = diagnosis.pairs * len(snapshots)
     progress = RunProgress("diagnose, probe pairs", pairs, 0)
-    done, rows = 0, []
+    done, rows = 0.0, []
 
-    def report(count: int) -> None:
+    def report(count: float) -> None:
         nonlocal done
         done += count
-        progress.update(done, {})
+        progress.update(int(done), {})
 
     try:
         for path in snapshots:

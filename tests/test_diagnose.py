@@ -63,6 +63,23 @@ def test_batched_and_sequential_probes_give_the_same_diagnosis(tmp_path, monkeyp
         assert a.variance.value * a.smoothed_square.value == pytest.approx(variance, rel=1e-3)
 
 
+def test_every_probe_pair_is_told_as_soon_as_it_is_measured(folder):
+    run, device = open_run(folder), torch.device("cpu")
+    told = []
+    for batched in (True, False):
+        found = diagnose.Diagnosis(
+            run, run.network(device), run.task(None, device), lambda _: Effort(200, 2, 100), device
+        )
+        assert found.batched
+        if not batched:
+            found.batched = None
+        counts = []
+        found.snapshot(sorted(folder.glob("snapshot-*.safetensors"))[0], counts.append)
+        assert sum(counts) == found.pairs
+        told.append(counts)
+    assert set(told[1]) == {0.5} and len(told[0]) > 8
+
+
 def test_variance_over_n_and_bias_without_n(folder):
     rows = {(r.step, r.estimator, r.noise, r.n): r for r in rows_of(folder, SMALL)}
     for (step, name, noise, n), row in rows.items():
