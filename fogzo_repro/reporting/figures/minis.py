@@ -142,11 +142,11 @@ def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
             draw_points(panel, same, lambda p: p.held_back, label=label, **look)
             for p in same:
                 right = p.held_back > middle  # names stay inside
-                name = panel.annotate(
+                label_of = panel.annotate(
                     p.quantizer, (p.held_back, p.mean), xytext=(-3 if right else 3, 3), fontsize=5,
                     textcoords="offset points", color=color, ha="right" if right else "left",
                 )  # fmt: skip
-                name.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+                label_of.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
         panel.set_xlabel("mean 1 − h' of the STE")
         panel.set_ylabel("gain of FOGZO, held-out loss (nats)")
         handles, labels = panel.get_legend_handles_labels()
