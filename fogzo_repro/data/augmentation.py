@@ -179,7 +179,8 @@ class TrainingView:
         draw_window: draws the window of an image (3, H, W).
         operations: of timm, on the resized image; None where the recipe has none.
         erase: timm's random erasing of normalised inputs; None where the recipe has none.
-        note_operations: draws them and says what they are; None where they are not known.
+        note_operations: draws them and says what they are; None where they are not known, so that
+            the second half cannot be done on the device.
     """
 
     size: int
@@ -208,18 +209,13 @@ class TrainingView:
 
     def draw(self, pixels: np.ndarray) -> Drawn:
         """Draw what `__call__` draws for an image (H, W, 3), and do nothing yet."""
-        assert self.note_operations is not None, "ask in_halves first"
+        assert self.note_operations is not None, "its second half is not known"
         return Drawn(
             self._draw_window(pixels),
             self._draw_mirrored(),
             self.note_operations(),
             NotedErasing(self.erase, self.size)() if self.erase is not None else None,
         )
-
-    @property
-    def in_halves(self) -> bool:
-        """Whether the second half can be done on the device."""
-        return self.note_operations is not None
 
     def _draw_window(self, pixels: np.ndarray) -> Window:
         height, width, _ = pixels.shape

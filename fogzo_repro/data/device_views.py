@@ -137,7 +137,7 @@ def why_not(view: TrainingView, device: torch.device) -> str:
 
     It is tried on a few images of noise; it has to give Pillow's pixels, to the last bit.
     """
-    if not view.in_halves:
+    if view.note_operations is None:
         return "the recipe's augmentation is not known to the device"
     noise = np.random.default_rng(0)
     sizes = TRIED if view.operations is None else TRIED * 12  # each operation comes

@@ -84,23 +84,30 @@ class Lsq(nn.Module):
         """Return the level that each element rounds to; ties go to even."""
         return nearest_level(units, self.grid)
 
+    def step_of(self, v: Tensor) -> Tensor:
+        """Return the step by which v is quantized, broadcastable to it."""
+        raise NotImplementedError
+
     def live_step(self, count: int) -> Tensor:
         """Return s, clipped at its floor, with its gradient scaled by g; `count` is N."""
         scaled = self.step * (count * self.grid.q_p) ** -0.5
         return with_surrogate_gradient(self.step.clamp(min=FLOOR * self.start), scaled)
 
-    def quantize(self, v: Tensor, step: Tensor) -> Tensor:
+    def forward(self, v: Tensor) -> Tensor:
         """Return v_hat, with the derivatives of the head of this file."""
-        # torch 2.11 compiles a Function whose forward ends in a cast to a gradient of zero.
-        return _Quantize.apply(v, step, self.grid).to(v.dtype)
+        return self._quantize(v, self.step_of(v))
 
-    def code(self, v: Tensor, step: Tensor) -> Coded:
+    def coded(self, v: Tensor) -> Coded:
         """Return v_hat with its codes: the levels, doubled where they are half-integers."""
-        factor = 1 + self.grid.halves
+        step, factor = self.step_of(v), 1 + self.grid.halves
         with torch.no_grad():
             codes = (factor * nearest_level(_units(v, step), self.grid)).to(CODES)
             scale = (step / factor).float()
-        return Coded(self.quantize(v, step), codes, scale)
+        return Coded(self._quantize(v, step), codes, scale)
+
+    def _quantize(self, v: Tensor, step: Tensor) -> Tensor:
+        # torch 2.11 compiles a Function whose forward ends in a cast to a gradient of zero.
+        return _Quantize.apply(v, step, self.grid).to(v.dtype)
 
 
 def nearest_level(units: Tensor, levels: Grid) -> Tensor:
@@ -183,24 +190,17 @@ class LsqWeight(Lsq):
         # One bit is s/2 sign(v) with derivative 1 on |v| <= s/2: a hardtanh.
         self.smoothing = ("round", "identity") if bits > 1 else ("sign", "hardtanh")
 
-    def _shaped_step(self) -> Tensor:
+    def step_of(self, v: Tensor) -> Tensor:
+        """Return the live step, of the tensor or of each channel."""
         return self.live_step(self.count).view(self.shape)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the quantized weight."""
-        return self.quantize(weight, self._shaped_step())
-
-    def coded(self, weight: Tensor) -> Coded:
-        """Return the quantized weight with its codes."""
-        return self.code(weight, self._shaped_step())
 
     def units(self, weight: Tensor) -> Tensor:
         """Return the weight in units of its step."""
-        return weight / self._shaped_step()
+        return weight / self.step_of(weight)
 
     def perturbation_scale(self, weight: Tensor) -> Tensor:
         """Return the live step, broadcastable to the weight; s/2, half the distance, at 1 bit."""
-        step = self._shaped_step()
+        step = self.step_of(weight)
         return step if self.smoothing[0] == "round" else step / 2
 
 
@@ -223,16 +223,8 @@ class LsqInput(Lsq):
         self.started = False  # start > 0, known without asking the device
         self.register_load_state_dict_post_hook(_note_start)
 
-    def forward(self, v: Tensor) -> Tensor:
-        """Return the quantized inputs; axis 0 is the batch."""
-        return self.quantize(v, self._step_of(v))
-
-    def coded(self, v: Tensor) -> Coded:
-        """Return the quantized inputs with their codes."""
-        return self.code(v, self._step_of(v))
-
-    def _step_of(self, v: Tensor) -> Tensor:
-        """Return the step to quantize by, which starts with the first batch."""
+    def step_of(self, v: Tensor) -> Tensor:
+        """Return the step, which starts with the first batch; axis 0 of v is the batch."""
         if not self.started:
             start = self._first_step(v)
             if not (self.training and torch.is_grad_enabled()):

@@ -148,13 +148,14 @@ class Quest(nn.Module):
     def _by_kernel(self, rows: Tensor) -> Tensor:
         from fogzo_repro.quantization import quest_kernel  # triton takes a while to import
 
-        return quest_kernel.quantize_rows(*self._for_kernel(rows), self.hadamard == "full")
+        rotate_back = self.hadamard == "full"
+        return quest_kernel.quantize_rows(*self._for_kernel(rows), rotate_back)[0]
 
     def _coded_by_kernel(self, rows: Tensor) -> Coded:
         from fogzo_repro.quantization import quest_kernel
 
         inputs = self._for_kernel(rows)
-        return Coded(*quest_kernel.code_rows(*inputs, CODES), inputs[1] / 2)
+        return Coded(*quest_kernel.quantize_rows(*inputs, kind=CODES), inputs[1] / 2)
 
     def _for_kernel(self, rows: Tensor) -> tuple[Tensor, Tensor, int, float, float, float]:
         spacing = self._spacing(rows.float())  # a rotation keeps the rms

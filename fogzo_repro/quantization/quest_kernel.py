@@ -33,9 +33,10 @@ def quantize_rows(
     outer_unit: float,
     limit: float,
     width: float,
-    rotate_back: bool,
-) -> Tensor:
-    """Return the quantized rows, in the type of x.
+    rotate_back: bool = False,
+    kind: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the quantized rows, in the type of x, and their doubled levels.
 
     Args:
         x: (..., row), bf16 or fp16.
@@ -45,36 +46,12 @@ def quantize_rows(
         limit: M needs |x| <= limit, in units of Delta,
         width: and |Q(x) - x| <= width, in units of Delta.
         rotate_back: whether the levels are rotated back, as in the full variant.
+        kind: the eight-bit type of the doubled levels, which are empty without. With it, and no
+            backward pass to come, it is the rows that are empty.
     """
     keep = torch.is_grad_enabled() and x.requires_grad
-    return _quantize(x, spacing, block, outer_unit, limit, width, rotate_back, keep, None)[0]
-
-
-def code_rows(
-    x: Tensor,
-    spacing: Tensor,
-    block: int,
-    outer_unit: float,
-    limit: float,
-    width: float,
-    kind: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Return the quantized rows, left rotated, and their doubled levels in an eight-bit type.
-
-    Without a backward pass to come the rows are not written: empty.
-
-    Args:
-        x: like all but the last, as for `quantize_rows`.
-        spacing: Delta.
-        block: B.
-        outer_unit: alpha.
-        limit: of M.
-        width: of M.
-        kind: of the doubled levels.
-    """
-    keep = torch.is_grad_enabled() and x.requires_grad
-    found = _quantize(x, spacing, block, outer_unit, limit, width, False, keep, kind)
-    return found[0], found[2].view(kind)
+    rows, _, codes = _quantize(x, spacing, block, outer_unit, limit, width, rotate_back, keep, kind)
+    return rows, codes if kind is None else codes.view(kind)
 
 
 @triton.jit

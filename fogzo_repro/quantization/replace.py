@@ -34,7 +34,7 @@ class QuantizedLinear(nn.Linear):
         """Map (..., in_features) to (..., out_features)."""
         if self.exact and autocast_dtype(input.device.type) == torch.bfloat16:
             quantizer: Any = self.weight_quantizer
-            y = products.linear(_coded_input(self, input), quantizer.coded(self.weight))
+            y = products.linear(_quantized(self, input, coded=True), quantizer.coded(self.weight))
             return y if self.bias is None else y + self.bias.to(y.dtype)
         x, weight = _operands(self, input)
         return F.linear(x, weight, self.bias)
@@ -54,20 +54,18 @@ class QuantizedConv2d(nn.Conv2d):
 
 
 def _operands(layer: QuantizedLinear | QuantizedConv2d, input: Tensor) -> tuple[Tensor, Tensor]:
-    quantizer, weight = layer.input_quantizer, layer.weight
-    if isinstance(quantizer, SharedInput):
-        x = quantizer(input, layer.place)
-    else:
-        x = input if quantizer is None else quantizer(input)
-    return x, weight if layer.weight_quantizer is None else layer.weight_quantizer(weight)
+    x = input if layer.input_quantizer is None else _quantized(layer, input)
+    quantizer, weight = layer.weight_quantizer, layer.weight
+    return x, weight if quantizer is None else quantizer(weight)
 
 
-def _coded_input(layer: QuantizedLinear, input: Tensor) -> products.Coded:
+def _quantized(
+    layer: QuantizedLinear | QuantizedConv2d, input: Tensor, *, coded: bool = False
+) -> Any:
+    """Return a layer's quantized input, or that with its codes."""
     quantizer: Any = layer.input_quantizer
-    if isinstance(quantizer, SharedInput):
-        return quantizer.coded(input, layer.place)
-    found: products.Coded = quantizer.coded(input)
-    return found
+    quantize = quantizer.coded if coded else quantizer
+    return quantize(input, layer.place) if isinstance(quantizer, SharedInput) else quantize(input)
 
 
 class SharedInput(nn.Module):

@@ -152,9 +152,10 @@ def _check_no_photographs(config: RunConfig, recipe: VisionRecipe) -> None:
         f"erase_probability={recipe.erase_probability}": recipe.erase_probability > 0,
         f"repeats={recipe.repeats}": recipe.repeats > 1,
     }
-    for setting in (name for name, is_asked in asked.items() if is_asked):
+    found = [setting for setting, is_asked in asked.items() if is_asked]
+    if found:
         raise UserError(
-            f"recipe.{setting} is for photographs, and dataset={config.dataset.name} is held in "
+            f"recipe.{found[0]} is for photographs, and dataset={config.dataset.name} is held in "
             "memory; use recipe=cifar_resnet or recipe=cifar_deit, whose recipe.augmentation is "
             "crop_flip"
         )

@@ -212,9 +212,9 @@ def check_batch_fits(
     photographs = isinstance(config.recipe, VisionRecipe)
     if machine.device.type != "cuda" or not (photographs or tokens):
         return
-    few, more = SMALL_BATCHES
+    few, more = SMALL_TOKEN_BATCHES if tokens else SMALL_BATCHES
     if tokens:  # never more than the run itself takes
-        more = max(2, min(SMALL_TOKEN_BATCHES[1], pass_size(config.recipe, world_size)))
+        more = max(2, min(more, pass_size(config.recipe, world_size)))
         few = more // 2
     one_pass = cuda_pass(task, model, machine.device, machine.autocast)
     with put_back(model):

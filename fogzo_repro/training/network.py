@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import filter as matching
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -147,8 +146,13 @@ def _weight_quantizer(config: RunConfig, name: str, weight: Tensor) -> nn.Module
         found = build_part("quantizer", section, config.parts_dir, **given)
     except ValueError as error:
         raise UserError(f"quantizer={section.name} on the weight of {name}: {error}") from error
-    methods = {"units": "(weight)", "levels": "(units)", "perturbation_scale": "(weight)"}
-    return _check_module(f"quantizer={section.name}: build()", found, methods)
+    return _check_module(
+        f"quantizer={section.name}: build()",
+        found,
+        units="(weight)",
+        levels="(units)",
+        perturbation_scale="(weight)",
+    )
 
 
 def _input_quantizer(config: RunConfig, name: str, layer: nn.Module) -> nn.Module | None:
@@ -164,9 +168,7 @@ def _input_quantizer(config: RunConfig, name: str, layer: nn.Module) -> nn.Modul
     return _check_module(f"quantizer={section.name}: build_input()", found)
 
 
-def _check_module(
-    what: str, found: Any, methods: Mapping[str, str] = MappingProxyType({})
-) -> nn.Module:
+def _check_module(what: str, found: Any, **methods: str) -> nn.Module:
     """Return what a part has built, if it is a module with these methods."""
     kind = type(found).__name__
     if not isinstance(found, nn.Module):

@@ -42,13 +42,11 @@ class Ranks:
     Attributes:
         rank: of this process, 0 writes the files.
         world_size: number of processes.
-        local_rank: of this process on its machine; selects the card.
         control: a gloo group for decisions that are taken on the CPU; None for one process.
     """
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
     control: Any = None
 
     @property
@@ -155,7 +153,7 @@ def current_ranks() -> Ranks:
             torch.cuda.set_device(local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     control = dist.new_group(backend="gloo")
-    return Ranks(int(os.environ["RANK"]), world_size, local_rank, control)
+    return Ranks(int(os.environ["RANK"]), world_size, control)
 
 
 def leave() -> None:

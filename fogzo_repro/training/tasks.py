@@ -29,11 +29,12 @@ class Task(Protocol):
     Attributes:
         fingerprint: identifies the data; part of the run's identity.
         corpus: what the data are called where the dataset's name does not say it, else None.
-        model_arguments: what `build_model` needs beside the `model` section.
+        model_arguments: what `build_network` needs beside the configuration.
         examples: training examples in an epoch.
         unit: what a step consumes, `images` or `tokens`.
         units_per_example: 1 for images, the sequence length for tokens.
-        best_by: the test metric that decides which evaluation was best, and whether more is better.
+        best_by: the split and the metric that decide which evaluation was best, and whether more is
+            better.
     """
 
     fingerprint: str
@@ -42,7 +43,7 @@ class Task(Protocol):
     examples: int
     unit: str
     units_per_example: int
-    best_by: tuple[str, str, bool]  # (split, metric, more is better)
+    best_by: tuple[str, str, bool]
 
     def load(self, device: torch.device) -> None:
         """Get ready to train: read the data, move to the device what lives there.

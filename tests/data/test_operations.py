@@ -89,9 +89,9 @@ def test_posterize_may_keep_no_bits() -> None:
 def test_what_the_device_does_not_know_is_left_to_the_loaders() -> None:
     for text in ("rand-m9-t3a", "augmix-m3", "original-mstd0.5", None):
         view = training_view(SimpleNamespace(**{**vars(DEIT), "rand_augment": text}), 32)
-        assert not view.in_halves and "not known" in why_not(view, torch.device("cpu"))
+        assert view.note_operations is None and "not known" in why_not(view, torch.device("cpu"))
     bare = SimpleNamespace(**{**vars(DEIT), "rand_augment": None, "color_jitter": None})
-    assert training_view(bare, 32).in_halves
+    assert training_view(bare, 32).note_operations is not None
 
 
 def test_erasing_on_the_device_is_timms() -> None:
