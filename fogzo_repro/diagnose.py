@@ -49,7 +49,7 @@ from fogzo_repro.evaluate import parse_settings, read_device
 from fogzo_repro.plan import build_estimator, probe_budget, probe_gradients, probe_pairs
 from fogzo_repro.randomness import derive_seed, generator_for
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
-from fogzo_repro.reporting.jackknife import jackknife
+from fogzo_repro.reporting.statistics import jackknife
 from fogzo_repro.stored import StoredRun, open_run
 from fogzo_repro.terminal import command_parser, one_line_errors, typed_path
 from fogzo_repro.tracking.progress import RunProgress

@@ -29,8 +29,8 @@ from fogzo_repro.config.identity import HOW_COMPUTED, NEUTRAL
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.reporting.figures.drawing import ends_of_sd
 from fogzo_repro.reporting.figures.groups import Point, draw_groups
-from fogzo_repro.reporting.markdown import mean_sd
 from fogzo_repro.reporting.statistics import summarize
+from fogzo_repro.reporting.wording import mean_sd
 from fogzo_repro.terminal import command_parser, one_line_errors, stderr
 from fogzo_repro.tracking.history import binned_history
 from fogzo_repro.tracking.metrics import stream_metrics

@@ -124,8 +124,8 @@ def stuck(record: dict[str, Any]) -> float:
 
 def table(records: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     """Return the table, mean ± standard deviation (seeds)."""
-    from fogzo_repro.reporting.markdown import mean_sd
     from fogzo_repro.reporting.statistics import summarize
+    from fogzo_repro.reporting.wording import mean_sd
 
     lines = [["quantizer", "estimator", "train loss", "test top-1 %", "weights with derivative 0"]]
     for (quantizer, estimator), runs in records.items():

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import Judged, chosen, judge, on_edge, read_claims, untuned
+from fogzo_repro.reporting.claims import Judged, chosen, judged_claims, on_edge, untuned
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, STE
-from fogzo_repro.reporting.markdown import NOT_RUN, mean_sd
 from fogzo_repro.reporting.minis import TITLES as MINIS
 from fogzo_repro.reporting.minis import Choice, choices
 from fogzo_repro.reporting.readings import CLAIMS, RATE, SPACING, elsewhere, picked, read_readings
 from fogzo_repro.reporting.results import FRESH_SEEDS, CellResult, TableResults, ran, scale_of
-from fogzo_repro.reporting.statistics import gain_test, summarize
+from fogzo_repro.reporting.statistics import gain_test
+from fogzo_repro.reporting.wording import NOT_RUN, gain, mean_sd
 
 SHALLOW = "figure-shallow"
 GRIDS = {"half_integer": "round, half-integer grid (default)", "integer": "round, integer grid"}
@@ -52,10 +52,7 @@ class Compared:
 def answer(results: Path, found: Sequence[TableResults]) -> str:
     """Return the sentences and the table."""
     tables = {table.table: table for table in found}
-    judged = {
-        name: judge(table, read_claims(results / "paper" / "claims.csv", name))
-        for name, table in tables.items()
-    }
+    judged = {name: judged_claims(results, table) for name, table in tables.items()}
     lines = [line for grid in GRIDS for line in _shallow(tables[SHALLOW], judged[SHALLOW], grid)]
     lines += [line for name in MINIS for line in _mini(tables[name], judged[name])]
     sentences = [
@@ -256,7 +253,7 @@ def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Iterat
         for cell in cells
     )
     place = "MLP, MNIST", GRIDS[grid], METRICS["loss"]
-    yield Compared(*place, ste, fogzo, cost, *_verdict(claim))
+    yield Compared(*place, ste, fogzo, cost, gain(claim.test, 3), claim.said_with_p)
 
 
 def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
@@ -271,14 +268,11 @@ def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
             for said, side in ((ste, STE), (fogzo, FOGZO))
         )
         place = MINIS[found.table].split(",")[0], row, METRICS[metric]
-        yield Compared(*place, ste, fogzo, cost, *_verdict(claim))
+        yield Compared(*place, ste, fogzo, cost, gain(claim.test, 3), claim.said_with_p)
 
 
 def _value(cell: CellResult | None, split: str, metric: str) -> str:
-    if cell is None:
-        return NOT_RUN
-    summary = summarize([*cell.values(split, metric).values()])
-    return mean_sd(summary, DIGITS[metric])
+    return mean_sd(None if cell is None else cell.summary(split, metric), DIGITS[metric])
 
 
 def _limits(found: TableResults, cell: CellResult) -> str:
@@ -299,14 +293,6 @@ def _tuned(found: TableResults, made: Sequence[Choice], row: str, side: str) -> 
     edge = ", edge" * choice.edge
     mean = sum(losses.values()) / len(losses)
     return f"[{mean:.3f} ({len(losses)}), lr={choice.rate:g}{noise}{edge}]"
-
-
-def _verdict(judged: Judged) -> tuple[str, str]:
-    test = judged.test
-    if test is None:
-        return "", judged.verdict
-    gain = f"{test.gain:+.3f} [{test.low:+.3f}, {test.high:+.3f}]"
-    return gain, judged.said + f", p = {judged.deciding_p:.2g}"
 
 
 COLUMNS: Columns = (

@@ -29,8 +29,9 @@ from pathlib import Path
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.results import CellResult, TableResults, read_paper, scale_of
 from fogzo_repro.reporting.statistics import LEVEL, GainTest, gain_test, holm
+from fogzo_repro.reporting.wording import NOT_RUN
 
-VERDICTS = ("holds", "contradicted", "no difference", "inconclusive", "not run")
+VERDICTS = ("holds", "contradicted", "no difference", "inconclusive", NOT_RUN)
 ENOUGH_SEEDS = 5  # fewer give at most inconclusive
 SIDES = ("better", "worse")
 NO_CLAIM = "no claim"  # of the source of a control that decides none, with the reason behind it
@@ -56,6 +57,13 @@ class Claim:
     bound: float | None
     relative: bool
     source: str
+
+    @property
+    def bound_in_words(self) -> str:
+        """The bound as it was written down, such as `0.5%`; empty where there is none."""
+        if self.bound is None:
+            return ""
+        return f"{100 * self.bound:g}%" if self.relative else f"{self.bound:g}"
 
 
 @dataclass(frozen=True)
@@ -90,11 +98,13 @@ class Judged:
     @property
     def said(self) -> str:
         """The verdict in words, with the bound that it rests on."""
-        if self.verdict != "no difference":
-            return self.verdict
-        percent = "%" if self.claim.relative else ""
-        bound = (self.claim.bound or 0.0) * (100 if self.claim.relative else 1)
-        return f"no difference above {bound:g}{percent}"
+        above = f" above {self.claim.bound_in_words}" if self.verdict == "no difference" else ""
+        return self.verdict + above
+
+    @property
+    def said_with_p(self) -> str:
+        """The verdict in words, with the p that it rests on where there was a test."""
+        return self.said + (f", p = {self.deciding_p:.2g}" if self.test is not None else "")
 
 
 def read_claims(path: Path, table: str) -> list[Claim]:
@@ -228,8 +238,7 @@ def on_edge(results: TableResults, cell: CellResult, row: str = "") -> bool:
     before = [c for c in _elsewhere(results, row or cell.row, swept) if c.tuning_losses()]
     tried = {(c.row, c.column): _settings(c.column) for c in (cell, *swept, *before)}
     for c in before:  # at the recipe's rate, which its label does not name
-        if c.any_record is not None:
-            tried[c.row, c.column]["lr"] = c.any_record["config"]["recipe"]["lr"]
+        tried[c.row, c.column]["lr"] = c.setting("recipe", "lr")
     for name, value in tried[cell.row, cell.column].items():
         values = {settings[name] for settings in tried.values() if name in settings}
         if len(values) > 1 and value and value in (min(values), max(values)):
@@ -264,6 +273,19 @@ def untuned(results: TableResults, cell: CellResult) -> list[str]:
     return sorted(named - tuned)
 
 
+def judged_claims(folder: Path, results: TableResults) -> list[Judged]:
+    """Return the claims about a table with their verdicts.
+
+    Args:
+        folder: results/, with paper/claims.csv.
+        results: of the table.
+
+    Raises:
+        UserError: as `read_claims` and `named_cells`.
+    """
+    return judge(results, read_claims(folder / "paper" / "claims.csv", results.table))
+
+
 def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:
     """Put every claim of a table to the tests."""
     level = level_of(results.table)
@@ -276,7 +298,7 @@ def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:
         claims, pairs, tests, adjusted, same, strict=True
     ):
         verdict, notes = _verdict(claim, better, worse, test, p, p_same, level)
-        if verdict != "not run":
+        if verdict != NOT_RUN:
             notes += _edges(results, claim, better, worse)
         judged.append(Judged(claim, better, worse, test, p, p_same, verdict, "; ".join(notes)))
     return judged
@@ -326,11 +348,11 @@ def _verdict(
 ) -> tuple[str, list[str]]:
     """Return the verdict, and notes on what limits it."""
     if better is None or worse is None:
-        return "not run", ["the tuning sweep is not complete"]
+        return NOT_RUN, ["the tuning sweep is not complete"]
     lost = [f"{c.row}, seed {s}" for c in (better, worse) for s in c.diverged()]
     notes = [f"diverged: {'; '.join(lost)}"] if lost else []
     if test is None:
-        return "not run", notes
+        return NOT_RUN, notes
     if min(test.n) < ENOUGH_SEEDS:
         return "inconclusive", [f"only {min(test.n)} seeds", *notes]
     if lost:

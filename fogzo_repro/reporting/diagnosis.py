@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro import files
-from fogzo_repro.reporting.jackknife import Interval
+from fogzo_repro.reporting.columns import csv_text
+from fogzo_repro.reporting.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -76,16 +75,12 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     names = ["step", "progress", "estimator", "n", "beta", "noise"]
     for key in MEASURED:
         names += [key, f"{key}_low", f"{key}_high"]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(names)
+    lines = []
     for row in rows:
-        beta = "" if row.noise is None else 1 - row.noise
-        values: list[Any] = [row.step, row.progress, row.estimator, row.n, beta, row.noise]
-        for key in MEASURED:
-            values += getattr(row, key)
-        writer.writerow(values)
-    files.write(path, text.getvalue())
+        beta = None if row.noise is None else 1 - row.noise
+        measured = [end for key in MEASURED for end in getattr(row, key)]
+        lines.append([row.step, row.progress, row.estimator, row.n, beta, row.noise, *measured])
+    files.write(path, csv_text(names, lines))
 
 
 def table(rows: Sequence[Row]) -> str:

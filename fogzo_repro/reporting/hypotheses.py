@@ -22,9 +22,9 @@ from pathlib import Path
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import ENOUGH_SEEDS, chosen
 from fogzo_repro.reporting.columns import Column, Columns
-from fogzo_repro.reporting.jackknife import jackknife
 from fogzo_repro.reporting.results import CellResult, TableResults, held_back, read_paper
-from fogzo_repro.reporting.statistics import LEVEL
+from fogzo_repro.reporting.statistics import LEVEL, GainTest, gain_test, jackknife
+from fogzo_repro.reporting.wording import NOT_RUN
 
 FOGZO, STE = "FOGZO", "STE"  # the columns whose difference is the gain
 
@@ -82,26 +82,28 @@ def read_tested(results: Path, found: TableResults) -> list[Tested]:
 
 
 Said = tuple[float, float, float, int, str, str]  # value, low, high, n, verdict, note
-NOT_RUN: Said = (math.nan, math.nan, math.nan, 0, "not run", "")
+UNDECIDED: Said = (math.nan, math.nan, math.nan, 0, NOT_RUN, "")
 
 
-def gains(found: TableResults, split: str, metric: str) -> dict[str, tuple[float, float]]:
+def gains(found: TableResults, split: str, metric: str) -> dict[str, tuple[float, GainTest]]:
     """Return by row the STE's mean 1 - h' and FOGZO's gain, where both were run and looked at."""
     points = {}
-    for row in dict.fromkeys(cell.row for cell in found.cells.values()):
+    for row in found.rows:
         ste, fogzo = (found.cells.get((row, column)) for column in (STE, FOGZO))
-        means = [_mean(cell.values(split, metric)) for cell in (ste, fogzo) if cell is not None]
-        held = held_back(ste) if ste is not None else None
-        if len(means) == 2 and held is not None and None not in means:
-            points[row] = held, means[0] - means[1]  # type: ignore[operator]
+        held = None if ste is None else held_back(ste)
+        if ste is None or fogzo is None or held is None:
+            continue
+        worse, better = ste.values(split, metric), fogzo.values(split, metric)
+        if worse and better:
+            points[row] = held, gain_test(better, worse)
     return points
 
 
 def _rank_correlation(found: TableResults, line: dict[str, str]) -> Said:
     points = [*gains(found, line["split"], line["metric"]).values()]
     if len(points) < 3:
-        return NOT_RUN
-    value, p = spearman([x for x, _ in points], [y for _, y in points])
+        return UNDECIDED
+    value, p = spearman([held for held, _ in points], [test.gain for _, test in points])
     n = len(points)
     if n < ENOUGH_SEEDS:
         return value, math.nan, math.nan, n, "inconclusive", f"only {n} rows, p = {p:.2g}"
@@ -131,7 +133,7 @@ def _excess_loss(found: TableResults, line: dict[str, str]) -> Said:
     cell, best = _cell(found, line, "better"), chosen(found, line["better_row"])
     tried = [c for c in found.row(line["better_row"]) if c.tuning_losses()]
     if best is None or not cell.tuning_losses() or len(tried) < 2:
-        return NOT_RUN
+        return UNDECIDED
     ours, theirs = cell.tuning_losses(), best.tuning_losses()
     differences = [ours[seed] - theirs[seed] for seed in ours]
     value, n = math.fsum(differences) / len(differences), len(differences)
@@ -144,7 +146,7 @@ def _share_of_gain(found: TableResults, line: dict[str, str]) -> Said:
     cell, ste = _cell(found, line, "better"), _cell(found, line, "worse")
     share = share_of_gain(found, cell, ste, line["split"], line["metric"])
     if share is None:
-        return NOT_RUN
+        return UNDECIDED
     value, low, high, n = share
     margin = float(line["margin"])
     note = "" if n >= ENOUGH_SEEDS else f"only {n} seeds"
@@ -175,10 +177,6 @@ def _decided(in_favour: bool, clear: bool) -> str:
 
 def _cell(found: TableResults, line: dict[str, str], side: str) -> CellResult:
     return found.cells[line[f"{side}_row"], line[f"{side}_column"]]
-
-
-def _mean(values: dict[int, float]) -> float | None:
-    return math.fsum(values.values()) / len(values) if values else None
 
 
 STATISTICS: dict[str, Callable[[TableResults, dict[str, str]], Said]] = {

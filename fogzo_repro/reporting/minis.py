@@ -7,17 +7,16 @@ A side chooses on its tuning seeds: FOGZO its noise at the recipe's rate, in the
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import chosen, on_edge
 from fogzo_repro.reporting.columns import Column, Columns, markdown
-from fogzo_repro.reporting.hypotheses import HYPOTHESES, STE, read_tested, share_of_gain
-from fogzo_repro.reporting.results import CellResult, TableResults, noise_ratio, ran_alone
+from fogzo_repro.reporting.hypotheses import FOGZO, HYPOTHESES, STE, read_tested, share_of_gain
+from fogzo_repro.reporting.results import CellResult, TableResults, noise_ratio
 
 TITLES = {
     "mini-deit-tiny": "DeiT-Tiny on CIFAR-100, 60 epochs",
@@ -55,21 +54,20 @@ class Choice:
 
     @property
     def noise(self) -> float | None:
-        """1 - beta_min of the chosen cell."""
-        record = self.cell.any_record
-        return None if record is None else record["config"]["estimator"].get("noise")
+        """1 - beta_min of the chosen cell; None for the STE's."""
+        return self.cell.noise
 
     @property
     def rate(self) -> float:
         """The learning rate of the chosen cell."""
-        record = self.cell.any_record
-        return math.nan if record is None else record["config"]["recipe"]["lr"]
+        rate: float = self.cell.setting("recipe", "lr")
+        return rate
 
 
 def choices(found: TableResults) -> list[Choice]:
     """Return what the sweeps of a table have chosen; one value alone is no choice."""
     made = []
-    for row in dict.fromkeys(cell.row for cell in found.cells.values()):
+    for row in found.rows:
         named, best = SWEEP.fullmatch(row), chosen(found, row)
         cells = found.row(row)
         tried = sum(bool(cell.tuning_losses()) for cell in cells)
@@ -111,25 +109,17 @@ class Kept:
 
 def probes(found: TableResults) -> list[Kept]:
     """Return the cells whose probes see a part of the batch or begin late, and FOGZO itself."""
-    return [
-        k for cell in found.cells.values() if "FOGZO" in cell.column for k in _kept(found, cell)
-    ]
-
-
-def _kept(found: TableResults, cell: CellResult) -> Iterator[Kept]:
-    ste = found.cells.get((cell.row, STE))
-    if ste is None or not (cell.column == "FOGZO" or "probes=" in cell.column):
-        return
-    seconds = [_seconds(one) for one in (cell, ste)]
-    language = "LLaMA" in TITLES.get(found.table, "")
-    share = share_of_gain(found, cell, ste, "val", "loss") if language else None
-    if share is not None and None not in seconds:
-        yield Kept(cell, *share, seconds[0] / seconds[1])  # type: ignore[operator]
-
-
-def _seconds(cell: CellResult) -> float | None:
-    walls = [run["wall_seconds"] for run in cell.reporting().values() if ran_alone(run)]
-    return math.fsum(walls) / len(walls) if walls else None
+    if found.table != "mini-llama":  # the table that has such cells
+        return []
+    kept = []
+    for cell in found.cells.values():
+        ste = found.cells.get((cell.row, STE))
+        if ste is None or not (cell.column == FOGZO or "probes=" in cell.column):
+            continue
+        share = share_of_gain(found, cell, ste, "val", "loss")
+        if share is not None and cell.hours and ste.hours:
+            kept.append(Kept(cell, *share, cell.hours / ste.hours))
+    return kept
 
 
 def _cheapest(kept: Sequence[Kept]) -> str:

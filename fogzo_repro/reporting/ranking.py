@@ -25,14 +25,13 @@ stands apart, with the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import ConfigError, UserError, did_you_mean, read_yaml
 from fogzo_repro.reporting.claims import CHOSEN, Claim, Judged, chosen, judge, on_edge
 from fogzo_repro.reporting.columns import Column, Columns, markdown
-from fogzo_repro.reporting.markdown import NOT_RUN, interval, mean_sd, named
 from fogzo_repro.reporting.results import (
     TUNING_SEEDS,
     CellResult,
@@ -40,9 +39,9 @@ from fogzo_repro.reporting.results import (
     TableResults,
     read_recorded,
 )
-from fogzo_repro.reporting.statistics import Summary, summarize
+from fogzo_repro.reporting.statistics import Summary
+from fogzo_repro.reporting.wording import DIGITS, NOT_RUN, cell_name, gain, interval, mean_sd
 
-DIGITS = {"loss": 4, "top1": 2, "perplexity": 2}
 NEEDED = ("beside", "against", "split", "metric", "direction", "no_difference_below")
 KNOWN = (*NEEDED, "controls", "tuning")
 TUNED = ": tuning"  # behind the label of a row whose tuning runs have settings of their own
@@ -89,9 +88,7 @@ class Ranked:
     @property
     def summary(self) -> Summary | None:
         """The metric over the evaluation seeds."""
-        if self.cell is None:
-            return None
-        return summarize([*self.cell.values(self.split, self.metric).values()])
+        return None if self.cell is None else self.cell.summary(self.split, self.metric)
 
 
 @dataclass(frozen=True)
@@ -198,26 +195,22 @@ def rank(
     checked = []
     for one in found:
         reason = _apart(one, first, own, other, most, seeds[one.label], rules)
-        checked.append(_with(one, apart=reason))
+        checked.append(replace(one, apart=reason))
     ranked = [one for one in checked if not one.apart]
     cells = {c.row + c.column: c for c in (one.cell for one in [*ranked, *against]) if c}
     merged = TableResults(table, {(c.row, c.column): c for c in cells.values()}, [])
     claims = [_claim(one, beside, rules) for one in ranked for beside in against if beside.cell]
     judged = {j.claim.id: j for j in judge(merged, claims)}
     ranked = [
-        _with(one, compared=tuple(judged.get(_id(one, beside)) for beside in against))
+        replace(one, compared=tuple(judged.get(_id(one, beside)) for beside in against))
         for one in ranked
     ]
     places = [*ranked, *(one for one in against if one.summary is not None)]
     sign = 1 if rules.direction == "lower" else -1
     places.sort(key=lambda one: sign * one.summary.mean)  # type: ignore[union-attr]
-    missing = [_with(one, apart=NOT_RUN) for one in against if one.summary is None]
+    missing = [replace(one, apart=NOT_RUN) for one in against if one.summary is None]
     apart = [one for one in checked if one.apart] + missing
     return Ranking(table, rules, places, controls, apart, own.refused)
-
-
-def _with(one: Ranked, **changed: Any) -> Ranked:
-    return Ranked(**{**vars(one), **changed})
 
 
 def _added(own: TableResults, row: str, columns: Sequence[str], rules: Rules) -> Ranked:
@@ -236,7 +229,7 @@ def _beside_cell(other: TableResults, place: Place, rules: Rules) -> Ranked:
     cell = chosen(other, row) if is_chosen else other.cells.get(place)
     tuned = sum(_tuning_runs(c) for c in other.row(row)) if is_chosen else 0
     edge = is_chosen and cell is not None and on_edge(other, cell)
-    return Ranked(named(*place), cell, rules.split, rules.metric, tuned, edge)
+    return Ranked(cell_name(*place), cell, rules.split, rules.metric, tuned, edge)
 
 
 def check_places(rules: Rules, known: Mapping[str, Sequence[str]]) -> None:
@@ -283,7 +276,7 @@ def _apart(
         return f"diverged: seeds {_said(lost)}"
     theirs = {} if first is None else {s: r for s, r in first.runs.items() if s not in TUNING_SEEDS}
     if first is None or not theirs:
-        return f"{named(*rules.against[0])} of {rules.beside} is {NOT_RUN}"
+        return f"{cell_name(*rules.against[0])} of {rules.beside} is {NOT_RUN}"
     if runs.keys() != theirs.keys():
         return f"its seeds are {_said(runs)}, not {_said(theirs)}"
     if most and one.tuned > most:
@@ -358,10 +351,8 @@ def _beside(number: int) -> Callable[[Ranked], str]:
         judged = one.compared[number] if one.compared else None
         if judged is None or judged.test is None:
             return ""
-        test, digits = judged.test, DIGITS[one.metric]
         word = WORDS.get(judged.verdict, judged.said)
-        ends = f"{test.gain:+.{digits}f} [{test.low:+.{digits}f}, {test.high:+.{digits}f}]"
-        return f"{word}, {ends}, p = {judged.deciding_p:.2g}"
+        return f"{word}, {gain(judged.test, DIGITS[one.metric])}, p = {judged.deciding_p:.2g}"
 
     return said
 
@@ -405,7 +396,7 @@ def page(ranking: Ranking) -> str:
     shown = (
         Column("", lambda one: numbers[id(one)]),
         *_columns(rules),
-        *(Column(f"beside {named(*p)}", _beside(k)) for k, p in enumerate(rules.against)),
+        *(Column(f"beside {cell_name(*p)}", _beside(k)) for k, p in enumerate(rules.against)),
     )
     why = Column("why", lambda one: one.apart)
     parts = [

@@ -13,7 +13,6 @@ outcome, so Section 4.1 reports it on other seeds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from typing import Any
 
 from fogzo_repro import files
 from fogzo_repro.reporting.columns import Column, Columns, csv_of, markdown
-from fogzo_repro.reporting.markdown import NOT_RUN, mean_sd
 from fogzo_repro.reporting.results import CellResult, TableResults, read_recorded
-from fogzo_repro.reporting.statistics import GainTest, Summary, gain_test, summarize
+from fogzo_repro.reporting.statistics import GainTest, Summary, gain_test
+from fogzo_repro.reporting.wording import NOT_RUN, gain, mean_sd
 
 TABLE = "readings"
 RATE, SPACING = 0.032, 1.0  # of the readings that the default is picked from
@@ -85,7 +84,7 @@ class Tried:
 
     def summary(self, row: str) -> Summary | None:
         """Return the mean train loss of a row and its spread."""
-        return summarize([*self.losses(row).values()])
+        return self.cells[row].summary("train", "loss") if row in self.cells else None
 
     def test(self, claim: Claimed) -> GainTest | None:
         """Return the gain of the claimed side; None where a side was not run."""
@@ -125,7 +124,7 @@ def read_readings(results: Path) -> tuple[TableResults, list[Tried]]:
 
 def _reading(cell: CellResult) -> Reading:
     record: Any = cell.any_record
-    quantizer, rate = record["config"]["quantizer"], record["config"]["recipe"]["lr"]
+    quantizer, rate = record["config"]["quantizer"], cell.setting("recipe", "lr")
     derivative = DERIVATIVES[quantizer["clip_gradient"]]
     grid = quantizer["grid"].replace("_", "-")
     return Reading(rate, quantizer["scale_factor"], grid, derivative)
@@ -158,8 +157,7 @@ def _claim_column(claim: Claimed) -> Column:
         test = one.test(claim)
         if test is None:
             return NOT_RUN
-        ends = "" if math.isnan(test.low) else f" [{test.low:+.3f}, {test.high:+.3f}]"
-        return f"{'yes' if one.gives(claim) else 'no'}, {test.gain:+.3f}{ends}"
+        return f"{'yes' if one.gives(claim) else 'no'}, {gain(test, 3)}"
 
     return Column(claim.title, said)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import UserError
 from fogzo_repro.project import shipped
+from fogzo_repro.reporting.statistics import Summary, summarize
 from fogzo_repro.tracking.records import read_runs
 
 TUNING_SEEDS = (100, 101, 102)  # PAPER 4, "Verdicts": they choose, the other seeds report
@@ -46,9 +47,7 @@ class CellResult:
             UserError: where a finished run lacks the metric.
         """
         found = {}
-        for seed, record in self.reporting(tuning=tuning).items():
-            if record["status"] != "finished":
-                continue
+        for seed, record in self.finished(tuning=tuning).items():
             try:
                 found[seed] = record["metrics"]["last"][split][metric]
             except KeyError:
@@ -57,6 +56,10 @@ class CellResult:
                     f"{self.row} | {self.column} reports; delete it and run the cell again"
                 ) from None
         return found
+
+    def summary(self, split: str, metric: str, *, tuning: bool = False) -> Summary | None:
+        """Return mean and spread of `values`; None where there is none."""
+        return summarize([*self.values(split, metric, tuning=tuning).values()])
 
     def tuning_losses(self) -> dict[int, float]:
         """Return the losses that settings are chosen by, on the tuning seeds.
@@ -70,8 +73,13 @@ class CellResult:
 
     def diverged(self, *, tuning: bool = False) -> list[int]:
         """Return the seeds whose run diverged."""
+        finished = self.finished(tuning=tuning)
+        return [seed for seed in self.reporting(tuning=tuning) if seed not in finished]
+
+    def finished(self, *, tuning: bool = False) -> dict[int, dict[str, Any]]:
+        """Return the runs that count and did not diverge, by seed."""
         runs = self.reporting(tuning=tuning)
-        return [seed for seed, record in runs.items() if record["status"] != "finished"]
+        return {seed: run for seed, run in runs.items() if run["status"] == "finished"}
 
     def reporting(self, *, tuning: bool = False) -> dict[int, dict[str, Any]]:
         """Return the runs that count, by seed: of the evaluation or of the tuning seeds."""
@@ -83,6 +91,22 @@ class CellResult:
         """A record of the cell, for what all its runs share."""
         return next(iter(self.runs.values()), None)
 
+    def setting(self, section: str, key: str) -> Any:
+        """Return a setting of the cell's runs; None where it was not run or has no such setting."""
+        return None if self.any_record is None else self.any_record["config"][section].get(key)
+
+    @property
+    def noise(self) -> float | None:
+        """1 - beta_min of FOGZO; None elsewhere, and where nothing was run."""
+        noise: float | None = self.setting("estimator", "noise")
+        return noise
+
+    @property
+    def hours(self) -> float | None:
+        """Mean wall time of the finished runs that had a card to themselves; None without any."""
+        runs = [r for r in self.runs.values() if r["status"] == "finished" and ran_alone(r)]
+        return math.fsum(r["wall_seconds"] for r in runs) / len(runs) / 3600 if runs else None
+
 
 @dataclass(frozen=True)
 class TableResults:
@@ -92,6 +116,11 @@ class TableResults:
     cells: dict[Place, CellResult]
     refused: list[str]
 
+    @property
+    def rows(self) -> list[str]:
+        """The labels of the rows."""
+        return list(dict.fromkeys(row for row, _ in self.cells))
+
     def row(self, row: str) -> list[CellResult]:
         """Return the cells of a row."""
         return [cell for cell in self.cells.values() if cell.row == row]
@@ -99,8 +128,7 @@ class TableResults:
 
 def noise_ratio(cell: CellResult) -> float | None:
     """Return rho = (1 - beta) d / beta of a FOGZO cell that was run (PAPER 5), else None."""
-    record = cell.any_record
-    noise = None if record is None else record["config"]["estimator"].get("noise")
+    record, noise = cell.any_record, cell.noise
     if record is None or noise is None:
         return None
     return noise * record["perturbed_weights"] / (1 - noise) if noise < 1 else math.inf
@@ -163,18 +191,17 @@ def read_results(results: Path, table: str) -> TableResults:
         UserError: for a damaged record, an unknown cell, two records of one cell and seed, or runs
             of one cell that differ in more than the seed.
     """
-    places = [(e["row"], e["column"]) for e in read_paper(results / "paper" / f"{table}.csv")]
-    found = TableResults(table, {place: CellResult(*place, {}) for place in places}, [])
-    for path, runs in _accepted(results, found):
-        place = (runs[0]["row"], runs[0]["column"])
-        if place not in found.cells:
+    listed = [(e["row"], e["column"]) for e in read_paper(results / "paper" / f"{table}.csv")]
+    recorded = read_recorded(results, table)
+    for place, cell in recorded.cells.items():
+        if place not in listed:
+            run = next(iter(cell.runs.values()))["run_id"]
             raise UserError(
-                f"{path} is of the unknown cell {place[0]} | {place[1]}; delete it or add the cell "
-                f"to paper/{table}.csv"
+                f"the record {run} is of the unknown cell {place[0]} | {place[1]}; delete it or "
+                f"add the cell to paper/{table}.csv"
             )
-        for record in runs:
-            _add(found.cells[place], record, path)
-    return found
+    cells = {place: recorded.cells.get(place, CellResult(*place, {})) for place in listed}
+    return replace(recorded, cells=cells)
 
 
 def read_recorded(results: Path, table: str) -> TableResults:
@@ -188,22 +215,16 @@ def read_recorded(results: Path, table: str) -> TableResults:
         UserError: as `read_results`, but that no cell is unknown.
     """
     found = TableResults(table, {}, [])
-    for path, runs in _accepted(results, found):
-        place = (runs[0]["row"], runs[0]["column"])
-        for record in runs:
-            _add(found.cells.setdefault(place, CellResult(*place, {})), record, path)
-    return found
-
-
-def _accepted(results: Path, found: TableResults) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-    """Yield the runs of each record that may stand in a table; note the others in `refused`."""
-    for path in sorted((results / "records" / found.table).glob("*.json")):
+    for path in sorted((results / "records" / table).glob("*.json")):
         runs = read_runs(path)
-        reason = _refusal(runs[0], scale_of(found.table))
-        if reason:
+        if reason := _refusal(runs[0], scale_of(table)):
             found.refused.append(f"{path.name}: {reason}")
-        else:
-            yield path, runs
+            continue
+        place = (runs[0]["row"], runs[0]["column"])
+        cell = found.cells.setdefault(place, CellResult(*place, {}))
+        for record in runs:
+            _add(cell, record, path)
+    return found
 
 
 def _refusal(record: dict[str, Any], scale: str) -> str | None:

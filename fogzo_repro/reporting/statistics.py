@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEVEL = 0.05  # of every test, two-sided; intervals cover 1 - LEVEL
 POWER = 0.8  # with which a difference must be found to count as visible
@@ -20,6 +23,16 @@ class Summary:
     mean: float
     sd: float
     half: float
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval; nan for one value."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval; nan for one value."""
+        return self.mean + self.half
 
 
 @dataclass(frozen=True)
@@ -166,3 +179,30 @@ def holm(ps: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(order) - rank) * p))
         adjusted[i] = running
     return adjusted
+
+
+class Interval(NamedTuple):
+    """A value with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def jackknife(samples: Sequence[Sequence[float]], figure: Callable[[Tensor], Tensor]) -> Interval:
+    """Return a function of the mean of B samples, with a 95% interval by the jackknife.
+
+    Args:
+        samples: B rows of k numbers, independent and alike.
+        figure: from the mean row (k,) to a number.
+    """
+    import torch
+    from scipy.stats import t
+
+    rows = torch.tensor(samples, dtype=torch.float64)
+    count = len(rows)
+    value = figure(rows.mean(0)).item()
+    without = torch.stack([figure((rows.sum(0) - row) / (count - 1)) for row in rows])
+    error = ((count - 1) * without.var(correction=0)).sqrt().item()
+    half = error * float(t.ppf(1 - LEVEL / 2, count - 1))
+    return Interval(value, value - half, value + half)

@@ -16,26 +16,8 @@ from typing import Any
 
 from fogzo_repro import files
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import (
-    Claim,
-    Judged,
-    check_claimed,
-    chosen,
-    judge,
-    on_edge,
-    read_claims,
-)
-from fogzo_repro.reporting.columns import (
-    Column,
-    Columns,
-    body,
-    csv_of,
-    filled,
-    markdown,
-    titles,
-)
-from fogzo_repro.reporting.latex import tabular
-from fogzo_repro.reporting.markdown import NOT_RUN, interval, mean_sd, named
+from fogzo_repro.reporting.claims import Judged, check_claimed, chosen, judged_claims, on_edge
+from fogzo_repro.reporting.columns import Column, Columns, csv_of, filled, latex, markdown
 from fogzo_repro.reporting.minis import FINETUNED
 from fogzo_repro.reporting.minis import TITLES as MINI_TITLES
 from fogzo_repro.reporting.minis import sections as mini_sections
@@ -48,15 +30,20 @@ from fogzo_repro.reporting.results import (
     held_back,
     noise_ratio,
     ran,
-    ran_alone,
     read_paper,
     read_results,
     scale_of,
 )
-from fogzo_repro.reporting.statistics import GainTest, Summary, summarize
-
-DIGITS = {"loss": 4, "top1": 2, "perplexity": 2}
-METRIC_NAMES = {"loss": "loss", "top1": "top-1 (%)", "perplexity": "perplexity"}
+from fogzo_repro.reporting.statistics import GainTest, Summary
+from fogzo_repro.reporting.wording import (
+    DIGITS,
+    METRIC_NAMES,
+    NOT_RUN,
+    cell_name,
+    gain,
+    interval,
+    mean_sd,
+)
 
 
 @dataclass(frozen=True)
@@ -95,8 +82,7 @@ class Line:
         self, split: str | None = None, metric: str | None = None, *, tuning: bool = False
     ) -> Summary | None:
         """Return the cell's metric, or another one, over the evaluation or the tuning seeds."""
-        values = self.cell.values(split or self.split, metric or self.metric, tuning=tuning)
-        return summarize([*values.values()])
+        return self.cell.summary(split or self.split, metric or self.metric, tuning=tuning)
 
     @property
     def only_tuned(self) -> bool:
@@ -108,12 +94,6 @@ class Line:
         """Ours minus the paper's."""
         ours = self.summary()
         return ours.mean - float(self.paper) if ours is not None and self.paper else None
-
-    @property
-    def hours(self) -> float | None:
-        """Mean wall time of a run; None where the runs shared a card with others."""
-        runs = [run for run in self.cell.runs.values() if ran_alone(run)]
-        return math.fsum(r["wall_seconds"] for r in runs) / len(runs) / 3600 if runs else None
 
 
 def _from_record(take: Callable[[dict[str, Any]], Any]) -> Callable[[Line], Any]:
@@ -145,8 +125,8 @@ def _numbers(prefix: str, summary: Callable[[Line], Summary | None]) -> Columns:
         Column(f"{prefix}mean", take(lambda s: s.mean)),
         Column(f"{prefix}sd", take(lambda s: s.sd)),
         Column(f"{prefix}n", take(lambda s: s.n)),
-        Column(f"{prefix}low", take(lambda s: s.mean - s.half)),
-        Column(f"{prefix}high", take(lambda s: s.mean + s.half)),
+        Column(f"{prefix}low", take(lambda s: s.low)),
+        Column(f"{prefix}high", take(lambda s: s.high)),
     )
 
 
@@ -208,7 +188,7 @@ QUEST = Column("QuEST", lambda line: line.quest)
 PAPER_MORE = (  # for Markdown alone
     Column(
         "hours",
-        lambda line: "" if line.hours is None else f"{line.hours:.2f} ({line.record['hardware']})",
+        lambda line: (hours := line.cell.hours) and f"{hours:.2f} ({line.record['hardware']})",
     ),
     SOURCE,
 )
@@ -221,7 +201,7 @@ PAPER_EXACT = (
     Column("difference", lambda line: line.difference),
     Column("quest", lambda line: line.quest),
     Column("rho", RHO.value),
-    Column("hours", lambda line: line.hours),
+    Column("hours", lambda line: line.cell.hours),
     Column(
         "diverged",
         lambda line: len(line.cell.diverged()) + len(line.cell.diverged(tuning=True))
@@ -390,26 +370,12 @@ TWO_LOOKS = (
 
 
 def _side(cell: CellResult | None, place: tuple[str, str]) -> str:
-    return named(*place) if cell is None else named(cell.row, cell.column)
-
-
-def _gain(judged: Judged) -> str:
-    test = judged.test
-    if test is None:
-        return ""
-    ends = "" if math.isnan(test.low) else f" [{test.low:+.4f}, {test.high:+.4f}]"
-    return f"{test.gain:+.4f}{ends}"
+    return cell_name(*place) if cell is None else cell_name(cell.row, cell.column)
 
 
 def _n(test: GainTest) -> str:
     """Return the number of pairs, or of values of the better and the worse side."""
     return str(test.n[0]) if test.paired else f"{test.n[0]}, {test.n[1]}"
-
-
-def _bound(claim: Claim) -> str:
-    if claim.bound is None:
-        return ""
-    return f"{100 * claim.bound:g}%" if claim.relative else f"{claim.bound:g}"
 
 
 def _p(p: float | None) -> str:
@@ -433,8 +399,8 @@ VERDICTS = (
     Column("better", lambda judged: _side(judged.better, judged.claim.better)),
     Column("worse", lambda judged: _side(judged.worse, judged.claim.worse)),
     Column("margin", lambda judged: f"{judged.claim.margin:g}"),
-    Column("bound", lambda judged: _bound(judged.claim)),
-    Column("gain [95%]", _gain),
+    Column("bound", lambda judged: judged.claim.bound_in_words),
+    Column("gain [95%]", lambda judged: gain(judged.test, 4)),
     Column("n", lambda judged: judged.test and _n(judged.test)),
     Column("p", lambda judged: judged.test and judged.test.p, _p),
     Column("Holm p", lambda judged: judged.test and judged.deciding_p, _p),
@@ -450,14 +416,13 @@ def write_table(results: Path, table: str) -> TableResults:
     form, found = FORMS[table], read_results(results, table)
     lines = read_lines(results, found)
     main = [line for line in lines if not (form.apart and form.tuning.has(line))]
-    judged = judge(found, read_claims(results / "paper" / "claims.csv", table))
+    judged = judged_claims(results, found)
     folder = results / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / f"{table}.md", _page(results, form, found, main, lines, judged))
     files.write(folder / f"{table}.csv", csv_of(form.exact, lines))
     if form.apart:
-        text = tabular(titles(form.shown), body(form.shown, main))
-        files.write(folder / f"{table}.tex", text)
+        files.write(folder / f"{table}.tex", latex(form.shown, main))
     return found
 
 
@@ -469,7 +434,7 @@ def read_lines(results: Path, found: TableResults) -> list[Line]:
     """
     path, quest = results / "paper" / f"{found.table}.csv", results / "paper" / "quest.csv"
     published = {(q["row"], q["column"]): q["value"] for q in read_paper(quest)}
-    best = {row: chosen(found, row) for row in {cell.row for cell in found.cells.values()}}
+    best = {row: chosen(found, row) for row in found.rows}
     lines = []
     for entry in read_paper(path):
         place = (entry["row"], entry["column"])
@@ -514,7 +479,7 @@ def _page(
 ) -> str:
     tuned = [line for line in lines if form.tuning.has(line)]
     diverged = [
-        f"- {named(c.row, c.column)}, seed {s}: {c.runs[s]['notes']}"
+        f"- {cell_name(c.row, c.column)}, seed {s}: {c.runs[s]['notes']}"
         for c in found.cells.values()
         for s in (*c.diverged(), *c.diverged(tuning=True))
     ]

@@ -1,5 +1,5 @@
 from fogzo_repro.reporting.diagnosis import Row, table
-from fogzo_repro.reporting.jackknife import Interval
+from fogzo_repro.reporting.statistics import Interval
 
 
 def row(low: float, bias: Interval) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import pytest
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import judge, read_claims
-from fogzo_repro.reporting.latex import tabular
-from fogzo_repro.reporting.results import read_paper, read_results
-from fogzo_repro.reporting.tables import PAPER_TITLES, ran_alone, write_table
+from fogzo_repro.reporting.columns import Column, latex
+from fogzo_repro.reporting.results import ran_alone, read_paper, read_results
+from fogzo_repro.reporting.tables import PAPER_TITLES, write_table
 from fogzo_repro.tracking.records import SCHEMA_VERSION
 
 Save = Callable[..., dict[str, Any]]
@@ -203,8 +204,12 @@ def test_a_value_of_the_paper_that_is_no_number_is_one_clear_error(results: Path
         write_table(results, "table3")
 
 
+def written(titles: str, lines: list[list[str]]) -> str:
+    return latex([Column(title, itemgetter(k)) for k, title in enumerate(titles.split())], lines)
+
+
 def test_latex_lines_have_as_many_columns_as_the_table_declares() -> None:
-    text = tabular(["a", "b", "c", "d"], [["70% x", "b & c", "", "-1.5 ± 2"], ["y_1", "", "", ""]])
+    text = written("a b c d", [["70% x", "b & c", "", "-1.5 ± 2"], ["y_1", "", "", ""]])
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert r"\begin{tabular}{lllr}" in text
     assert [line.replace(r"\&", "").count("&") for line in body] == [3, 3, 3]
@@ -212,7 +217,7 @@ def test_latex_lines_have_as_many_columns_as_the_table_declares() -> None:
 
 
 def test_latex_names_a_row_once_and_rules_off_the_next() -> None:
-    text = tabular(["row", "v"], [["a", "1"], ["a", "2"], ["b", "3"]])
+    text = written("row v", [["a", "1"], ["a", "2"], ["b", "3"]])
     assert text.count("\\midrule") == 2
     assert [line.split(" &")[0] for line in text.splitlines()[5:7]] == ["a", ""]
 

@@ -15,23 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.reporting.figures.drawing import (
-    COLUMN,
     GREY,
-    canvas,
     draw_course,
     ends_of_sd,
-    legend_below,
-    legend_height,
     scale_values,
 )
-from fogzo_repro.reporting.figures.panels import (
-    RANDOM,
-    Styles,
-    evaluated,
-    kind_of,
-    looks,
-    panels,
-)
+from fogzo_repro.reporting.figures.panels import RANDOM, Styles, draw_panels, kind_of, panels
 from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
@@ -59,24 +48,13 @@ def write_curves(folder: Path, name: str, found: TableResults) -> bool:
     ]
     if not points:
         return False
-    titles = list(dict.fromkeys(p.panel for p in points))
     methods = list(dict.fromkeys(p.method for p in points))
-    height = PANEL_HEIGHT * len(titles) + legend_height(methods) + 0.25
-    grid = (len(titles), 1)
-    with canvas(folder / name, points, (COLUMN, height), grid) as (figure, axes):
-        handles: dict[str, Any] = {}
-        styles = looks(methods)
-        for panel, title in zip(axes[:, 0], titles, strict=True):
-            handles |= _draw(panel, [p for p in points if p.panel == title], styles)
-            panel.set_title(title)
-            panel.set_ylabel("loss of the step (nats)")
-        axes[-1][0].set_xlabel("step")
-        legend_below(figure, handles)
+    draw_panels(folder / name, points, methods, PANEL_HEIGHT, "step", _draw)
     return True
 
 
 def _course(panel: str, cell: CellResult) -> Iterator[Point]:
-    histories = [r["history"] for r in evaluated(cell) if r.get("history")]
+    histories = [r["history"] for r in cell.finished().values() if r.get("history")]
     if not histories:
         return
     losses = zip(*(h["loss"] for h in histories), strict=True)
@@ -100,4 +78,5 @@ def _draw(axes: Any, points: Sequence[Point], styles: Styles) -> dict[str, Any]:
         handles[label] = draw_course(axes, line, lambda p: p.step, **look)
     scale_values(axes.yaxis, late)
     axes.set_ylim(top=top)
+    axes.set_ylabel("loss of the step (nats)")
     return handles

@@ -6,8 +6,6 @@ date nor software, so that the same points give the same bytes.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fogzo_repro import files
+from fogzo_repro.reporting.columns import csv_text
 from fogzo_repro.reporting.statistics import Summary
 
 # Okabe and Ito's colours: told apart by readers with any colour vision.
@@ -53,8 +52,7 @@ def ends_of_sd(summary: Summary) -> tuple[float, float]:
 
 def ends_of_interval(summary: Summary) -> tuple[float, float]:
     """Return the ends of the 95% t interval; one run has no bar."""
-    half = 0.0 if math.isnan(summary.half) else summary.half
-    return summary.mean - half, summary.mean + half
+    return (summary.mean, summary.mean) if summary.n == 1 else (summary.low, summary.high)
 
 
 def draw_points(
@@ -103,15 +101,6 @@ def letter(axes: Any, text: str, x: float, y: float) -> None:
     axes.text(x, y, f"({text})", transform=axes.transAxes, fontweight="bold")
 
 
-def points_csv(points: Sequence[Any]) -> str:
-    """Return dataclass instances of one kind as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([f.name for f in fields(points[0])])
-    writer.writerows(astuple(p) for p in points)
-    return text.getvalue()
-
-
 @contextmanager
 def canvas(
     stem: Path, points: Sequence[Any], size: tuple[float, float], grid: tuple[int, int] = (1, 1),
@@ -121,7 +110,7 @@ def canvas(
 
     Args:
         stem: path without suffix.
-        points: what is drawn, all of it.
+        points: what is drawn, all of it, as dataclass instances of one kind.
         size: width and height in inches.
         grid: rows and columns of panels.
         pdf: write <stem>.pdf too.
@@ -135,7 +124,8 @@ def canvas(
     from matplotlib import pyplot as plt
 
     stem.parent.mkdir(parents=True, exist_ok=True)
-    files.write(stem.with_name(f"{stem.name}.csv"), points_csv(points))
+    text = csv_text([f.name for f in fields(points[0])], map(astuple, points))
+    files.write(stem.with_name(f"{stem.name}.csv"), text)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(*grid, figsize=size, layout="constrained", squeeze=False)
         yield figure, axes

@@ -30,10 +30,10 @@ from fogzo_repro.reporting.figures.drawing import (
     legend_inside,
     rho_axis,
 )
-from fogzo_repro.reporting.hypotheses import FOGZO, STE
+from fogzo_repro.reporting.hypotheses import STE, gains
 from fogzo_repro.reporting.minis import SWEEP, TITLES, choices
-from fogzo_repro.reporting.results import CellResult, TableResults, held_back
-from fogzo_repro.reporting.statistics import gain_test, summarize
+from fogzo_repro.reporting.results import CellResult, TableResults
+from fogzo_repro.reporting.statistics import summarize
 
 PANEL_HEIGHT, GAIN_HEIGHT = 2.1, 2.6  # inches
 RECIPE, CHOSEN = "the recipe's rate", "its chosen rate"
@@ -91,21 +91,21 @@ def _tuned(found: TableResults, cell: CellResult) -> list[Tuned]:
     if named is None or record is None or summary is None:
         return []
     quantizer, side, what = named.groups()
-    rate, recipe = record["config"]["recipe"]["lr"], _recipe_rate(found)
+    rate, recipe = cell.setting("recipe", "lr"), _recipe_rate(found)
     methods = ["FOGZO"] * (what == "noise")
     if side == STE:
         best = [c.cell for c in choices(found) if (c.row, c.side) == (quantizer, STE)]
         methods += [f"STE, {RECIPE}"] * (rate == recipe) + [f"STE, {CHOSEN}"] * (cell in best)
-    noise = record["config"]["estimator"].get("noise")
-    place = noise, rate, record["perturbed_weights"], summary.n, summary.mean, *ends_of_sd(summary)
+    loss = summary.n, summary.mean, *ends_of_sd(summary)
+    place = cell.noise, rate, record["perturbed_weights"], *loss
     return [Tuned(quantizer, method, *place) for method in dict.fromkeys(methods)]
 
 
 def _recipe_rate(found: TableResults) -> float | None:
     """Return the rate that the noises were tried at."""
     for cell in found.cells.values():
-        if cell.row.endswith("FOGZO, noise") and cell.any_record is not None:
-            rate: float = cell.any_record["config"]["recipe"]["lr"]
+        if cell.row.endswith("FOGZO, noise") and cell.runs:
+            rate: float = cell.setting("recipe", "lr")
             return rate
     return None
 
@@ -142,11 +142,11 @@ def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
             draw_points(panel, same, lambda p: p.held_back, label=label, **look)
             for p in same:
                 right = p.held_back > middle  # names stay inside
-                label_of = panel.annotate(
+                text = panel.annotate(
                     p.quantizer, (p.held_back, p.mean), xytext=(-3 if right else 3, 3), fontsize=5,
                     textcoords="offset points", color=color, ha="right" if right else "left",
                 )  # fmt: skip
-                label_of.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+                text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
         panel.set_xlabel("mean 1 − h' of the STE")
         panel.set_ylabel("gain of FOGZO, held-out loss (nats)")
         handles, labels = panel.get_legend_handles_labels()
@@ -157,14 +157,7 @@ def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
 def _gains(found: TableResults) -> list[Gain]:
     split = "val" if found.table == "mini-llama" else "test"
     points = []
-    for row in dict.fromkeys(cell.row for cell in found.cells.values()):
-        ste, fogzo = found.cells.get((row, STE)), found.cells.get((row, FOGZO))
-        held = None if ste is None else held_back(ste)
-        if ste is None or fogzo is None or held is None:
-            continue
-        worse, better = ste.values(split, "loss"), fogzo.values(split, "loss")
-        if worse and better:
-            test = gain_test(better, worse)
-            low, high = (test.gain if end != end else end for end in (test.low, test.high))
-            points.append(Gain(found.table, row, held, min(test.n), test.gain, low, high))
+    for row, (held, test) in gains(found, split, "loss").items():
+        low, high = (test.gain if end != end else end for end in (test.low, test.high))
+        points.append(Gain(found.table, row, held, min(test.n), test.gain, low, high))
     return points

@@ -1,15 +1,27 @@
-"""Which cells of a table are drawn together, and how a method looks in every figure.
+"""Figures with a panel for each row of a table: which cells they hold, how a method looks in them.
 
-In Tables 1 to 4 a row is a network and a column a method.
+In Tables 1 to 4 a row is a network and a column a method, in the mini tables a row is a quantizer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from fogzo_repro.reporting.figures.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION
+from fogzo_repro.reporting.figures.drawing import (
+    BLACK,
+    BLUE,
+    COLUMN,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILION,
+    canvas,
+    legend_below,
+    legend_height,
+)
 from fogzo_repro.reporting.results import CellResult, TableResults
 
 FULL, RANDOM, EQUAL, FOGZO, STE = "full precision", "random sign", "equal cost", "FOGZO", "STE"
@@ -22,13 +34,38 @@ FAMILIES = re.compile("identity|tanh|approxsign|LSQ|QuEST")
 
 def panels(found: TableResults) -> dict[str, list[CellResult]]:
     """Return the cells that have an evaluation run that finished, by row, without the sweeps."""
-    done = [c for c in found.cells.values() if evaluated(c) and ": " not in c.row]
+    done = [c for c in found.cells.values() if c.finished() and ": " not in c.row]
     return {row: [c for c in done if c.row == row] for row in dict.fromkeys(c.row for c in done)}
 
 
-def evaluated(cell: CellResult) -> list[dict[str, Any]]:
-    """Return the finished records on evaluation seeds, by seed."""
-    return [record for record in cell.reporting().values() if record["status"] == "finished"]
+def draw_panels(
+    stem: Path,
+    points: Sequence[Any],
+    methods: Sequence[str],
+    height: float,
+    x_label: str,
+    draw: Callable[[Any, list[Any], Styles], dict[str, Any]],
+) -> None:
+    """Write a figure with the panels of `points` below each other and one legend for all of them.
+
+    Args:
+        stem: path without suffix.
+        points: dataclass instances that name their `panel`.
+        methods: whose looks `draw` is given.
+        height: of a panel, in inches.
+        x_label: what the axis of the last panel says.
+        draw: draws the points of a panel on its axes; returns what stands for them in the legend.
+    """
+    titles = list(dict.fromkeys(p.panel for p in points))
+    size = COLUMN, height * len(titles) + legend_height(methods) + 0.25
+    with canvas(stem, points, size, (len(titles), 1)) as (figure, axes):
+        handles: dict[str, Any] = {}
+        styles = looks(methods)
+        for panel, title in zip(axes[:, 0], titles, strict=True):
+            handles |= draw(panel, [p for p in points if p.panel == title], styles)
+            panel.set_title(title)
+        axes[-1][0].set_xlabel(x_label)
+        legend_below(figure, handles)
 
 
 def looks(names: Sequence[str]) -> Styles:

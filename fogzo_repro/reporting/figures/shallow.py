@@ -36,7 +36,6 @@ from fogzo_repro.reporting.figures.drawing import (
     rho_axis,
 )
 from fogzo_repro.reporting.results import CellResult, TableResults
-from fogzo_repro.reporting.statistics import summarize
 
 RATE = "lr=0.032"  # the paper's
 LOSS = "train loss (nats), 95% interval"
@@ -99,12 +98,12 @@ def _points(found: TableResults, split: str, metric: str) -> list[Point]:
 
 
 def _point(found: TableResults, cell: CellResult, split: str, metric: str) -> Point | None:
-    summary, record = summarize([*cell.values(split, metric).values()]), cell.any_record
+    summary, record = cell.summary(split, metric), cell.any_record
     if summary is None or record is None:
         return None
     return Point(
         cell.row, cell.column, cell is chosen(found, cell.row),
-        record["evaluations_per_step"]["total"], record["config"]["estimator"].get("noise"),
+        record["evaluations_per_step"]["total"], cell.noise,
         record["perturbed_weights"], summary.n, summary.mean, *ends_of_interval(summary),
     )  # fmt: skip
 

@@ -26,7 +26,6 @@ from fogzo_repro.reporting.figures.drawing import (
     rho_axis,
 )
 from fogzo_repro.reporting.results import CellResult, TableResults
-from fogzo_repro.reporting.statistics import summarize
 
 HEIGHT = 3.9  # inches
 NOISE, START, STE = "1-beta", "start", "lr"  # how the columns of the three sweeps begin
@@ -73,7 +72,7 @@ def write_sweeps(folder: Path, name: str, found: TableResults) -> bool:
 
 
 def _point(found: TableResults, cell: CellResult) -> Point | None:
-    summary = summarize([*cell.values("train", "loss", tuning=True).values()])
+    summary = cell.summary("train", "loss", tuning=True)
     sweep, _, value = cell.column.partition("=")
     record = cell.any_record
     if summary is None or record is None or sweep not in (NOISE, START, STE):

@@ -7,20 +7,16 @@ themselves; the staircase joins the cells that no other one beats in both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fogzo_repro.reporting.figures.drawing import (
-    COLUMN,
     GREY,
-    canvas,
     draw_points,
     ends_of_sd,
-    legend_below,
-    legend_height,
     scale_values,
 )
 from fogzo_repro.reporting.figures.panels import (
@@ -28,13 +24,11 @@ from fogzo_repro.reporting.figures.panels import (
     FOGZO,
     STE,
     Styles,
-    evaluated,
+    draw_panels,
     kind_of,
-    looks,
     panels,
 )
-from fogzo_repro.reporting.results import CellResult, TableResults, ran_alone
-from fogzo_repro.reporting.statistics import summarize
+from fogzo_repro.reporting.results import CellResult, TableResults
 
 PANEL_HEIGHT = 1.7  # inches
 COMPARED = (STE, FOGZO, EQUAL)
@@ -62,28 +56,19 @@ class Point:
 def write_time(folder: Path, name: str, found: TableResults) -> bool:
     """Write <name>.png and .csv; return False where no two methods were run and timed."""
     points = [
-        _point(panel, cell)
+        _point(panel, cell, cell.hours)
         for panel, cells in panels(found).items()
         for cell in cells
-        if kind_of(cell.column) in COMPARED and any(map(ran_alone, evaluated(cell)))
+        if kind_of(cell.column) in COMPARED and cell.hours is not None
     ]
     if len(points) < 2:
         return False  # one point trades nothing off
-    titles = list(dict.fromkeys(p.panel for p in points))
     groups = list(dict.fromkeys(_group(p) for p in points))
-    height = PANEL_HEIGHT * len(titles) + legend_height(groups) + 0.25
-    grid = (len(titles), 1)
     longest = max(p.hours for p in points)
     unit, per_hour = next((u, k) for u, k in UNITS.items() if k * longest > 1 or u == "seconds")
-    with canvas(folder / name, points, (COLUMN, height), grid) as (figure, axes):
-        handles: dict[str, Any] = {}
-        styles = looks(groups)
-        for panel, title in zip(axes[:, 0], titles, strict=True):
-            handles |= _draw(panel, [p for p in points if p.panel == title], styles, per_hour)
-            panel.set_title(title)
-        cards = ", ".join(dict.fromkeys(p.hardware for p in points))
-        axes[-1][0].set_xlabel(f"{unit} of a run ({cards})")
-        legend_below(figure, handles)
+    cards = ", ".join(dict.fromkeys(p.hardware for p in points))
+    label, draw = f"{unit} of a run ({cards})", partial(_draw, per_hour=per_hour)
+    draw_panels(folder / name, points, groups, PANEL_HEIGHT, label, draw)
     return True
 
 
@@ -100,15 +85,13 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def _point(panel: str, cell: CellResult) -> Point:
-    records = evaluated(cell)
-    seconds = [r["wall_seconds"] for r in records if ran_alone(r)]
-    hours = math.fsum(seconds) / len(seconds) / 3600
-    last = records[0]["metrics"]["last"]
+def _point(panel: str, cell: CellResult, hours: float) -> Point:
+    record = next(iter(cell.finished().values()))
+    last = record["metrics"]["last"]
     split, metric = next(((s, m) for s, m in QUALITY if m in last.get(s, {})), QUALITY[-1])
-    summary = summarize([*cell.values(split, metric).values()])
+    summary = cell.summary(split, metric)
     assert summary is not None, "a panel holds cells with finished evaluation runs alone"
-    place = panel, cell.column, records[0]["hardware"]
+    place = panel, cell.column, record["hardware"]
     return Point(*place, metric, summary.n, hours, summary.mean, *ends_of_sd(summary))
 
 

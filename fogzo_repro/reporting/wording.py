@@ -1,0 +1,39 @@
+"""How cells, metrics and figures are put in words, the same on every page."""
+
+from __future__ import annotations
+
+import math
+
+from fogzo_repro.reporting.statistics import GainTest, Summary
+
+NOT_RUN = "not run"
+METRIC_NAMES = {"loss": "loss", "top1": "top-1 (%)", "perplexity": "perplexity"}
+DIGITS = {"loss": 4, "top1": 2, "perplexity": 2}  # decimal places
+
+
+def mean_sd(summary: Summary | None, digits: int) -> str:
+    """Return mean ± sd (n); the sd of one run is a dash."""
+    if summary is None:
+        return NOT_RUN
+    sd = "–" if math.isnan(summary.sd) else f"{summary.sd:.{digits}f}"
+    return f"{summary.mean:.{digits}f} ± {sd} ({summary.n})"
+
+
+def interval(summary: Summary | None, digits: int) -> str:
+    """Return the 95% interval; nothing for fewer than two runs."""
+    if summary is None or math.isnan(summary.half):
+        return ""
+    return f"[{summary.low:.{digits}f}, {summary.high:.{digits}f}]"
+
+
+def gain(test: GainTest | None, digits: int) -> str:
+    """Return a gain [95%]: without the interval where a side has one run, nothing where none."""
+    if test is None:
+        return ""
+    ends = "" if math.isnan(test.low) else f" [{test.low:+.{digits}f}, {test.high:+.{digits}f}]"
+    return f"{test.gain:+.{digits}f}{ends}"
+
+
+def cell_name(row: str, column: str) -> str:
+    """Return what a cell is called in a sentence."""
+    return row if column == "-" else f"{row} ({column})"
