@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,6 +63,25 @@ BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own: set to 1, it raises errors instead of printing them
 
 
+@dataclass
+class Sweep:
+    """What is known of the jobs of a command while they are composed and run.
+
+    Attributes:
+        typed: the words of the command line.
+        cells: that these name.
+        seeds: of the jobs that one of a dry run stands for, by its other words.
+        composing: the words of the job that is being composed.
+        launched: whether all are composed, so that an error is no longer the user's.
+    """
+
+    typed: Sequence[str]
+    cells: Sequence[Entry] = ()
+    seeds: dict[tuple[str, ...], list[int]] = field(default_factory=dict)
+    composing: Sequence[str] = ()
+    launched: bool = False
+
+
 def main() -> int:
     """Run what the command line says; return the exit status."""
     outlive_terminal("stderr")
@@ -81,9 +101,7 @@ def main() -> int:
     if arguments.config_dir:  # Hydra finds a user's options there, we find tables
         changes["FOGZO_PARTS"] = os.path.abspath(os.path.expanduser(arguments.config_dir))
     statuses = [0]  # of the runs; the first says only that nothing has failed yet
-    seeds: dict[str, list[int]] = {}  # of a sweep's runs that differ in them alone
-    failed: list[str] = []  # words of the run that cannot be composed, where it is one of a sweep
-    launched: list[bool] = []  # not empty: all is composed, an error is no longer the user's
+    sweep = Sweep(typed)
     told: set[str] = set()
 
     def job(composed: Any) -> None:
@@ -91,9 +109,9 @@ def main() -> int:
         task = HydraConfig.get().overrides.task
         try:
             config = parse_composed(composed, HydraConfig.get(), typed)
-            launched.append(True)
+            sweep.launched = True
             label = label_of(task, [*words, *typed])
-            statuses.append(run_one(config, label, seeds.get(_but_seed(config), [config.seed])))
+            statuses.append(run_one(config, label, sweep.seeds.get(_but_seed(task), [])))
         except UserError as error:
             if tracebacks:
                 raise
@@ -109,7 +127,7 @@ def main() -> int:
     with environment(**changes):
         try:
             check_own_parts()
-            cells = named_cells(typed)
+            cells = sweep.cells = named_cells(typed)
             if plain:
                 print("\n".join(plain_commands(cells, typed)))
                 return 0
@@ -121,7 +139,7 @@ def main() -> int:
                 print(help_of(words))
                 return 0
             sys.argv = [command[0], *flags, *words]
-            with sweeps_checked(typed, cells, seeds, failed):
+            with sweeps_checked(sweep):
                 hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")(job)()
         except KeyboardInterrupt:
             return say_interrupted()
@@ -130,9 +148,9 @@ def main() -> int:
                 raise
             if told:
                 return 1
-            if (launched or seeds) and not isinstance(error, UserError):
+            if sweep.launched and not isinstance(error, UserError):
                 raise
-            tell(in_one_line(error, failed or words, typed))
+            tell(in_one_line(error, sweep.composing or words, typed))
             return 2
     ranks = sys.modules.get("fogzo_repro.training.ranks")  # only a run has brought it, and torch
     if ranks and 2 not in statuses:
@@ -190,18 +208,16 @@ def run_one(config: RunConfig, label: str, seeds: Sequence[int]) -> int:
     Args:
         config: the run.
         label: see `label_of`.
-        seeds: of the runs that differ from this one in the seed alone, in their order, and its own.
-            They are described once.
+        seeds: of a dry run that stands for others, which differ in the seed alone.
     """
     from fogzo_repro.run import execute
     from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted, hurry
     from fogzo_repro.training.ranks import current_ranks
 
     if config.dry_run:
-        if config.seed == seeds[0]:
-            print(described(config))
-            if len(seeds) > 1:
-                print(f"seeds: {shown_seeds(seeds)}, a run each; above is the first")
+        print(described(config))
+        if len(seeds) > 1:
+            print(f"seeds: {shown_seeds(seeds)}, a run each; above is the first")
         return 0
     outlive_terminal("stdout")
     try:
@@ -274,19 +290,12 @@ def environment(**changes: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sweeps_checked(
-    typed: Sequence[str], cells: Sequence[Entry], seeds: dict[str, list[int]], failed: list[str]
-) -> Iterator[None]:
-    """Have Hydra's sweepers parse every job where they look whether it can be composed.
+def sweeps_checked(sweep: Sweep) -> Iterator[None]:
+    """Have Hydra's sweepers parse the jobs where they look whether these can be composed.
 
     So a sweep with one bad value starts none of its runs, whatever launches them. Its basic sweeper
-    makes of several cells the jobs of each: their values and seeds differ.
-
-    Args:
-        typed: the words of the command line.
-        cells: that it names.
-        seeds: is filled, see `run_one`.
-        failed: is filled with the words of the run that is wrong.
+    makes of several cells the jobs of each: their values and seeds differ. Of jobs that differ in
+    the seed alone one is parsed, and in a dry run one is left: there may be hundreds.
     """
     basic: Any = Plugins.instance().class_name_to_class[BASIC_SWEEPER]
     before, jobs_of_one = Sweeper.validate_batch_is_legal, basic.split_arguments
@@ -300,24 +309,25 @@ def sweeps_checked(
                 "machine of a Slurm cluster, or give hydra/launcher=submitit_local"
             )
         loader = self.hydra_context.config_loader
-        found: dict[str, list[int]] = {}
-        for overrides in batch:
-            failed[:] = overrides
-            composed = loader.load_sweep_config(self.config, list(overrides))
-            config = parse_composed(composed, composed.hydra, typed)
-            found.setdefault(_but_seed(config), []).append(config.seed)
-        failed.clear()
-        seeds.update(found)
+        for job in _but_for_seeds(batch):
+            sweep.composing = job
+            composed = loader.load_sweep_config(self.config, list(job))
+            parse_composed(composed, composed.hydra, sweep.typed)
+        sweep.composing, sweep.launched = (), True
 
     def jobs_of_all(overrides: list[Override], most: int | None) -> list[list[list[str]]]:
         for override in overrides:
             _check_values(override)
-        if len(cells) < 2:
-            return jobs_of_one(overrides, most)
         parser, jobs = OverridesParser.create(overrides[0].config_loader), []
-        for cell in cells:
-            words = parser.parse_overrides(words_for(cell, [*cell.swept(), *typed]))
+        for cell in sweep.cells[1:] and sweep.cells:
+            words = parser.parse_overrides(words_for(cell, [*cell.swept(), *sweep.typed]))
             jobs += jobs_of_one([word for word in words if not word.is_hydra_override()], None)[0]
+        jobs = jobs or jobs_of_one(overrides, None)[0]
+        if any(word.lower() == "dry_run=true" for word in sweep.typed):
+            for job in jobs:
+                found = sweep.seeds.setdefault(_but_seed(job), [])
+                found += [int(word[5:]) for word in job if _is_plain_seed(word)]
+            jobs = _but_for_seeds(jobs)
         return [*basic.split_overrides_to_chunks(jobs, most)]
 
     Sweeper.validate_batch_is_legal = validate  # type: ignore[method-assign]
@@ -329,9 +339,23 @@ def sweeps_checked(
         basic.split_arguments = staticmethod(jobs_of_one)
 
 
-def _but_seed(config: RunConfig) -> str:
-    """Return what tells a run from others, but the seed."""
-    return repr({**vars(config), "seed": None})
+def _but_for_seeds(jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Return the first of the jobs that differ in the seed alone, and those whose seed is odd."""
+    found: dict[tuple[str, ...], Sequence[str]] = {}
+    for job in jobs:
+        plain = all(map(_is_plain_seed, {*job} - {*_but_seed(job)}))
+        found.setdefault(_but_seed(job) if plain else tuple(job), job)
+    return [*found.values()]
+
+
+def _but_seed(job: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of a job that say all but its seed."""
+    return tuple(word for word in job if not word.startswith("seed="))
+
+
+def _is_plain_seed(word: str) -> bool:
+    """Return whether a word gives a seed that needs no look at it."""
+    return bool(re.fullmatch(r"seed=\d{1,9}", word, re.ASCII))
 
 
 def _check_values(override: Override) -> None:

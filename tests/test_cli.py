@@ -141,6 +141,19 @@ def test_typed_values_stand_in_place_of_those_of_each_cell(monkeypatch, capsys, 
     assert (status, out.count("  name: nspsa")) == (0, 3), err
 
 
+def test_a_sweep_over_many_seeds_is_composed_once(monkeypatch, capsys, tiny_table):
+    seen, parse = [], cli.parse_composed
+    monkeypatch.setattr(cli, "parse_composed", lambda *each: seen.append(1) or parse(*each))
+    tiny_table.write_text(TABLE.replace("0..1", "0..499"))
+    status, out, err = run_cli(monkeypatch, capsys, "experiment=tiny/nspsa", "dry_run=true")
+    assert (status, err, len(seen)) == (0, "", 4)  # two values, checked and described
+    assert out.count("seeds: 0..499, a run each") == 2
+    status, out, err = run_cli(
+        monkeypatch, capsys, "-m", *TINY, "seed=0,1,x", "dry_run=true", "estimator=ste"
+    )
+    assert (status, out, err) == (2, "", "error: seed=x is not a whole number\n")
+
+
 @pytest.mark.slow
 def test_cells_of_two_scales_each_have_theirs(monkeypatch, capsys):
     word = f"{MINI},table1/deit-tiny-tanh-ste"
