@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -152,13 +153,8 @@ def _part_path(out: Path, prefix: str, index: int) -> Path:
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
-    batch: list[tuple[int, str]] = []
-    for numbered in enumerate(documents):
-        batch.append(numbered)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
+    numbered = enumerate(documents)
+    while batch := list(islice(numbered, BATCH)):
         yield batch
 
 
@@ -211,8 +207,9 @@ def cut_part(out: Path, prefix: str, index: int, part: Part, tokens: int) -> Par
     train = part.shards["train"]
     path = out / train.file
     kept = np.fromfile(path, dtype="<u2", count=tokens)
-    files.write(path, kept.tobytes())
-    sha256 = hashlib.sha256(kept.tobytes()).hexdigest()
+    content = kept.tobytes()
+    files.write(path, content)
+    sha256 = hashlib.sha256(content).hexdigest()
     documents = int((kept == BOS).sum())  # no text encodes to BOS, so it counts the documents
     shard = Shard(train.file, train.source, documents, tokens, sha256)
     part = Part({**part.shards, "train": shard}, True)

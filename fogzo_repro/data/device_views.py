@@ -62,39 +62,41 @@ class Bundle(NamedTuple):
     @classmethod
     def of(cls, data: Any) -> Bundle:
         """Put data together, on the CPU."""
-        tensors: list[Tensor] = []
+        found: list[tuple[int, Tensor]] = []  # where it begins
         end = 0
 
         def place(tensor: Tensor) -> _Place:
             nonlocal end
             begin = end
             end += -(-tensor.nbytes // ALIGNED) * ALIGNED
-            tensors.append(tensor)
-            return _Place((begin, tensor.nbytes, tensor.dtype, tuple(tensor.shape)))
+            found.append((begin, tensor))
+            return _Place(begin, tensor.nbytes, tensor.dtype, tensor.shape)
 
         layout = _mapped(data, Tensor, place)
-        buffer, begin = torch.empty(end, dtype=torch.uint8), 0
-        for tensor in tensors:
+        buffer = torch.empty(end, dtype=torch.uint8)
+        for begin, tensor in found:
             whole = tensor.contiguous().view(-1).view(torch.uint8)
             buffer[begin : begin + tensor.nbytes] = whole
-            begin += -(-tensor.nbytes // ALIGNED) * ALIGNED
         return cls(buffer, layout)
 
     def open(self) -> Any:
         """Return the data, with tensors that look into the buffer."""
 
         def tensor(place: _Place) -> Tensor:
-            begin, size, dtype, shape = place.where
-            return self.buffer[begin : begin + size].view(dtype).view(shape)
+            part = self.buffer[place.begin : place.begin + place.size]
+            return part.view(place.dtype).view(place.shape)
 
         return _mapped(self.layout, _Place, tensor)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor is: first byte, bytes, dtype, shape."""
+    """Where a tensor lies in a bundle, in bytes, and what it is."""
 
-    where: tuple[int, int, torch.dtype, tuple[int, ...]]
+    begin: int
+    size: int
+    dtype: torch.dtype
+    shape: torch.Size
 
 
 def _mapped(data: Any, kind: type, change: Callable[[Any], Any]) -> Any:

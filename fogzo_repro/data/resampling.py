@@ -45,13 +45,10 @@ class Windows(NamedTuple):
 
     def axes(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return length and distance between pixels, (B,) each, of the first and second axis."""
-        row, pixel = 3 * self.widths, torch.full_like(self.widths, 3)
-        turned, columns, rows = self.turned, (self.heights, row), (self.widths, pixel)
-        first, second = (
-            tuple(torch.where(turned, x, y) for x, y in zip(*pair, strict=True))
-            for pair in ((columns, rows), (rows, columns))
-        )
-        return first, second  # type: ignore[return-value]
+        turned, row, pixel = self.turned, 3 * self.widths, torch.full_like(self.widths, 3)
+        first = torch.where(turned, self.heights, self.widths), torch.where(turned, row, pixel)
+        second = torch.where(turned, self.widths, self.heights), torch.where(turned, pixel, row)
+        return first, second
 
 
 def pack(windows: Sequence[np.ndarray], size: int) -> Windows:

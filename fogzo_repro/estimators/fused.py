@@ -27,7 +27,7 @@ _compiled: dict[str, Callable[..., Any]] = {}
 _state = {"on": False}
 LEAST_PART = 4  # weights
 # Many weights a kernel: a launch costs as much as a small weight takes.
-_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"combo_kernels": True}
+_OPTIONS: dict[str, Any] = {"combo_kernels": True}
 
 
 def compile_fused(on: bool) -> None:

@@ -59,7 +59,7 @@ def widest(dtype: torch.dtype) -> torch.dtype:
 
 
 def _uniform(t: Tensor) -> Tensor:
-    """sqrt(3) (2r - 1), uniform on +-sqrt(3): the factor has done it."""
+    """sqrt(3) (2r - 1), uniform on +-sqrt(3); sqrt(3) is the law's factor."""
     return t
 
 

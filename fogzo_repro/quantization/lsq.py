@@ -146,8 +146,8 @@ def _units(v: Tensor, step: Tensor) -> Tensor:
 def _units_again(v: Tensor, step: Tensor) -> Tensor:
     """Return v/s for the backward pass.
 
-    In other words, but to the bit: where the compiler sees the forward's v/s it keeps that in
-    float32.
+    (-v)/(-s) is v/s to the bit, and to the compiler another computation: it would else recognise
+    the forward pass's v/s, and keep that in memory, in float32, from there to here.
     """
     return _units(-v, -step)
 

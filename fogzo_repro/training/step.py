@@ -196,7 +196,7 @@ class TrainStep:
         return estimate
 
     def _count_bad(self, finite: Tensor, bad_probes: Tensor) -> None:
-        """Count steps in a row with a bad probe; a skipped step has no estimate and counts not."""
+        """Count steps in a row with a bad probe; a skipped step, without an estimate, is passed."""
         streak = torch.where(bad_probes > 0, self.bad_streak + 1, 0)
         self.bad_streak.copy_(torch.where(finite, streak, self.bad_streak))
 
