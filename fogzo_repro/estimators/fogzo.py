@@ -79,9 +79,9 @@ def algorithm_1(
     here = Point(weights)  # eps_l, the guides g_l and ||eps g||
     total = Total(here, n)
     for u in draw(here, n, generator):  # line 2, for a block of pairs i at once
-        s = random_signs(len(u[0]), u[0], signs)
+        s = random_signs(len(u[0]), u[0], signs)  # +-1 with probability 1/2 each
         v = mixed(u, here, s * sqrt_beta, sqrt_noise)  # line 3: sqrt(beta) s g^ + sqrt(1 - beta) u
-        losses = probes(here, v)
+        losses = probes(here, v)  # L+ at theta + eps v, L- at theta - eps v
         c = (losses.plus - losses.minus) / 2  # line 4
         total.add(c, v, losses.flips)  # line 5: G_l += 1/n c v_l / eps_l
     return total.write()

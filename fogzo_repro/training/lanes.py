@@ -314,15 +314,8 @@ def adamw_(
 ) -> None:
     """Make torch's AdamW step with a rate for each lane; a rate of 0 leaves p as it is.
 
-    Args:
-        p: parameter.
-        g: its gradient.
-        m: first moment.
-        v: second moment.
-        lr: broadcastable to p.
-        decay: weight decay.
-        step: from 1.
-        recipe: betas and eps.
+    m and v are the moments of the gradient g, lr is broadcastable to p, steps count from 1, and the
+    recipe has betas and eps.
     """
     beta1, beta2 = recipe.betas
     m.lerp_(g, 1 - beta1)
