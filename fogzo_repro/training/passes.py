@@ -71,7 +71,7 @@ class Passes:
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device)  # of the masks of stochastic depth
         self.buffers = FrozenBuffers(model)
-        self.masks = DropPathMasks(model)
+        self.masks = DropPathMasks(model, self.device)
         self.learned_inputs = [m for m in model.modules() if isinstance(m, LsqInput)]
         shares = one_batch and micro_batch is None
         self.prefix = SharedPrefix(model if shares else nn.Identity(), perturbed)
@@ -185,22 +185,25 @@ class DropPathMasks:
 
     Args:
         model: its `DropPath` layers are served.
+        device: of the masks.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
         layers = [m for m in model.modules() if isinstance(m, DropPath)]
         self.layers = [m for m in layers if m.drop_prob]
         self.undropped = [m for m in layers if not m.drop_prob]
-        self.table = torch.empty(len(self.layers), 0)
-        self.ones = torch.empty(len(self.undropped), 0)
+        kept = [1 - layer.drop_prob for layer in self.layers]
+        self.kept = torch.tensor(kept, device=device).unsqueeze(1)
+        # By the number of examples. A captured graph reads and writes those of a full batch where
+        # they are, also after a smaller batch, the last one of an epoch.
+        self.tables: dict[int, tuple[Tensor, Tensor]] = {}
 
     def draw(self, examples: int, generator: torch.Generator) -> None:
-        """Draw one mask for each layer and example, in place where there are as many as before."""
-        if self.ones.shape[1] != examples:
-            kept = [1 - layer.drop_prob for layer in self.layers]
-            self.kept = torch.tensor(kept, device=generator.device).unsqueeze(1)
-            self.table = self.kept.new_empty(len(kept), examples)
-            self.ones = self.kept.new_ones(len(self.undropped), examples)
+        """Draw one mask for each layer and example, where those of as many examples lie."""
+        if examples not in self.tables:
+            ones = self.kept.new_ones(len(self.undropped), examples)
+            self.tables[examples] = self.kept.new_empty(len(self.layers), examples), ones
+        self.table, self.ones = self.tables[examples]
         if self.layers:
             self.table.uniform_(generator=generator)
             self.table.copy_((self.table < self.kept) / self.kept)

@@ -125,7 +125,7 @@ def test_the_steps_of_inputs_start_without_another_trace() -> None:
 
 def masked(drop_prob: float, examples: int) -> tuple[nn.Sequential, DropPathMasks]:
     model = nn.Sequential(DropPath(drop_prob), DropPath(0.0)).train()  # of rate 0: the identity
-    masks = DropPathMasks(model)
+    masks = DropPathMasks(model, torch.device("cpu"))
     masks.draw(examples, torch.Generator().manual_seed(0))
     return model, masks
 
@@ -158,9 +158,14 @@ def test_a_part_of_the_batch_gets_its_own_examples_masks():
 
 def test_masks_keep_their_memory_so_that_a_captured_graph_reads_the_new_draw():
     model, masks = masked(0.5, 64)
-    where = model[0].factors.data_ptr()
+    first = [layer.factors for layer in model]  # held, so that nothing else can lie there
+    where = [factors.data_ptr() for factors in first]
     masks.draw(64, torch.Generator().manual_seed(1))
-    assert model[0].factors.data_ptr() == where
+    assert [layer.factors.data_ptr() for layer in model] == where
+    masks.draw(8, torch.Generator().manual_seed(2))  # the last batch of an epoch, taken eagerly
+    assert not {layer.factors.data_ptr() for layer in model} & set(where)
+    masks.draw(64, torch.Generator().manual_seed(3))
+    assert [layer.factors.data_ptr() for layer in model] == where
 
 
 @pytest.mark.parametrize(
