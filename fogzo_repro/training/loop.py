@@ -274,9 +274,8 @@ class Training:
             self._count_dead({**line, **values})
             if line["step"] == 1 and self.dead_steps:
                 raise UserError(NO_GRADIENT)
-            shown = {
-                k: v if math.isfinite(v) else None for k, v in values.items()
-            }  # JSON has no NaN
+            # JSON has no NaN.
+            shown = {k: v if math.isfinite(v) else None for k, v in values.items()}
             lines.append({**line, **shown})
         self.journal.append(lines)
         self.pending = []
