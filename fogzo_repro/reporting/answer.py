@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import Judged, chosen, judged_claims, on_edge, untuned
+from fogzo_repro.reporting.claims import Judged, chosen, counted, judged_claims, on_edge, untuned
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, STE
 from fogzo_repro.reporting.minis import TITLES as MINIS
@@ -32,6 +31,10 @@ WORDS = {
 UNITS = {"top1": "points", "perplexity": "of perplexity"}
 EQUAL = "STE, equal cost"
 CONTROLS = "FOGZO, random sign", "FOGZO, beta=1", "STE over two points, equal cost"
+TUNED = (  # a noise sweep has two quantizers a network
+    "With the rate chosen by each side and FOGZO's noise on two quantizers of a network, which "
+    "the others share:"
+)
 DIGITS = {"loss": 3, "top1": 2, "perplexity": 2}
 
 
@@ -63,7 +66,8 @@ def answer(results: Path, found: Sequence[TableResults]) -> str:
     absent = [line for line in lines if {line.ste, line.fogzo, line.equal_cost} == {NOT_RUN}]
     shown = [line for line in lines if line not in absent or line.quantizer.endswith("(default)")]
     numbered = [f"{k}. {sentence}" for k, sentence in enumerate(sentences, 1)]
-    parts = ["\n".join(numbered), markdown(COLUMNS, shown), IN_BRACKETS + _not_run(absent)]
+    below = IN_BRACKETS + EDGE * any("edge" in line.ste + line.fogzo for line in shown)
+    parts = ["\n".join(numbered), markdown(COLUMNS, shown), below + _not_run(absent)]
     return "\n\n".join(parts)
 
 
@@ -85,21 +89,20 @@ def _of_readings(results: Path, shallow: TableResults, judged: Sequence[Judged])
     n = len(best.losses("STE"))
     half = [j for j in judged if j.claim.id.startswith("half-")]
     fresh = any(seed >= FRESH_SEEDS for j in half if j.better is not None for seed in j.better.runs)
-    said = f"of its {len(half)} claims: {_counts(half)}" if fresh else "it was not run yet"
+    said = f"of its {len(half)} claims: {counted(half)}" if fresh else "it was not run yet"
     there = "".join(
         f"At lr {one.reading.rate:g} it gives {one.given}, and {len(more)} others give more. "
         for one, more in elsewhere(tried, best)
     )
     return (
-        "**MNIST (Section 4.1)**: what comes out depends on how weights are rounded, which the "
-        f"paper leaves open. Of {len(alike)} readings at its learning rate and a spacing of one "
-        f"standard deviation, {full} give{'s' * (full == 1)} all {len(CLAIMS)} of its claims by "
-        f"the means of {n} seeds ([readings](results/tables/readings.md)): the "
+        f"**MNIST (Section 4.1)**: {_at_their_best(judged)}At the paper's rate it depends on how "
+        f"weights are rounded, which the paper leaves open. Of {len(alike)} readings at a spacing "
+        f"of one standard deviation, {full} give{'s' * (full == 1)} all {len(CLAIMS)} of its "
+        f"claims by the means of {n} seeds ([readings](results/tables/readings.md)): the "
         f"{best.reading.grid} grid with derivative {best.reading.derivative}. It is the default "
-        f"here, picked *because* the claims come out under it; on fresh seeds {said}. "
-        f"{there}Under the "
-        f"integer grid, the reading before, of {len(judged) - len(half)} claims: "
-        f"{_counts([j for j in judged if j not in half])}.{_at_their_best(judged)}"
+        f"here, picked *because* the claims come out under it; on fresh seeds {said}. {there}Under "
+        f"the integer grid, the reading before, of {len(judged) - len(half)} claims: "
+        f"{counted([j for j in judged if j not in half])}."
     )
 
 
@@ -121,7 +124,7 @@ def _at_their_best(judged: Sequence[Judged]) -> str:
                     f"{words[one.verdict]} under the {grid.replace('_', '-')} grid, by "
                     f"{abs(test.gain):.3f} [{low:.3f}, {high:.3f}] nats"
                 )
-    return f" With rate and noise chosen by each side: {'; '.join(said)}." if said else ""
+    return f"With rate and noise chosen by each side, {'; '.join(said)}. " if said else ""
 
 
 def _of_minis(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged]]) -> str:
@@ -134,7 +137,7 @@ def _of_minis(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judge
         return f"{start}no evaluation run, so that no verdict stands on whether FOGZO helps there."
     open_ = sum(one.verdict == "not run" for one in _controls(minis, judged))
     said = _decided(minis, judged)
-    counts = _counts([one for table in minis for one in judged[table.table]])
+    counts = counted([one for table in minis for one in judged[table.table]])
     if said and open_:
         said += (
             f" {open_} controls that tell measured losses from mere noise and rescaling were not "
@@ -175,7 +178,7 @@ def _decided(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged
         for verdict in WORDS
         if verdict in places
     ]
-    return f" With rate and noise chosen by each side: {' '.join(told)}" if told else ""
+    return f" {TUNED} {' '.join(told)}" if told else ""
 
 
 def _told(one: Judged) -> bool:
@@ -235,12 +238,6 @@ def _of_the_paper(tables: Sequence[TableResults]) -> str:
         "full scale"
         + (", so that nothing is known here of the paper's numbers." if not done else ".")
     )
-
-
-def _counts(judged: Sequence[Judged]) -> str:
-    counted = Counter(one.verdict for one in judged)
-    words = {"holds": "hold", "not run": "not run yet"}
-    return ", ".join(f"{n} {words.get(verdict, verdict)}" for verdict, n in counted.items())
 
 
 def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Iterator[Compared]:
@@ -307,8 +304,11 @@ COLUMNS: Columns = (
 )
 IN_BRACKETS = (
     "Mean ± sd (seeds). Gain: FOGZO over the STE, each with the noise and learning rate that it "
-    "chose on seeds of their own. In square brackets, where no other seeds were run: held-out loss "
-    "in nats of the tuning runs at the chosen values; it was chosen by and has one or two seeds, "
-    "reports nothing and is not to be compared. Edge: no value beyond the chosen one was tried; a "
-    "rate beside a noise is the recipe's, where no other is named in the table's page."
+    "chose on seeds of their own, with its uncorrected 95% interval; p is corrected by Holm over "
+    "all claims of a network. On the deep networks a verdict needs p < 0.025, since seeds may be "
+    "added once. In square brackets, where no other seeds were run: held-out loss in nats of the "
+    "tuning runs at the chosen values; it was chosen by and has one or two seeds, reports nothing "
+    "and is not to be compared; a rate beside a noise is the recipe's, where no other is named in "
+    "the table's page."
 )
+EDGE = " Edge: no value beyond the chosen one was tried."

@@ -4,7 +4,7 @@ results/paper/claims.csv states, before the runs, which cell is better than whic
 and by what margin, and below which difference two cells count as equal (`no_difference_below`: a
 number, or a percentage of the worse side's mean; empty where no such bound was stated). Each claim
 is put to a two-sided t test over the seeds and to two one-sided tests against that bound, each kind
-with Holm's correction over the table. The verdicts:
+with Holm's correction over all claims of the table, run or not. The verdicts:
 
     holds           the gain is above the margin
     contradicted    the gain is below the margin
@@ -22,6 +22,7 @@ matters. Fewer than five seeds, or a run that diverged, give at most inconclusiv
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,9 +291,14 @@ def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:
     """Put every claim of a table to the tests."""
     level = level_of(results.table)
     pairs = [named_cells(results, claim) for claim in claims]
-    tests = [_test(claim, *pair) for claim, pair in zip(claims, pairs, strict=True)]
-    adjusted = holm([math.nan if t is None else t.p for t in tests])
-    same = holm([math.nan if t is None else t.p_same for t in tests])
+    tests = [_test(claim, *pair, level) for claim, pair in zip(claims, pairs, strict=True)]
+    ps = [math.nan if t is None else t.p for t in tests]
+    same_ps = [math.nan if t is None else t.p_same for t in tests]
+    bounded = [p for p, claim in zip(same_ps, claims, strict=True) if claim.bound is not None]
+    adjusted, same = (
+        holm(found, waiting=sum(map(math.isnan, stated)))
+        for found, stated in ((ps, ps), (same_ps, bounded))
+    )
     judged = []
     for claim, (better, worse), test, p, p_same in zip(
         claims, pairs, tests, adjusted, same, strict=True
@@ -302,6 +308,12 @@ def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:
             notes += _edges(results, claim, better, worse)
         judged.append(Judged(claim, better, worse, test, p, p_same, verdict, "; ".join(notes)))
     return judged
+
+
+def counted(judged: Sequence[Judged]) -> str:
+    """Return how many claims have which verdict, as `2 hold, 1 not run`."""
+    found = Counter(one.verdict for one in judged)
+    return ", ".join(f"{n} {'hold' if v == 'holds' else v}" for v, n in found.items())
 
 
 def named_cells(results: TableResults, claim: Claim) -> tuple[CellResult | None, CellResult | None]:
@@ -321,7 +333,9 @@ def named_cells(results: TableResults, claim: Claim) -> tuple[CellResult | None,
     return find(*claim.better), find(*claim.worse)
 
 
-def _test(claim: Claim, better: CellResult | None, worse: CellResult | None) -> GainTest | None:
+def _test(
+    claim: Claim, better: CellResult | None, worse: CellResult | None, level: float
+) -> GainTest | None:
     if better is None or worse is None:
         return None
     sign = 1 if claim.direction == "lower" else -1
@@ -334,7 +348,7 @@ def _test(claim: Claim, better: CellResult | None, worse: CellResult | None) -> 
     bound = claim.bound
     if bound is not None and claim.relative:
         bound *= abs(math.fsum(bad.values()) / len(bad))
-    return gain_test(good, bad, margin=claim.margin, bound=bound)
+    return gain_test(good, bad, margin=claim.margin, bound=bound, level=level)
 
 
 def _verdict(

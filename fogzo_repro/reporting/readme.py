@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.answer import answer
 from fogzo_repro.reporting.benches import speed, speed_sentence
-from fogzo_repro.reporting.claims import VERDICTS, Judged, judged_claims
+from fogzo_repro.reporting.claims import VERDICTS, Judged, counted, judged_claims
 from fogzo_repro.reporting.columns import Column, markdown
 from fogzo_repro.reporting.results import CellResult, TableResults, ran, read_results
 from fogzo_repro.reporting.tables import FORMS
@@ -95,12 +94,6 @@ def _count(verdict: str) -> Column:
     return Column(verdict, lambda claimed: sum(j.verdict == verdict for j in claimed[1]))
 
 
-def _counts(claimed: TableAndClaims) -> str:
-    """Return how many claims have which verdict, as `2 holds, 1 not run`."""
-    counted = Counter(judged.verdict for judged in claimed[1])
-    return ", ".join(f"{n} {verdict}" for verdict, n in counted.items())
-
-
 CELLS_RUN = Column("cells run", lambda claimed: f"{ran(claimed[0])} of {len(claimed[0].cells)}")
 OVERVIEW = (
     Column("table", lambda claimed: f"[{claimed[0].table}](tables/{claimed[0].table}.md)"),
@@ -122,5 +115,5 @@ TABLES = (
         lambda claimed: f"[{TITLES[claimed[0].table]}](../results/tables/{claimed[0].table}.md)",
     ),
     CELLS_RUN,
-    Column("claims", _counts),
+    Column("claims", lambda claimed: counted(claimed[1])),
 )

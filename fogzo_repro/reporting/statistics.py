@@ -86,6 +86,7 @@ def gain_test(
     *,
     margin: float = 0.0,
     bound: float | None = None,
+    level: float = LEVEL,
 ) -> GainTest:
     """Test the gain `worse - better` of a loss, from each side's values by seed.
 
@@ -98,8 +99,9 @@ def gain_test(
         worse: the other one.
         margin: the gain that it is tested against.
         bound: a gain between -bound and bound counts as none; tested by two one-sided tests.
+        level: at which the test will be read; the interval is 95% all the same.
     """
-    return _gain_test(tuple(better.items()), tuple(worse.items()), margin, bound)
+    return _gain_test(tuple(better.items()), tuple(worse.items()), margin, bound, level)
 
 
 @cache  # pages and figures ask for most of them several times
@@ -108,6 +110,7 @@ def _gain_test(
     worse_values: tuple[tuple[int, float], ...],
     margin: float,
     bound: float | None,
+    level: float,
 ) -> GainTest:
     from scipy import stats
 
@@ -137,7 +140,7 @@ def _gain_test(
     error = half / float(stats.t.ppf(1 - LEVEL / 2, two_sided.df))
     return GainTest(
         n, paired, gain, float(interval.low), float(interval.high), float(two_sided.pvalue),
-        float(p_same), visible_difference(error, float(two_sided.df)),
+        float(p_same), visible_difference(error, float(two_sided.df), level),
     )  # fmt: skip
 
 
@@ -147,19 +150,20 @@ def _without_spread(better: Mapping[int, float], worse: Mapping[int, float], pai
     return len({*better.values()}) == len({*worse.values()}) == 1
 
 
-def visible_difference(error: float, df: float) -> float:
+def visible_difference(error: float, df: float, level: float = LEVEL) -> float:
     """Return the difference that a two-sided t test finds with a probability of `POWER`.
 
     Args:
         error: standard error of the difference.
         df: degrees of freedom.
+        level: of the test.
 
     >>> round(visible_difference(1 / 34**0.5, 33), 2)  # 34 pairs see half a standard deviation
     0.5
     """
     from scipy import optimize, stats
 
-    limit = float(stats.t.ppf(1 - LEVEL / 2, df))
+    limit = float(stats.t.ppf(1 - level / 2, df))
 
     def lacking(difference: float) -> float:  # the chance of a t beyond -limit is left out
         return float(stats.nct.sf(limit, df, difference)) - POWER
@@ -167,16 +171,23 @@ def visible_difference(error: float, df: float) -> float:
     return error * float(optimize.brentq(lacking, 0.0, 100.0))
 
 
-def holm(ps: Sequence[float]) -> list[float]:
+def holm(ps: Sequence[float], waiting: int = 0) -> list[float]:
     """Return Holm's adjusted p values, in the order given; nan stays and does not count.
+
+    Args:
+        ps: of the tests.
+        waiting: tests of the same family that were not made yet. They count as if their p were the
+            largest: whatever comes of them, no adjusted p grows.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
+    >>> holm([0.01, 0.04], waiting=1)
+    [0.03, 0.08]
     """
     order = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
     adjusted, running = list(ps), 0.0
     for rank, (p, i) in enumerate(order):
-        running = max(running, min(1.0, (len(order) - rank) * p))
+        running = max(running, min(1.0, (waiting + len(order) - rank) * p))
         adjusted[i] = running
     return adjusted
 

@@ -85,7 +85,7 @@ def test_it_says_who_is_ahead_by_how_much_and_what_the_train_loss_says_at_equal_
     text = said(results)
     found = re.sub(r" \[[^]]*\]", " []", text)
     assert (
-        "With rate and noise chosen by each side: FOGZO n=1 is ahead of the STE on LLaMA-9m under "
+        "which the others share: FOGZO n=1 is ahead of the STE on LLaMA-9m under "
         "sign, hardtanh by 10.00 [] of perplexity. At equal cost it is ahead of the STE on "
         "LLaMA-9m under sign, hardtanh by 5.00 [] of perplexity (in train loss behind it by 0.100 "
         "[] nats)."

@@ -107,7 +107,7 @@ def test_both_sides_are_tuned_over_one_grid(table: str) -> None:
         recipe = RATES[table]
         found = rates.setdefault((row, side.split(",")[0]), set())
         found |= {*one.over.get("recipe.lr", [recipe])}
-    for row in {row for row, _ in rates}:
+    for row in {row for row, _ in rates} - {"full precision"}:  # which has one side
         assert rates[row, "STE"] == rates[row, "FOGZO"], row
         assert len(rates[row, "STE"]) >= 4
 

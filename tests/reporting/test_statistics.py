@@ -159,3 +159,13 @@ def test_jackknife_of_a_ratio_covers_at_its_level() -> None:
         found = jackknife(rows.tolist(), lambda row: row[0] / row[1])
         covered += found.low <= 1.5 <= found.high
     assert 0.90 < covered / 400 < 0.99
+
+
+def test_tests_that_wait_make_no_adjusted_p_larger_when_they_are_made() -> None:
+    """For all places that the p of a waiting test can take among the others."""
+    ps = [0.001, 0.004, 0.02, 0.3]
+    before = holm(ps, waiting=1)
+    assert before == pytest.approx([0.005, 0.016, 0.06, 0.6])
+    for made in (0.0, 0.0009, 0.001, 0.003, 0.01, 0.2, 1.0):
+        after = holm([*ps, made])[:-1]
+        assert all(b <= a + 1e-15 for a, b in zip(before, after, strict=True)), made
