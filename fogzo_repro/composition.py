@@ -32,6 +32,8 @@ from fogzo_repro.config import (
     setting_names,
 )
 from fogzo_repro.config.parse import BROUGHT, brings_none
+from fogzo_repro.config.parts import own_parts
+from fogzo_repro.config.rules import spelled
 from fogzo_repro.project import script
 from fogzo_repro.sweeps.tables import GROUPS, Entry, find_entries, table_files
 
@@ -120,15 +122,22 @@ def named_cells(words: Sequence[str]) -> list[Entry]:
         names = value if isinstance(value, list) else [value]
         if override.is_sweep_override():
             names = [*override.sweep_iterator(_plain)]
-        if not {str(name).partition("/")[0] for name in names} & {*files}:
-            return []  # null, or a name that Hydra refuses
-        found = [_cell(str(name), files) for name in dict.fromkeys(names)]
+        names = [spelled(name) for name in names]
+        if all(map(_own_file, names)):
+            return []  # Hydra knows what to do
+        found = [_cell(name, files) for name in dict.fromkeys(names)]
     for entry in found:
         group = f"experiment/{entry.file.stem}"
         ConfigStore.instance().store(
             group=group, name=entry.name, node=entry.node(), package="_global_"
         )
     return found
+
+
+def _own_file(name: str) -> bool:
+    """Return whether the user has a file of settings with the name of an experiment."""
+    folder = own_parts()
+    return folder is not None and (Path(folder) / "experiment" / f"{name}.yaml").is_file()
 
 
 def _plain(value: Any) -> Any:

@@ -10,12 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
 from fogzo_repro import __main__ as cli
 from fogzo_repro.config import ConfigError
 from scripts.table_cells import table_cells
 from tests.conftest import DATA_DIR, ROOT
 from tests.forked import finish, start
+
+
+@pytest.fixture(autouse=True)
+def no_cells_yet():
+    """Have Hydra know no cells of the tests before, as in a process of its own."""
+    ConfigStore.instance().repo.pop("experiment", None)
+
 
 TINY = ["dataset=digits", "recipe=digits_mlp", "recipe.max_steps=3", "hardware=cpu"]
 
@@ -371,6 +379,10 @@ UNKNOWN = {
         "tiny.yaml has no cell x; it has: ste, nspsa, wrong, unknown",
     ),
     "table": ("experiment=tinny/ste", "tinny is not a table; did you mean tiny?"),
+    "no table at all": (
+        "experiment=null",
+        "null is not a table; tables: figure-shallow, mini-deit",
+    ),
     "whole table": ("experiment=tiny", "experiment=tiny stands for 4 cells; give one, as "),
     "setting": ("experiment=tiny/wrong", "tiny.yaml, wrong: estimator.noice is not a setting"),
     "setting over": (
@@ -435,6 +447,15 @@ def test_a_folder_of_the_users_is_searched_for_options(monkeypatch, capsys, tmp_
     status, out, err = run_cli(monkeypatch, capsys, *words, "-p", "recipe")
     assert status == 0, err
     assert "lr: 0.001" in out
+
+
+def test_an_experiment_of_the_users_own_is_hydras(monkeypatch, capsys, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nrecipe:\n  lr: 0.125\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    words = ["--config-dir", str(tmp_path), "experiment=mine", "--cfg", "job", "-p", "recipe"]
+    status, out, err = run_cli(monkeypatch, capsys, *words)
+    assert (status, err) == (0, "") and "\nlr: 0.125\n" in out
 
 
 @pytest.mark.slow

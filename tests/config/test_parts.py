@@ -196,8 +196,15 @@ def test_a_wrong_value_in_a_file_of_the_users_is_told_with_it(mine, section, yam
         compose_run("dataset=digits", f"{section}=own")
     assert str(error.value).startswith(f"{folder}/{section}/own.yaml: {section}.")
     assert said in str(error.value)
-    with pytest.raises(ConfigError, match=r"^recipe\.epochs=-1 must be at least"):
-        compose_run("dataset=digits", "recipe=digits_mlp", "recipe.epochs=-1")
+
+
+def test_a_wrong_value_of_a_cell_is_not_told_with_the_parts_file(mine):
+    table = (
+        "seeds: 0\nrows: {a: {label: A, cell.column: A, estimator: shrink, estimator.by: fast}}\n"
+    )
+    mine(estimator__shrink__py=SHRINK + BUILD, estimator__shrink__yaml=YAML, table__own__yaml=table)
+    with pytest.raises(ConfigError, match=r"own\.yaml, a: estimator\.by=fast is not a number"):
+        compose_run("experiment=own/a")
 
 
 def test_the_settings_of_the_suite_are_no_second_ones(monkeypatch):
