@@ -8,13 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import Judged, chosen, counted, judged_claims, on_edge, untuned
+from fogzo_repro.reporting.claims import (
+    CHOSEN,
+    Judged,
+    chosen,
+    counted,
+    judged_claims,
+    on_edge,
+    untuned,
+)
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, STE
 from fogzo_repro.reporting.minis import TITLES as MINIS
-from fogzo_repro.reporting.minis import Choice, choices
+from fogzo_repro.reporting.minis import Choice, choices, network
 from fogzo_repro.reporting.readings import CLAIMS, RATE, SPACING, elsewhere, picked, read_readings
-from fogzo_repro.reporting.results import FRESH_SEEDS, CellResult, TableResults, ran, scale_of
+from fogzo_repro.reporting.results import (
+    FRESH_SEEDS,
+    CellResult,
+    Place,
+    TableResults,
+    ran,
+    scale_of,
+)
 from fogzo_repro.reporting.statistics import gain_test
 from fogzo_repro.reporting.wording import NOT_RUN, gain, mean_sd
 
@@ -56,7 +71,7 @@ def answer(results: Path, found: Sequence[TableResults]) -> str:
     """Return the sentences and the table."""
     tables = {table.table: table for table in found}
     judged = {name: judged_claims(results, table) for name, table in tables.items()}
-    lines = [line for grid in GRIDS for line in _shallow(tables[SHALLOW], judged[SHALLOW], grid)]
+    lines = [_shallow(tables[SHALLOW], judged[SHALLOW], grid) for grid in GRIDS]
     lines += [line for name in MINIS for line in _mini(tables[name], judged[name])]
     sentences = [
         _of_readings(results, tables[SHALLOW], judged[SHALLOW]),
@@ -114,44 +129,46 @@ def _at_their_best(judged: Sequence[Judged]) -> str:
     }
     said = []
     for grid in GRIDS:
-        rows = f"FOGZO n=1, {grid} grid", f"STE, {grid} grid"
-        chosen = tuple((row, "chosen") for row in rows)
-        for one in judged:
-            test = one.test
-            if (one.claim.better, one.claim.worse) == chosen and one.verdict in words and test:
-                low, high = sorted(map(abs, (test.low, test.high)))
-                said.append(
-                    f"{words[one.verdict]} under the {grid.replace('_', '-')} grid, by "
-                    f"{abs(test.gain):.3f} [{low:.3f}, {high:.3f}] nats"
-                )
+        one = _claim(judged, (f"FOGZO n=1, {grid} grid", CHOSEN), (f"STE, {grid} grid", CHOSEN))
+        if one.verdict in words:
+            where = f"under the {grid.replace('_', '-')} grid"
+            said.append(f"{words[one.verdict]} {where},{_lead(one, 3)} nats")
     return f"With rate and noise chosen by each side, {'; '.join(said)}. " if said else ""
+
+
+def _claim(judged: Sequence[Judged], better: Place, worse: Place, metric: str = "loss") -> Judged:
+    """Return the claim about a metric that compares two cells.
+
+    Raises:
+        UserError: where there is none.
+    """
+    for one in judged:
+        claim = one.claim
+        if (claim.better, claim.worse, claim.metric) == (better, worse, metric):
+            return one
+    raise UserError(
+        f"results/paper/claims.csv has no claim in {metric} on {' | '.join(better)} against "
+        f"{' | '.join(worse)}; restore it with git"
+    )
 
 
 def _of_minis(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged]]) -> str:
     cells = [cell for table in minis for cell in table.cells.values()]
     tuning = sum(len(cell.reporting(tuning=True)) for cell in cells)
     reported = sum(len(cell.reporting()) for cell in cells)
-    named = ", ".join(f"{MINIS[t.table].split(',')[0]}" for t in minis if ran(t))
+    named = ", ".join(network(t.table) for t in minis if ran(t))
     start = f"**Deep networks at small scale** ({named or 'none'}): {tuning} tuning runs and "
     if not reported:
         return f"{start}no evaluation run, so that no verdict stands on whether FOGZO helps there."
-    open_ = sum(one.verdict == "not run" for one in _controls(minis, judged))
+    claims = [one for table in minis for one in judged[table.table]]
+    open_ = sum(one.verdict == NOT_RUN and one.claim.worse[1] in CONTROLS for one in claims)
     said = _decided(minis, judged)
-    counts = counted([one for table in minis for one in judged[table.table]])
     if said and open_:
         said += (
             f" {open_} controls that tell measured losses from mere noise and rescaling were not "
             "run yet."
         )
-    claims = sum(len(judged[table.table]) for table in minis)
-    return f"{start}{reported} evaluation runs.{said} Of {claims} claims: {counts}."
-
-
-def _controls(
-    minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged]]
-) -> Iterator[Judged]:
-    for table in minis:
-        yield from (one for one in judged[table.table] if one.claim.worse[1] in CONTROLS)
+    return f"{start}{reported} evaluation runs.{said} Of {len(claims)} claims: {counted(claims)}."
 
 
 def _decided(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged]]) -> str:
@@ -159,9 +176,9 @@ def _decided(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged
     by_verdict: dict[str, list[str]] = {}
     at_cost: dict[str, list[str]] = {}
     for table in minis:
-        network = MINIS[table.table].split(" on ")[0].split(",")[0]
-        for row in dict.fromkeys(row for row, column in table.cells if column == FOGZO):
-            claims, place = _against(judged[table.table], row), f"{network} under {row}"
+        name = network(table.table).split(" on ")[0]
+        for row in _compared(table):
+            claims, place = _against(judged[table.table], row), f"{name} under {row}"
             one, cost = claims[STE], claims.get(EQUAL)
             if _told(one):
                 more = "" if one.verdict in AHEAD else _by_loss(judged[table.table], row)
@@ -183,7 +200,12 @@ def _decided(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged
 
 def _told(one: Judged) -> bool:
     """Return whether there is an interval."""
-    return one.test is not None and one.verdict != NOT_RUN and not math.isnan(one.test.low)
+    return one.test is not None and not math.isnan(one.test.low)
+
+
+def _compared(table: TableResults) -> list[str]:
+    """Return the rows of a table in which FOGZO stands beside the STE."""
+    return [row for row in table.rows if (row, FOGZO) in table.cells]
 
 
 def _lead(one: Judged, digits: int) -> str:
@@ -202,12 +224,9 @@ def _by(one: Judged) -> str:
 
 def _by_loss(judged: Sequence[Judged], row: str) -> str:
     """Return what the claim on the train loss says, where the metric does not decide."""
-    for one in judged:
-        sides = one.claim.better, one.claim.worse
-        if sides == ((row, FOGZO), (row, STE)) and one.claim.metric == "loss":
-            lead = _lead(one, 3)
-            return lead and f" (in train loss {WORDS[one.verdict]} it{lead} nats)"
-    return ""
+    one = _claim(judged, (row, FOGZO), (row, STE))
+    lead = _lead(one, 3)
+    return lead and f" (in train loss {WORDS[one.verdict]} it{lead} nats)"
 
 
 def _against(judged: Sequence[Judged], row: str) -> dict[str, Judged]:
@@ -240,22 +259,21 @@ def _of_the_paper(tables: Sequence[TableResults]) -> str:
     )
 
 
-def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Iterator[Compared]:
+def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Compared:
     rows = [f"{name}, {grid} grid" for name in ("STE", "FOGZO n=1", "STE, equal cost")]
     cells = [chosen(found, row) for row in rows]
-    sides = (rows[1], "chosen"), (rows[0], "chosen")
-    claim = next(j for j in judged if (j.claim.better, j.claim.worse) == sides)
+    claim = _claim(judged, (rows[1], CHOSEN), (rows[0], CHOSEN))
     ste, fogzo, cost = (
         _value(cell, "train", "loss") + (_limits(found, cell) if cell is not None else "")
         for cell in cells
     )
     place = "MLP, MNIST", GRIDS[grid], METRICS["loss"]
-    yield Compared(*place, ste, fogzo, cost, gain(claim.test, 3), claim.said_with_p)
+    return Compared(*place, ste, fogzo, cost, gain(claim.test, 3), claim.said_with_p)
 
 
 def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
     made = choices(found)
-    for row in dict.fromkeys(row for row, column in found.cells if column == FOGZO):
+    for row in _compared(found):
         claim = _against(judged, row)[STE]
         split, metric = claim.claim.split, claim.claim.metric
         cells = [found.cells.get((row, name)) for name in (STE, FOGZO, EQUAL)]
@@ -264,7 +282,7 @@ def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
             _tuned(found, made, row, side) if said == NOT_RUN else said
             for said, side in ((ste, STE), (fogzo, FOGZO))
         )
-        place = MINIS[found.table].split(",")[0], row, METRICS[metric]
+        place = network(found.table), row, METRICS[metric]
         yield Compared(*place, ste, fogzo, cost, gain(claim.test, 3), claim.said_with_p)
 
 

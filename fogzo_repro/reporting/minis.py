@@ -30,6 +30,11 @@ SWEEP = re.compile("(.*): (STE|FOGZO), (noise|rate)")
 KEPT = 0.75  # the share of the gain that the cheapest setting is asked to keep
 
 
+def network(table: str) -> str:
+    """Return what a mini table trains, such as `ResNet-18 on CIFAR-100`."""
+    return TITLES[table].split(",")[0]
+
+
 @dataclass(frozen=True)
 class Choice:
     """What one sweep has chosen.

@@ -86,6 +86,11 @@ class Ranked:
     apart: str = ""
 
     @property
+    def record(self) -> dict[str, Any] | None:
+        """A record of the cell, for what all its runs share."""
+        return None if self.cell is None else self.cell.any_record
+
+    @property
     def summary(self) -> Summary | None:
         """The metric over the evaluation seeds."""
         return None if self.cell is None else self.cell.summary(self.split, self.metric)
@@ -95,12 +100,11 @@ class Ranked:
 class Ranking:
     """What a ranking shows: the rows in order, the controls, and those that stand apart."""
 
-    table: str
+    own: TableResults
     rules: Rules
     places: list[Ranked]
     controls: list[Ranked]
     apart: list[Ranked]
-    refused: list[str]
 
 
 def read_rules(file: Path) -> Rules:
@@ -189,16 +193,13 @@ def rank(
         raise UserError(f"{table} and {rules.beside} both have a row {min(both)}; rename yours")
     against = [_beside_cell(other, place, rules) for place in rules.against]
     controls = [_beside_cell(other, place, rules) for place in rules.controls]
-    found = [_added(own, row, columns, rules) for row, columns in rows.items()]
-    first = against[0].cell
-    most = max(one.tuned for one in against)
     checked = []
-    for one in found:
-        reason = _apart(one, first, own, other, most, seeds[one.label], rules)
-        checked.append(replace(one, apart=reason))
+    for row, columns in rows.items():
+        one = _added(own, row, columns, rules)
+        checked.append(replace(one, apart=_apart(one, against, own, other, seeds[row], rules)))
     ranked = [one for one in checked if not one.apart]
-    cells = {c.row + c.column: c for c in (one.cell for one in [*ranked, *against]) if c}
-    merged = TableResults(table, {(c.row, c.column): c for c in cells.values()}, [])
+    cells = [one.cell for one in (*ranked, *against) if one.cell is not None]
+    merged = TableResults(table, {(c.row, c.column): c for c in cells}, [])
     claims = [_claim(one, beside, rules) for one in ranked for beside in against if beside.cell]
     judged = {j.claim.id: j for j in judge(merged, claims)}
     ranked = [
@@ -210,7 +211,7 @@ def rank(
     places.sort(key=lambda one: sign * one.summary.mean)  # type: ignore[union-attr]
     missing = [replace(one, apart=NOT_RUN) for one in against if one.summary is None]
     apart = [one for one in checked if one.apart] + missing
-    return Ranking(table, rules, places, controls, apart, own.refused)
+    return Ranking(own, rules, places, controls, apart)
 
 
 def _added(own: TableResults, row: str, columns: Sequence[str], rules: Rules) -> Ranked:
@@ -252,29 +253,34 @@ def check_places(rules: Rules, known: Mapping[str, Sequence[str]]) -> None:
 
 
 def _tuning_runs(cell: CellResult) -> int:
-    return sum(seed in TUNING_SEEDS for seed in cell.runs)
+    return len(cell.reporting(tuning=True))
+
+
+def _evaluated(cell: CellResult) -> dict[int, dict[str, Any]]:
+    """Return the runs on evaluation seeds, also on those that fresh ones take the place of."""
+    return {seed: run for seed, run in cell.runs.items() if seed not in TUNING_SEEDS}
 
 
 def _apart(
     one: Ranked,
-    first: CellResult | None,
+    against: Sequence[Ranked],
     own: TableResults,
     other: TableResults,
-    most: int,
     seeds: Sequence[int],
     rules: Rules,
 ) -> str:
     """Return why a row is not ranked; nothing where it is."""
     if one.cell is None:
         return f"{NOT_RUN}: its tuning is not complete"
-    runs = {seed: run for seed, run in one.cell.runs.items() if seed not in TUNING_SEEDS}
+    runs = _evaluated(one.cell)
     if not runs:
         return NOT_RUN
     if {*runs} < {*seeds}:
         return f"{len(runs)} of {len(seeds)} runs"
     if lost := one.cell.diverged():
         return f"diverged: seeds {_said(lost)}"
-    theirs = {} if first is None else {s: r for s, r in first.runs.items() if s not in TUNING_SEEDS}
+    first, most = against[0].cell, max(beside.tuned for beside in against)
+    theirs = {} if first is None else _evaluated(first)
     if first is None or not theirs:
         return f"{cell_name(*rules.against[0])} of {rules.beside} is {NOT_RUN}"
     if runs.keys() != theirs.keys():
@@ -357,14 +363,6 @@ def _beside(number: int) -> Callable[[Ranked], str]:
     return said
 
 
-def _of_record(take: Callable[[Mapping[str, Any]], Any]) -> Callable[[Ranked], Any]:
-    def value(one: Ranked) -> Any:
-        record = None if one.cell is None else one.cell.any_record
-        return None if record is None else take(record)
-
-    return value
-
-
 def _tuned(one: Ranked) -> str:
     if not one.tuned:
         return ""
@@ -379,13 +377,15 @@ def _columns(rules: Rules) -> Columns:
         Column("tuned by", _tuned),
         Column(f"{rules.split} {rules.metric}", lambda one: mean_sd(one.summary, digits)),
         Column("95%", lambda one: interval(one.summary, digits)),
-        Column("steps", _of_record(lambda record: record["steps"])),
-        Column("evaluations a step", _of_record(_evaluations)),
+        Column("steps", lambda one: one.record and one.record["steps"]),
+        Column("evaluations a step", _evaluations),
     )
 
 
-def _evaluations(record: Mapping[str, Any]) -> str:
-    counts = record["evaluations_per_step"]
+def _evaluations(one: Ranked) -> str:
+    if one.record is None:
+        return ""
+    counts = one.record["evaluations_per_step"]
     return f"{counts['probes']} / {counts['total']}"
 
 
@@ -400,7 +400,7 @@ def page(ranking: Ranking) -> str:
     )
     why = Column("why", lambda one: one.apart)
     parts = [
-        f"# {ranking.table}, beside {rules.beside}",
+        f"# {ranking.own.table}, beside {rules.beside}",
         f"{rules.split} {rules.metric}, {rules.direction} is better: mean ± sd (n) over the "
         "evaluation seeds after the last step. Each row stands with the setting that the tuning "
         f"seeds {', '.join(map(str, TUNING_SEEDS))} chose. Evaluations a step: perturbed forward "
@@ -413,6 +413,4 @@ def page(ranking: Ranking) -> str:
         parts += ["## Controls", markdown(_columns(rules), ranking.controls)]
     if ranking.apart:
         parts += ["## Not ranked", markdown((*_columns(rules), why), ranking.apart)]
-    if ranking.refused:
-        parts += ["## Refused records", "\n".join(f"- {line}" for line in ranking.refused)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *ranking.own.refused_section]) + "\n"

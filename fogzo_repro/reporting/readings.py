@@ -162,16 +162,8 @@ def _claim_column(claim: Claimed) -> Column:
     return Column(claim.title, said)
 
 
-def _loss(title: str, row: Callable[[Tried], str | None] | None = None) -> Column:
-    def said(one: Tried) -> str:
-        name = title if row is None else row(one)
-        return mean_sd(None if name is None else one.summary(name), 3)
-
-    return Column(title, said)
-
-
-def _best_noise(one: Tried) -> str:
-    return NOT_RUN if one.best is None else one.best.removeprefix(SWEPT)
+def _loss(row: str) -> Column:
+    return Column(row, lambda one: mean_sd(one.summary(row), 3))
 
 
 WHICH: Columns = (
@@ -188,8 +180,8 @@ SHOWN: Columns = (
 LOSSES: Columns = (
     *WHICH,
     *(_loss(row) for row in (STE, SPSA, SPSA_7960, FOGZO, FOGZO_10)),
-    _loss("FOGZO n=1, best noise", lambda one: one.best),
-    Column("its 1−β", _best_noise),
+    Column("FOGZO n=1, best noise", lambda one: mean_sd(one.summary(one.best or ""), 3)),
+    Column("its 1−β", lambda one: (one.best or NOT_RUN).removeprefix(SWEPT)),
 )
 
 
@@ -273,6 +265,4 @@ def _page(found: TableResults, tried: Sequence[Tried], chosen: Tried | None) -> 
         "same seeds.",
         markdown(LOSSES, tried),
     ]
-    if found.refused:
-        parts += ["## Refused records", "\n".join(f"- {line}" for line in found.refused)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *found.refused_section]) + "\n"

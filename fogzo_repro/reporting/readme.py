@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fogzo_repro import files
@@ -44,24 +44,16 @@ def claims_and_tables(results: Path) -> str:
     """Return what docs/results.md shows: claims of Section 4.1, how much of each table was run."""
     found = [read_results(results, table) for table in FORMS]
     shallow = next(table for table in found if table.table == "figure-shallow")
-    parts = [
-        markdown(SHALLOW_CLAIMS, judged_claims(results, shallow)),
-        markdown(
-            TABLES,
-            [(t, judged_claims(results, t)) for t in found if t is not shallow],
-        ),
-    ]
-    return "\n\n".join(parts)
+    claims = markdown(SHALLOW_CLAIMS, judged_claims(results, shallow))
+    others = [(table, judged_claims(results, table)) for table in found if table is not shallow]
+    return f"{claims}\n\n{markdown(TABLES, others)}"
 
 
-def speeds(results: Path) -> str:
-    """Return what docs/hardware.md shows: the benches."""
-    return speed(results / "records" / "bench")
-
-
-PAGES = {
-    "README.md": first_screen, "docs/results.md": claims_and_tables, "docs/hardware.md": speeds,
-}  # fmt: skip
+PAGES: dict[str, Callable[[Path], str]] = {  # what each shows of results/
+    "README.md": first_screen,
+    "docs/results.md": claims_and_tables,
+    "docs/hardware.md": lambda results: speed(results / "records" / "bench"),
+}
 
 
 def write_overview(results: Path, tables: Sequence[TableResults], figures: Sequence[str]) -> None:

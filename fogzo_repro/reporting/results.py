@@ -121,6 +121,12 @@ class TableResults:
         """The labels of the rows."""
         return list(dict.fromkeys(row for row, _ in self.cells))
 
+    @property
+    def refused_section(self) -> list[str]:
+        """What a page says of the refused records; empty where there are none."""
+        lines = "\n".join(f"- {line}" for line in self.refused)
+        return ["## Refused records", lines] if lines else []
+
     def row(self, row: str) -> list[CellResult]:
         """Return the cells of a row."""
         return [cell for cell in self.cells.values() if cell.row == row]

@@ -8,7 +8,6 @@ committed records, so that the same records give the same bytes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,17 +15,14 @@ from typing import Any
 
 from fogzo_repro import files
 from fogzo_repro.config import UserError
+from fogzo_repro.reporting import minis, verdicts
 from fogzo_repro.reporting.claims import Judged, check_claimed, chosen, judged_claims, on_edge
 from fogzo_repro.reporting.columns import Column, Columns, csv_of, filled, latex, markdown
-from fogzo_repro.reporting.minis import FINETUNED
-from fogzo_repro.reporting.minis import TITLES as MINI_TITLES
-from fogzo_repro.reporting.minis import sections as mini_sections
 from fogzo_repro.reporting.results import (
     TUNING_SEEDS,
     CellResult,
     TableResults,
     corpora,
-    evaluations,
     held_back,
     noise_ratio,
     ran,
@@ -34,13 +30,12 @@ from fogzo_repro.reporting.results import (
     read_results,
     scale_of,
 )
-from fogzo_repro.reporting.statistics import GainTest, Summary
+from fogzo_repro.reporting.statistics import Summary
 from fogzo_repro.reporting.wording import (
     DIGITS,
     METRIC_NAMES,
     NOT_RUN,
     cell_name,
-    gain,
     interval,
     mean_sd,
 )
@@ -78,11 +73,14 @@ class Line:
         """A record of the cell, for what all its runs share."""
         return self.cell.any_record
 
-    def summary(
-        self, split: str | None = None, metric: str | None = None, *, tuning: bool = False
-    ) -> Summary | None:
-        """Return the cell's metric, or another one, over the evaluation or the tuning seeds."""
-        return self.cell.summary(split or self.split, metric or self.metric, tuning=tuning)
+    @property
+    def evaluations(self) -> dict[str, int]:
+        """Network evaluations of a step under both countings; empty where nothing was run."""
+        return {} if self.record is None else self.record["evaluations_per_step"]
+
+    def summary(self, *, tuning: bool = False) -> Summary | None:
+        """Return the cell's metric over the evaluation or the tuning seeds."""
+        return self.cell.summary(self.split, self.metric, tuning=tuning)
 
     @property
     def only_tuned(self) -> bool:
@@ -96,11 +94,6 @@ class Line:
         return ours.mean - float(self.paper) if ours is not None and self.paper else None
 
 
-def _from_record(take: Callable[[dict[str, Any]], Any]) -> Callable[[Line], Any]:
-    """Return a column's value that needs a record of the cell; None where there is none."""
-    return lambda line: None if line.record is None else take(line.record)
-
-
 def _measured(title: str, split: str, metric: str) -> Column:
     """Return a column of mean ± sd (n), with the number of runs that diverged."""
     return Column(title, lambda line: _mean_sd(line, split, metric))
@@ -108,11 +101,11 @@ def _measured(title: str, split: str, metric: str) -> Column:
 
 def _mean_sd(line: Line, split: str, metric: str) -> str:
     lost = f", {len(line.cell.diverged())} diverged" if line.cell.diverged() else ""
-    return mean_sd(line.summary(split, metric), DIGITS[metric]) + lost
+    return mean_sd(line.cell.summary(split, metric), DIGITS[metric]) + lost
 
 
 def _interval(split: str, metric: str) -> Column:
-    return Column("95%", lambda line: interval(line.summary(split, metric), DIGITS[metric]))
+    return Column("95%", lambda line: interval(line.cell.summary(split, metric), DIGITS[metric]))
 
 
 def _numbers(prefix: str, summary: Callable[[Line], Summary | None]) -> Columns:
@@ -150,13 +143,13 @@ SOURCE = Column("source", lambda line: line.source)
 OURS = Column("ours", lambda line: _mean_sd(line, line.split, line.metric))
 BETA = Column(
     "β",
-    _from_record(lambda record: record["config"]["estimator"].get("beta_min")),
+    lambda line: line.cell.setting("estimator", "beta_min"),
     lambda beta: "" if beta is None else f"{beta:.10g}",
 )
 EVALUATIONS = Column(
     "evaluations per step",
-    _from_record(lambda record: record["evaluations_per_step"]),
-    lambda counts: "" if counts is None else f"{counts['probes']:,} / {counts['total']:,}",
+    lambda line: line.evaluations,
+    lambda counts: f"{counts['probes']:,} / {counts['total']:,}" if counts else "",
 )
 
 
@@ -167,13 +160,13 @@ SHALLOW_SHOWN = (
 )  # fmt: skip
 SHALLOW_EXACT = (
     TABLE, ROW, COLUMN,
-    Column("noise", _from_record(lambda record: record["config"]["estimator"].get("noise"))),
+    Column("noise", lambda line: line.cell.noise),
     Column("rho", RHO.value),
-    Column("steps", _from_record(lambda record: record["steps"])),
-    Column("probes_per_step", _from_record(lambda r: r["evaluations_per_step"]["probes"])),
-    Column("evaluations_per_step", _from_record(lambda r: r["evaluations_per_step"]["total"])),
-    *_numbers("train_loss_", lambda line: line.summary("train", "loss")),
-    *_numbers("test_top1_", lambda line: line.summary("test", "top1")),
+    Column("steps", lambda line: line.record and line.record["steps"]),
+    Column("probes_per_step", lambda line: line.evaluations.get("probes")),
+    Column("evaluations_per_step", lambda line: line.evaluations.get("total")),
+    *_numbers("train_loss_", lambda line: line.cell.summary("train", "loss")),
+    *_numbers("test_top1_", lambda line: line.cell.summary("test", "top1")),
     Column("diverged", lambda line: len(line.cell.diverged()) if line.cell.runs else NOT_RUN),
 )  # fmt: skip
 
@@ -185,30 +178,33 @@ PAPER_SHOWN = (
     ),
 )  # fmt: skip
 QUEST = Column("QuEST", lambda line: line.quest)
-PAPER_MORE = (  # for Markdown alone
+HOURS = Column(
+    "hours", lambda line: (hours := line.cell.hours) and f"{hours:.2f} ({line.record['hardware']})"
+)
+WHICH = (
+    TABLE, ROW, COLUMN, Column("scale", lambda line: scale_of(line.table)),
+    Column("metric", lambda line: line.metric), Column("split", lambda line: line.split),
+    Column("seeds", lambda line: "tuning" if line.only_tuned else "evaluation" * bool(line.record)),
+)  # fmt: skip
+RUNS = (
+    Column("hours", lambda line: line.cell.hours),
     Column(
-        "hours",
-        lambda line: (hours := line.cell.hours) and f"{hours:.2f} ({line.record['hardware']})",
+        "diverged",
+        lambda line: (
+            len(line.cell.diverged()) + len(line.cell.diverged(tuning=True))
+            if line.cell.runs
+            else NOT_RUN
+        ),
     ),
     SOURCE,
 )
 PAPER_EXACT = (
-    TABLE, ROW, COLUMN, Column("scale", lambda line: scale_of(line.table)),
-    Column("metric", lambda line: line.metric), Column("split", lambda line: line.split),
-    Column("seeds", lambda line: "tuning" if line.only_tuned else "evaluation" * bool(line.record)),
-    Column("paper", lambda line: line.paper),
+    *WHICH, Column("paper", lambda line: line.paper),
     *_numbers("", lambda line: line.summary(tuning=line.only_tuned)),
     Column("difference", lambda line: line.difference),
     Column("quest", lambda line: line.quest),
     Column("rho", RHO.value),
-    Column("hours", lambda line: line.cell.hours),
-    Column(
-        "diverged",
-        lambda line: len(line.cell.diverged()) + len(line.cell.diverged(tuning=True))
-        if line.cell.runs
-        else NOT_RUN,
-    ),
-    SOURCE,
+    *RUNS,
 )  # fmt: skip
 
 
@@ -235,7 +231,6 @@ class Form:
         tuning: the section on the tuning seeds.
         apart: sweeps stand in the section on the tuning seeds alone; such a table is written in
             LaTeX too.
-        sections: what else its page has, before the verdicts.
     """
 
     title: str
@@ -245,7 +240,6 @@ class Form:
     exact: Columns
     tuning: Tuning
     apart: bool
-    sections: Callable[[Path, TableResults], list[str]] = lambda results, found: []
 
 
 SEEDS = ", ".join(map(str, TUNING_SEEDS))
@@ -298,10 +292,10 @@ def _paper_form(table: str) -> Form:
     title, quest = PAPER_TITLES[table], table == "table3"
     about = f"{METHOD} {QUESTS}" if quest else METHOD
     shown = (*PAPER_SHOWN, QUEST) if quest else PAPER_SHOWN
-    return Form(title, about, shown, PAPER_MORE, PAPER_EXACT, SWEEPS, apart=True)
+    return Form(title, about, shown, (HOURS, SOURCE), PAPER_EXACT, SWEEPS, apart=True)
 
 
-LR = Column("lr", _from_record(lambda record: record["config"]["recipe"]["lr"]))
+LR = Column("lr", lambda line: line.cell.setting("recipe", "lr"))
 HELD_BACK = Column(
     "mean 1−h'", lambda line: held_back(line.cell), lambda x: "" if x is None else f"{x:.3f}"
 )
@@ -318,13 +312,16 @@ MINI_TUNING = replace(
     "out of those runs for it. ρ = (1−β)d/β at β_min, d the number of perturbed weights.",
     columns=(
         ROW, COLUMN, RHO, METRIC, Column("tuning seeds", _tuned),
-        Column("train loss", lambda line: mean_sd(line.summary("train", "loss", tuning=True), 4)),
+        Column(
+            "train loss",
+            lambda line: mean_sd(line.cell.summary("train", "loss", tuning=True), DIGITS["loss"]),
+        ),
     ),
 )  # fmt: skip
 
 
 def _train_loss(line: Line) -> Summary | None:
-    return line.summary("train", "loss", tuning=line.only_tuned)
+    return line.cell.summary("train", "loss", tuning=line.only_tuned)
 
 
 def _mini_form(table: str) -> Form:
@@ -336,79 +333,20 @@ def _mini_form(table: str) -> Form:
         _measured(held_out, split, metric), _interval(split, metric),
     )  # fmt: skip
     exact = (
-        TABLE, ROW, COLUMN, *PAPER_EXACT[3:7],
-        Column("rho", RHO.value), LR, STEPS, Column("held_back", HELD_BACK.value),
+        *WHICH, Column("rho", RHO.value), LR, STEPS, Column("held_back", HELD_BACK.value),
         *_numbers("train_loss_", _train_loss),
         *_numbers("", lambda line: line.summary(tuning=line.only_tuned)),
-        *PAPER_EXACT[-3:],
+        *RUNS,
     )  # fmt: skip
-    title = f"{table}: {(MINI_TITLES | FINETUNED)[table]}"
-    return Form(title, MINI_ABOUT, shown, PAPER_MORE[:1], exact, MINI_TUNING, True, mini_sections)
+    title = f"{table}: {(minis.TITLES | minis.FINETUNED)[table]}"
+    return Form(title, MINI_ABOUT, shown, (HOURS,), exact, MINI_TUNING, apart=True)
 
 
 FORMS = {
     "figure-shallow": SHALLOW,
-    **{table: _mini_form(table) for table in (*MINI_TITLES, *FINETUNED)},
+    **{table: _mini_form(table) for table in (*minis.TITLES, *minis.FINETUNED)},
     **{table: _paper_form(table) for table in PAPER_TITLES},
 }
-
-HOW_JUDGED = (
-    "Stated before the runs in `results/paper/claims.csv`. Gain: how much better the claimed side "
-    "is, in the metric's units. Two-sided t test of the gain against the margin: paired where both "
-    "sides have the same seeds, else Welch's. No difference: two one-sided tests show the gain "
-    "between minus and plus the bound that was stated. Holm over all claims of this table, those "
-    "not run yet counted as if their p were the largest, level 5%; the Holm p is that of the test "
-    "that decides. Inconclusive: with the difference that so many seeds of "
-    "such spread would have shown with a probability of 80%. Fewer than 5 seeds or a diverged run "
-    "give at most inconclusive. Evaluations: how many times as many the other side takes in a run, "
-    "under both countings."
-)
-
-TWO_LOOKS = (
-    " Where a claim is inconclusive on seeds 0 to 4, seeds 5 to 9 are added and it is tested once "
-    "more; each of the two looks is at 2.5%."
-)
-
-
-def _side(cell: CellResult | None, place: tuple[str, str]) -> str:
-    return cell_name(*place) if cell is None else cell_name(cell.row, cell.column)
-
-
-def _n(test: GainTest) -> str:
-    """Return the number of pairs, or of values of the better and the worse side."""
-    return str(test.n[0]) if test.paired else f"{test.n[0]}, {test.n[1]}"
-
-
-def _p(p: float | None) -> str:
-    return "" if p is None or math.isnan(p) else f"{p:.2g}"
-
-
-def _cost_ratio(judged: Judged) -> str:
-    """Return worse / better evaluations of a whole run under both countings of PAPER 2."""
-    good, bad = (c.any_record if c is not None else None for c in (judged.better, judged.worse))
-    if good is None or bad is None:
-        return ""
-    ratios = []
-    for counting in ("probes", "total"):
-        a, b = evaluations(bad, counting), evaluations(good, counting)
-        ratios.append(f"{a / b:.4g}" if a and b else "–")
-    return " / ".join(ratios)
-
-
-VERDICTS = (
-    Column("claim", lambda judged: judged.claim.claim),
-    Column("better", lambda judged: _side(judged.better, judged.claim.better)),
-    Column("worse", lambda judged: _side(judged.worse, judged.claim.worse)),
-    Column("margin", lambda judged: f"{judged.claim.margin:g}"),
-    Column("bound", lambda judged: judged.claim.bound_in_words),
-    Column("gain [95%]", lambda judged: gain(judged.test, 4)),
-    Column("n", lambda judged: judged.test and _n(judged.test)),
-    Column("p", lambda judged: judged.test and judged.test.p, _p),
-    Column("Holm p", lambda judged: judged.test and judged.deciding_p, _p),
-    Column("evaluations", _cost_ratio),
-    Column("verdict", lambda judged: judged.said + (f" ({judged.note})" if judged.note else "")),
-    Column("source", lambda judged: judged.claim.source),
-)
 
 
 def write_table(results: Path, table: str) -> TableResults:
@@ -496,11 +434,9 @@ def _page(
             form.tuning.about,
             markdown(form.tuning.columns, tuned),
         ]
-    parts += form.sections(results, found)
-    looks = TWO_LOOKS if scale_of(found.table) == "mini" else ""
-    parts += ["## Verdicts", HOW_JUDGED + looks, markdown(VERDICTS, judged)]
+    if scale_of(found.table) == "mini":
+        parts += minis.sections(results, found)
+    parts += verdicts.section(found, judged)
     if diverged:
         parts += ["## Diverged", "\n".join(diverged)]
-    if found.refused:
-        parts += ["## Refused records", "\n".join(f"- {line}" for line in found.refused)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *found.refused_section]) + "\n"

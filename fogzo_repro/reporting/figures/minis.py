@@ -31,7 +31,7 @@ from fogzo_repro.reporting.figures.drawing import (
     rho_axis,
 )
 from fogzo_repro.reporting.hypotheses import STE, gains
-from fogzo_repro.reporting.minis import SWEEP, TITLES, choices
+from fogzo_repro.reporting.minis import SWEEP, TITLES, choices, network
 from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
@@ -138,8 +138,7 @@ def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
             color, marker = LOOKS[table]
             look: dict[str, Any] = {"color": color, "marker": marker, "linestyle": "none"}
             same = [p for p in points if p.table == table]
-            label = TITLES[table].split(",")[0]
-            draw_points(panel, same, lambda p: p.held_back, label=label, **look)
+            draw_points(panel, same, lambda p: p.held_back, label=network(table), **look)
             for p in same:
                 right = p.held_back > middle  # names stay inside
                 text = panel.annotate(
