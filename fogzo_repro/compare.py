@@ -16,7 +16,7 @@ from typing import Any
 
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.results import ran_alone
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import aligned, command_parser, one_line_errors
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.tracking.records import read_record
 
@@ -88,11 +88,7 @@ def _aligned(lines: list[list[str]]) -> list[str]:
     if not lines:
         return []
     titled = [["", "A", "B", "B - A" if any(line[3] for line in lines) else ""], *lines]
-    widths = [max(len(line[i]) for line in titled) for i in range(4)]
-    return [
-        "  " + "  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip()
-        for line in titled
-    ]
+    return [f"  {line}" for line in aligned(titled)]
 
 
 def first_difference(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> str:

@@ -31,7 +31,7 @@ from fogzo_repro.reporting.figures.drawing import ends_of_sd
 from fogzo_repro.reporting.figures.groups import Point, draw_groups
 from fogzo_repro.reporting.statistics import summarize
 from fogzo_repro.reporting.wording import mean_sd
-from fogzo_repro.terminal import command_parser, one_line_errors, stderr
+from fogzo_repro.terminal import aligned, command_parser, one_line_errors, stderr
 from fogzo_repro.tracking.history import binned_history
 from fogzo_repro.tracking.metrics import stream_metrics
 from fogzo_repro.tracking.records import read_runs
@@ -244,17 +244,12 @@ def table(rows: Sequence[Row], by: str | None = None) -> str:
         settings = [shown(row.settings.get(column, ABSENT)) for column in columns]
         summaries = (mean_sd(summarize(row.values(*m)), METRICS[m[1]]) for m in metrics)
         lines.append([*settings, *summaries])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
     same = [f"{p}={shown(rows[0].settings.get(p))}" for p in COMMON if p not in (*columns, *left)]
     count = sum(len(row.runs) for row in rows)
     said = [
         f"{count} run{'s' * (count > 1)}, all with {' '.join(same)}" if same else f"{count} runs"
     ]
-    said += ["", *(aligned if columns or metrics else []), ""]
+    said += ["", *(aligned(lines) if columns or metrics else []), ""]
     if metrics:
         said.append("mean ± sd (seeds) after the last step; losses in nats, top1 in percent")
     if left:

@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -32,6 +32,19 @@ def first_line(error: BaseException) -> str:
     ('no room', 'OSError()')
     """
     return next(iter(str(error).strip().splitlines()), repr(error))
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of a table with their columns below each other.
+
+    >>> aligned([["run", "loss"], ["first", "0.1"]])
+    ['run    loss', 'first  0.1']
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
 
 
 def say_interrupted() -> int:

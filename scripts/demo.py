@@ -35,7 +35,7 @@ if not __package__:  # started as a file
 
 from fogzo_repro.config import UserError
 from fogzo_repro.project import working_folder
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.terminal import aligned, command_parser
 
 FOLDER = working_folder() / "demo"
 RECORDS = Path(__file__).resolve().parents[1] / "results" / "records" / "readings"
@@ -135,12 +135,8 @@ def table(records: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
             zero = f"{summarize([stuck(run) for run in runs]).mean:.0f}%"
         values = (mean_sd(summarize([*loss.values()]), 3), mean_sd(summarize([*top1.values()]), 1))
         lines.append([quantizer, estimator, *values, zero])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    lines.insert(1, ["-" * max(map(len, column)) for column in zip(*lines, strict=True)])
+    return "\n".join(aligned(lines))
 
 
 WORDS = {  # FOGZO's train loss

@@ -41,25 +41,24 @@ FIGURES = {  # of each table: how a figure's name ends, and what draws it where 
 
 def write_all(results: Path) -> list[TableResults]:
     """Write every table, figure and the overview; return what the tables were made from."""
-    found, figures = [], []
+    found, figures, folder = [], [], results / "figures"
     for name in FORMS:
         table = write_table(results, name)
         found.append(table)
         for line in table.refused:
             print(f"{name}: refused {line}", file=sys.stderr)
         ends = FIGURES[name].items()
-        folder = results / "figures"
-        drawn = [f"{name}{end}" for end, draw in ends if draw(folder, f"{name}{end}", table)]
+        drawn = [f"{name}{end}" for end, draw in ends if draw(folder / f"{name}{end}", table)]
         figures += drawn
         said = f"figures {', '.join(drawn)}" if drawn else "no figure: there is nothing to draw"
         print(f"{name}: {ran(table)} of {len(table.cells)} cells, {said}")
     readings, tried = write_readings(results)
     for line in readings.refused:
         print(f"readings: refused {line}", file=sys.stderr)
-    drawn = ["readings"] if write_figure(results / "figures", "readings", tried) else []
+    drawn = ["readings"] if write_figure(folder / "readings", tried) else []
     print(f"readings: {len(tried)} readings, {len(drawn)} figure")
     minis = [table for table in found if table.table in MINI_TITLES]
-    drawn += ["gain"] if write_gain(results / "figures", "gain", minis) else []
+    drawn += ["gain"] if write_gain(folder / "gain", minis) else []
     write_overview(results, found, figures + drawn)
     return found
 

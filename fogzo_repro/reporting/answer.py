@@ -20,7 +20,7 @@ from fogzo_repro.reporting.claims import (
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, STE
 from fogzo_repro.reporting.minis import TITLES as MINIS
-from fogzo_repro.reporting.minis import Choice, choices, network
+from fogzo_repro.reporting.minis import Choice, choices, held_out, network
 from fogzo_repro.reporting.readings import CLAIMS, RATE, SPACING, elsewhere, picked, read_readings
 from fogzo_repro.reporting.results import (
     FRESH_SEEDS,
@@ -176,14 +176,17 @@ def _decided(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged
     by_verdict: dict[str, list[str]] = {}
     at_cost: dict[str, list[str]] = {}
     for table in minis:
-        name = network(table.table).split(" on ")[0]
+        name, (_, metric) = network(table.table).split(" on ")[0], held_out(table.table)
         for row in _compared(table):
-            claims, place = _against(judged[table.table], row), f"{name} under {row}"
-            one, cost = claims[STE], claims.get(EQUAL)
+            claims, place = judged[table.table], f"{name} under {row}"
+            one = _claim(claims, (row, FOGZO), (row, STE), metric)
             if _told(one):
-                more = "" if one.verdict in AHEAD else _by_loss(judged[table.table], row)
+                more = "" if one.verdict in AHEAD else _by_loss(claims, row)
                 by_verdict.setdefault(one.verdict, []).append(place + _by(one) + more)
-            if cost and _told(cost):
+            if (row, EQUAL) not in table.cells:
+                continue
+            cost = _claim(claims, (row, FOGZO), (row, EQUAL), metric)
+            if _told(cost):
                 more = _in_loss(table, row) if cost.verdict == "holds" else ""
                 at_cost.setdefault(cost.verdict, []).append(place + _by(cost) + more)
     told = [
@@ -229,18 +232,6 @@ def _by_loss(judged: Sequence[Judged], row: str) -> str:
     return lead and f" (in train loss {WORDS[one.verdict]} it{lead} nats)"
 
 
-def _against(judged: Sequence[Judged], row: str) -> dict[str, Judged]:
-    """Return the claims on a quantizer's metric by the column that FOGZO is compared with."""
-    claims = {
-        one.claim.worse[1]: one
-        for one in judged
-        if one.claim.better == (row, FOGZO) and one.claim.metric != "loss"
-    }
-    if STE not in claims:
-        raise UserError(f"results/paper/claims.csv has no claim on {row}: FOGZO against the STE")
-    return claims
-
-
 def _in_loss(found: TableResults, row: str) -> str:
     """Return what the train loss says at equal cost, where FOGZO is behind in it."""
     fogzo, cost = (found.cells[row, name].values("train", "loss") for name in (FOGZO, EQUAL))
@@ -272,10 +263,9 @@ def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Compar
 
 
 def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
-    made = choices(found)
+    made, (split, metric) = choices(found), held_out(found.table)
     for row in _compared(found):
-        claim = _against(judged, row)[STE]
-        split, metric = claim.claim.split, claim.claim.metric
+        claim = _claim(judged, (row, FOGZO), (row, STE), metric)
         cells = [found.cells.get((row, name)) for name in (STE, FOGZO, EQUAL)]
         ste, fogzo, cost = (_value(cell, split, metric) for cell in cells)
         ste, fogzo = (

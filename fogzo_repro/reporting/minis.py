@@ -35,6 +35,11 @@ def network(table: str) -> str:
     return TITLES[table].split(",")[0]
 
 
+def held_out(table: str) -> tuple[str, str]:
+    """Return split and metric of the data that took no part in training or choosing."""
+    return ("val", "perplexity") if table == "mini-llama" else ("test", "top1")
+
+
 @dataclass(frozen=True)
 class Choice:
     """What one sweep has chosen.

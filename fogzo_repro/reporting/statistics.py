@@ -101,20 +101,8 @@ def gain_test(
         bound: a gain between -bound and bound counts as none; tested by two one-sided tests.
         level: at which the test will be read; the interval is 95% all the same.
     """
-    return _gain_test(tuple(better.items()), tuple(worse.items()), margin, bound, level)
-
-
-@cache  # pages and figures ask for most of them several times
-def _gain_test(
-    better_values: tuple[tuple[int, float], ...],
-    worse_values: tuple[tuple[int, float], ...],
-    margin: float,
-    bound: float | None,
-    level: float,
-) -> GainTest:
     from scipy import stats
 
-    better, worse = dict(better_values), dict(worse_values)
     paired = better.keys() == worse.keys()
     n = len(better), len(worse)
     gain = math.fsum(worse.values()) / n[1] - math.fsum(better.values()) / n[0]
@@ -150,6 +138,7 @@ def _without_spread(better: Mapping[int, float], worse: Mapping[int, float], pai
     return len({*better.values()}) == len({*worse.values()}) == 1
 
 
+@cache  # several pages and figures ask for the same
 def visible_difference(error: float, df: float, level: float = LEVEL) -> float:
     """Return the difference that a two-sided t test finds with a probability of `POWER`.
 

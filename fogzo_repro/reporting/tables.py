@@ -325,12 +325,11 @@ def _train_loss(line: Line) -> Summary | None:
 
 
 def _mini_form(table: str) -> Form:
-    split, metric = ("val", "perplexity") if table == "mini-llama" else ("test", "top1")
-    held_out = f"{split} {METRIC_NAMES[metric]}"
+    split, metric = minis.held_out(table)
     shown = (
         ROW, COLUMN, RHO, LR, STEPS, HELD_BACK,
         _measured("train loss", "train", "loss"), _interval("train", "loss"),
-        _measured(held_out, split, metric), _interval(split, metric),
+        _measured(f"{split} {METRIC_NAMES[metric]}", split, metric), _interval(split, metric),
     )  # fmt: skip
     exact = (
         *WHICH, Column("rho", RHO.value), LR, STEPS, Column("held_back", HELD_BACK.value),

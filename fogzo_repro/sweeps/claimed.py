@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fogzo_repro.config import UserError
-from fogzo_repro.project import shipped
 from fogzo_repro.reporting.claims import named_cells, read_claims
 from fogzo_repro.reporting.results import TUNING_SEEDS, read_results
 from fogzo_repro.sweeps.jobs import Cell
@@ -59,7 +58,7 @@ def needed_cells(results: Path, table: str, given: Collection[str] | None = None
     Raises:
         UserError: where the records of the table cannot be read.
     """
-    claims = read_claims(shipped(results, "paper") / "claims.csv", table)
+    claims = read_claims(results / "paper" / "claims.csv", table)
     if given is not None:
         claims = [c for c in claims if not {c.better[0], c.worse[0]}.isdisjoint(given)]
     rows: set[str] = set()

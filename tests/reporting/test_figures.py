@@ -15,7 +15,7 @@ from fogzo_repro.reporting.figures.sweeps import write_sweeps
 from fogzo_repro.reporting.figures.time import pareto_front, write_time
 from fogzo_repro.reporting.results import TableResults, read_results
 
-Draw = Callable[[Path, str, TableResults], bool]
+Draw = Callable[[Path, TableResults], bool]
 Save = Callable[..., dict[str, Any]]
 STE, FOGZO = "LSQ-STE, 3.522B tokens", "70% STE + 30% FOGZO, 3.0B tokens"
 SWEEP = "30M: 70% STE + 30% FOGZO"
@@ -47,7 +47,7 @@ def save_run(save: Save) -> Save:
 
 def drawn(draw: Draw, results: Path) -> list[dict[str, str]]:
     """Draw Table 4 at full scale; return what the CSV holds."""
-    assert draw(results / "figures", "t", read_results(results, "table4"))
+    assert draw(results / "figures" / "t", read_results(results, "table4"))
     (image,) = (results / "figures").glob("*.png")
     with open(image.with_suffix(".csv"), newline="") as file:
         return list(csv.DictReader(file))
@@ -55,7 +55,7 @@ def drawn(draw: Draw, results: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("draw", [write_curves, write_sweeps, write_time], ids=lambda d: d.__name__)
 def test_without_records_nothing_is_drawn(results: Path, draw: Draw) -> None:
-    assert not draw(results / "figures", "t", read_results(results, "table4"))
+    assert not draw(results / "figures" / "t", read_results(results, "table4"))
     assert not (results / "figures").exists()
 
 
@@ -68,7 +68,7 @@ def test_the_same_records_give_the_same_bytes(results: Path, save_run: Save, dra
     save_run("1-beta=1e-08", 100, 38.0, SWEEP)
     found = read_results(results, "table4")
     for name in ("one", "two"):
-        assert draw(results / name, "t", found)
+        assert draw(results / name / "t", found)
     files = sorted((results / "one").iterdir())
     assert [f.suffix for f in files] == [".csv", ".png"]
     assert all(f.read_bytes() == (results / "two" / f.name).read_bytes() for f in files)
@@ -88,7 +88,7 @@ def test_a_curve_is_the_mean_of_the_histories_on_evaluation_seeds(
 
 def test_a_record_without_a_history_has_no_curve(results: Path, save_run: Save) -> None:
     save_run(STE, 0, 40.0, history=None)
-    assert not write_curves(results / "figures", "t", read_results(results, "table4"))
+    assert not write_curves(results / "figures" / "t", read_results(results, "table4"))
 
 
 def test_a_bin_without_a_loss_is_left_out(results: Path, save_run: Save) -> None:
@@ -99,12 +99,12 @@ def test_a_bin_without_a_loss_is_left_out(results: Path, save_run: Save) -> None
 def test_time_stands_against_the_papers_metric_at_full_scale(results: Path, save_run: Save) -> None:
     save_run(STE, 0, 40.0)
     save_run("full precision", 0, 20.0)  # is not compared
-    assert not write_time(results / "figures", "t", read_results(results, "table4"))
+    assert not write_time(results / "figures" / "t", read_results(results, "table4"))
     save_run(FOGZO, 0, 39.0)
     point, _ = drawn(write_time, results)
     assert (point["metric"], point["mean"], point["hours"]) == ("perplexity", "40.0", "2.0")
     save_run(FOGZO, 0, 39.0, notes="shared its card with two others")  # its time says nothing
-    assert not write_time(results / "figures", "t", read_results(results, "table4"))
+    assert not write_time(results / "figures" / "t", read_results(results, "table4"))
 
 
 def test_a_sweep_shows_the_tuning_seeds_and_what_they_chose(results: Path, save_run: Save) -> None:

@@ -217,7 +217,7 @@ def test_the_rank_correlation_is_of_gain_and_what_the_ste_holds_back(
     assert (said.value, said.n, said.verdict) == (1.0, 7, "holds")
     assert said.note == "p = 0.0004"  # 2 of 7! orders
     found = read_results(results, TABLE)
-    assert write_gain(results / "figures", "gain", [found])
+    assert write_gain(results / "figures" / "gain", [found])
     with open(results / "figures" / "gain.csv", newline="") as file:
         points = [(p["quantizer"], round(float(p["mean"]), 6)) for p in csv.DictReader(file)]
     assert points == [(row, round(0.01 * k**2, 6)) for k, row in enumerate(rows)]
@@ -280,12 +280,12 @@ def test_an_unknown_statistic_or_cell_is_one_clear_error(results: Path) -> None:
 
 def test_the_noise_is_drawn_beside_the_ste_at_both_rates(results: Path, save_mini: Save) -> None:
     found = read_results(results, TABLE)
-    assert not write_noise(results / "figures", "t", found)
+    assert not write_noise(results / "figures" / "t", found)
     for noise, loss in (("1e-08", 4.0), ("1e-09", 4.1)):
         save_mini(f"{HARDTANH}: FOGZO, noise", f"1-beta={noise}", 100, loss)
     for rate, loss in (("0.0006", 4.2), ("0.0012", 4.1), ("0.0003", 4.3)):
         save_mini(f"{HARDTANH}: STE, rate", f"lr={rate}", 100, loss)
-    assert write_noise(results / "figures", "t", read_results(results, TABLE))
+    assert write_noise(results / "figures" / "t", read_results(results, TABLE))
     with open(results / "figures" / "t.csv", newline="") as file:
         drawn = [(p["method"], float(p["rate"])) for p in csv.DictReader(file)]
     assert sorted(drawn) == [

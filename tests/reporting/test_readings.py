@@ -146,7 +146,7 @@ def test_the_figure_shows_the_paired_gain_at_both_noises(
     results: Path, save_reading: Callable[..., None]
 ) -> None:
     save_reading(ALL | {"FOGZO n=1, 1-beta=1e-05": 0.7})
-    assert write_figure(results / "figures", "t", read_readings(results)[1])
+    assert write_figure(results / "figures" / "t", read_readings(results)[1])
     with open(results / "figures" / "t.csv", newline="") as file:
         points = list(csv.DictReader(file))
     assert [(p["noise"], round(float(p["mean"]), 9)) for p in points] == [
@@ -156,7 +156,7 @@ def test_the_figure_shows_the_paired_gain_at_both_noises(
 
 def test_without_records_nothing_is_picked_or_drawn(results: Path) -> None:
     _, tried = write_readings(results)
-    assert not write_figure(results / "figures", "t", tried)
+    assert not write_figure(results / "figures" / "t", tried)
     assert "None was run." in (results / "tables" / "readings.md").read_text()
 
 

@@ -79,7 +79,7 @@ def test_the_accuracy_that_is_drawn_is_that_of_the_test_images(results: Path, sa
     for seed in (0, 1):
         save("FOGZO n=1, integer grid", "1-beta=0.001", seed, 1.0, top1=80.0 + seed)
     save("FOGZO n=1, integer grid", "1-beta=0.001", 100, 1.0, top1=10.0)
-    assert write_accuracy(results / "figures", f"{TABLE}-accuracy", read_results(results, TABLE))
+    assert write_accuracy(results / "figures" / f"{TABLE}-accuracy", read_results(results, TABLE))
     with open(results / "figures" / f"{TABLE}-accuracy.csv") as file:
         (point,) = csv.DictReader(file)
     assert (point["noise"], point["perturbed"], point["n"]) == ("0.001", "7940", "2")

@@ -41,15 +41,15 @@ class Point:
     high: float
 
 
-def write_curves(folder: Path, name: str, found: TableResults) -> bool:
-    """Write <name>.png and .csv; return False where no record has a history."""
+def write_curves(stem: Path, found: TableResults) -> bool:
+    """Write <stem>.png and .csv; return False where no record has a history."""
     points = [
         p for panel, cells in panels(found).items() for cell in cells for p in _course(panel, cell)
     ]
     if not points:
         return False
     methods = list(dict.fromkeys(p.method for p in points))
-    draw_panels(folder / name, points, methods, PANEL_HEIGHT, "step", _draw)
+    draw_panels(stem, points, methods, PANEL_HEIGHT, "step", _draw)
     return True
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fogzo_repro import files
 from fogzo_repro.reporting.columns import csv_text
@@ -33,17 +33,6 @@ WIDE = 50  # characters that two columns of a legend hold side by side
 LOG_FROM = 5.0  # values that span more than this factor get a logarithmic axis
 
 
-class Spread(Protocol):
-    """What every drawn point has: a mean over runs, and the ends of the bar through it."""
-
-    @property
-    def mean(self) -> float: ...  # noqa: D102
-    @property
-    def low(self) -> float: ...  # noqa: D102
-    @property
-    def high(self) -> float: ...  # noqa: D102
-
-
 def ends_of_sd(summary: Summary) -> tuple[float, float]:
     """Return mean - sd and mean + sd; one run has no bar."""
     sd = 0.0 if math.isnan(summary.sd) else summary.sd
@@ -62,7 +51,7 @@ def draw_points(
 
     Args:
         axes: the panel.
-        points: each a `Spread`.
+        points: each a mean over runs, and `low` and `high`, the ends of the bar through it.
         x: where a point stands.
         look: colour, marker, line and label, as matplotlib has them.
     """
@@ -83,7 +72,7 @@ def draw_course(axes: Any, points: Sequence[Any], x: Callable[[Any], float], **l
     return line
 
 
-def draw_levels(axes: Any, points: Sequence[Spread], color: str, label: str) -> None:
+def draw_levels(axes: Any, points: Sequence[Any], color: str, label: str) -> None:
     """Draw points as horizontal lines, their bars as bands."""
     for p in points:
         axes.axhspan(p.low, p.high, color=color, alpha=0.15, linewidth=0)

@@ -31,7 +31,7 @@ from fogzo_repro.reporting.figures.drawing import (
     rho_axis,
 )
 from fogzo_repro.reporting.hypotheses import STE, gains
-from fogzo_repro.reporting.minis import SWEEP, TITLES, choices, network
+from fogzo_repro.reporting.minis import SWEEP, TITLES, choices, held_out, network
 from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
@@ -55,8 +55,8 @@ class Tuned:
     high: float
 
 
-def write_noise(folder: Path, name: str, found: TableResults) -> bool:
-    """Write <name>.png and .csv; return False where no two noises were tried."""
+def write_noise(stem: Path, found: TableResults) -> bool:
+    """Write <stem>.png and .csv; return False where no two noises were tried."""
     points = [point for cell in found.cells.values() for point in _tuned(found, cell)]
     noises = Counter(p.quantizer for p in points if p.method == "FOGZO")
     swept = [quantizer for quantizer, count in noises.items() if count > 1]
@@ -64,7 +64,7 @@ def write_noise(folder: Path, name: str, found: TableResults) -> bool:
         return False
     points = [p for p in points if p.quantizer in swept]
     height = PANEL_HEIGHT * len(swept)
-    with canvas(folder / name, points, (COLUMN, height), (len(swept), 1)) as (_, axes):
+    with canvas(stem, points, (COLUMN, height), (len(swept), 1)) as (_, axes):
         for quantizer, (panel,) in zip(swept, axes, strict=True):
             shown = [p for p in points if p.quantizer == quantizer]
             stes = {p.rate: p for p in shown if p.method != "FOGZO"}  # the chosen one stands last
@@ -123,14 +123,14 @@ class Gain:
     high: float
 
 
-def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
-    """Write <name>.png and .csv; return False where no STE was looked at."""
+def write_gain(stem: Path, tables: Sequence[TableResults]) -> bool:
+    """Write <stem>.png and .csv; return False where no STE was looked at."""
     from matplotlib.patheffects import withStroke
 
     points = [point for found in tables for point in _gains(found)]
     if not points:
         return False
-    with canvas(folder / name, points, (COLUMN, GAIN_HEIGHT)) as (figure, axes):
+    with canvas(stem, points, (COLUMN, GAIN_HEIGHT)) as (figure, axes):
         panel = axes[0][0]
         panel.axhline(0, color=GREY, linewidth=0.8, zorder=0)
         middle = (min(p.held_back for p in points) + max(p.held_back for p in points)) / 2
@@ -154,7 +154,7 @@ def write_gain(folder: Path, name: str, tables: Sequence[TableResults]) -> bool:
 
 
 def _gains(found: TableResults) -> list[Gain]:
-    split = "val" if found.table == "mini-llama" else "test"
+    split, _ = held_out(found.table)
     points = []
     for row, (held, test) in gains(found, split, "loss").items():
         low, high = (test.gain if end != end else end for end in (test.low, test.high))

@@ -48,14 +48,14 @@ class Point:
     high: float
 
 
-def write_figure(folder: Path, name: str, tried: Sequence[Tried]) -> bool:
-    """Write <name>.png and .csv; return False where nothing was run."""
+def write_figure(stem: Path, tried: Sequence[Tried]) -> bool:
+    """Write <stem>.png and .csv; return False where nothing was run."""
     points = [p for one in tried for p in _points(one)]
     if not points:
         return False
     grids = list(dict.fromkeys(p.grid for p in points))
     rates = list(dict.fromkeys(p.rate for p in points))
-    with canvas(folder / name, points, (TEXT, HEIGHT), (len(grids), len(rates))) as (figure, axes):
+    with canvas(stem, points, (TEXT, HEIGHT), (len(grids), len(rates))) as (figure, axes):
         handles: dict[str, Any] = {}
         for grid, line in zip(grids, axes, strict=True):
             for rate, panel in zip(rates, line, strict=True):

@@ -60,14 +60,14 @@ class Point:
     high: float
 
 
-def write_shallow(folder: Path, name: str, found: TableResults) -> bool:
+def write_shallow(stem: Path, found: TableResults) -> bool:
     """Write the figure as PNG and PDF and the CSV behind it; return False where nothing was run."""
     points = _points(found, "train", "loss")
     lines = _by_reading(points)
     if not lines:
         return False
     size = TEXT, HEIGHT * len(lines)
-    with canvas(folder / name, points, size, (len(lines), 2), pdf=True) as (_, axes):
+    with canvas(stem, points, size, (len(lines), 2), pdf=True) as (_, axes):
         for (title, shown), line in zip(lines.items(), axes, strict=True):
             _against_cost(line[0], shown)
             _against_noise(line[1], shown)
@@ -78,14 +78,14 @@ def write_shallow(folder: Path, name: str, found: TableResults) -> bool:
     return True
 
 
-def write_accuracy(folder: Path, name: str, found: TableResults) -> bool:
+def write_accuracy(stem: Path, found: TableResults) -> bool:
     """Write the figure of the test accuracy and its CSV; return False where nothing was run."""
     points = _points(found, "test", "top1")
     lines = _by_reading(points)
     if not lines:
         return False
     size = COLUMN, ACCURACY_HEIGHT * len(lines)
-    with canvas(folder / name, points, size, (len(lines), 1)) as (_, axes):
+    with canvas(stem, points, size, (len(lines), 1)) as (_, axes):
         for (title, shown), (panel,) in zip(lines.items(), axes, strict=True):
             _against_noise(panel, shown)
             panel.set_ylabel(f"test accuracy (%), 95% interval\n{title}")

@@ -47,14 +47,14 @@ class Point:
     chosen: bool
 
 
-def write_sweeps(folder: Path, name: str, found: TableResults) -> bool:
-    """Write <name>.png and .csv; return False where no cell of FOGZO's sweeps was run."""
+def write_sweeps(stem: Path, found: TableResults) -> bool:
+    """Write <stem>.png and .csv; return False where no cell of FOGZO's sweeps was run."""
     cells = [c for c in found.cells.values() if ": " in c.row]  # "network: method" is a sweep
     points = [p for p in (_point(found, cell) for cell in cells) if p is not None]
     fogzo = [p for p in points if p.sweep != STE]
     if not fogzo:
         return False
-    with canvas(folder / name, points, (COLUMN, HEIGHT), (2, 1)) as (figure, axes):
+    with canvas(stem, points, (COLUMN, HEIGHT), (2, 1)) as (figure, axes):
         above, below = axes[:, 0]
         for panel, sweep, text in ((above, NOISE, "a"), (below, START, "b")):
             along = sorted((p for p in fogzo if p.sweep == sweep), key=lambda p: p.value)

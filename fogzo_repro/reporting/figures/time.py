@@ -53,8 +53,8 @@ class Point:
     high: float
 
 
-def write_time(folder: Path, name: str, found: TableResults) -> bool:
-    """Write <name>.png and .csv; return False where no two methods were run and timed."""
+def write_time(stem: Path, found: TableResults) -> bool:
+    """Write <stem>.png and .csv; return False where no two methods were run and timed."""
     points = [
         _point(panel, cell, cell.hours)
         for panel, cells in panels(found).items()
@@ -68,7 +68,7 @@ def write_time(folder: Path, name: str, found: TableResults) -> bool:
     unit, per_hour = next((u, k) for u, k in UNITS.items() if k * longest > 1 or u == "seconds")
     cards = ", ".join(dict.fromkeys(p.hardware for p in points))
     label, draw = f"{unit} of a run ({cards})", partial(_draw, per_hour=per_hour)
-    draw_panels(folder / name, points, groups, PANEL_HEIGHT, label, draw)
+    draw_panels(stem, points, groups, PANEL_HEIGHT, label, draw)
     return True
 
 
