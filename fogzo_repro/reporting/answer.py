@@ -294,10 +294,10 @@ def _tuned(found: TableResults, made: Sequence[Choice], row: str, side: str) -> 
         return "[tuning begun]" if any(c.tuning_losses() for c in begun) else NOT_RUN
     choice = own[-1]
     losses = choice.cell.tuning_losses()
-    noise = "" if choice.noise is None else f", 1−β={choice.noise:g}"
+    noise = "" if choice.cell.noise is None else f", 1−β={choice.cell.noise:g}"
     edge = ", edge" * choice.edge
     mean = sum(losses.values()) / len(losses)
-    return f"[{mean:.3f} ({len(losses)}), lr={choice.rate:g}{noise}{edge}]"
+    return f"[{mean:.3f} ({len(losses)}), lr={choice.cell.rate:g}{noise}{edge}]"
 
 
 COLUMNS: Columns = (

@@ -239,7 +239,8 @@ def on_edge(results: TableResults, cell: CellResult, row: str = "") -> bool:
     before = [c for c in _elsewhere(results, row or cell.row, swept) if c.tuning_losses()]
     tried = {(c.row, c.column): _settings(c.column) for c in (cell, *swept, *before)}
     for c in before:  # at the recipe's rate, which its label does not name
-        tried[c.row, c.column]["lr"] = c.setting("recipe", "lr")
+        if c.rate is not None:
+            tried[c.row, c.column]["lr"] = c.rate
     for name, value in tried[cell.row, cell.column].items():
         values = {settings[name] for settings in tried.values() if name in settings}
         if len(values) > 1 and value and value in (min(values), max(values)):

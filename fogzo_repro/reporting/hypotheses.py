@@ -22,7 +22,7 @@ from pathlib import Path
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import ENOUGH_SEEDS, chosen
 from fogzo_repro.reporting.columns import Column, Columns
-from fogzo_repro.reporting.results import CellResult, TableResults, held_back, read_paper
+from fogzo_repro.reporting.results import CellResult, TableResults, read_paper
 from fogzo_repro.reporting.statistics import LEVEL, GainTest, gain_test, jackknife
 from fogzo_repro.reporting.wording import NOT_RUN
 
@@ -90,7 +90,7 @@ def gains(found: TableResults, split: str, metric: str) -> dict[str, tuple[float
     points = {}
     for row in found.rows:
         ste, fogzo = (found.cells.get((row, column)) for column in (STE, FOGZO))
-        held = None if ste is None else held_back(ste)
+        held = None if ste is None else ste.held_back
         if ste is None or fogzo is None or held is None:
             continue
         worse, better = ste.values(split, metric), fogzo.values(split, metric)

@@ -16,7 +16,7 @@ from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import chosen, on_edge
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, HYPOTHESES, STE, read_tested, share_of_gain
-from fogzo_repro.reporting.results import CellResult, TableResults, noise_ratio
+from fogzo_repro.reporting.results import CellResult, TableResults
 
 TITLES = {
     "mini-deit-tiny": "DeiT-Tiny on CIFAR-100, 60 epochs",
@@ -61,17 +61,6 @@ class Choice:
     tried: int
     of: int
     edge: bool
-
-    @property
-    def noise(self) -> float | None:
-        """1 - beta_min of the chosen cell; None for the STE's."""
-        return self.cell.noise
-
-    @property
-    def rate(self) -> float:
-        """The learning rate of the chosen cell."""
-        rate: float = self.cell.setting("recipe", "lr")
-        return rate
 
 
 def choices(found: TableResults) -> list[Choice]:
@@ -161,9 +150,9 @@ CHOICES: Columns = (
     Column("quantizer", lambda choice: choice.row),
     Column("side", lambda choice: choice.side),
     Column("chosen", lambda choice: choice.what),
-    Column("1−β_min", lambda choice: choice.noise, lambda x: "" if x is None else f"{x:g}"),
-    Column("ρ", lambda choice: noise_ratio(choice.cell), lambda x: "" if x is None else f"{x:.2g}"),
-    Column("lr", lambda choice: choice.rate, lambda rate: f"{rate:g}"),
+    Column("1−β_min", lambda choice: choice.cell.noise, lambda x: "" if x is None else f"{x:g}"),
+    Column("ρ", lambda choice: choice.cell.rho, lambda x: "" if x is None else f"{x:.2g}"),
+    Column("lr", lambda choice: choice.cell.rate, lambda rate: f"{rate:g}"),
     Column("seeds", lambda choice: ", ".join(map(str, choice.cell.tuning_losses()))),
     Column("note", _edge),
 )

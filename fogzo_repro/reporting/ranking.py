@@ -24,7 +24,7 @@ stands apart, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def chosen_place(own: TableResults, row: str, columns: Sequence[str], rules: Rul
     if len(columns) == 1:
         return row, columns[0]
     where = tuned_row(row, rules)
-    if not {*columns} <= {c.column for c in own.row(where) if _tuning_runs(c)}:
+    if not {*columns} <= {c.column for c in own.row(where) if c.reporting(tuning=True)}:
         return None
     best = chosen(own, where)
     return None if best is None else (row, best.column)
@@ -219,16 +219,15 @@ def _added(own: TableResults, row: str, columns: Sequence[str], rules: Rules) ->
     tuned = own.row(tuned_row(row, rules))
     cell = None if place is None else own.cells.get(place, CellResult(*place, {}))
     of = next((c for c in tuned if cell is not None and c.column == cell.column), None)
-    runs = sum(_tuning_runs(c) for c in tuned)
     edge = len(columns) > 1 and of is not None and on_edge(own, of)
-    return Ranked(row, cell, rules.split, rules.metric, runs, edge)
+    return Ranked(row, cell, rules.split, rules.metric, _tuning_runs(tuned), edge)
 
 
 def _beside_cell(other: TableResults, place: Place, rules: Rules) -> Ranked:
     row, column = place
     is_chosen = column == CHOSEN
     cell = chosen(other, row) if is_chosen else other.cells.get(place)
-    tuned = sum(_tuning_runs(c) for c in other.row(row)) if is_chosen else 0
+    tuned = _tuning_runs(other.row(row)) if is_chosen else 0
     edge = is_chosen and cell is not None and on_edge(other, cell)
     return Ranked(cell_name(*place), cell, rules.split, rules.metric, tuned, edge)
 
@@ -252,8 +251,8 @@ def check_places(rules: Rules, known: Mapping[str, Sequence[str]]) -> None:
             raise ConfigError(f"rank: {rules.beside} has no cell {row} | {column}{near}")
 
 
-def _tuning_runs(cell: CellResult) -> int:
-    return len(cell.reporting(tuning=True))
+def _tuning_runs(cells: Sequence[CellResult]) -> int:
+    return sum(len(cell.reporting(tuning=True)) for cell in cells)
 
 
 def _evaluated(cell: CellResult) -> dict[int, dict[str, Any]]:
@@ -287,16 +286,16 @@ def _apart(
         return f"its seeds are {_said(runs)}, not {_said(theirs)}"
     if most and one.tuned > most:
         return f"tuned by {one.tuned} runs, not {most}"
-    mine, their = next(iter(runs.values())), next(iter(theirs.values()))
+    mine, their = _facts(next(iter(runs.values()))), _facts(next(iter(theirs.values())))
     tuned = own.row(tuned_row(one.cell.row, rules))
     free = {"recipe.lr", *_swept(tuned), *_swept(other.row(first.row))}
-    for key, (a, b) in _differing(mine, their).items():
-        if key not in free:
-            return f"{key}={a}, not {b}"
+    for key, value in mine.items():
+        if key not in free and key in their and value != their[key]:
+            return f"{key}={value}, not {their[key]}"
     return ""
 
 
-def _said(seeds: Sequence[int] | Any) -> str:
+def _said(seeds: Iterable[int]) -> str:
     numbers = sorted(seeds)
     if len(numbers) > 1 and numbers == [*range(numbers[0], numbers[-1] + 1)]:
         return f"{numbers[0]} to {numbers[-1]}"
@@ -313,11 +312,6 @@ def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("recipe.name", "recipe.eval_every_epochs", "model.family", "dataset.family"):
         found.pop(key, None)
     return found
-
-
-def _differing(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    a, b = _facts(mine), _facts(theirs)
-    return {key: (a[key], b[key]) for key in a if key in b and a[key] != b[key]}
 
 
 def _swept(cells: Sequence[CellResult]) -> set[str]:

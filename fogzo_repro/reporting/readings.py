@@ -123,8 +123,8 @@ def read_readings(results: Path) -> tuple[TableResults, list[Tried]]:
 
 
 def _reading(cell: CellResult) -> Reading:
-    record: Any = cell.any_record
-    quantizer, rate = record["config"]["quantizer"], cell.setting("recipe", "lr")
+    config: Any = cell.any_record and cell.any_record["config"]
+    quantizer, rate = config["quantizer"], config["recipe"]["lr"]
     derivative = DERIVATIVES[quantizer["clip_gradient"]]
     grid = quantizer["grid"].replace("_", "-")
     return Reading(rate, quantizer["scale_factor"], grid, derivative)

@@ -91,15 +91,30 @@ class CellResult:
         """A record of the cell, for what all its runs share."""
         return next(iter(self.runs.values()), None)
 
-    def setting(self, section: str, key: str) -> Any:
-        """Return a setting of the cell's runs; None where it was not run or has no such setting."""
-        return None if self.any_record is None else self.any_record["config"][section].get(key)
+    @property
+    def rate(self) -> float | None:
+        """The learning rate; None where nothing was run."""
+        return self.any_record["config"]["recipe"]["lr"] if self.any_record else None
 
     @property
     def noise(self) -> float | None:
         """1 - beta_min of FOGZO; None elsewhere, and where nothing was run."""
-        noise: float | None = self.setting("estimator", "noise")
-        return noise
+        return self.any_record["config"]["estimator"].get("noise") if self.any_record else None
+
+    @property
+    def rho(self) -> float | None:
+        """(1 - beta) d / beta of FOGZO (PAPER 5); None likewise."""
+        record, noise = self.any_record, self.noise
+        if record is None or noise is None:
+            return None
+        return noise * record["perturbed_weights"] / (1 - noise) if noise < 1 else math.inf
+
+    @property
+    def held_back(self) -> float | None:
+        """Mean of 1 - h' over the quantized weights, runs and steps; None where not logged."""
+        histories = [run.get("history") or {} for run in self.reporting().values()]
+        seen = [x for h in histories for x in h.get("held_back", []) if x is not None]
+        return math.fsum(seen) / len(seen) if seen else None
 
     @property
     def hours(self) -> float | None:
@@ -130,28 +145,6 @@ class TableResults:
     def row(self, row: str) -> list[CellResult]:
         """Return the cells of a row."""
         return [cell for cell in self.cells.values() if cell.row == row]
-
-
-def noise_ratio(cell: CellResult) -> float | None:
-    """Return rho = (1 - beta) d / beta of a FOGZO cell that was run (PAPER 5), else None."""
-    record, noise = cell.any_record, cell.noise
-    if record is None or noise is None:
-        return None
-    return noise * record["perturbed_weights"] / (1 - noise) if noise < 1 else math.inf
-
-
-def held_back(cell: CellResult) -> float | None:
-    """Return the mean of 1 - h' over a cell's quantized weights, runs and steps, if logged."""
-    histories = [run.get("history") or {} for run in cell.reporting().values()]
-    seen = [x for h in histories for x in h.get("held_back", []) if x is not None]
-    return math.fsum(seen) / len(seen) if seen else None
-
-
-def corpora(results: TableResults) -> list[str]:
-    """Return what the records of a table were trained on: texts by their names."""
-    records = (run for cell in results.cells.values() for run in cell.runs.values())
-    named = (r["resolved"].get("corpus") or r["config"]["dataset"]["name"] for r in records)
-    return sorted(set(named))
 
 
 def evaluations(record: dict[str, Any], counting: str) -> float:

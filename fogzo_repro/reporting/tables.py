@@ -22,9 +22,6 @@ from fogzo_repro.reporting.results import (
     TUNING_SEEDS,
     CellResult,
     TableResults,
-    corpora,
-    held_back,
-    noise_ratio,
     ran,
     read_paper,
     read_results,
@@ -133,9 +130,7 @@ TABLE = Column("table", lambda line: line.table)
 ROW = Column("row", lambda line: line.cell.row)
 COLUMN = Column("column", lambda line: line.cell.column)
 METRIC = Column("metric", lambda line: f"{line.split} {METRIC_NAMES[line.metric]}")
-RHO = Column(
-    "ρ", lambda line: noise_ratio(line.cell), lambda rho: "" if rho is None else f"{rho:.3g}"
-)
+RHO = Column("ρ", lambda line: line.cell.rho, lambda rho: "" if rho is None else f"{rho:.3g}")
 STEPS = Column(
     "steps", lambda line: max((r["steps"] for r in line.cell.runs.values()), default=None)
 )
@@ -143,8 +138,8 @@ SOURCE = Column("source", lambda line: line.source)
 OURS = Column("ours", lambda line: _mean_sd(line, line.split, line.metric))
 BETA = Column(
     "β",
-    lambda line: line.cell.setting("estimator", "beta_min"),
-    lambda beta: "" if beta is None else f"{beta:.10g}",
+    lambda line: line.cell.noise,
+    lambda noise: "" if noise is None else f"{1 - noise:.10g}",
 )
 EVALUATIONS = Column(
     "evaluations per step",
@@ -295,9 +290,9 @@ def _paper_form(table: str) -> Form:
     return Form(title, about, shown, (HOURS, SOURCE), PAPER_EXACT, SWEEPS, apart=True)
 
 
-LR = Column("lr", lambda line: line.cell.setting("recipe", "lr"))
+LR = Column("lr", lambda line: line.cell.rate)
 HELD_BACK = Column(
-    "mean 1−h'", lambda line: held_back(line.cell), lambda x: "" if x is None else f"{x:.3f}"
+    "mean 1−h'", lambda line: line.cell.held_back, lambda x: "" if x is None else f"{x:.3f}"
 )
 MINI_ABOUT = (
     "Scale mini: the same code where the estimators can be told apart on one card in minutes a "
@@ -396,8 +391,10 @@ def read_lines(results: Path, found: TableResults) -> list[Line]:
 
 
 def _trained_on(found: TableResults) -> str:
-    texts = corpora(found)
-    return f", on {' and '.join(texts)}" if texts else ""
+    """Return the data of the runs, texts by their names."""
+    runs = [run for cell in found.cells.values() for run in cell.runs.values()]
+    data = {run["resolved"].get("corpus") or run["config"]["dataset"]["name"] for run in runs}
+    return f", on {' and '.join(sorted(data))}" if data else ""
 
 
 def _cells_run(found: TableResults) -> str:

@@ -77,10 +77,10 @@ def test_the_chosen_values_in_the_table_file_follow_from_the_records(table: str)
         own = entry(table, f"{names[choice.row]}-{choice.side.lower()}").settings
         where = f"configs/table/{table}.yaml, {choice.row}, {choice.side}: {choice.what}"
         if choice.what == "noise":
-            assert own["estimator.noise"] == choice.noise, where
+            assert own["estimator.noise"] == choice.cell.noise, where
         else:
             recipe = RATES[table]
-            assert own.get("recipe.lr", recipe) == choice.rate, where
+            assert own.get("recipe.lr", recipe) == choice.cell.rate, where
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -47,7 +47,7 @@ class Tuned:
     quantizer: str
     method: str
     noise: float | None
-    rate: float
+    rate: float | None
     perturbed: int
     n: int
     mean: float
@@ -91,23 +91,19 @@ def _tuned(found: TableResults, cell: CellResult) -> list[Tuned]:
     if named is None or record is None or summary is None:
         return []
     quantizer, side, what = named.groups()
-    rate, recipe = cell.setting("recipe", "lr"), _recipe_rate(found)
-    methods = ["FOGZO"] * (what == "noise")
+    recipe, methods = _recipe_rate(found), ["FOGZO"] * (what == "noise")
     if side == STE:
         best = [c.cell for c in choices(found) if (c.row, c.side) == (quantizer, STE)]
-        methods += [f"STE, {RECIPE}"] * (rate == recipe) + [f"STE, {CHOSEN}"] * (cell in best)
+        methods += [f"STE, {RECIPE}"] * (cell.rate == recipe) + [f"STE, {CHOSEN}"] * (cell in best)
     loss = summary.n, summary.mean, *ends_of_sd(summary)
-    place = cell.noise, rate, record["perturbed_weights"], *loss
+    place = cell.noise, cell.rate, record["perturbed_weights"], *loss
     return [Tuned(quantizer, method, *place) for method in dict.fromkeys(methods)]
 
 
 def _recipe_rate(found: TableResults) -> float | None:
     """Return the rate that the noises were tried at."""
-    for cell in found.cells.values():
-        if cell.row.endswith("FOGZO, noise") and cell.runs:
-            rate: float = cell.setting("recipe", "lr")
-            return rate
-    return None
+    noises = (cell for cell in found.cells.values() if cell.row.endswith("FOGZO, noise"))
+    return next((cell.rate for cell in noises if cell.runs), None)
 
 
 @dataclass(frozen=True)

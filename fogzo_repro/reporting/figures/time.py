@@ -29,13 +29,14 @@ from fogzo_repro.reporting.figures.panels import (
     panels,
 )
 from fogzo_repro.reporting.results import CellResult, TableResults
+from fogzo_repro.reporting.wording import METRIC_NAMES
 
 PANEL_HEIGHT = 1.7  # inches
 COMPARED = (STE, FOGZO, EQUAL)
 UNITS = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}  # in an hour
 # The first that a run has:
 QUALITY = (("val", "perplexity"), ("val", "top1"), ("test", "top1"), ("train", "loss"))
-LABELS = {"perplexity": "perplexity", "top1": "top-1 (%)", "loss": "train loss (nats)"}
+LABELS = METRIC_NAMES | {"loss": "train loss (nats)"}
 
 
 @dataclass(frozen=True)
