@@ -260,11 +260,6 @@ def _settings(column: str) -> dict[str, float]:
     return found
 
 
-def level_of(table: str) -> float:
-    """Return the level of a table's tests: half of it where there may be a second look."""
-    return LEVEL / 2 if scale_of(table) == "mini" else LEVEL
-
-
 def untuned(results: TableResults, cell: CellResult) -> list[str]:
     """Return the settings that a row has cells for, none of which has tuning runs yet."""
     row = results.row(cell.row)
@@ -290,7 +285,7 @@ def judged_claims(folder: Path, results: TableResults) -> list[Judged]:
 
 def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:
     """Put every claim of a table to the tests."""
-    level = level_of(results.table)
+    level = LEVEL / 2 if scale_of(results.table) == "mini" else LEVEL  # a mini has two looks
     pairs = [named_cells(results, claim) for claim in claims]
     tests = [_test(claim, *pair, level) for claim, pair in zip(claims, pairs, strict=True)]
     ps = [math.nan if t is None else t.p for t in tests]
