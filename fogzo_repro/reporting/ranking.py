@@ -17,9 +17,9 @@ of the added table is ranked with. Each is put to the tests of `claims` against 
 `against`, with Holm's correction over the rows that are ranked.
 
 A row is ranked only where its runs are those of the first cell of `against` but for what is
-compared: as many steps, the same seeds, model, data and recipe (its rate and what either row was
-tuned over aside), and no more tuning runs than `chosen` cells of `against` have. Otherwise it
-stands apart, with the reason.
+compared: as many steps, seeds that it has too, the same model, data and recipe (its rate and what
+either row was tuned over aside), and no more tuning runs than `chosen` cells of `against` have.
+Otherwise it stands apart, with the reason. Both sides are compared on the row's seeds.
 """
 
 from __future__ import annotations
@@ -195,12 +195,17 @@ def rank(
     controls = [_beside_cell(other, place, rules) for place in rules.controls]
     checked = []
     for row, columns in rows.items():
-        one = _added(own, row, columns, rules)
+        one = _added(own, row, columns, seeds[row], rules)
         checked.append(replace(one, apart=_apart(one, against, own, other, seeds[row], rules)))
     ranked = [one for one in checked if not one.apart]
-    cells = [one.cell for one in (*ranked, *against) if one.cell is not None]
-    merged = TableResults(table, {(c.row, c.column): c for c in cells}, [])
-    claims = [_claim(one, beside, rules) for one in ranked for beside in against if beside.cell]
+    cells, claims = {}, []
+    for one in ranked:
+        for beside in against:
+            if one.cell is not None and beside.cell is not None:
+                sides = one.cell, _on_seeds(beside.cell, seeds[one.cell.row], one.label)
+                cells |= {(side.row, side.column): side for side in sides}
+                claims.append(_claim(_id(one, beside), *sides, rules))
+    merged = TableResults(table, cells, [])
     judged = {j.claim.id: j for j in judge(merged, claims)}
     ranked = [
         replace(one, compared=tuple(judged.get(_id(one, beside)) for beside in against))
@@ -214,10 +219,14 @@ def rank(
     return Ranking(own, rules, places, controls, apart)
 
 
-def _added(own: TableResults, row: str, columns: Sequence[str], rules: Rules) -> Ranked:
+def _added(
+    own: TableResults, row: str, columns: Sequence[str], seeds: Sequence[int], rules: Rules
+) -> Ranked:
     place = chosen_place(own, row, columns, rules)
     tuned = own.row(tuned_row(row, rules))
     cell = None if place is None else own.cells.get(place, CellResult(*place, {}))
+    if cell is not None:  # records of other seeds, as of a table that was changed, do not count
+        cell = replace(cell, runs={s: r for s, r in cell.runs.items() if s in seeds})
     of = next((c for c in tuned if cell is not None and c.column == cell.column), None)
     edge = len(columns) > 1 and of is not None and on_edge(own, of)
     return Ranked(row, cell, rules.split, rules.metric, _tuning_runs(tuned), edge)
@@ -255,9 +264,10 @@ def _tuning_runs(cells: Sequence[CellResult]) -> int:
     return sum(len(cell.reporting(tuning=True)) for cell in cells)
 
 
-def _evaluated(cell: CellResult) -> dict[int, dict[str, Any]]:
-    """Return the runs on evaluation seeds, also on those that fresh ones take the place of."""
-    return {seed: run for seed, run in cell.runs.items() if seed not in TUNING_SEEDS}
+def _on_seeds(cell: CellResult, seeds: Sequence[int], of: str) -> CellResult:
+    """Return a cell with the runs of these seeds alone, those of the row `of`, named so."""
+    runs = {seed: run for seed, run in cell.runs.items() if seed in seeds}
+    return CellResult(cell.row, f"{cell.column}, beside {of}", runs)
 
 
 def _apart(
@@ -271,7 +281,7 @@ def _apart(
     """Return why a row is not ranked; nothing where it is."""
     if one.cell is None:
         return f"{NOT_RUN}: its tuning is not complete"
-    runs = _evaluated(one.cell)
+    runs = one.cell.runs
     if not runs:
         return NOT_RUN
     if {*runs} < {*seeds}:
@@ -279,11 +289,11 @@ def _apart(
     if lost := one.cell.diverged():
         return f"diverged: seeds {_said(lost)}"
     first, most = against[0].cell, max(beside.tuned for beside in against)
-    theirs = {} if first is None else _evaluated(first)
+    theirs = {} if first is None else first.reporting()
     if first is None or not theirs:
         return f"{cell_name(*rules.against[0])} of {rules.beside} is {NOT_RUN}"
-    if runs.keys() != theirs.keys():
-        return f"its seeds are {_said(runs)}, not {_said(theirs)}"
+    if not runs.keys() <= theirs.keys():
+        return f"its seeds are {_said(runs)}, not among {_said(theirs)}"
     if most and one.tuned > most:
         return f"tuned by {one.tuned} runs, not {most}"
     mine, their = _facts(next(iter(runs.values()))), _facts(next(iter(theirs.values())))
@@ -324,13 +334,12 @@ def _id(one: Ranked, beside: Ranked) -> str:
     return f"{one.label} beside {beside.label}"
 
 
-def _claim(one: Ranked, beside: Ranked, rules: Rules) -> Claim:
-    assert one.cell is not None and beside.cell is not None
+def _claim(name: str, better: CellResult, worse: CellResult, rules: Rules) -> Claim:
     return Claim(
-        id=_id(one, beside),
-        claim=f"{one.label} is better than {beside.label}",
-        better=(one.cell.row, one.cell.column),
-        worse=(beside.cell.row, beside.cell.column),
+        id=name,
+        claim=f"{better.row} is better than {worse.row}",
+        better=(better.row, better.column),
+        worse=(worse.row, worse.column),
         split=rules.split,
         metric=rules.metric,
         direction=rules.direction,
