@@ -29,6 +29,7 @@ from fogzo_repro.reporting.results import (
     TableResults,
     ran,
     scale_of,
+    trained_on,
 )
 from fogzo_repro.reporting.statistics import gain_test
 from fogzo_repro.reporting.wording import NOT_RUN, gain, mean_sd
@@ -39,9 +40,10 @@ METRICS = {
     "loss": "train loss (nats)", "top1": "test top-1 (%)", "perplexity": "held-out perplexity",
 }  # fmt: skip
 AHEAD = {"holds": 1, "contradicted": -1}  # the sign of a gain that is told as a lead
-WORDS = {
-    "holds": "ahead of", "contradicted": "behind",
-    "no difference": "no different from", "inconclusive": "not told apart from",
+STARTS = {
+    "holds": "FOGZO n=1 is ahead of the STE on", "contradicted": "FOGZO n=1 is behind the STE on",
+    "no difference": "FOGZO n=1 is no different from the STE on",
+    "inconclusive": "there is no verdict yet on",
 }  # fmt: skip
 UNITS = {"top1": "points", "perplexity": "of perplexity"}
 EQUAL = "STE, equal cost"
@@ -156,7 +158,11 @@ def _of_minis(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judge
     cells = [cell for table in minis for cell in table.cells.values()]
     tuning = sum(len(cell.reporting(tuning=True)) for cell in cells)
     reported = sum(len(cell.reporting()) for cell in cells)
-    named = ", ".join(network(t.table) for t in minis if ran(t))
+    named = "; ".join(
+        MINIS[t.table] + ("" if " on " in MINIS[t.table] else trained_on(t))
+        for t in minis
+        if ran(t)
+    )
     start = f"**Deep networks at small scale** ({named or 'none'}): {tuning} tuning runs and "
     if not reported:
         return f"{start}no evaluation run, so that no verdict stands on whether FOGZO helps there."
@@ -168,7 +174,8 @@ def _of_minis(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judge
             f" {open_} controls that tell measured losses from mere noise and rescaling were not "
             "run yet."
         )
-    return f"{start}{reported} evaluation runs.{said} Of {len(claims)} claims: {counted(claims)}."
+    verdicts = f"Of {len(claims)} claims on {len(minis)} networks: {counted(claims)}."
+    return f"{start}{reported} evaluation runs.{said} {verdicts}"
 
 
 def _decided(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged]]) -> str:
@@ -182,23 +189,20 @@ def _decided(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged
             one = _claim(claims, (row, FOGZO), (row, STE), metric)
             if _told(one):
                 more = "" if one.verdict in AHEAD else _by_loss(claims, row)
-                by_verdict.setdefault(one.verdict, []).append(place + _by(one) + more)
+                by_verdict.setdefault(one.verdict, []).append(place + _by(one, more))
             if (row, EQUAL) not in table.cells:
                 continue
             cost = _claim(claims, (row, FOGZO), (row, EQUAL), metric)
             if _told(cost):
-                more = _in_loss(table, row) if cost.verdict == "holds" else ""
-                at_cost.setdefault(cost.verdict, []).append(place + _by(cost) + more)
+                more = _in_loss(table, row) if cost.verdict != "contradicted" else ""
+                at_cost.setdefault(cost.verdict, []).append(place + _by(cost, more))
     told = [
-        f"{start} {WORDS[verdict]} {ste} on {'; '.join(places[verdict])}."
-        for start, ste, places in (
-            ("FOGZO n=1 is", "the STE", by_verdict),
-            ("At equal cost it is", "the STE", at_cost),
-        )
-        for verdict in WORDS
+        f"{before}{start} {'; '.join(places[verdict])}"
+        for before, places in (("", by_verdict), ("at equal cost ", at_cost))
+        for verdict, start in STARTS.items()
         if verdict in places
     ]
-    return f" {TUNED} {' '.join(told)}" if told else ""
+    return f" {TUNED} {'. '.join(one[0].upper() + one[1:] for one in told)}." if told else ""
 
 
 def _told(one: Judged) -> bool:
@@ -220,16 +224,20 @@ def _lead(one: Judged, digits: int) -> str:
     return f" by {sign * test.gain:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _by(one: Judged) -> str:
-    lead = _lead(one, 2)
-    return lead and f"{lead} {UNITS[one.claim.metric]}"
+def _by(one: Judged, more: str) -> str:
+    """Return by how much which side is ahead, by means where there is no verdict, and more."""
+    unit, test = UNITS[one.claim.metric], one.test
+    if one.verdict in AHEAD or test is None:
+        return f"{_lead(one, 2)} {unit}" + (f" ({more})" if more else "")
+    means = f"by means {test.gain:+.2f} [{test.low:.2f}, {test.high:.2f}] {unit}"
+    return f" ({'; '.join(filter(None, (means, more)))})"
 
 
 def _by_loss(judged: Sequence[Judged], row: str) -> str:
     """Return what the claim on the train loss says, where the metric does not decide."""
     one = _claim(judged, (row, FOGZO), (row, STE))
     lead = _lead(one, 3)
-    return lead and f" (in train loss {WORDS[one.verdict]} it{lead} nats)"
+    return lead and f"in train loss {'ahead' if one.verdict == 'holds' else 'behind'}{lead} nats"
 
 
 def _in_loss(found: TableResults, row: str) -> str:
@@ -237,7 +245,7 @@ def _in_loss(found: TableResults, row: str) -> str:
     fogzo, cost = (found.cells[row, name].values("train", "loss") for name in (FOGZO, EQUAL))
     test = gain_test(fogzo, cost)
     interval = f"[{-test.high:.3f}, {-test.low:.3f}]"
-    behind = f" (in train loss behind it by {-test.gain:.3f} {interval} nats)"
+    behind = f"in train loss behind by {-test.gain:.3f} {interval} nats"
     return behind if test.high < 0 else ""  # beyond the spread over seeds
 
 
@@ -311,12 +319,13 @@ COLUMNS: Columns = (
     Column("verdict", lambda line: line.verdict),
 )
 IN_BRACKETS = (
-    "Mean ± sd (seeds). Gain: FOGZO over the STE, each with the noise and learning rate that it "
-    "chose on seeds of their own, with its uncorrected 95% interval; p is corrected by Holm over "
-    "all claims of a network. On the deep networks a verdict needs p < 0.025, since seeds may be "
-    "added once. In square brackets, where no other seeds were run: held-out loss in nats of the "
-    "tuning runs at the chosen values; it was chosen by and has one or two seeds, reports nothing "
-    "and is not to be compared; a rate beside a noise is the recipe's, where no other is named in "
-    "the table's page."
+    "Mean ± sd (seeds). Gain: FOGZO over the STE, each with the learning rate that it chose on "
+    "seeds of their own, FOGZO with the noise too (on the deep networks that of LSQ for round), "
+    "and its uncorrected 95% interval; p is corrected by Holm over all claims of a network. On "
+    "the deep networks a verdict needs p < 0.025, since seeds may be added once. In square "
+    "brackets, where no other seeds were run: held-out loss in nats of the tuning runs at the "
+    "chosen values; it was chosen by and has one or two seeds, reports nothing and is not to be "
+    "compared; a rate beside a noise is the recipe's, where no other is named in the table's "
+    "page."
 )
 EDGE = " Edge: no value beyond the chosen one was tried."

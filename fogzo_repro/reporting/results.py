@@ -160,6 +160,13 @@ def evaluations(record: dict[str, Any], counting: str) -> float:
     return (per_step[counting] - of_probes * (1 - share)) * record["steps"]
 
 
+def trained_on(found: TableResults) -> str:
+    """Return `, on` the data of the runs, texts by their names; nothing without runs."""
+    runs = [run for cell in found.cells.values() for run in cell.runs.values()]
+    data = {run["resolved"].get("corpus") or run["config"]["dataset"]["name"] for run in runs}
+    return f", on {' and '.join(sorted(data))}" if data else ""
+
+
 def ran(results: TableResults) -> int:
     """Return how many cells have at least one run."""
     return sum(bool(c.runs) for c in results.cells.values())

@@ -86,11 +86,11 @@ def test_it_says_who_is_ahead_by_how_much_and_what_the_train_loss_says_at_equal_
     found = re.sub(r" \[[^]]*\]", " []", text)
     assert (
         "which the others share: FOGZO n=1 is ahead of the STE on LLaMA-9m under "
-        "sign, hardtanh by 10.00 [] of perplexity. At equal cost it is ahead of the STE on "
-        "LLaMA-9m under sign, hardtanh by 5.00 [] of perplexity (in train loss behind it by 0.100 "
+        "sign, hardtanh by 10.00 [] of perplexity. At equal cost FOGZO n=1 is ahead of the STE on "
+        "LLaMA-9m under sign, hardtanh by 5.00 [] of perplexity (in train loss behind by 0.100 "
         "[] nats)."
     ) in found
-    low, high = map(float, re.findall(r"behind it by 0\.100 \[(.*), (.*)\]", text)[0])
+    low, high = map(float, re.findall(r"behind by 0\.100 \[(.*), (.*)\]", text)[0])
     assert 0.09 < low < 0.1 < high < 0.11
 
 
@@ -109,8 +109,8 @@ def test_where_the_metric_does_not_decide_it_says_what_the_train_loss_does(
             more = {"scale": "mini", "metrics": {"last": last}, "config": config}
             save(row, column, seed, 0.0, table="mini-deit-tiny", **more)
     assert (
-        "FOGZO n=1 is not told apart from the STE on DeiT-Tiny under LSQ, 2 bits (in train loss "
-        "ahead of it by 0.200 [] nats)."
+        "There is no verdict yet on DeiT-Tiny under LSQ, 2 bits (by means +0.00 [] points; in "
+        "train loss ahead by 0.200 [] nats)."
     ) in re.sub(r" \[[^]]*\]", " []", said(results))
 
 
