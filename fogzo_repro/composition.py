@@ -176,12 +176,16 @@ def _matching(word: str, glob: Glob, files: Mapping[str, Path]) -> list[Entry]:
     return kept
 
 
-def several_cells(words: Sequence[str], cells: Sequence[Entry]) -> ConfigError:
+class SeveralCells(ConfigError):
+    """Several cells where one is meant: whatever else was typed is not to blame."""
+
+
+def several_cells(words: Sequence[str], cells: Sequence[Entry]) -> SeveralCells:
     """Return the error of who names several cells where one is meant."""
     (given,) = (word for word in words if setting_of(word) == "experiment")
-    return ConfigError(
-        f"{given} is {len(cells)} cells; run them all by -m, or give one, as "
-        f"experiment={cells[0].path}"
+    return SeveralCells(
+        f"{given} is {len(cells)} cells; -m runs them all, --cfg and a command without -m take "
+        f"one, as experiment={cells[0].path}"
     )
 
 
@@ -271,7 +275,7 @@ def blamed(error: UserError, words: Sequence[str], typed: Sequence[str]) -> User
         typed: the words of the command line; others are the cell's.
     """
     entry = _named_entry(words)
-    if entry is None or str(error).startswith(str(entry.file)):
+    if entry is None or isinstance(error, SeveralCells) or str(error).startswith(str(entry.file)):
         return error
     given = {setting_of(word) for word in typed} - {"experiment"}
     over = [word for word in words if setting_of(word) in given]

@@ -80,6 +80,7 @@ def main() -> int:
         check_places(rules, labels(find_entries(rules.beside, known)))
         rows = labels(entries)
         seeds = {e.settings["cell.row"]: evaluated(e.seeds) for e in entries}
+        check_seeds(entries, rows, rules, known[name])
         status = 0
         if arguments.dry_run:
             print("\n".join(say_missing(arguments, overrides, rules, name, rows, seeds)))
@@ -114,6 +115,25 @@ def labels(entries: Sequence[Entry]) -> dict[str, list[str]]:
 def evaluated(seeds: Sequence[int]) -> list[int]:
     """Return the seeds that report."""
     return [seed for seed in seeds if seed not in TUNING_SEEDS]
+
+
+def check_seeds(
+    entries: Sequence[Entry], rows: dict[str, list[str]], rules: Rules, file: Path
+) -> None:
+    """Refuse a row that no seed of its table reports, or among whose cells none chooses."""
+    choosing = ", ".join(map(str, TUNING_SEEDS))
+    for entry in entries:
+        row, tuned = entry.settings["cell.row"], {*entry.seeds} & {*TUNING_SEEDS}
+        if not evaluated(entry.seeds):
+            raise ConfigError(
+                f"{file}: {row} has no seed that reports; give some of those of {rules.beside} "
+                f"under seeds, beside {choosing}, which choose"
+            )
+        if len(rows[row]) > 1 and not tuned:
+            raise ConfigError(
+                f"{file}: {row} has {len(rows[row])} cells and no seed that chooses among them; "
+                f"add {choosing} to seeds"
+            )
 
 
 def run_missing(

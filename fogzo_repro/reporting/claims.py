@@ -32,6 +32,10 @@ from fogzo_repro.reporting.results import CellResult, TableResults, read_paper, 
 from fogzo_repro.reporting.statistics import LEVEL, GainTest, gain_test, holm
 from fogzo_repro.reporting.wording import NOT_RUN
 
+COLUMNS = (  # of claims.csv
+    "id", "table", "claim", "better_row", "better_column", "worse_row", "worse_column", "split",
+    "metric", "direction", "margin", "no_difference_below", "statistic", "source",
+)  # fmt: skip
 VERDICTS = ("holds", "contradicted", "no difference", "inconclusive", NOT_RUN)
 ENOUGH_SEEDS = 5  # fewer give at most inconclusive
 SIDES = ("better", "worse")
@@ -114,8 +118,11 @@ def read_claims(path: Path, table: str) -> list[Claim]:
     Raises:
         UserError: where a direction, margin or bound is not what the tests can use.
     """
-    claims = []
-    for line in read_paper(path):
+    claims: list[Claim] = []
+    lines = read_paper(path)
+    if lines and (absent := sorted({*COLUMNS} - {*lines[0]})):
+        raise UserError(f"{path} has no column {', '.join(absent)}; restore it with git")
+    for line in lines:
         if line["table"] != table or line["statistic"]:  # that is for `reporting.hypotheses`
             continue
         where = f"{path}: claim {line['id']}"
@@ -126,6 +133,8 @@ def read_claims(path: Path, table: str) -> list[Claim]:
         size = _number(bound.removesuffix("%"), f"{where} has no_difference_below={bound}")
         if size is not None and not size > 0:
             raise UserError(f"{where} has no_difference_below={bound}; give one above 0, or none")
+        if any(one.id == line["id"] for one in claims):
+            raise UserError(f"{where} stands twice; delete one")
         claims.append(
             Claim(
                 id=line["id"],
@@ -187,9 +196,12 @@ def _is_claimed(entry: dict[str, str], lines: Sequence[dict[str, str]], mini: bo
 
 def _number(text: str, where: str) -> float | None:
     try:
-        return float(text) if text else None
+        number = float(text) if text else None
     except ValueError:
-        raise UserError(f"{where}; give a number") from None
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise UserError(f"{where}; give a number")
+    return number
 
 
 def chosen(results: TableResults, row: str) -> CellResult | None:

@@ -42,6 +42,7 @@ from fogzo_repro.reporting.results import (
 from fogzo_repro.reporting.statistics import Summary
 from fogzo_repro.reporting.wording import DIGITS, NOT_RUN, cell_name, gain, interval, mean_sd
 
+SPLITS = ("train", "val", "test")
 NEEDED = ("beside", "against", "split", "metric", "direction", "no_difference_below")
 KNOWN = (*NEEDED, "controls", "tuning")
 TUNED = ": tuning"  # behind the label of a row whose tuning runs have settings of their own
@@ -127,6 +128,8 @@ def read_rules(file: Path) -> Rules:
     if said["metric"] not in DIGITS:
         known = ", ".join(DIGITS)
         raise ConfigError(f"{file}: rank.metric={said['metric']} is none of {known}")
+    if said["split"] not in SPLITS:
+        raise ConfigError(f"{file}: rank.split={said['split']} is none of {', '.join(SPLITS)}")
     bound = said["no_difference_below"]
     if not (isinstance(bound, int | float) and bound > 0):
         raise ConfigError(f"{file}: rank.no_difference_below={bound} is not a number above 0")
@@ -198,7 +201,8 @@ def rank(
         one = _added(own, row, columns, seeds[row], rules)
         checked.append(replace(one, apart=_apart(one, against, own, other, seeds[row], rules)))
     ranked = [one for one in checked if not one.apart]
-    cells, claims = {}, []
+    cells: dict[Place, CellResult] = {}
+    claims = []
     for one in ranked:
         for beside in against:
             if one.cell is not None and beside.cell is not None:
@@ -407,9 +411,10 @@ def page(ranking: Ranking) -> str:
         f"{rules.split} {rules.metric}, {rules.direction} is better: mean ± sd (n) over the "
         "evaluation seeds after the last step. Each row stands with the setting that the tuning "
         f"seeds {', '.join(map(str, TUNING_SEEDS))} chose. Evaluations a step: perturbed forward "
-        "passes alone / with the back-propagation counted as 3. Beside a cell: the gain [95%] and "
-        "the p of the test that decides, with Holm's correction over this table; no difference "
-        f"above {rules.bound:g} was written down as what does not matter.",
+        "passes alone / with the back-propagation counted as 3. Beside a cell: the gain [95%] over "
+        "it on the row's own seeds, and the p of the test that decides, with Holm's correction "
+        f"over this table; no difference above {rules.bound:g} was written down as what does not "
+        "matter.",
         markdown(shown, ranking.places) if ranking.places else "Nothing was run.",
     ]
     if ranking.controls:

@@ -176,12 +176,20 @@ def read_paper(path: Path) -> list[dict[str, str]]:
     """Return the lines of a file in results/paper, the suite's own where there is no such folder.
 
     Raises:
-        UserError: where it is not there.
+        UserError: where it is not there, or a line has other columns than the first.
     """
     path = shipped(path.parents[1], "paper") / path.name
     try:
         with open(path, newline="") as file:
-            return list(csv.DictReader(file))
+            reader, lines = csv.DictReader(file), []
+            for line in reader:
+                if None in line or None in line.values():
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: it has not as many values as the first "
+                        "line has columns; restore it with git"
+                    )
+                lines.append(line)
+            return lines
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); restore it with git") from None
 

@@ -197,6 +197,9 @@ class DropPathMasks:
         # By the number of examples. A captured graph reads and writes those of a full batch where
         # they are, also after a smaller batch, the last one of an epoch.
         self.tables: dict[int, tuple[Tensor, Tensor]] = {}
+        # Those of the last draw; before the first there are none.
+        self.table = self.kept.new_empty(len(self.layers), 0)
+        self.ones = self.kept.new_empty(len(self.undropped), 0)
 
     def draw(self, examples: int, generator: torch.Generator) -> None:
         """Draw one mask for each layer and example, where those of as many examples lie."""

@@ -246,11 +246,18 @@ def test_a_claim_about_an_unknown_cell_is_one_clear_error(results: Path) -> None
     ("old", "new", "message"),
     [
         (",lower,0.3,", ",lower,much,", "margin=much; give a number"),
+        (",lower,0.3,", ",lower,nan,", "margin=nan; give a number"),
+        (
+            ",lower,0.3,",
+            ",lower,0.3,0.1,",
+            "not as many values as the first line",
+        ),
+        (",margin,", ",marign,", "has no column margin; restore it with git"),
         (",lower,0.3,", ",down,0.3,", "lower or"),
         (",lower,0,0.02,", ",lower,0,some,", "no_difference_below=some; give a number"),
         (",lower,0,0.02,", ",lower,0,0,", "give one above 0"),
     ],
-    ids=["margin", "direction", "bound", "bound of zero"],
+    ids=["margin", "no number", "more values", "header", "direction", "bound", "bound of zero"],
 )
 def test_a_claim_that_cannot_be_tested_is_refused(
     results: Path, old: str, new: str, message: str

@@ -193,12 +193,13 @@ def test_a_cell_that_the_other_table_does_not_have_is_named(rules):
         ("metric: loss", "metric: los", "rank.metric=los is none of loss, top1, perplexity"),
         ("split:", "splitt:", r"rank.splitt is not a setting; did you mean split\?"),
         ("lower", "down", "rank.direction=down; give lower or higher"),
+        ("split: train", "split: trane", "rank.split=trane is none of train, val, test"),
         ("0.02", "0", "rank.no_difference_below=0 is not a number above 0"),
         ("[[STE, chosen], [FOGZO n=1, chosen]]", "[STE, chosen]", "is not a list of pairs"),
         ("[[STE, chosen], [FOGZO n=1, chosen]]", "[]", "rank.against names no cell"),
         ("rank:", "rows:", "has no section `rank`"),
     ],
-    ids=["missing", "metric", "key", "direction", "bound", "pairs", "none", "no section"],
+    ids=["missing", "metric", "key", "direction", "split", "bound", "pairs", "none", "no section"],
 )
 def test_a_bad_section_is_one_line(tmp_path, old, new, said):
     assert old in RULES
