@@ -54,6 +54,9 @@ smoke: install  ## the cells of every table for two steps on the CPU, without an
 
 # One cell a card at a time, only what is missing; SCALE=smoke goes through scripts/smoke.py.
 SMOKE := $(filter smoke,$(SCALE))
+ifneq ($(and $(SMOKE),$(DRY_RUN)),)
+$(error SCALE=smoke trains two steps a cell and has no dry run; leave out SCALE=smoke or DRY_RUN=1)
+endif
 OPTIONS = $(if $(SCALE),scale=$(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPUS),--gpus $(GPUS)) \
   $(if $(WORKERS),--workers $(WORKERS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DRY_RUN),--dry-run)
 CELLS = $(if $(SMOKE),scripts/smoke.py $@,scripts/run_cells.py $@ hardware=$(HARDWARE) $(OPTIONS))

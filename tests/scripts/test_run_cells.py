@@ -284,3 +284,10 @@ def test_runs_side_by_side_go_on_with_the_cells_that_are_missing(tmp_path: Path)
     other = python(*command, "estimator.noise=1e-4", "recipe.max_steps=2")
     assert "3 of the missing runs have a record of a GPU: on the CPU, which" in other.stderr
     assert other.stderr.count("not filed: ") == 1
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_a_dry_run_at_smoke_is_refused_and_trains_nothing() -> None:
+    words = ["make", "minis", "SCALE=smoke", "DRY_RUN=1"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "leave out SCALE=smoke or DRY_RUN=1" in done.stderr
