@@ -28,7 +28,7 @@ from fogzo_repro.terminal import command_parser
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks, leave
 from scripts.bench.clock import Clock
 from scripts.bench.networks import build, configure
-from scripts.bench.record import head, read_committed, tell_moved, write
+from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
 
 NETWORKS = {
     "resnet18": "vision", "deit_tiny": "vision", "llama_30m": "language", "resnet50": "vision",
@@ -51,8 +51,7 @@ def main() -> None:
     ranks = current_ranks()
     if ranks.world_size == 1:
         raise UserError("start it with torchrun --nproc-per-node=N, N above 1")
-    if not (arguments.toy or torch.cuda.is_available()):
-        raise UserError("no CUDA device is here; --toy checks on the CPU that it runs")
+    check_gpu(arguments.toy)
     committed = read_committed()
     content: dict[str, Any] = {}
     for name in arguments.networks.split(","):

@@ -30,7 +30,7 @@ from fogzo_repro.terminal import command_parser
 from fogzo_repro.training.optimizers import set_lr
 from scripts.bench.clock import LR, Clock
 from scripts.bench.networks import build, configure
-from scripts.bench.record import head, read_committed, tell_moved, write
+from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
 
 NETWORK, QUANTIZER = "llama_30m", "round-w2"
 CONTENDER = "the suite's own FOGZO step (training.step.TrainStep), launched and captured"
@@ -46,8 +46,7 @@ def main() -> int:
     parser.add_argument("--warm-up", type=int, default=10, help="of each way; 5 or more on a GPU")
     parser.add_argument("--toy", action="store_true", help="a tiny network, a check on the CPU")
     arguments = parser.parse_args()
-    if not (arguments.toy or torch.cuda.is_available()):
-        raise UserError("no CUDA device is here; --toy checks on the CPU that it runs")
+    check_gpu(arguments.toy)
     committed = read_committed()
     found, card = measure(arguments)
     record = head("loop", CONTENDER, card) | {"loop": {NETWORK: {QUANTIZER: found}}}

@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro.config import UserError
 from fogzo_repro.terminal import command_parser
-from scripts.bench.record import head, read_committed, tell_moved, write
+from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
 
 LAYERS = {  # tokens, and (K, N) of each kind of layer
     "llama_30m": (32768, [(640, 640), (640, 1792), (1792, 640)]),
@@ -44,6 +45,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     parser.add_argument("--toy", action="store_true", help="tiny products, a check on the CPU")
     arguments = parser.parse_args()
+    check_gpu(arguments.toy)
     device = torch.device("cpu" if arguments.toy else "cuda")
     card = "cpu" if arguments.toy else torch.cuda.get_device_name(device)
     committed = read_committed()
@@ -189,4 +191,8 @@ def milliseconds(call: Callable[[], Any], device: Any, calls: int = CALLS) -> fl
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        error.tell()
+        sys.exit(2)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro import files
+from fogzo_repro.config import UserError
 from fogzo_repro.project import TOP
 
 COMMITTED = TOP / "results" / "records" / "bench"
@@ -17,6 +18,18 @@ SAME = ("bench", "hardware", "processes")  # of two records that can be compared
 # What is compared: milliseconds, seconds, MiB, rates of work, and ratios of times.
 FIGURE = re.compile(r"(_ms|_mb|_over_[a-z_]+|^ratio|^seconds|^(images|tokens)_per_s)$")
 LEFT_OUT = {"floor", "estimator_memory", "compile_seconds"}  # no speed, or of the compiler's mood
+
+
+def check_gpu(toy: bool) -> None:
+    """Refuse at once to measure a card where there is none.
+
+    Raises:
+        UserError: without a CUDA device, but for a check on the CPU.
+    """
+    import torch
+
+    if not (toy or torch.cuda.is_available()):
+        raise UserError("no CUDA device is here; --toy checks on the CPU that it runs")
 
 
 def head(bench: str, contender: str, card: str) -> dict[str, Any]:

@@ -40,9 +40,10 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro import files
+from fogzo_repro.config import UserError
 from fogzo_repro.terminal import command_parser
 from scripts.bench.networks import NETWORKS, cases, configure, measure
-from scripts.bench.record import head, read_committed, tell_moved, write
+from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
 
 CONTENDER = "an STE step of the same network and quantizer; a step without a quantizer"
 PAPER_RATIO = 1.58  # a FOGZO step in STE steps, PAPER 2, "Table 4"
@@ -70,6 +71,7 @@ def main() -> int:
     if arguments.one:
         files.write(Path(arguments.out), json.dumps(measure(arguments.groups[0], arguments)))
         return 0
+    check_gpu(arguments.toy)
     waiting = [(group, case) for group in arguments.groups for case in cases(group)]
     if arguments.cases:
         asked = arguments.cases.split(",")
@@ -207,4 +209,8 @@ def line(network: str, quantizer: str, measured: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        error.tell()
+        sys.exit(2)

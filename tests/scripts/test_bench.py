@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import UserError
 from fogzo_repro.sweeps.forecast import flop_per_token
 from fogzo_repro.training.network import build_network
 from scripts.bench import loop, steps
@@ -231,7 +232,9 @@ def test_a_case_that_fails_beside_others_is_tried_again_alone(tmp_path, monkeypa
     monkeypatch.setattr(steps, "Measuring", OnASmallCard)
     monkeypatch.setattr(steps, "line", lambda *_: "measured")
     monkeypatch.setattr(steps, "tell_moved", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["steps", "vision", "--cases", cases, "--out", str(out)])
+    monkeypatch.setattr(
+        sys, "argv", ["steps", "vision", "--toy", "--cases", cases, "--out", str(out)]
+    )
     assert steps.main() == 1
     assert tried == ["lsq-w2a2", "none", "round-w2", "lsq-w2a2", "round-w2"]
     found = json.loads(out.read_text())["networks"]
@@ -240,3 +243,11 @@ def test_a_case_that_fails_beside_others_is_tried_again_alone(tmp_path, monkeypa
     said = capsys.readouterr().out
     assert "resnet18 round-w2: failed, tried again at the end" in said
     assert said.rstrip().endswith("resnet18 round-w2: failed")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_bench_of_a_card_says_at_once_that_there_is_none(tmp_path, monkeypatch):
+    words = ["steps", "vision", "--out", str(tmp_path / "{group}.json")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(UserError, match="no CUDA device is here; --toy checks"):
+        steps.main()
