@@ -231,7 +231,7 @@ def read_recorded(results: Path, table: str) -> TableResults:
     found = TableResults(table, {}, [])
     for path in sorted((results / "records" / table).glob("*.json")):
         runs = read_runs(path)
-        if reason := _refusal(runs[0], scale_of(table)):
+        if reason := _refusal(runs[0], table):
             found.refused.append(f"{path.name}: {reason}")
             continue
         place = (runs[0]["row"], runs[0]["column"])
@@ -241,7 +241,10 @@ def read_recorded(results: Path, table: str) -> TableResults:
     return found
 
 
-def _refusal(record: dict[str, Any], scale: str) -> str | None:
+def _refusal(record: dict[str, Any], table: str) -> str | None:
+    scale = scale_of(table)
+    if record["table"] != table:
+        return f"of the table {record['table']}"
     if record["method_version"] != METHOD_VERSION:
         return f"stale, method_version {record['method_version']} and not {METHOD_VERSION}"
     if record["dirty"] is not False:

@@ -26,6 +26,7 @@ are another file beside the first. `split_seeds` gives back what single runs wou
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ FIELDS = (
 SEVERAL_FIELDS = (*(field for field in FIELDS if field != "seed"), "seeds", "lanes")
 TYPES = {  # of the fields that are read by more than their name
     "method_version": int, "run_id": str, "table": str, "row": str, "column": str, "scale": str,
-    "config": dict, "resolved": dict, "metrics": dict,
+    "config": dict, "resolved": dict, "metrics": dict, "steps": int, "evaluations_per_step": dict,
 }  # fmt: skip
+SECTIONS = ("model", "dataset", "quantizer", "estimator", "recipe")
 OF_ONE = {"seed": int, "status": str, "metrics.last": dict, "metrics.best": dict}
 OF_SEVERAL = {"seeds": list, "status": list, "notes": dict}
 WORDS = {int: "a whole number", str: "a text", dict: "an object", list: "a list"}
@@ -186,9 +188,13 @@ def _check(record: dict[str, Any], path: Path) -> None:
         outer, _, inner = field.partition(".")
         value = record[outer]
         _check_type(path, field, value.get(inner, {}) if inner else value, kind)
+    for section in SECTIONS:
+        _check_type(path, f"config.{section}", record["config"].get(section), dict)
     if "seeds" not in record:
         for split, values in record["metrics"].get("last", {}).items():
             _check_type(path, f"metrics.last.{split}", values, dict)
+            for metric, value in values.items() if record["status"] == "finished" else ():
+                _check_number(path, f"metrics.last.{split}.{metric}", value)
         return
     for seed in record["seeds"]:
         _check_type(path, "seeds", seed, int)
@@ -204,6 +210,9 @@ def _check(record: dict[str, Any], path: Path) -> None:
             if len(values) != count:
                 name = f"metrics.{split}.{metric}"
                 raise UserError(f"{path} has {count} seeds and {len(values)} {name}; {remedy}")
+            for value, status in zip(values, record["status"], strict=True):
+                if status == "finished":
+                    _check_number(path, f"metrics.{split}.{metric}", value)
 
 
 def _check_type(path: Path, field: str, value: Any, kind: type) -> None:
@@ -211,6 +220,14 @@ def _check_type(path: Path, field: str, value: Any, kind: type) -> None:
         raise UserError(
             f"{path} is not a record ({field} is not {WORDS[kind]}); delete it and run the cell "
             "again"
+        )
+
+
+def _check_number(path: Path, field: str, value: Any) -> None:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise UserError(
+            f"{path} is not a record ({field} is {value}, not a finite number); delete it and run "
+            "the cell again"
         )
 
 

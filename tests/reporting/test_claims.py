@@ -307,3 +307,12 @@ def test_a_cell_without_a_claim_is_one_line_with_both_remedies(results: Path) ->
     said = str(error.value)
     assert "mini-llama: sign, hardtanh | FOGZO, beta=1, perplexity, which is there" in said
     assert "restore it with git" in said and "`no claim, ...`" in said and "\n" not in said
+
+
+def test_a_record_of_another_table_is_refused_by_name(results: Path, save: Save) -> None:
+    record = save("STE, integer grid", "lr=0.032", 3, 0.7)
+    path = results / "records" / TABLE / f"{record['run_id']}.json"
+    path.write_text(path.read_text().replace(f'"table": "{TABLE}"', '"table": "table1"'))
+    found = read_results(results, TABLE)
+    assert found.refused == [f"{path.name}: of the table table1"]
+    assert not found.cells["STE, integer grid", "lr=0.032"].runs

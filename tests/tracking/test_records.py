@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fogzo_repro.config import UserError
 from fogzo_repro.tracking.records import (
     FIELDS,
     SCHEMA_VERSION,
+    SECTIONS,
     SEVERAL_FIELDS,
     file_record,
     read_record,
@@ -22,10 +24,14 @@ from fogzo_repro.tracking.records import (
 LABELS = {"table": "figure-shallow", "row": "STE", "column": "lr=0.032", "scale": "full"}
 
 
+CONFIG: dict[str, Any] = {section: {} for section in SECTIONS}
+OBJECTS: dict[str, Any] = {"resolved": {}, "evaluations_per_step": {}}
+
+
 def single(seed: int, **changes: Any) -> dict[str, Any]:
     known = {"schema_version": 1, "method_version": 1, "run_id": f"mlp-s{seed}-a", "seed": seed}
-    known |= {"status": "finished", "metrics": {"last": {}, "best": {}}, "config": {}}
-    return dict.fromkeys(FIELDS, 1) | LABELS | known | {"resolved": {}} | changes
+    known |= {"status": "finished", "metrics": {"last": {}, "best": {}}, "config": CONFIG}
+    return dict.fromkeys(FIELDS, 1) | LABELS | known | OBJECTS | changes
 
 
 def several(seeds: list[int], **changes: Any) -> dict[str, Any]:
@@ -33,9 +39,9 @@ def several(seeds: list[int], **changes: Any) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION, "method_version": 1, "lanes": 50, "seeds": seeds,
         "run_id": f"mlp-{len(seeds)}seeds-{min(seeds)}", "status": ["finished"] * len(seeds),
         "metrics": {"train": {"loss": [s / 10 for s in seeds]}}, "notes": {},
-        "config": {}, "resolved": {},
+        "config": CONFIG,
     }  # fmt: skip
-    return dict.fromkeys(SEVERAL_FIELDS, 1) | LABELS | known | changes
+    return dict.fromkeys(SEVERAL_FIELDS, 1) | LABELS | known | OBJECTS | changes
 
 
 def test_a_record_of_several_seeds_is_read_as_its_runs(tmp_path: Path) -> None:
@@ -105,11 +111,27 @@ def test_uneven_columns_are_neither_written_nor_read(
         (single(0, schema_version="x"), "schema_version"),
         (single(0, schema_version=None), "schema_version"),
         (single(0, config=[]), "config"),
+        (single(0, config={}), "config.model"),
+        (single(0, steps="many"), "steps"),
+        (single(0, evaluations_per_step=[1]), "evaluations_per_step"),
+        (
+            single(0, metrics={"last": {"test": {"loss": None}}, "best": {}}),
+            "metrics.last.test.loss",
+        ),
+        (
+            single(0, metrics={"last": {"test": {"loss": "1"}}, "best": {}}),
+            "metrics.last.test.loss",
+        ),
+        (
+            single(0, metrics={"last": {"test": {"loss": math.nan}}, "best": {}}),
+            "metrics.last.test.loss",
+        ),
         (single(0) | {"seed": "3"}, "seed"),
         (several([0, 1]) | {"seeds": 3}, "seeds"),
         (several([0, 1]) | {"seeds": [[], 1]}, "seeds"),
         (several([0, 1], metrics={"test": 3}), "metrics.test"),
         (several([0, 1], metrics={"test": {"loss": 3}}), "metrics.test.loss"),
+        (several([0, 1], metrics={"test": {"loss": [0.5, None]}}), "metrics.test.loss"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -118,7 +140,7 @@ def test_a_field_of_another_type_is_one_line(
 ) -> None:
     path = tmp_path / "r.json"
     path.write_text(json.dumps(record))
-    with pytest.raises(UserError, match=rf"r\.json is not a record \({field} is not .*; delete it"):
+    with pytest.raises(UserError, match=rf"r\.json is not a record \({field} is .*; delete it"):
         read_runs(path)
 
 
