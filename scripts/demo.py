@@ -179,7 +179,7 @@ def recorded(clip: bool) -> tuple[dict[int, float], dict[int, float]] | None:
 
 def outcome(records: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     """Say what came out here, and what the records of the paper's own experiment say."""
-    lines, agree = [], []
+    lines, agree, asked = [], [], []
     for quantizer, clip in QUANTIZERS.items():
         fogzo, ste = (last(records[quantizer, e], "train", "loss") for e in ("FOGZO", "STE"))
         verdict, sentence = compared(fogzo, ste)
@@ -187,10 +187,12 @@ def outcome(records: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
         known = recorded(clip)
         if known is not None:
             known_verdict, sentence = compared(*known)
-            agree.append(verdict == known_verdict)
+            agree += [quantizer] * (verdict == known_verdict)
+            asked.append(quantizer)
             lines.append(f"  MNIST, {len(known[1])} seeds, from the records: {sentence}")
-    if agree:
-        lines.append(f"\n{sum(agree)} of {len(agree)} come out on the digits as in the records.")
+    if asked:
+        same = " and ".join(agree) or "neither"
+        lines.append(f"\nThe digits came out as the records of MNIST did in: {same}.")
     return "\n".join([*lines, *WHY])
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.forked import ROOT, new_python
+from tests.forked import ROOT, compiling
 
 SCRIPT = """
 import sys
@@ -53,6 +53,6 @@ print(sum("input_quantizer" in name for name in found))
 def test_gradients_of_quantized_inputs_equal_the_eager_ones(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    done = new_python(script, ROOT, cwd=tmp_path)
+    done = compiling(script, ROOT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["4"]
