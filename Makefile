@@ -35,7 +35,7 @@ demo: install  ## two quantizers by the STE and by FOGZO on bundled images: what
 # A process for each core, whole files to each.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
-test: install  ## run the tests, about 6 minutes on two cores
+test: install  ## run the tests, about 7 minutes on two cores
 	@$(PYTEST)
 
 quick: install  ## run the tests that take no more than a second each, while you work
