@@ -54,9 +54,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that have slow tests: no process is left with a long one at the end."""
+    """Begin with the files that have slow tests: no process is left with a long one at the end.
+
+    With a GPU, the files that use it come after all others: a process that has used it cannot fork.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    on_gpu = {
+        path
+        for path in {item.path for item in items if torch.cuda.is_available()}
+        if "cuda" in path.read_text()
+    }
+    items.sort(key=lambda item: (item.path in on_gpu, item.path not in slow))
 
 
 def pytest_sessionstart() -> None:

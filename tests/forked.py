@@ -29,6 +29,8 @@ def fork(do: Callable[[], int | None]) -> int:
 
     Whatever is raised in the child ends it, so that it never goes on with the parent's tests.
     """
+    if torch.cuda.is_initialized():  # by a test before this one
+        pytest.skip("this process has used the GPU, of which a child could make nothing")
     pid = os.fork()
     if pid:
         return pid
