@@ -16,7 +16,7 @@ from typing import Any
 
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.results import ran_alone
-from fogzo_repro.terminal import aligned, command_parser, one_line_errors
+from fogzo_repro.terminal import aligned, command_parser, run_tool
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.tracking.records import read_record
 
@@ -158,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(one_line_errors(main))
+    sys.exit(run_tool(main))

@@ -51,7 +51,7 @@ from fogzo_repro.randomness import derive_seed, generator_for
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
 from fogzo_repro.reporting.statistics import jackknife
 from fogzo_repro.stored import StoredRun, open_run
-from fogzo_repro.terminal import command_parser, one_line_errors, typed_path
+from fogzo_repro.terminal import command_parser, run_tool, typed_path
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import read_tensors
 from fogzo_repro.training.network import Network
@@ -311,4 +311,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(one_line_errors(main))
+    sys.exit(run_tool(main))

@@ -16,7 +16,7 @@ import torch
 
 from fogzo_repro.config import UserError, did_you_mean
 from fogzo_repro.stored import open_run
-from fogzo_repro.terminal import command_parser, one_line_errors, typed_path
+from fogzo_repro.terminal import command_parser, run_tool, typed_path
 
 
 def parse_settings(given: list[str], known: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(one_line_errors(main))
+    sys.exit(run_tool(main))

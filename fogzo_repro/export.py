@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fogzo_repro import files
 from fogzo_repro.config import UserError, parse_stored, published
 from fogzo_repro.stored import open_run
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import command_parser, run_tool
 from fogzo_repro.training.checkpoint import read_tensors
 from fogzo_repro.training.network import build_network
 
@@ -159,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(one_line_errors(main))
+    sys.exit(run_tool(main))

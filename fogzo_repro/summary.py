@@ -31,7 +31,7 @@ from fogzo_repro.reporting.figures.drawing import ends_of_sd
 from fogzo_repro.reporting.figures.groups import Point, draw_groups
 from fogzo_repro.reporting.statistics import summarize
 from fogzo_repro.reporting.wording import mean_sd
-from fogzo_repro.terminal import aligned, command_parser, one_line_errors, stderr
+from fogzo_repro.terminal import aligned, command_parser, run_tool, stderr
 from fogzo_repro.tracking.history import binned_history
 from fogzo_repro.tracking.metrics import stream_metrics
 from fogzo_repro.tracking.records import read_runs
@@ -364,4 +364,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(one_line_errors(main))
+    sys.exit(run_tool(main))

@@ -11,9 +11,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, ParamSpec, TextIO, cast
 
+P = ParamSpec("P")
 LOST = (OSError, ValueError, AttributeError)  # no room or no reader, closed, not there at all
 
 
@@ -119,11 +121,29 @@ def command_parser(documentation: str | None, name: str | None = None) -> argpar
     return parser
 
 
-def one_line_errors(tool: Callable[[], None]) -> int:
-    """Run a command-line tool; print an error that the user can mend in one line.
+def one_line_errors(command: Callable[P, int | None]) -> Callable[P, int]:
+    """Have a command print an error that the user can mend in one line.
 
-    What a tool prints is its result: that it cannot be written is an error, unless the reader of a
-    pipe has seen enough.
+    Returns:
+        What gives the exit status: the command's own, 0 where it has none; 2 after an error.
+    """
+
+    @wraps(command)
+    def run(*arguments: P.args, **named: P.kwargs) -> int:
+        try:
+            return command(*arguments, **named) or 0
+        except UserError as error:
+            error.tell()
+            return 2
+
+    return run
+
+
+@one_line_errors
+def run_tool(tool: Callable[[], None]) -> int:
+    """Run a tool, what it prints being its result, with `one_line_errors`.
+
+    That it cannot be written is an error, unless the reader of a pipe has seen enough.
 
     Returns:
         The exit status: 0, 2 after an error, 130 where INT has ended it.
@@ -138,11 +158,7 @@ def one_line_errors(tool: Callable[[], None]) -> int:
         if error.filename is not None:  # of a file; a stream has no name
             raise
         _forget_stdout()
-        UserError(f"cannot write to standard output: {error.strerror}").tell()
-        return 2
-    except UserError as error:
-        error.tell()
-        return 2
+        raise UserError(f"cannot write to standard output: {error.strerror}") from None
     except KeyboardInterrupt:
         return say_interrupted()
     return 0

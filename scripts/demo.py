@@ -35,7 +35,7 @@ if not __package__:  # started as a file
 
 from fogzo_repro.config import UserError
 from fogzo_repro.project import working_folder
-from fogzo_repro.terminal import aligned, command_parser
+from fogzo_repro.terminal import aligned, command_parser, one_line_errors
 
 FOLDER = working_folder() / "demo"
 RECORDS = Path(__file__).resolve().parents[1] / "results" / "records" / "readings"
@@ -229,6 +229,7 @@ def draw(records: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> No
     figure.savefig(path, dpi=160)
 
 
+@one_line_errors
 def main() -> int:
     """Run, print, draw; return the exit status."""
     parser = command_parser(__doc__)
@@ -240,23 +241,19 @@ def main() -> int:
         "cut to 0 beyond the outer levels.",
         flush=True,
     )
-    try:
-        if len(seeds) < 2:
-            raise UserError("--seeds is the number of runs a cell, and a spread needs 2 or more")
-        records = run_cells(seeds)
-        if records is None:
-            print("stopped; `make demo` goes on where it was", file=sys.stderr)
-            return 75
-        path = FOLDER / "loss.png"
-        draw(records, path)
-        print(f"\n{table(records)}\n\nmean ± standard deviation (seeds), losses in nats, last step")
-        print(f"\n{outcome(records)}\n\nloss curves: {os.path.relpath(path)}")
-        print("what else was found, also where FOGZO does not help: README.md")
-        print("next, your own run (in .venv):")
-        print("  python -m fogzo_repro dataset=digits recipe=digits_mlp quantizer=sign")
-    except UserError as error:
-        error.tell()
-        return 2
+    if len(seeds) < 2:
+        raise UserError("--seeds is the number of runs a cell, and a spread needs 2 or more")
+    records = run_cells(seeds)
+    if records is None:
+        print("stopped; `make demo` goes on where it was", file=sys.stderr)
+        return 75
+    path = FOLDER / "loss.png"
+    draw(records, path)
+    print(f"\n{table(records)}\n\nmean ± standard deviation (seeds), losses in nats, last step")
+    print(f"\n{outcome(records)}\n\nloss curves: {os.path.relpath(path)}")
+    print("what else was found, also where FOGZO does not help: README.md")
+    print("next, your own run (in .venv):")
+    print("  python -m fogzo_repro dataset=digits recipe=digits_mlp quantizer=sign")
     return 0
 
 

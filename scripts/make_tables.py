@@ -14,7 +14,6 @@ from pathlib import Path
 if not __package__:  # started as a file
     import root  # noqa: F401
 
-from fogzo_repro.config import UserError
 from fogzo_repro.project import INSTALLED, TOP, working_folder
 from fogzo_repro.reporting.figures.curves import write_curves
 from fogzo_repro.reporting.figures.minis import write_gain, write_noise
@@ -28,7 +27,7 @@ from fogzo_repro.reporting.readings import write_readings
 from fogzo_repro.reporting.readme import update_pages, write_overview
 from fogzo_repro.reporting.results import TableResults, ran
 from fogzo_repro.reporting.tables import FORMS, PAPER_TITLES, write_table
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.terminal import command_parser, one_line_errors
 
 OF_THE_PAPER = {"-curves": write_curves, "-sweeps": write_sweeps, "-time": write_time}
 OF_THE_MINIS = {"-curves": write_curves, "-noise": write_noise, "-time": write_time}
@@ -63,6 +62,7 @@ def write_all(results: Path) -> list[TableResults]:
     return found
 
 
+@one_line_errors
 def main() -> int:
     """Write everything; return the exit status."""
     parser = command_parser(__doc__)
@@ -71,13 +71,9 @@ def main() -> int:
         help="folder with paper/ and records/, to which tables/ and figures/ are written",
     )  # fmt: skip
     results = parser.parse_args().results
-    try:
-        write_all(results)
-        if results == TOP / "results" and not INSTALLED:
-            update_pages(TOP, results)
-    except UserError as error:
-        error.tell()
-        return 2
+    write_all(results)
+    if results == TOP / "results" and not INSTALLED:
+        update_pages(TOP, results)
     return 0
 
 

@@ -27,7 +27,7 @@ if not __package__:  # started as a file
     __package__ = "scripts"
 
 from fogzo_repro import files
-from fogzo_repro.config import ConfigError, UserError, check_own_parts
+from fogzo_repro.config import ConfigError, check_own_parts
 from fogzo_repro.project import working_folder
 from fogzo_repro.reporting.ranking import (
     Rules,
@@ -41,11 +41,12 @@ from fogzo_repro.reporting.ranking import (
 from fogzo_repro.reporting.results import TUNING_SEEDS, Place, read_recorded
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.terminal import command_parser, one_line_errors
 
 from .run_cells import INTERRUPTED_STATUS, check_overrides, run_table, table_cells
 
 
+@one_line_errors
 def main() -> int:
     """Run and rank what the command line says; return the exit status."""
     started = time.monotonic()
@@ -67,40 +68,36 @@ def main() -> int:
     arguments, overrides = parser.parse_known_args()
     arguments.deadline = None if arguments.minutes is None else started + 60 * arguments.minutes
     arguments.records = arguments.results / "records"
-    try:
-        check_overrides(overrides)
-        if arguments.config_dir is not None:
-            # And for the processes that train.
-            os.environ["FOGZO_PARTS"] = str(arguments.config_dir)
-        check_own_parts()
-        known = table_files()
-        entries = find_entries(arguments.table, known)
-        name = arguments.table.partition("/")[0]
-        rules = read_rules(known[name])
-        check_places(rules, labels(find_entries(rules.beside, known)))
-        rows = labels(entries)
-        seeds = {e.settings["cell.row"]: evaluated(e.seeds) for e in entries}
-        check_seeds(entries, rows, rules, known[name])
-        status = 0
-        if arguments.dry_run:
-            print("\n".join(say_missing(arguments, overrides, rules, name, rows, seeds)))
-            return 0
-        if arguments.run:
-            status = run_missing(arguments, overrides, rules, name, rows)
-            if status in (1, INTERRUPTED_STATUS):
-                return status
-        elif overrides:
-            raise ConfigError(
-                f"{overrides[0]}: settings are for --run and --dry-run; a ranking has none"
-            )
-        text = page(rank(arguments.results, name, rules, rows, seeds))
-        print(text)
-        if arguments.out:
-            files.write(arguments.out, text)
-        return status
-    except UserError as error:
-        error.tell()
-        return 2
+    check_overrides(overrides)
+    if arguments.config_dir is not None:
+        # And for the processes that train.
+        os.environ["FOGZO_PARTS"] = str(arguments.config_dir)
+    check_own_parts()
+    known = table_files()
+    entries = find_entries(arguments.table, known)
+    name = arguments.table.partition("/")[0]
+    rules = read_rules(known[name])
+    check_places(rules, labels(find_entries(rules.beside, known)))
+    rows = labels(entries)
+    seeds = {e.settings["cell.row"]: evaluated(e.seeds) for e in entries}
+    check_seeds(entries, rows, rules, known[name])
+    status = 0
+    if arguments.dry_run:
+        print("\n".join(say_missing(arguments, overrides, rules, name, rows, seeds)))
+        return 0
+    if arguments.run:
+        status = run_missing(arguments, overrides, rules, name, rows)
+        if status in (1, INTERRUPTED_STATUS):
+            return status
+    elif overrides:
+        raise ConfigError(
+            f"{overrides[0]}: settings are for --run and --dry-run; a ranking has none"
+        )
+    text = page(rank(arguments.results, name, rules, rows, seeds))
+    print(text)
+    if arguments.out:
+        files.write(arguments.out, text)
+    return status
 
 
 def labels(entries: Sequence[Entry]) -> dict[str, list[str]]:

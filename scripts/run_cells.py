@@ -37,7 +37,7 @@ if not __package__:  # started as a file
 
     __package__ = "scripts"
 
-from fogzo_repro.config import ConfigError, RunConfig, UserError
+from fogzo_repro.config import ConfigError, RunConfig
 from fogzo_repro.project import working_folder
 from fogzo_repro.sweeps.forecast import device_here
 from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_jobs
@@ -46,12 +46,18 @@ from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.status import run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds
-from fogzo_repro.terminal import command_parser, outlive_terminal, say_interrupted
+from fogzo_repro.terminal import (
+    command_parser,
+    one_line_errors,
+    outlive_terminal,
+    say_interrupted,
+)
 from fogzo_repro.training.preemption import hurry
 
 INTERRUPTED_STATUS = 75
 
 
+@one_line_errors
 def main() -> int:
     """Run what the command line says; return the exit status."""
     started = time.monotonic()
@@ -95,9 +101,6 @@ def main() -> int:
         if arguments.claims:
             return run_claims(arguments, cells, seeds)
         return run_table(arguments, cells)
-    except UserError as error:
-        error.tell()
-        return 2
     except KeyboardInterrupt:
         return say_interrupted()
 

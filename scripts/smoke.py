@@ -24,16 +24,16 @@ if not __package__:  # started as a file
 
     __package__ = "scripts"
 
-from fogzo_repro.config import UserError
 from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import table_files
-from fogzo_repro.terminal import command_parser, say_interrupted
+from fogzo_repro.terminal import command_parser, one_line_errors, say_interrupted
 from fogzo_repro.training.preemption import Preempted
 
 from .table_cells import table_cells
 
 
+@one_line_errors
 def main() -> int:
     """Run what the command line says; return the exit status."""
     parser = command_parser(__doc__)
@@ -47,9 +47,6 @@ def main() -> int:
                 count, failed = count + done, failed + bad
     except Preempted:
         return 75
-    except UserError as error:
-        error.tell()
-        return 2
     except KeyboardInterrupt:
         return say_interrupted()
     seconds = time.monotonic() - started

@@ -24,7 +24,7 @@ from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.claimed import needed_cells
 from fogzo_repro.sweeps.status import STATES, Run, count_states, known_runs, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds, find_entries, table_files
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.terminal import command_parser, one_line_errors
 
 NOT_NEEDED = "not needed"
 
@@ -39,6 +39,7 @@ def not_needed(results: Path, table: str, runs: list[Run], known: dict[Run, str]
     return {run for run in absent if (run[1], run[2]) not in needed}
 
 
+@one_line_errors
 def main() -> int:
     """Print the table; return the exit status."""
     parser = command_parser(__doc__)
@@ -50,21 +51,17 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="output_root of the runs")
     arguments = parser.parse_args()
-    try:
-        seeds, files = evaluation_seeds(arguments.seeds), table_files()
-        known = known_runs(arguments.records, [arguments.runs])
-        lines = [["table", "cells", "runs", *STATES, NOT_NEEDED]]
-        for name in arguments.tables or files:
-            entries = [entry.with_seeds(seeds) for entry in find_entries(name, files)]
-            cells = [cell for entry in entries for cell in entry.cells()]
-            runs = [run for cell in cells for run in runs_of(cell, cell.scale, cell.seeds)]
-            spare = not_needed(arguments.records.parent, name.split("/")[0], runs, known)
-            states = count_states([run for run in runs if run not in spare], known)
-            counts = [len(cells), len(runs), *(states[s] for s in STATES), len(spare)]
-            lines.append([name, *map(str, counts)])
-    except UserError as error:
-        error.tell()
-        return 2
+    seeds, files = evaluation_seeds(arguments.seeds), table_files()
+    known = known_runs(arguments.records, [arguments.runs])
+    lines = [["table", "cells", "runs", *STATES, NOT_NEEDED]]
+    for name in arguments.tables or files:
+        entries = [entry.with_seeds(seeds) for entry in find_entries(name, files)]
+        cells = [cell for entry in entries for cell in entry.cells()]
+        runs = [run for cell in cells for run in runs_of(cell, cell.scale, cell.seeds)]
+        spare = not_needed(arguments.records.parent, name.split("/")[0], runs, known)
+        states = count_states([run for run in runs if run not in spare], known)
+        counts = [len(cells), len(runs), *(states[s] for s in STATES), len(spare)]
+        lines.append([name, *map(str, counts)])
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     for line in lines:
         first, *rest = zip(line, widths, strict=True)

@@ -85,7 +85,7 @@ def test_what_is_missing_is_one_line_and_status_2(
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     extra = [str(tmp_path / "out")] if tool == "export" else []
     monkeypatch.setattr(sys, "argv", [tool, str(tmp_path), *extra])
-    status = fogzo_repro.evaluate.one_line_errors(module.main)
+    status = fogzo_repro.evaluate.run_tool(module.main)
     said = capsys.readouterr().err
     assert status == 2
     assert message in said

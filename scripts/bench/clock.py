@@ -144,23 +144,35 @@ class Clock:
         self, timed: Callable[[], Any], between: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
         """Time something, with something else in between; in milliseconds."""
-        import torch
+        count = self.discarded + self.count
+        return spread(times(timed, self.on_gpu, count, between)[self.discarded :])
 
-        marks: list[Any] = []
-        for _ in range(self.discarded + self.count):
-            between()
-            if self.on_gpu:
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                timed()
-                end.record()
-                marks.append((begin, end))
-            else:
-                begin_s = time.perf_counter()
-                timed()
-                marks.append(1000 * (time.perf_counter() - begin_s))
-        if self.on_gpu:
-            torch.cuda.synchronize()
-            marks = [begin.elapsed_time(end) for begin, end in marks]
-        kept = sorted(marks[self.discarded :])
-        return {"median": statistics.median(kept), "min": kept[0], "max": kept[-1], "n": len(kept)}
+
+def times(
+    work: Callable[[], Any], on_gpu: bool, count: int, between: Callable[[], None] = lambda: None
+) -> list[float]:
+    """Return the milliseconds of something each time, with something else in between."""
+    import torch
+
+    marks: list[Any] = []
+    for _ in range(count):
+        between()
+        if on_gpu:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            work()
+            end.record()
+            marks.append((begin, end))
+        else:
+            begin_s = time.perf_counter()
+            work()
+            marks.append(1000 * (time.perf_counter() - begin_s))
+    if on_gpu:
+        torch.cuda.synchronize()
+        return [begin.elapsed_time(end) for begin, end in marks]
+    return marks
+
+
+def spread(ms: Sequence[float]) -> dict[str, float]:
+    """Return what a record says of repeated times."""
+    return {"median": statistics.median(ms), "min": min(ms), "max": max(ms), "n": len(ms)}

@@ -27,7 +27,6 @@ matrices and by a copy, each once read and once written; see `measured_rates`.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,6 +37,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fogzo_repro.plan import probe_pairs
+from scripts.bench.clock import times
 
 BYTES = 2  # of a number in bf16
 STATES = {"adamw": 2, "sgd": 1}  # numbers that an optimizer keeps for each parameter
@@ -166,24 +166,7 @@ def measured_rates(device: Any, dtype: Any, toy: bool = False) -> Rates:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     numbers = torch.ones(count, device=device)
     copy = torch.empty_like(numbers)
-    product = _median_seconds(lambda: torch.mm(a, b), device)
-    copied = _median_seconds(lambda: copy.copy_(numbers), device)
-    return Rates(2 * side**3 / product, 2 * numbers.nbytes / copied)
-
-
-def _median_seconds(work: Callable[[], Any], device: Any) -> float:
+    work: tuple[Callable[[], Any], ...] = lambda: torch.mm(a, b), lambda: copy.copy_(numbers)
     on_gpu = torch.device(device).type == "cuda"
-    seconds = []
-    for _ in range(25):
-        if on_gpu:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            work()
-            end.record()
-            end.synchronize()
-            seconds.append(begin.elapsed_time(end) / 1000)
-        else:
-            started = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[5:])
+    product, copied = (statistics.median(times(one, on_gpu, 25)[5:]) / 1000 for one in work)
+    return Rates(2 * side**3 / product, 2 * numbers.nbytes / copied)

@@ -35,7 +35,7 @@ from unittest import mock
 
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError, build_part
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.terminal import command_parser, one_line_errors
 from scripts.bench.record import head, read_committed, tell_moved, write
 
 RECIPES = ("resnet18", "deit_tiny")
@@ -43,6 +43,7 @@ LEAST_ROUNDS = 5  # of one batch of each worker
 EPOCHS = 5  # of a run by the command
 
 
+@one_line_errors
 def main() -> None:
     """Measure both recipes, write one JSON file."""
     parser = command_parser(__doc__)
@@ -230,8 +231,4 @@ def _run(*words: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        error.tell()
-        sys.exit(2)
+    sys.exit(main())

@@ -14,7 +14,6 @@ recorded, and whether a step of `fogzo_step` waits for the device: nothing, or t
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -24,11 +23,10 @@ from typing import Any
 
 import torch
 
-from fogzo_repro.config import UserError
 from fogzo_repro.estimators.loop import FogzoStep
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.training.optimizers import set_lr
-from scripts.bench.clock import LR, Clock
+from scripts.bench.clock import LR, Clock, spread
 from scripts.bench.networks import build, configure
 from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
 
@@ -38,6 +36,7 @@ NOISE = 1e-9  # 1 - beta; the time does not depend on it
 TURN = 5  # timed steps in a row
 
 
+@one_line_errors
 def main() -> int:
     """Measure, write one JSON file; status 1 where `FogzoStep` waits for the device."""
     parser = command_parser(__doc__)
@@ -95,9 +94,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "unit": "tokens",
     }
     for name, ms in times.items():
-        found[f"{name}_ms"] = {
-            "median": statistics.median(ms), "min": min(ms), "max": max(ms), "n": len(ms),
-        }  # fmt: skip
+        found[f"{name}_ms"] = spread(ms)
     for name in ways:
         if name != "fogzo_step":
             ratio = found["fogzo_step_ms"]["median"] / found[f"{name}_ms"]["median"]
@@ -158,8 +155,4 @@ def line(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        error.tell()
-        sys.exit(2)
+    sys.exit(main())

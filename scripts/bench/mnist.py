@@ -26,8 +26,8 @@ import torch
 
 from fogzo_repro import run
 from fogzo_repro.__main__ import compose_run
-from fogzo_repro.config import RunConfig, UserError
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.config import RunConfig
+from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.step import TrainStep
 from scripts.bench.record import head, read_committed, tell_moved, write
@@ -136,6 +136,7 @@ def probe_memory(hardware: str) -> list[dict[str, Any]]:
     return rows
 
 
+@one_line_errors
 def main() -> None:
     """Measure, print, write."""
     parser = command_parser(__doc__)
@@ -174,8 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        error.tell()
-        sys.exit(2)
+    sys.exit(main())

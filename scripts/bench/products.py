@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.config import UserError
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.terminal import command_parser, one_line_errors
+from scripts.bench.clock import times
 from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
 
 LAYERS = {  # tokens, and (K, N) of each kind of layer
@@ -37,6 +37,7 @@ HEAD = (32768, 640, 50304)  # N, D, V
 CALLS = 8  # in a graph
 
 
+@one_line_errors
 def main() -> int:
     """Measure, write one JSON file."""
     import torch
@@ -161,14 +162,10 @@ def head_of(tokens: int, width: int, words: int, device: Any) -> dict[str, float
 
 def milliseconds(call: Callable[[], Any], device: Any, calls: int = CALLS) -> float:
     """Return the median time of a call in a captured graph of some, or on the CPU of one call."""
-    import time
-
     import torch
 
     if device.type == "cpu":
-        started = time.perf_counter()
-        call()
-        return 1000 * (time.perf_counter() - started)
+        return times(call, False, 1)[0]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -179,20 +176,8 @@ def milliseconds(call: Callable[[], Any], device: Any, calls: int = CALLS) -> fl
     with torch.cuda.graph(graph, stream=stream):
         for _ in range(calls):
             call()
-    marks = []
-    for _ in range(12):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        marks.append((begin, end))
-    torch.cuda.synchronize()
-    return statistics.median(b.elapsed_time(e) for b, e in marks[2:]) / calls
+    return statistics.median(times(graph.replay, True, 12)[2:]) / calls
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        error.tell()
-        sys.exit(2)
+    sys.exit(main())

@@ -40,8 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro import files
-from fogzo_repro.config import UserError
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.terminal import command_parser, one_line_errors
 from scripts.bench.networks import NETWORKS, cases, configure, measure
 from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
 
@@ -49,6 +48,7 @@ CONTENDER = "an STE step of the same network and quantizer; a step without a qua
 PAPER_RATIO = 1.58  # a FOGZO step in STE steps, PAPER 2, "Table 4"
 
 
+@one_line_errors
 def main() -> int:
     """Compile all cases, measure one after another, write a JSON file for each group."""
     parser = command_parser(__doc__)
@@ -209,8 +209,4 @@ def line(network: str, quantizer: str, measured: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        error.tell()
-        sys.exit(2)
+    sys.exit(main())
