@@ -20,7 +20,6 @@ from fogzo_repro import run
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.data import photographs
-from fogzo_repro.randomness import generator_for
 from fogzo_repro.training.imagenet import ImageNet
 from fogzo_repro.training.loop import Training
 from fogzo_repro.training.ranks import Ranks
@@ -47,46 +46,6 @@ def images(data_dir: Path) -> Path:
     if not (data_dir / "imagenet" / "train").is_dir():
         pytest.skip(f"no sample of ImageNet under {data_dir}")
     return data_dir
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["nspsa", "fogzo"], ids=str)
-@pytest.mark.parametrize("model", MODELS, ids=str)
-def test_probes_move_the_loss_and_leave_the_weights(
-    images: Path, model: str, estimator: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = run.make_plan(configure(images, model, estimator))
-    plan.task.load(torch.device("cpu"))
-    step = plan.build_step()
-    step.model.train()
-    batches: Any = plan.task.batches(8)
-    # the weights do not move within a step but by the probes
-    monkeypatch.setattr(step.optimizer, "step", lambda: None)
-    for t, batch in zip(range(2), batches.epoch(generator_for(0, 0, "order")), strict=False):
-        before = {k: v.clone() for k, v in step.model.state_dict().items()}
-        step.begin(t, 2, 0.1)
-        step(batch, False)
-        ste = [w.parameter.grad.clone() for w in step.weights if w.parameter.grad is not None]
-        after_ste = {k: v.clone() for k, v in step.model.state_dict().items()}
-        row = dict(zip(run_rows(), step(batch, True).tolist(), strict=True))
-        assert row["coefficient"] != 0 and row["flips"] > 0 and not row["bad_probes"]
-        for w, gradient in zip(step.weights, ste, strict=True):
-            assert w.parameter.grad is not None
-            assert not torch.allclose(w.parameter.grad, gradient)
-        for name, value in step.model.named_parameters():
-            assert torch.equal(value, before[name]), name
-        probed = {k: v.clone() for k, v in step.model.named_buffers()}
-        step.model.load_state_dict(after_ste)
-        step(batch, False)  # the same pass without probes
-        for name, value in step.model.named_buffers():
-            assert torch.equal(value, probed[name]), name
-    assert len(ste) == len(step.weights) > 10
-
-
-def run_rows() -> tuple[str, ...]:
-    from fogzo_repro.training.row import ROW
-
-    return ROW
 
 
 @pytest.mark.slow
