@@ -114,10 +114,12 @@ def named_cells(words: Sequence[str]) -> list[Entry]:
     given = [word for word in words if setting_of(word) == "experiment"]
     if not given:
         return []
-    (override,), files = OverridesParser.create().parse_overrides(given[-1:]), table_files()
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} are given together; give one, or a list with -m")
+    (override,), files = OverridesParser.create().parse_overrides(given), table_files()
     value: Any = override.value()
     if isinstance(value, Glob):
-        found = _matching(given[-1], value, files)
+        found = _matching(given[0], value, files)
     else:
         names = value if isinstance(value, list) else [value]
         if override.is_sweep_override():

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fogzo_repro.config import UserError
+from fogzo_repro.config import UserError, own_files_named
 from fogzo_repro.estimators import SequentialProbes, fogzo, nspsa
 from fogzo_repro.estimators.protocol import Estimator, Point, ProbeLosses, Probes
 from fogzo_repro.estimators.quality import (
@@ -283,6 +283,7 @@ def diagnose(
     return rows
 
 
+@own_files_named()
 def main() -> None:
     """Diagnose a run: print the table, write diagnose.csv and diagnose.png."""
     parser = command_parser(__doc__, "fogzo_repro.diagnose")

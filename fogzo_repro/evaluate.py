@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fogzo_repro.config import UserError, did_you_mean
+from fogzo_repro.config import UserError, did_you_mean, own_files_named
 from fogzo_repro.stored import open_run
 from fogzo_repro.terminal import command_parser, run_tool, typed_path
 
@@ -50,6 +50,7 @@ def read_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@own_files_named()
 def main() -> None:
     """Evaluate a run and print its metrics."""
     parser = command_parser(__doc__, "fogzo_repro.evaluate")

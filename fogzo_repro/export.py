@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fogzo_repro import files
-from fogzo_repro.config import UserError, parse_stored, published
+from fogzo_repro.config import UserError, own_files_named, parse_stored, published
 from fogzo_repro.stored import open_run
 from fogzo_repro.terminal import command_parser, run_tool
 from fogzo_repro.training.checkpoint import read_tensors
@@ -147,6 +147,7 @@ def _integers(name: str, quantizer: Any, weight: Tensor) -> tuple[Tensor, Tensor
     return integers, scale, offset
 
 
+@own_files_named()
 def main() -> None:
     """Export a run and print what it takes."""
     parser = command_parser(__doc__, "fogzo_repro.export")

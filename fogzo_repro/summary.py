@@ -2,7 +2,7 @@
 
     python -m fogzo_repro.summary runs
     python -m fogzo_repro.summary runs --by estimator.beta_min --plot sweep.png
-    python -m fogzo_repro.summary results/records/mini-llama --plot curves.png
+    python -m fogzo_repro.summary results/records/mini-llama/*-s[0-4]-* --plot curves.png
 
 RUNS are folders with run folders or records somewhere below them, or single ones of either. Runs
 that differ in nothing but the seed are one row. Rows are sorted by their settings, with `--by`
@@ -40,6 +40,7 @@ HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b")
 METRICS = {"loss": 4, "top1": 2, "perplexity": 3}  # shown, and with how many digits
 SPLITS = ("train", "test", "val")
 IGNORED = (*LABELS, *PLACES, "seed", "eval_every_steps")
+MOST_LINES = 12  # in a figure; more cannot be told apart
 COMMON = ("model", "dataset", "quantizer", "estimator", "recipe", "scale")  # said once, if equal
 
 Course = list[tuple[float, float]]  # step, loss
@@ -360,6 +361,12 @@ def main() -> None:
     if path is not None:
         by = arguments.by
         points, label = along_setting(rows, by) if by else (along_steps(rows), "step")
+        if (count := len({point.line for point in points})) > MOST_LINES:
+            fewer = "" if by else ", or --by SETTING to draw along it"
+            raise UserError(
+                f"--plot would draw {count} lines, of which no more than {MOST_LINES} can be told "
+                f"apart; give fewer RUNS, as runs/*-lsq-*{fewer}"
+            )
         print("written:", *draw_groups(points, label, path, course=not by))
 
 

@@ -37,7 +37,7 @@ if not __package__:  # started as a file
 
     __package__ = "scripts"
 
-from fogzo_repro.config import ConfigError, RunConfig
+from fogzo_repro.config import ConfigError, RunConfig, own_files_named
 from fogzo_repro.project import working_folder
 from fogzo_repro.sweeps.forecast import device_here
 from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_jobs
@@ -58,6 +58,7 @@ INTERRUPTED_STATUS = 75
 
 
 @one_line_errors
+@own_files_named()
 def main() -> int:
     """Run what the command line says; return the exit status."""
     started = time.monotonic()

@@ -2,7 +2,8 @@
 
 A run that is not there counts as missing where a claim of its table needs it, that is where
 `run_cells.py TABLE --claims` would run it; else as not needed. Cells of rows that no claim compares
-are needed, and so are all of a claim whose tuning is not complete.
+are needed, and so are all of a claim whose tuning is not complete. Runs that are over on seeds that
+the table does not name, as those of `--seeds`, are counted last; results/README.md counts them too.
 
     python scripts/status.py                     all tables
     python scripts/status.py --seeds 0,1 table1
@@ -26,7 +27,7 @@ from fogzo_repro.sweeps.status import STATES, Run, count_states, known_runs, run
 from fogzo_repro.sweeps.tables import evaluation_seeds, find_entries, table_files
 from fogzo_repro.terminal import command_parser, one_line_errors
 
-NOT_NEEDED = "not needed"
+NOT_NEEDED, OTHERS = "not needed", "other seeds"
 
 
 def not_needed(results: Path, table: str, runs: list[Run], known: dict[Run, str]) -> set[Run]:
@@ -37,6 +38,13 @@ def not_needed(results: Path, table: str, runs: list[Run], known: dict[Run, str]
         return set()
     absent = [run for run in runs if run not in known and run[-1] not in TUNING_SEEDS]
     return {run for run in absent if (run[1], run[2]) not in needed}
+
+
+def over_on_others(runs: list[Run], known: dict[Run, str]) -> int:
+    """Return how many runs of the same cells are over on other seeds."""
+    cells = {run[:-1] for run in runs}
+    over = {run for run, state in known.items() if state in ("done", "diverged")}
+    return sum(run[:-1] in cells for run in over - {*runs})
 
 
 @one_line_errors
@@ -53,7 +61,7 @@ def main() -> int:
     arguments = parser.parse_args()
     seeds, files = evaluation_seeds(arguments.seeds), table_files()
     known = known_runs(arguments.records, [arguments.runs])
-    lines = [["table", "cells", "runs", *STATES, NOT_NEEDED]]
+    lines = [["table", "cells", "runs", *STATES, NOT_NEEDED, OTHERS]]
     for name in arguments.tables or files:
         entries = [entry.with_seeds(seeds) for entry in find_entries(name, files)]
         cells = [cell for entry in entries for cell in entry.cells()]
@@ -61,6 +69,7 @@ def main() -> int:
         spare = not_needed(arguments.records.parent, name.split("/")[0], runs, known)
         states = count_states([run for run in runs if run not in spare], known)
         counts = [len(cells), len(runs), *(states[s] for s in STATES), len(spare)]
+        counts.append(over_on_others(runs, known))
         lines.append([name, *map(str, counts)])
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     for line in lines:

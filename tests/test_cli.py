@@ -402,6 +402,10 @@ UNKNOWN = {
         "experiment=tiny/ste,tiny/nspsa dry_run=true",
         "is 2 cells; -m runs them all",
     ),
+    "two in place of a list": (
+        "experiment=tiny/ste -m experiment=tiny/nspsa",
+        "experiment=tiny/ste and experiment=tiny/nspsa are given together; give one, or a list",
+    ),
     "several shown": (
         "-m experiment=tiny/ste,tiny/nspsa --cfg job",
         "is 2 cells; -m runs them all",

@@ -10,6 +10,7 @@ import pytest
 
 from fogzo_repro import summary
 from fogzo_repro.config import UserError
+from fogzo_repro.terminal import run_tool
 from tests.forked import python
 from tests.reporting.conftest import make_record
 from tests.short_runs import train
@@ -162,6 +163,21 @@ def test_what_the_user_can_mend_is_one_line(runs, tmp_path, monkeypatch, words, 
     with pytest.raises(UserError) as error:
         summary.main()
     assert said in str(error.value)
+
+
+def test_a_plot_of_more_lines_than_can_be_told_apart_is_refused(tmp_path, monkeypatch, capsys):
+    for k in range(1, 14):
+        record = make_record("STE", "-", 0, 4.0, run_id=f"r{k}")
+        record["config"]["recipe"]["lr"] = 0.1 * k
+        record["history"] = {"step": [1, 2], "loss": [4.0, 3.0]}
+        (tmp_path / f"{k:02}.json").write_text(json.dumps(record))
+    png = str(tmp_path / "a.png")
+    monkeypatch.setattr(sys, "argv", ["summary", str(tmp_path), "--plot", png])
+    assert run_tool(summary.main) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --plot would draw 13 lines") and "or --by SETTING" in said
+    (tmp_path / "13.json").unlink()
+    assert run_tool(summary.main) == 0
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from fogzo_repro.config.parts import (
     build_part,
     build_surrogate,
     check_own_parts,
+    own_files_named,
 )
 from fogzo_repro.config.quantizers import RoundConfig, quantizer_label
 from fogzo_repro.config.recipes import RecipeConfig, VisionRecipe
@@ -58,6 +59,7 @@ __all__ = [
     "config_hash",
     "did_you_mean",
     "load_stored",
+    "own_files_named",
     "parse_config",
     "parse_stored",
     "published",

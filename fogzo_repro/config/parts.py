@@ -34,7 +34,7 @@ from typing import Any
 from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, finite, require
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS, PACKAGE
-from fogzo_repro.terminal import UserError, path_of
+from fogzo_repro.terminal import UserError, first_line, path_of, stderr
 
 FOLDERS = {  # section: where in the package its Python files are
     "model": "models",
@@ -109,6 +109,7 @@ class QuantizerPart(Part):
 
 
 FIRST_LAST = ("float", "8bit", "quantized")
+OWN = "fogzo_parts"  # the package, in sys.modules alone, of the users' Python files
 SHARED = {
     "model": ModelPart,
     "dataset": Part,
@@ -348,7 +349,7 @@ def build_surrogate(operator: str, name: str, parts_dir: str | None) -> Any:
 def _import(section: str, path: Path) -> ModuleType:
     if path.is_relative_to(PACKAGE):
         return import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
-    name = f"fogzo_parts.{section}.{path.stem}"
+    name = f"{OWN}.{section}.{path.stem}"
     known = sys.modules.get(name)
     if known is not None and known.__file__ == str(path):
         return known
@@ -383,6 +384,50 @@ def _located(path: Path) -> Iterator[None]:
             said = f"{type(error).__name__}: {said}"
         place = f"{path}, line {lines[-1]}" if lines else str(path)
         raise PartError(f"{place}: {said}") from error
+
+
+class PartFailed(UserError):
+    """What a user's file has raised while it was used: its traceback, then a line that names it."""
+
+    def tell(self) -> None:
+        """Print both, on standard error."""
+        traceback.print_exception(self.__cause__, file=stderr())
+        super().tell()
+
+
+@contextlib.contextmanager
+def own_files_named() -> Iterator[None]:
+    """Name a user's file in what it raises while it is used; also a function's decorator.
+
+    Raises:
+        PartFailed: in place of an error that has come through such a file.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not place_in_own_file(error):
+            raise
+        said = f"{said_with_place(error)}; mend it and run the same command again"
+        raise PartFailed(said) from error
+
+
+def said_with_place(error: BaseException) -> str:
+    """Return an error in one line, which begins with the place in a user's file, if it has one."""
+    return f"{place_in_own_file(error)}{type(error).__name__}: {first_line(error)}"
+
+
+def place_in_own_file(error: BaseException) -> str:
+    """Return the last place in a user's file that an error has come through; empty without one.
+
+    Of code that was being compiled, and so not run, the compiler keeps the frames by itself.
+    """
+    modules = [module for name, module in sys.modules.items() if name.startswith(f"{OWN}.")]
+    own = {module.__file__ for module in modules}
+    frames = [*traceback.extract_tb(error.__traceback__), *(getattr(error, "real_stack", ()) or ())]
+    places = [
+        f"{frame.filename}, line {frame.lineno}: " for frame in frames if frame.filename in own
+    ]
+    return places[-1] if places else ""
 
 
 def _parameters(path: Path, module: ModuleType, function: str) -> Mapping[str, inspect.Parameter]:

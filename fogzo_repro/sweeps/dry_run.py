@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fogzo_repro.config import CONFIGS, RunConfig, to_yaml
 from fogzo_repro.config.parts import own_parts
@@ -123,8 +123,15 @@ def describe_without_data(config: RunConfig) -> str | None:
     absent = missing_here(config, needed)
     if all(line.startswith(NO_GPU) for line in absent):  # the run would go on without one
         return None
-    bench = shipped(working_folder() / "results", "records/bench")
+    results = working_folder() / "results"
+    bench = shipped(results, "records/bench")
     rates, about = loader_rates(bench), "~" if needed.rough else ""
+    recorded = {} if group_key(config) else recorded_seconds(results / "records")
+
+    def hours(card: str, measured: list[dict[str, Any]]) -> Hours | None:
+        by_bench = run_hours(config, needed.steps, measured, rates)
+        return by_bench or hours_by_records(config, needed.steps, recorded.get(card, {}))
+
     facts = {
         "steps": f"{about}{needed.steps:,}, {about}{_short(needed.units)} {needed.unit}",
         "parameters": f"{needed.parameters:,}",
@@ -132,7 +139,7 @@ def describe_without_data(config: RunConfig) -> str | None:
         "memory": f"{needed.memory / 2**30:.2f} GiB, to which activations and data come",
         "disk": f"{plain(needed.disk / 1e9)} GB; data: {plain(needed.data / 1e9)} GB",
         **{
-            f"hours, {card}": _said(run_hours(config, needed.steps, measured, rates))
+            f"hours, {card}": _said(hours(card, measured))
             for card, measured in read_benches(bench).items()
             if config.hardware.device != "cpu"
         },

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import RunConfig, UserError
+from fogzo_repro.config.parts import said_with_place
 from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.sweeps.overview import Overview, Running
 from fogzo_repro.terminal import outlive_terminal
@@ -101,8 +102,7 @@ def work(
             ending = run(config)
         except Exception as error:
             traceback.print_exc()
-            line = f"{type(error).__name__}: {error}".splitlines()[0]
-            ending = ("crashed", f"{line}; traceback in {log}")
+            ending = ("crashed", f"{said_with_place(error)}; traceback in {log}")
         sys.stdout.flush()
         connection.send(ending)
         if ending[0] in ("crashed", "stopped"):

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fogzo_repro.config import RunConfig
+from fogzo_repro.config.parts import said_with_place
 from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST
 from fogzo_repro.run import execute
 from fogzo_repro.sweeps.jobs import Cell
@@ -92,5 +93,5 @@ def try_cells(cells: Sequence[Cell], folder: Path) -> Iterator[Tried]:
         except Preempted:
             raise
         except Exception as error:  # one cell must not hide the others
-            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            why = said_with_place(error)
         yield Tried(cell, time.monotonic() - started, why)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from fogzo_repro.config import UserError
+from fogzo_repro.config.parts import place_in_own_file
 from fogzo_repro.terminal import first_line
 
 # For networks with quantized inputs. A computation that several kernels need is repeated in each
@@ -61,7 +62,8 @@ def compile_failure(error: BaseException) -> UserError | None:
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__
-    if not any(type(e).__module__.startswith(COMPILERS) for e in chain):
+    ours = not place_in_own_file(error)  # a user's model that the compiler has found wrong
+    if not (ours and any(type(e).__module__.startswith(COMPILERS) for e in chain)):
         return None
     return UserError(
         f"torch.compile does not work here ({first_line(chain[-1])}); it needs a C++ compiler, on "

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fogzo_repro import __main__ as cli
+from fogzo_repro import evaluate
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import (
     CONFIGS,
@@ -24,6 +25,8 @@ from fogzo_repro.plan import make_plan
 from fogzo_repro.run import execute
 from fogzo_repro.sweeps.forecast import forecast
 from fogzo_repro.sweeps.tables import table_files
+from fogzo_repro.terminal import run_tool
+from scripts import smoke
 from scripts.table_cells import table_cells
 from tests.c4_corpus import write_corpus
 from tests.conftest import ROOT
@@ -275,6 +278,76 @@ def test_an_error_of_python_in_a_part_is_one_line_before_and_in_a_run(
         assert cli.main() == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and f"{file}, {said}" in err
+
+
+FAILS = "lambda *given: undefined_name\n"
+NETWORK = "import torch\nclass Own(torch.nn.Sequential):\n    forward = {}"
+NETWORK += "\nbuild = lambda: Own(torch.nn.Flatten(), torch.nn.Linear(784, 10))\n"
+FAILING = {  # while it is used: section, file, more words
+    "an estimator": (
+        "estimator",
+        f"class Own:\n    begin_step = lambda *given: True\n    __call__ = {FAILS}build = Own\n",
+        [],
+    ),
+    "a model": ("model", NETWORK.format(FAILS), []),
+    "a compiled model": (
+        "model",
+        NETWORK.format("lambda self, x: self[1](x.flatten())"),
+        ["hardware.compile=true"],
+    ),
+    "a dataset": (
+        "dataset",
+        "from fogzo_repro.data.images import ImageDataset\n\n"
+        f"read = {FAILS}build = lambda: ImageDataset('own', 999, (1, 8, 8), 10, read)\n",
+        [],
+    ),
+    "a quantizer": (
+        "quantizer",
+        f"import torch\nclass Own(torch.nn.Module):\n    forward = {FAILS}"
+        "    units = levels = perturbation_scale = lambda self, x: x\nbuild = lambda: Own()\n",
+        [],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("section", "code", "more"), FAILING.values(), ids=FAILING)
+def test_an_error_of_a_part_in_use_is_its_traceback_and_a_line_with_the_place(
+    mine, tmp_path, monkeypatch, capsys, section, code, more
+):
+    words, file = wrong(mine, section, code)
+    words += [] if section == "estimator" else ["estimator=ste"]
+    words += [*more, f"output_root={tmp_path / 'runs'}"]
+    monkeypatch.setattr(sys, "argv", ["fogzo_repro/__main__.py", *words])
+    assert cli.main() == 2
+    *trace, last = capsys.readouterr().err.splitlines()
+    said = "TorchRuntimeError: " if more else "NameError: name 'undefined_name' is not defined"
+    assert last.startswith(f"error: {file}, line 3: {said}")
+    assert last.endswith("; mend it and run the same command again")
+    assert "Traceback (most recent call last):" in trace
+    assert any(f'File "{file}", line 3, in' in line for line in trace)
+
+
+OWN_TABLE = "rows: {a: {label: A, cell.column: A, dataset: digits, recipe: digits_mlp"
+OWN_TABLE = f"seeds: 0\n{OWN_TABLE}, estimator: own, hardware: cpu}}}}\n"
+
+
+@pytest.mark.slow
+def test_a_tool_and_a_table_name_the_place_in_a_part_too(mine, tmp_path, monkeypatch, capsys):
+    words, file = wrong(mine, "model", NETWORK.format("torch.nn.Sequential.forward"))
+    run = compose_run(*words, "estimator=ste", f"output_root={tmp_path / 'runs'}")
+    folder = tmp_path / "runs" / execute(run, quiet=True)["run_id"]
+    sys.modules.pop("fogzo_parts.model.own")  # as in another process
+    wrong(mine, "model", NETWORK.format(FAILS))
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(folder)])
+    assert run_tool(evaluate.main) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {file}, line 3: NameError: ")
+    _, file = wrong(mine, "estimator", FAILING["an estimator"][1])
+    mine(table__mytable__yaml=OWN_TABLE)
+    monkeypatch.setattr(sys, "argv", ["smoke.py", "mytable"])
+    assert smoke.main() == 1
+    assert f"mytable | A | A: {file}, line 3: NameError: name 'und" in capsys.readouterr().out
 
 
 def test_the_whole_traceback_is_shown_where_it_is_asked_for(mine, monkeypatch):

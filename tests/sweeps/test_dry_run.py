@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fogzo_repro import __main__ as cli
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError, to_yaml
 from fogzo_repro.sweeps.dry_run import dry_run
@@ -275,6 +278,17 @@ def test_runs_at_scale_mini_take_what_recorded_ones_took(tmp_path: Path) -> None
     found = [hours_by_records(c, 100, seconds) for c in (lsq, other)]
     assert [(h.hours, h.scaled) for h in found if h] == [(2.0, False), (2.0, True)]
     assert hours_by_records(config("mini-llama/lsq-ste"), 100, seconds) is None
+
+
+def test_a_run_at_scale_mini_without_its_data_has_the_hours_of_recorded_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["experiment=mini-llama/round-fogzo", f"data_dir={tmp_path}", "dry_run=true"]
+    monkeypatch.setattr(sys, "argv", ["fogzo_repro/__main__.py", *words])
+    monkeypatch.chdir(ROOT)
+    assert cli.main() == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if "hours, NVIDIA H100" in x)
+    assert re.search(r" ≤?~?0\.\d+$", line)
 
 
 def test_times_of_runs_that_shared_their_card_are_bounds_and_no_times(tmp_path: Path) -> None:

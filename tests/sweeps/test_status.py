@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,9 +96,12 @@ def test_status_needs_no_torch_and_knows_the_committed_records() -> None:
     code += "from scripts import status; sys.exit(status.main())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    name, cells, runs, over = done.stdout.splitlines()[1].split()[:4]
+    name, cells, runs, over, diverged, *_, others = done.stdout.splitlines()[1].split()
     assert (name, cells, runs) == ("figure-shallow", "118", "14049")
     assert 13_000 < int(over) <= 14_049
+    overview = (ROOT / "results" / "README.md").read_text()
+    recorded = re.search(r"^\| \[figure-shallow\].*? of 118 \| (\d+) \|", overview, re.M)
+    assert recorded and int(over) + int(diverged) + int(others) == int(recorded[1])
 
 
 def test_what_no_claim_needs_is_told_from_what_is_missing(tmp_path: Path) -> None:
