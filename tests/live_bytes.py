@@ -1,11 +1,13 @@
-"""Counts the bytes of the tensors that are alive while something runs."""
+"""Counts the bytes that are alive while something runs: those of tensors, or of the allocator."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -36,3 +38,17 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self.add(leaf)
         return result
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """Peak of the allocator while `run` runs, from the profiler's record of every allocation."""
+    with profile(profile_memory=True) as recorded:
+        run()
+    assert recorded.kineto_results is not None
+    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
+    assert events, "the profiler has recorded no allocation"
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak

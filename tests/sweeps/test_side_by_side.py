@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.autograd.profiler import profile
 
 from fogzo_repro import run
 from fogzo_repro.config import RunConfig
@@ -25,6 +24,7 @@ from fogzo_repro.sweeps.queue import Outcome
 from fogzo_repro.sweeps.side_by_side import memory_of, parts, train_lanes
 from fogzo_repro.tracking.records import read_runs
 from fogzo_repro.training.lanes import Lanes
+from tests.live_bytes import peak_bytes
 
 Make = Callable[..., RunConfig]
 FOGZO = ("estimator=fogzo", "estimator.noise=1e-4")
@@ -89,19 +89,6 @@ def test_a_part_keeps_to_the_budget_and_no_lane_is_forgotten() -> None:
         assert sorted(seen) == [(c, s) for c in range(7) for s in range(20)]
     assert len(list(parts(7, 20, 10_000, seed=10, lane=40))) == 1
     assert len(list(parts(7, 20, 1, seed=10, lane=40))) == 140
-
-
-def peak_bytes(work: Callable[[], Any]) -> int:
-    """Peak of the allocator while `work` runs, from the profiler's record of every allocation."""
-    with profile(profile_memory=True) as recorded:
-        work()
-    assert recorded.kineto_results is not None
-    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
 
 
 @pytest.mark.slow

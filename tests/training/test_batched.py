@@ -1,6 +1,6 @@
 """The batched evaluator against the sequential one, on uint8 images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from conftest import quantize
 from random_directions import random_directions
 from torch import Tensor, nn
-from torch.autograd.profiler import profile
 
 from fogzo_repro.config import UserError
 from fogzo_repro.data import Batch, Images, mnist
@@ -22,6 +21,7 @@ from fogzo_repro.models.mlp import Mlp
 from fogzo_repro.plan import BLOCKS_ALIVE, choose_batched_probes
 from fogzo_repro.training.batched import BatchedProbes, supports_batched
 from fogzo_repro.training.classification import InMemoryImages
+from tests.live_bytes import peak_bytes
 
 MIB = 2**20
 DATASET = mnist.build(Path("not read"))
@@ -150,20 +150,6 @@ def test_weights_are_bitwise_unchanged() -> None:
     before = {k: v.clone() for k, v in problem.model.state_dict().items()}
     problem.estimate(problem.batched(), 0.9, 9)
     assert all(torch.equal(v, before[k]) for k, v in problem.model.state_dict().items())
-
-
-def peak_bytes(run: Callable[[], Any]) -> int:
-    """Peak of the allocator while `run` runs, from the profiler's record of every allocation."""
-    with profile(profile_memory=True) as recorded:
-        run()
-    assert recorded.kineto_results is not None
-    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
-    assert events, "the profiler has recorded no allocation"
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
 
 
 @pytest.mark.parametrize(

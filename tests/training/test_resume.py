@@ -133,22 +133,6 @@ def test_settings_that_are_no_object_are_written_anew(tmp_path, text):
     assert json.loads((plan.folder / "resolved.json").read_text()) == plan.result
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("suffix", "damage"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_damaged_checkpoint_is_passed_over(tmp_path, finished, suffix, damage):
-    expected = final_bytes(finished)
-    root = tmp_path / "runs"
-    shutil.copytree(finished, root)
-    folder = run_folder(root)
-    (folder / "record.json").unlink()
-    damage(folder / f"checkpoint-{STEPS:08d}{suffix}")
-    assert finish(start(arguments(root, "estimator.noise=1e-4"), tmp_path / "err")) == 0
-    log = (folder / "log.txt").read_text()
-    assert f"checkpoint-{STEPS:08d} is damaged" in log
-    assert f"resumed after step {STEPS - 1}" in log
-    assert final_bytes(root) == expected
-
-
 def lines_lost(count):
     """What a power cut does to a file whose end had not reached the disk."""
 
@@ -167,23 +151,29 @@ LOST = {
     "an evaluation": ("metrics.jsonl", lines_lost(1)),
     "the last step": ("metrics.jsonl", lines_lost(3)),
     "zeros": ("metrics.jsonl", zeros_at_the_end),
+    **{kind: (f"checkpoint-{STEPS:08d}{suffix}", how) for kind, (suffix, how) in DAMAGE.items()},
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "damage"), LOST.values(), ids=LOST.keys())
-def test_a_checkpoint_that_the_metrics_do_not_reach_is_passed_over(
-    tmp_path, finished, name, damage
-):
-    expected = final_bytes(finished)
-    root = tmp_path / "runs"
+def copied(finished, root):
+    """Copy a run that is over, and leave it as if it were not."""
     shutil.copytree(finished, root)
     folder = run_folder(root)
     (folder / "record.json").unlink()
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "damage"), LOST.values(), ids=LOST)
+def test_a_checkpoint_that_is_damaged_or_lacks_its_metrics_is_passed_over(
+    tmp_path, finished, name, damage
+):
+    expected, root = final_bytes(finished), tmp_path / "runs"
+    folder = copied(finished, root)
     damage(folder / name)
     assert finish(start(arguments(root, "estimator.noise=1e-4"), tmp_path / "err")) == 0
-    log = (folder / "log.txt").read_text()
-    assert f"checkpoint-{STEPS:08d} is damaged ({name}" in log
+    log, why = (folder / "log.txt").read_text(), "(metrics.jsonl" if "metrics" in name else "("
+    assert f"checkpoint-{STEPS:08d} is damaged {why}" in log
     assert f"resumed after step {STEPS - 1}" in log
     assert final_bytes(root) == expected
 
@@ -219,12 +209,8 @@ def test_times_that_are_lost_are_noted_and_hold_no_run_back(tmp_path, damage):
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b""), lines_lost(9)], ids=["all", "9"])
 def test_metrics_that_reach_no_checkpoint_are_an_error_that_says_so(tmp_path, finished, damage):
-    name = "metrics.jsonl"
-    root = tmp_path / "runs"
-    shutil.copytree(finished, root)
-    folder = run_folder(root)
-    (folder / "record.json").unlink()
-    damage(folder / name)
+    name, root = "metrics.jsonl", tmp_path / "runs"
+    damage(copied(finished, root) / name)
     assert finish(start(arguments(root, "estimator.noise=1e-4"), tmp_path / "err")) == 2
     (line,) = (tmp_path / "err").read_text().splitlines()
     assert f"({name} ends after step" in line
