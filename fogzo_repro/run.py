@@ -47,12 +47,6 @@ NO_LOCKS = (
 )
 
 
-def finished_record(plan: Plan) -> dict[str, Any] | None:
-    """Return the record of this very run if it is over."""
-    path = plan.folder / "record.json"
-    return read_record(path) if path.is_file() else None
-
-
 def execute(
     config: RunConfig, *, quiet: bool = False, label: str = "", beside: int = 0
 ) -> dict[str, Any]:
@@ -73,11 +67,12 @@ def execute(
     ranks = current_ranks()
     with ranks.together():
         plan = make_plan(config)
-        record = None if config.force else finished_record(plan)
+        path = plan.folder / "record.json"
+        record = read_record(path) if path.is_file() and not config.force else None
     name = named(plan.run_id, config, label)
     if record is not None:
         if ranks.first:
-            record = make_good(plan.folder / "record.json")
+            record = make_good(path)
             if not quiet:
                 print(f"{name}: {record['status']} before, {_skipped(record)}")
         return record

@@ -205,7 +205,9 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
         from fogzo_repro.sweeps.side_by_side import train_lanes  # torch, once the card is chosen
 
         if gpus:
-            use_first_card(arguments.gpus)
+            import torch
+
+            torch.cuda.set_device(int(arguments.gpus.split(",")[0]))
         outcome = train_lanes(lanes, arguments.records, overview.say, arguments.deadline)
         overview.over += together
     if missing and not outcome.interrupted:
@@ -219,13 +221,6 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
         for line in collect(jobs, arguments.records):
             overview.say(f"not filed: {line}")
     return conclude(outcome, wanted, overview)
-
-
-def use_first_card(text: str) -> None:
-    """Have this process compute on the first card of a comma list of indices."""
-    import torch
-
-    torch.cuda.set_device(int(text.split(",")[0]))
 
 
 def default_workers(config: RunConfig, gpus: list[str]) -> int:

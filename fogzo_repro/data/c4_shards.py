@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -125,11 +125,13 @@ def tokenize_file(
         limit: training tokens after which the file is left.
         report: called with the number of new tokens now and then.
     """
-    names = {split: _shard_name(prefix, split, index) for split in SPLITS}
+    between = {split: "" if split == "train" else f"{split}-" for split in SPLITS}
+    names = {split: f"{prefix}-{word}{index:05d}.bin" for split, word in between.items()}
     with contextlib.ExitStack() as stack:
         writers = {s: _ShardWriter(stack.enter_context(files.whole(out / names[s]))) for s in names}
         train = writers["train"]
-        for batch in _batches(source.documents()):
+        documents = enumerate(source.documents())
+        while batch := list(islice(documents, BATCH)):
             encoded = tokenizer.encode([text for _, text in batch], add_bos=True, num_threads=1)
             before = train.tokens
             for (number, _), tokens in zip(batch, encoded, strict=True):
@@ -144,18 +146,8 @@ def tokenize_file(
     return part
 
 
-def _shard_name(prefix: str, split: str, index: int) -> str:
-    return f"{prefix}-{'' if split == 'train' else split + '-'}{index:05d}.bin"
-
-
 def _part_path(out: Path, prefix: str, index: int) -> Path:
     return out / f"part-{prefix}-{index:05d}.json"
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
-    numbered = enumerate(documents)
-    while batch := list(islice(numbered, BATCH)):
-        yield batch
 
 
 class _ShardWriter:
@@ -285,15 +277,12 @@ def tokenize_files(
                 worker.kill()
             if not isinstance(error, BrokenProcessPool):
                 raise
+            at = " or ".join(sources[index].name for index in sorted(running.values()))
             raise UserError(
-                f"a worker was ended from outside, at {_names(sources, running.values())}; run the "
-                "same command again: finished files stay"
+                f"a worker was ended from outside, at {at}; run the same command again: finished "
+                "files stay"
             ) from None
     return _first(parts, out, prefix, wanted)
-
-
-def _names(sources: Sequence[SourceFile], indices: Iterable[int]) -> str:
-    return " or ".join(sources[index].name for index in sorted(indices))
 
 
 def _first(parts: dict[int, Part], out: Path, prefix: str, wanted: int) -> list[Part]:

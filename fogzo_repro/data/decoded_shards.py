@@ -159,12 +159,15 @@ def write_tree(
             done = pool.map(write, repeat(folder), range(len(shards)), shards)
             for count, _ in enumerate(done, 1):
                 yield count, len(shards)
-        content = _as_npy(rows)
+        file = io.BytesIO()
+        np.lib.format.write_array(file, rows, allow_pickle=False)
+        content = file.getvalue()
         files.write(folder / "images.npy", content)
+        source = hashlib.sha256(b"\n".join(rows["name"].tolist())).hexdigest()[:16]
         manifest = {
             "version": VERSION, "side": side, "kept": "the whole image", "filter": FILTER,
             "classes": classes,
-            "decoder": versions, "source": _source(rows), "count": len(rows),
+            "decoder": versions, "source": source, "count": len(rows),
             "shards": len(shards), "bytes": need, "plan": plan,
             "images": hashlib.sha256(content).hexdigest(),
         }  # fmt: skip
@@ -276,13 +279,3 @@ def decoder_versions() -> dict[str, str]:
         "Pillow": Image.__version__,
         "libjpeg-turbo": str(features.version_feature("libjpeg_turbo")),
     }
-
-
-def _source(rows: np.ndarray) -> str:
-    return hashlib.sha256(b"\n".join(rows["name"].tolist())).hexdigest()[:16]
-
-
-def _as_npy(rows: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, rows, allow_pickle=False)
-    return file.getvalue()

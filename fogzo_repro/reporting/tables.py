@@ -316,10 +316,6 @@ MINI_TUNING = replace(
 )  # fmt: skip
 
 
-def _train_loss(line: Line) -> Summary | None:
-    return line.cell.summary("train", "loss", tuning=line.only_tuned)
-
-
 def _mini_form(table: str) -> Form:
     split, metric = minis.held_out(table)
     shown = (
@@ -329,7 +325,9 @@ def _mini_form(table: str) -> Form:
     )  # fmt: skip
     exact = (
         *WHICH, Column("rho", RHO.value), LR, STEPS, Column("held_back", HELD_BACK.value),
-        *_numbers("train_loss_", _train_loss),
+        *_numbers(
+            "train_loss_", lambda line: line.cell.summary("train", "loss", tuning=line.only_tuned)
+        ),
         *_numbers("", lambda line: line.summary(tuning=line.only_tuned)),
         *RUNS,
     )  # fmt: skip

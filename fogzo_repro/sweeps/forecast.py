@@ -73,6 +73,7 @@ def forecast(config: RunConfig, networks: dict[str, Network] | None = None) -> F
     import torch
 
     from fogzo_repro.plan import build_estimator, needs_of
+    from fogzo_repro.training.tasks import build_task
 
     build_estimator(config, torch.device("cpu"))  # what is wrong in its file is said here too
     made_of = config.model, config.dataset, config.quantizer, config.hardware, config.parts_dir
@@ -82,7 +83,10 @@ def forecast(config: RunConfig, networks: dict[str, Network] | None = None) -> F
     needs = needs_of(config, network)
     recipe, language = config.recipe, config.dataset.name == "c4"
     if language:
-        steps = recipe.max_steps or recipe.total_steps(_epoch_of_text(config))
+        steps = recipe.max_steps
+        if steps is None:  # an epoch of a text, which has to be there
+            batches = build_task(config).batches(recipe.global_batch_size)
+            steps = recipe.total_steps(batches.steps_per_epoch)
         units = steps * recipe.global_batch_size * config.model.context
     else:
         order = _order(config)
@@ -116,13 +120,6 @@ def _images(config: RunConfig) -> tuple[int, tuple[int, int, int], int]:
 
     task = build_task(config)
     return task.examples, task.model_arguments["image_shape"], task.model_arguments["classes"]
-
-
-def _epoch_of_text(config: RunConfig) -> int:
-    """Return the steps of an epoch of a text, which has to be there."""
-    from fogzo_repro.training.tasks import build_task
-
-    return build_task(config).batches(config.recipe.global_batch_size).steps_per_epoch
 
 
 def _order(config: RunConfig) -> EpochOrder:
@@ -359,15 +356,11 @@ def _network(config: RunConfig, record: dict[str, Any]) -> _Step | None:
     if language:
         return _language(config, record["networks"])
     found = _of_quantizer(record["networks"].get(config.model.name, {}), config)
-    if found is None or found[0]["size"] != _image_size(config):
+    if found is None or found[0]["size"] != getattr(config.dataset, "image_size", 28):
         return None
     figures, substituted = found
     factor = config.recipe.global_batch_size / figures["units_per_step"]
     return _step(figures, (substituted, 0.0), factor)
-
-
-def _image_size(config: RunConfig) -> int:
-    return getattr(config.dataset, "image_size", 28)
 
 
 def _language(config: RunConfig, networks: dict[str, Any]) -> _Step | None:

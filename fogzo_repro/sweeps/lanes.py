@@ -83,7 +83,7 @@ def plan_lanes(cells: Iterable[Cell], records: Path) -> list[LaneCell]:
     from fogzo_repro.plan import make_plan
 
     planned = []
-    tables: dict[Path, dict[str, tuple[int, ...]]] = {}
+    tables: dict[Path, dict[str, tuple[int, ...]]] = {}  # by folder: seeds of records of several
     for cell in cells:
         plan = make_plan(replace(cell.config, seed=cell.seeds[0]))
         alone = plan.result
@@ -91,7 +91,10 @@ def plan_lanes(cells: Iterable[Cell], records: Path) -> list[LaneCell]:
         result["resolved"] = {**alone["resolved"], "evaluator": "lanes"}
         folder = records / cell.config.cell.table
         if folder not in tables:
-            tables[folder] = _seeds_by_name(folder)
+            tables[folder] = {
+                path.stem: tuple(run["seed"] for run in read_runs(path))
+                for path in folder.glob("*seeds-*.json")
+            }
         known: set[int] = set()
         if not cell.config.force:
             for seeds in set(tables[folder].values()):
@@ -107,12 +110,6 @@ def plan_lanes(cells: Iterable[Cell], records: Path) -> list[LaneCell]:
         config = replace(plan.config, seed=cell.config.seed)  # with rho turned into noise
         planned.append(LaneCell(config, missing, over, result, steps, perturbed))
     return planned
-
-
-def _seeds_by_name(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the seeds of the records of several seeds in a folder, by the records' names."""
-    paths = folder.glob("*seeds-*.json")
-    return {path.stem: tuple(run["seed"] for run in read_runs(path)) for path in paths}
 
 
 def groups(cells: Iterable[LaneCell]) -> list[list[LaneCell]]:

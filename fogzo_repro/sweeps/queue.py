@@ -278,7 +278,9 @@ def run_queue(
                 overview.show(done, running, len(waiting), len(outcome.failed))
                 for worker in crew.values():
                     worker.kill_if_hanging(now)
-                for place in _ready(crew):
+                busy = {w.connection: place for place, w in crew.items() if w.job is not None}
+                for connection in wait(list(busy), POLL_SECONDS):
+                    place = busy[connection]  # type: ignore[index]
                     if not _settle(crew[place], outcome):
                         crew.pop(place).connection.close()
         finally:
@@ -310,12 +312,6 @@ def _start(
     process.start()
     theirs.close()  # so that the end of the process is the end of the connection
     return _Worker(process, ours)
-
-
-def _ready(crew: dict[int, _Worker]) -> list[int]:
-    """Wait a moment for workers that have something to say."""
-    busy = {w.connection: place for place, w in crew.items() if w.job is not None}
-    return [busy[c] for c in wait(list(busy), POLL_SECONDS)]  # type: ignore[index]
 
 
 def _settle(worker: _Worker, outcome: Outcome) -> bool:

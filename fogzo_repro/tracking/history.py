@@ -47,10 +47,9 @@ def binned_history(
             sums.setdefault(name, [0.0] * bins)[place] += value
             counts.setdefault(name, [0] * bins)[place] += 1
     return {
-        name: [_rounded(t / n) if n else None for t, n in zip(total, counts[name], strict=True)]
+        name: [
+            float(f"{t / n:.{DIGITS}g}") if n else None
+            for t, n in zip(total, counts[name], strict=True)
+        ]
         for name, total in sums.items()
     }
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")

@@ -224,7 +224,9 @@ class TrainStep:
             batch: of the step.
             gradients: whether each probe adds the STE's gradient there to the weights' `.grad`.
         """
-        part = _first_part(batch, self.probe_fraction)
+        part, fraction = batch, self.probe_fraction
+        if fraction < 1:
+            part = type(batch)(*(t[: max(1, round(fraction * len(t)))] for t in batch))
         probes: Probes
         if self.batched_probes is not None:
             probes = self.batched_probes(part)
@@ -244,9 +246,3 @@ class TrainStep:
         if not gradients:
             return torch.zeros((), device=self.device)
         return torch.nn.utils.get_total_norm(gradients)
-
-
-def _first_part(batch: Any, fraction: float) -> Any:
-    if fraction == 1:
-        return batch
-    return type(batch)(*(t[: max(1, round(fraction * len(t)))] for t in batch))
