@@ -35,8 +35,9 @@ demo: install  ## two quantizers by the STE and by FOGZO on bundled images: what
 # A process for each core, whole files to each.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
-test: install  ## run the tests, about 7 minutes on two cores
+test: install  ## run the tests, about 7 minutes on two cores; with a GPU then those that use it
 	@$(PYTEST)
+	@! command -v nvidia-smi > /dev/null || FOGZO_TEST_GPU=1 $(BIN)/python -m pytest
 
 quick: install  ## run the tests that take no more than a second each, while you work
 	@$(PYTEST) -m 'not slow'

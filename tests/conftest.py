@@ -11,6 +11,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every process that a test starts
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a fork would wait for the others
 os.environ.setdefault("FOGZO_COMPILED", "")  # tests leave nothing behind in the user's home
+# A process that has used a GPU cannot fork, as many tests do: files that name one are run again.
+os.environ.update({} if "FOGZO_TEST_GPU" in os.environ else {"CUDA_VISIBLE_DEVICES": ""})
 
 import pytest
 import torch
@@ -54,17 +56,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that have slow tests: no process is left with a long one at the end.
-
-    With a GPU, the files that use it come after all others: a process that has used it cannot fork.
-    """
+    """Begin with the files that have slow tests: no process is left with a long one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    on_gpu = {
-        path
-        for path in {item.path for item in items if torch.cuda.is_available()}
-        if "cuda" in path.read_text()
-    }
-    items.sort(key=lambda item: (item.path in on_gpu, item.path not in slow))
+    items.sort(key=lambda item: item.path not in slow)
+    if "FOGZO_TEST_GPU" in os.environ:
+        items[:] = [item for item in items if "cuda" in item.path.read_text()]
 
 
 def pytest_sessionstart() -> None:

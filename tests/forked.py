@@ -24,13 +24,18 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("fogzo_repro", "scripts", "tests")  # imported anew by `launch`
 
 
+def check_forkable() -> None:
+    """Skip the test where one before it has used the GPU: CUDA does not work in a child then."""
+    if torch.cuda.is_initialized():
+        pytest.skip("this process has used the GPU and cannot fork; run without FOGZO_TEST_GPU")
+
+
 def fork(do: Callable[[], int | None]) -> int:
     """Fork a child that calls `do` and ends with the status it returns; return its pid.
 
     Whatever is raised in the child ends it, so that it never goes on with the parent's tests.
     """
-    if torch.cuda.is_initialized():  # by a test before this one
-        pytest.skip("this process has used the GPU, of which a child could make nothing")
+    check_forkable()
     pid = os.fork()
     if pid:
         return pid

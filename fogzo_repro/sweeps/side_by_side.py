@@ -154,6 +154,8 @@ def memory_of(
 ) -> tuple[int, int]:
     """Return the bytes that a seed takes, and those that each of its lanes takes beside it.
 
+    On a GPU the matrix library takes 0.23 GB in addition (on an H200), whatever the lanes.
+
     Args:
         config: of a lane.
         inputs: P, pixels an image.

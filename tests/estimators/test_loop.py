@@ -27,7 +27,7 @@ from fogzo_repro.estimators import (
 from fogzo_repro.estimators.loop import _clip
 from fogzo_repro.estimators.schedule import RHO
 from fogzo_repro.randomness import derive_seed
-from tests.forked import finish
+from tests.forked import check_forkable, finish
 
 LAW = smoothing_law("round", "identity")
 NOISE = 0.1
@@ -703,6 +703,7 @@ def ranks(work: Callable[[int], None], folder: Path) -> None:
     """Do `work` as two processes of one training."""
     import os
 
+    check_forkable()
     children = []
     for rank in range(2):
         pid = os.fork()

@@ -219,6 +219,9 @@ def test_a_signal_in_their_evaluation_is_heard(
     assert outcome.interrupted and not outcome.finished and not losses(tmp_path)
 
 
+WORKSPACE = 2**28  # of the matrix library: 0.23 GB on an H200, whatever the lanes
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("n", [0, 1, 10, 100])
 def test_lanes_on_a_card_take_the_memory_that_is_said(make_config: Make, n: int) -> None:
@@ -236,4 +239,4 @@ def test_lanes_on_a_card_take_the_memory_that_is_said(make_config: Make, n: int)
     table = (2 + 4) * images.train.pixels.numel()
     peak = torch.cuda.max_memory_allocated() - before - table
     said = seeds * (seed + cells * lane)
-    assert said / 4 < peak <= said
+    assert said / 4 < peak <= said + WORKSPACE
