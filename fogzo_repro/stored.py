@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fogzo_repro import files
-from fogzo_repro.config import RunConfig, UserError, load_stored
+from fogzo_repro.config import RunConfig, UserError, added_files, load_stored
 from fogzo_repro.terminal import stderr
 from fogzo_repro.training.checkpoint import load_checkpoint, model_tensors
 from fogzo_repro.training.network import Network, build_network
@@ -55,7 +55,13 @@ class StoredRun:
         for line in damaged:
             print(line, file=stderr())
         network = self.network(device)
-        network.model.load_state_dict(model_tensors(tensors))
+        try:
+            network.model.load_state_dict(model_tensors(tensors))
+        except RuntimeError:
+            raise UserError(
+                f"the weights of {self.folder} are of another network than model="
+                f"{self.config.model.name} builds now; give its file back what the run had"
+            ) from None
         network.model.eval()
         return network, step
 
@@ -80,12 +86,18 @@ def open_run(path: str | Path) -> StoredRun:
             "give the folder that a run has written, <output_root>/<run_id>"
         )
     try:
-        model_arguments = files.parse_json(resolved.read_bytes())["resolved"]["model_arguments"]
+        facts = files.parse_json(resolved.read_bytes())["resolved"]
+        model_arguments, parts = facts["model_arguments"], facts.get("parts", {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{resolved} is damaged ({error!r}); run the run's command again, it writes it anew"
         ) from None
-    return StoredRun(folder, load_stored(settings), model_arguments)
+    config = load_stored(settings)
+    now = added_files(config)
+    if changed := [section for section in parts if now.get(section) != parts[section]]:
+        said = f"the file of its {' and '.join(changed)} in {config.parts_dir} has changed since"
+        print(f"warning: {folder}: {said}; what follows is by the file as it is", file=stderr())
+    return StoredRun(folder, config, model_arguments)
 
 
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:

@@ -328,21 +328,31 @@ def test_an_error_of_a_part_in_use_is_its_traceback_and_a_line_with_the_place(
     assert any(f'File "{file}", line 3, in' in line for line in trace)
 
 
+OTHER = "error: the weights of {folder} are of another network than model=own builds now"
 OWN_TABLE = "rows: {a: {label: A, cell.column: A, dataset: digits, recipe: digits_mlp"
 OWN_TABLE = f"seeds: 0\n{OWN_TABLE}, estimator: own, hardware: cpu}}}}\n"
 
 
 @pytest.mark.slow
-def test_a_tool_and_a_table_name_the_place_in_a_part_too(mine, tmp_path, monkeypatch, capsys):
+def test_tools_and_tables_name_a_part_that_fails_or_has_changed(
+    mine, tmp_path, monkeypatch, capsys
+):
     words, file = wrong(mine, "model", NETWORK.format("torch.nn.Sequential.forward"))
     run = compose_run(*words, "estimator=ste", f"output_root={tmp_path / 'runs'}")
     folder = tmp_path / "runs" / execute(run, quiet=True)["run_id"]
-    sys.modules.pop("fogzo_parts.model.own")  # as in another process
-    wrong(mine, "model", NETWORK.format(FAILS))
     monkeypatch.setattr(sys, "argv", ["evaluate", str(folder)])
-    assert run_tool(evaluate.main) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: {file}, line 3: NameError: ")
+    assert run_tool(evaluate.main) == 0
+    assert "changed" not in capsys.readouterr().err
+    for code, said in (
+        (NETWORK.format(FAILS), f"error: {file}, line 3: NameError: "),
+        (NETWORK.format("torch.nn.Sequential.forward").replace("torch.nn.Flatten(), ", ""), OTHER),
+    ):
+        sys.modules.pop("fogzo_parts.model.own")
+        wrong(mine, "model", code)
+        assert run_tool(evaluate.main) == 2
+        first, *_, last = capsys.readouterr().err.splitlines()
+        assert f"the file of its model in {file.parents[1]} has changed since" in first
+        assert last.startswith(said.format(folder=folder))
     _, file = wrong(mine, "estimator", FAILING["an estimator"][1])
     mine(table__mytable__yaml=OWN_TABLE)
     monkeypatch.setattr(sys, "argv", ["smoke.py", "mytable"])
