@@ -32,23 +32,14 @@ LOCK_POLL_SECONDS = 0.1
 
 
 def cannot(what: str, error: OSError) -> UserError:
-    """Return the error in one line, with the remedy where there is one.
-
-    Args:
-        what: what cannot be done, `write PATH`.
-        error: what the system said.
-    """
+    """Return the error in one line: what cannot be done, as `write PATH`, why, and the remedy."""
     remedy = REMEDIES.get(error.errno or 0)
     then = f"; {remedy}, then run the same command again" if remedy else ""
     return UserError(f"cannot {what}: {error.strerror or error}{then}")
 
 
 def make_folder(path: Path, given: str) -> None:
-    """Make a folder that the user has named, and those above it.
-
-    Args:
-        path: the folder.
-        given: how it was named, `output_root=PATH`.
+    """Make a folder that the user has `given`, as `output_root=PATH`, and those above it.
 
     Raises:
         UserError: where it cannot be made.

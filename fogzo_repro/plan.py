@@ -32,14 +32,13 @@ from fogzo_repro.estimators.fused import compile_fused
 from fogzo_repro.estimators.protocol import Estimator, Probes
 from fogzo_repro.estimators.schedule import noise_from_rho, rho_from_noise
 from fogzo_repro.quantization.replace import SharedInput
-from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.checkpoint import KEEP
 from fogzo_repro.training.compilation import compile_network
 from fogzo_repro.training.graph import can_capture
 from fogzo_repro.training.machine import Machine, resolve_machine
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.optimizers import build_optimizer
-from fogzo_repro.training.ranks import current_ranks
+from fogzo_repro.training.ranks import current_ranks, share_batchnorm
 from fogzo_repro.training.shares import check_batch, check_normalised
 from fogzo_repro.training.start import read_start
 from fogzo_repro.training.step import TrainStep

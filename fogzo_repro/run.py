@@ -25,8 +25,7 @@ from fogzo_repro.config import RunConfig, UserError, published, to_yaml
 from fogzo_repro.data.photographs import lost_workers
 from fogzo_repro.plan import Plan, evaluations_per_step, make_plan, needs_of
 from fogzo_repro.tracking.environment import command_line, git_state, versions, why_refused
-from fogzo_repro.tracking.history import binned_history
-from fogzo_repro.tracking.metrics import Journal
+from fogzo_repro.tracking.metrics import Journal, binned_history
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.tracking.records import SCHEMA_VERSION, make_good, read_record, write_record
 from fogzo_repro.training.compilation import compile_failure

@@ -32,8 +32,7 @@ from fogzo_repro.reporting.figures.groups import Point, draw_groups
 from fogzo_repro.reporting.statistics import summarize
 from fogzo_repro.reporting.wording import mean_sd
 from fogzo_repro.terminal import aligned, command_parser, run_tool, stderr
-from fogzo_repro.tracking.history import binned_history
-from fogzo_repro.tracking.metrics import stream_metrics
+from fogzo_repro.tracking.metrics import binned_history, stream_metrics
 from fogzo_repro.tracking.records import read_runs
 
 HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b")

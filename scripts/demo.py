@@ -55,8 +55,6 @@ WHY = (
 )
 EVERY = 5.0  # seconds between lines of progress where the output is no terminal
 
-Losses = dict[tuple[str, str], dict[int, float]]  # quantizer, estimator: train loss by seed
-
 
 def cells() -> dict[tuple[str, str], list[str]]:
     """Return the settings of each cell, by quantizer and estimator."""

@@ -12,13 +12,11 @@ from fogzo_repro.config.hardware import HardwareConfig
 from fogzo_repro.config.identity import (
     PLACES,
     cell_id,
-    config_hash,
     published,
     result_fields,
     run_id,
 )
 from fogzo_repro.config.parse import (
-    CompositionError,
     parse_config,
     quoted,
     setting_names,
@@ -38,36 +36,3 @@ from fogzo_repro.config.run import RunConfig
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS
 from fogzo_repro.terminal import UserError
-
-__all__ = [
-    "CONFIGS",
-    "PLACES",
-    "CompositionError",
-    "ConfigError",
-    "FogzoConfig",
-    "HardwareConfig",
-    "RecipeConfig",
-    "RoundConfig",
-    "RunConfig",
-    "UserError",
-    "VisionRecipe",
-    "added_files",
-    "build_part",
-    "build_surrogate",
-    "cell_id",
-    "check_own_parts",
-    "config_hash",
-    "did_you_mean",
-    "load_stored",
-    "own_files_named",
-    "parse_config",
-    "parse_stored",
-    "published",
-    "quantizer_label",
-    "quoted",
-    "read_yaml",
-    "result_fields",
-    "run_id",
-    "setting_names",
-    "to_yaml",
-]

@@ -24,7 +24,6 @@ from fogzo_repro.project import CONFIGS
 from fogzo_repro.terminal import typed_path
 
 BROUGHT = ("dataset", "recipe")  # by a model
-CompositionError = OmegaConfBaseException  # what Hydra lets through while it composes
 
 
 def _schema(section: str, settings: Any, parts_dir: str | None, typed: Mapping[str, str]) -> type:

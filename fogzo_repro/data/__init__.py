@@ -2,12 +2,3 @@
 
 from fogzo_repro.data.images import Batch, ImageBatches, ImageDataset, Images
 from fogzo_repro.data.mixing import MixedBatches, Mixing
-
-__all__ = [
-    "Batch",
-    "ImageBatches",
-    "ImageDataset",
-    "Images",
-    "MixedBatches",
-    "Mixing",
-]

@@ -82,12 +82,7 @@ def posterize(image: Any, bits: int, **more: Any) -> Any:
 
 
 def noting(augment: Any, size: int) -> Callable[[], list[Operation]] | None:
-    """Return what draws as timm's RandAugment does, and says the operations; None if it cannot.
-
-    Args:
-        augment: timm's.
-        size: S.
-    """
+    """Return what draws as timm's RandAugment does, and says the operations; None if it cannot."""
     from PIL import Image
     from timm.data.auto_augment import RandAugment
 

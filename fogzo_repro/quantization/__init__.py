@@ -19,14 +19,4 @@ maps them to their quantized values.
 """
 
 from fogzo_repro.quantization.functional import Surrogate, surrogate_slope
-from fogzo_repro.quantization.replace import (
-    QuantizedConv2d,
-    QuantizedLinear,
-    quantize_layers,
-    use_exact_products,
-)
-
-__all__ = [
-    "QuantizedConv2d", "QuantizedLinear", "Surrogate", "quantize_layers", "surrogate_slope",
-    "use_exact_products",
-]  # fmt: skip
+from fogzo_repro.quantization.replace import quantize_layers, use_exact_products

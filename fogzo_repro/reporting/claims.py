@@ -283,11 +283,7 @@ def untuned(results: TableResults, cell: CellResult) -> list[str]:
 
 
 def judged_claims(folder: Path, results: TableResults) -> list[Judged]:
-    """Return the claims about a table with their verdicts.
-
-    Args:
-        folder: results/, with paper/claims.csv.
-        results: of the table.
+    """Return the claims about a table, in the folder results/, with their verdicts.
 
     Raises:
         UserError: as `read_claims` and `named_cells`.

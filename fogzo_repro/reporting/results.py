@@ -219,11 +219,7 @@ def read_results(results: Path, table: str) -> TableResults:
 
 
 def read_recorded(results: Path, table: str) -> TableResults:
-    """Read the records of a table whose cells are listed nowhere but in its records.
-
-    Args:
-        results: the folder with records/<table>/.
-        table: its name.
+    """Read records/<table>/ of a table whose cells are listed nowhere but in there.
 
     Raises:
         UserError: as `read_results`, but that no cell is unknown.

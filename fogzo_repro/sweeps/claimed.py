@@ -82,14 +82,9 @@ def needed_part(
 ) -> tuple[list[Cell], list[str]]:
     """Return all that is run for the claims, as far as it is known, and what is not.
 
-    Args:
-        cells: as for `claimed_part`.
-        results: as for it.
-        table: its name.
-        seeds: as for it.
-
     Returns:
-        The cells, and a line where a tuning sweep has not chosen yet.
+        The cells, of those that `claimed_part` takes too, and a line where a tuning sweep has not
+        chosen yet.
     """
     parts = tuning_part(cells)
     said = []

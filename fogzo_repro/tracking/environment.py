@@ -74,11 +74,7 @@ def git_state() -> dict[str, Any]:
 
 
 def why_refused(state: dict[str, Any]) -> str | None:
-    """Return why tables will refuse a record of this state of the code, with the remedy, or None.
-
-    Args:
-        state: by `git_state`, just now.
-    """
+    """Return why tables will refuse a record of this `git_state`, with the remedy, or None."""
     if state["dirty"] is False:
         return None
     if state["dirty"]:

@@ -290,9 +290,7 @@ class Lanes:
     ) -> dict[str, dict[str, Tensor]]:
         """Return loss in nats and top-1 in percent over all of each split, (S, C) each.
 
-        Args:
-            images_at_once: of one pass.
-            tick: called after each pass.
+        `tick` is called after each pass over `images_at_once`.
         """
         found = {}
         for split, data in (("train", self.images.train), ("test", self.images.test)):

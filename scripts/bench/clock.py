@@ -47,11 +47,7 @@ class Clock:
         loss()
 
     def compile(self, kinds: Sequence[bool]) -> None:
-        """Take the steps that compile all that will be timed; give memory back to the card.
-
-        Args:
-            kinds: of steps, whether they are probed.
-        """
+        """Take the steps, probed or not, that compile what will be timed; give memory back."""
         import torch
 
         for probing in kinds:
@@ -63,12 +59,9 @@ class Clock:
                 torch.cuda.empty_cache()
 
     def capture(self, kinds: Sequence[bool]) -> None:
-        """Capture the steps that will be timed; note what memory each kind takes.
+        """Capture the steps, probed or not, that will be timed; note what memory each kind takes.
 
         The peak of a captured step is seen while it is captured: a replay allocates nothing.
-
-        Args:
-            kinds: of steps, whether they are probed.
         """
         from fogzo_repro.training.graph import WARM_UP_STEPS
 

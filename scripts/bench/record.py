@@ -54,9 +54,9 @@ def write(path: Path, record: dict[str, Any]) -> None:
     files.write(path, json.dumps(record, indent=1) + "\n")
 
 
-def read_committed(folder: Path = COMMITTED) -> dict[str, dict[str, Any]]:
+def read_committed() -> dict[str, dict[str, Any]]:
     """Return the records that are there before a bench writes its own, by file name."""
-    return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {path.name: json.loads(path.read_text()) for path in sorted(COMMITTED.glob("*.json"))}
 
 
 def tell_moved(

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from conftest import QUANTIZERS
 from torch import nn
 
-from fogzo_repro.quantization import QuantizedConv2d, QuantizedLinear, quantize_layers
+from fogzo_repro.quantization import quantize_layers
+from fogzo_repro.quantization.replace import QuantizedConv2d, QuantizedLinear
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from fogzo_repro.tracking.history import BINS, binned_history
-from fogzo_repro.tracking.metrics import stream_metrics
+from fogzo_repro.tracking.metrics import BINS, binned_history, stream_metrics
 from fogzo_repro.tracking.records import read_record
 from fogzo_repro.training.row import course
 from tests.short_runs import train

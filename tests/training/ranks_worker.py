@@ -24,9 +24,8 @@ from fogzo_repro.models import deit, llama, mlp, resnet
 from fogzo_repro.quantization import quantize_layers
 from fogzo_repro.quantization.uniform import Round
 from fogzo_repro.randomness import generator_for
-from fogzo_repro.training.batchnorm import share_batchnorm
 from fogzo_repro.training.network import _perturbed_weight
-from fogzo_repro.training.ranks import Ranks, current_ranks
+from fogzo_repro.training.ranks import Ranks, current_ranks, share_batchnorm
 from fogzo_repro.training.step import TrainStep
 
 STEPS, BATCH = 5, 8

@@ -149,12 +149,7 @@ def legend_below(figure: Any, handles: dict[str, Any], columns: int | None = Non
 
 
 def scale_values(axis: Any, values: Sequence[float]) -> None:
-    """Make an axis logarithmic where its values span much; plain numbers as labels.
-
-    Args:
-        axis: `axes.xaxis` or `axes.yaxis`.
-        values: what is drawn along it.
-    """
+    """Make `axes.xaxis` or `.yaxis` logarithmic where its values span much; plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if not values or min(values) <= 0 or max(values) <= LOG_FROM * min(values):
