@@ -32,7 +32,7 @@ KEPT = 0.75  # the share of the gain that the cheapest setting is asked to keep
 
 def network(table: str) -> str:
     """Return what a mini table trains, such as `ResNet-18 on CIFAR-100`."""
-    return TITLES[table].split(",")[0]
+    return (TITLES | FINETUNED)[table].split(",")[0]
 
 
 def held_out(table: str) -> tuple[str, str]:

@@ -67,7 +67,8 @@ def rows_of(table: str) -> dict[str, str]:
 def test_the_chosen_values_in_the_table_file_follow_from_the_records(table: str) -> None:
     names = rows_of(table)
     for choice in choices(read_results(ROOT / "results", table)):
-        own = entry(table, f"{names[choice.row]}-{choice.side.lower()}").settings
+        side = "full-precision" if choice.row == "full precision" else choice.side.lower()
+        own = entry(table, f"{names[choice.row]}-{side}").settings
         where = f"configs/table/{table}.yaml, {choice.row}, {choice.side}: {choice.what}"
         if choice.what == "noise":
             assert own["estimator.noise"] == choice.cell.noise, where
