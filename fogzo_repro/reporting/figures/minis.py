@@ -8,6 +8,7 @@ STE's mean 1 - h' (PAPER 6, H1), with its 95% t interval.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,32 +122,49 @@ class Gain:
 
 def write_gain(stem: Path, tables: Sequence[TableResults]) -> bool:
     """Write <stem>.png and .csv; return False where no STE was looked at."""
-    from matplotlib.patheffects import withStroke
-
     points = [point for found in tables for point in _gains(found)]
     if not points:
         return False
     with canvas(stem, points, (COLUMN, GAIN_HEIGHT)) as (figure, axes):
         panel = axes[0][0]
         panel.axhline(0, color=GREY, linewidth=0.8, zorder=0)
-        middle = (min(p.held_back for p in points) + max(p.held_back for p in points)) / 2
         for table in dict.fromkeys(p.table for p in points):
             color, marker = LOOKS[table]
             look: dict[str, Any] = {"color": color, "marker": marker, "linestyle": "none"}
             same = [p for p in points if p.table == table]
             draw_points(panel, same, lambda p: p.held_back, label=network(table), **look)
-            for p in same:
-                right = p.held_back > middle  # names stay inside
-                text = panel.annotate(
-                    p.quantizer, (p.held_back, p.mean), xytext=(-3 if right else 3, 3), fontsize=5,
-                    textcoords="offset points", color=color, ha="right" if right else "left",
-                )  # fmt: skip
-                text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+        name_points(panel, points)
         panel.set_xlabel("mean 1 − h' of the STE")
         panel.set_ylabel("gain of FOGZO, held-out loss (nats)")
         handles, labels = panel.get_legend_handles_labels()
         legend_below(figure, dict(zip(labels, handles, strict=True)))
     return True
+
+
+def name_points(panel: Any, points: Sequence[Gain]) -> None:
+    """Write its quantizer beside each point, where it covers no point, name or edge if it can."""
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+
+    at = panel.transData.transform([(p.held_back, p.mean) for p in points])
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in at]
+    for p in points:
+        places = []
+        for right, below in itertools.product((False, True), repeat=2):
+            text = panel.annotate(
+                p.quantizer, (p.held_back, p.mean), (-3 if right else 3, -3 if below else 3),
+                textcoords="offset points", ha="right" if right else "left",
+                va="top" if below else "bottom", fontsize=5, color=LOOKS[p.table][0],
+                path_effects=[withStroke(linewidth=1.5, foreground="white")],
+            )  # fmt: skip
+            box = text.get_window_extent()
+            inside = panel.bbox.x0 <= box.x0 and box.x1 <= panel.bbox.x1
+            places.append((box.count_overlaps(taken) + 9 * (not inside), len(places), text, box))
+        _, best, _, box = min(places, key=lambda place: place[:2])
+        taken.append(box)
+        for _, number, text, _ in places:
+            if number != best:
+                text.remove()
 
 
 def _gains(found: TableResults) -> list[Gain]:
