@@ -133,7 +133,7 @@ class Diagnosis:
         self.noises = NOISES if mlp else [noise_from_rho(rho, network.perturbed) for rho in RHOS]
         self.calls = max(2, self.effort.draws // max(1, self.n))  # of the run's own estimator
         data = task.batches(run.config.recipe.global_batch_size)
-        self.total_steps = run.config.recipe.total_steps(data.steps_per_epoch)
+        self.total_steps = run.config.recipe.total_steps(data.order.steps)
         self.start = start_step(getattr(settings, "start_fraction", 0.0), self.total_steps)
         order = generator_for(self.seed, 0, "diagnose/batches")
         self.batches: list[Any] = list(islice(data.epoch(order), self.effort.batches))

@@ -211,7 +211,7 @@ def make_plan(config: RunConfig) -> Plan:
         resolved["start_from"] = start.digest
     if added := added_files(config):
         resolved["parts"] = added
-    total = config.recipe.total_steps(batches.steps_per_epoch)
+    total = config.recipe.total_steps(batches.order.steps)
     result = json.loads(json.dumps(result_fields(config, resolved)))
     return Plan(config, machine, task, network, total, batched_probes, result)
 

@@ -161,7 +161,7 @@ def _train(plan: Plan, name: str, said: list[str], beside: int) -> dict[str, Any
     ranks = current_ranks()
     take = CapturedStep(step, batch // ranks.world_size) if machine.cuda_graph else step
     batches = task.batches(batch)
-    timetable = _timetable(plan, name, batches.steps_per_epoch)
+    timetable = _timetable(plan, name, batches.order.steps)
     journal = Journal(folder, writes=ranks.first)
     evaluate = partial(task.evaluate, plan.network.model)
     training = Training(timetable, step, take, batches, evaluate, journal)
@@ -277,12 +277,11 @@ def _record(
     plan: Plan, training: Training, status: str, notes: str, started: datetime, code: dict[str, Any]
 ) -> dict[str, Any]:
     config, machine, journal = plan.config, plan.machine, training.journal
-    wall = journal.seconds()
+    wall, order = journal.seconds(), training.data.order
     evaluations = [line for line in journal.lines() if "split" in line]
     last = {e["split"]: {k: v for k, v in e.items() if k != "split"} for e in evaluations}
     if "train" not in last:  # the losses that were trained on in the last epoch
-        data = training.data
-        loss = journal.mean_loss(training.done - data.steps_per_epoch, data.seen)
+        loss = journal.mean_loss(training.done - order.steps, order.seen)
         last["train"] = {} if loss is None else {"step": training.done, "loss": loss}
     split, metric, more = plan.task.best_by
     candidates = [e for e in evaluations if e["split"] == split]
@@ -307,7 +306,7 @@ def _record(
         "perturbed_weights": plan.network.perturbed,
         "evaluations_per_step": evaluations_per_step(config.estimator),
         "steps": training.done,
-        f"{plan.task.unit}_seen": training.data.seen(training.done) * plan.task.units_per_example,
+        f"{plan.task.unit}_seen": order.seen(training.done) * plan.task.units_per_example,
         "wall_seconds": round(wall, 4),  # first to last step, evaluations and checkpoints included
         "capture_seconds": round(getattr(training.take, "capture_seconds", 0.0), 4),  # part of wall
         "gpu_hours": wall / 3600 if on_gpu else 0.0,

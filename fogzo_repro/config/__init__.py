@@ -1,7 +1,8 @@
 """The configuration: types here, values in configs/. `parse_config` is the only door.
 
-Every section is a frozen dataclass without defaults. The rules of built-in parts are written out
-here; a part of the user's has the keys and types of its YAML file (parts.py).
+Every section is a frozen dataclass without defaults; explained.py says what each setting means. The
+rules of built-in parts are written out here; a part of the user's has the keys and types of its
+YAML file (parts.py).
 
 This module imports neither torch nor hydra, so that a configuration error is printed at once.
 """

@@ -11,11 +11,7 @@ from fogzo_repro.config.rules import choice, finite
 
 @dataclass(frozen=True)
 class ImageNetConfig(Part):
-    """A subset of the classes of an ImageNet tree `data_dir`/imagenet/{train,val}/<wnid>/.
-
-    Attributes:
-        decoded: take the training images from imagenet/decoded-<decoded>/, see data/decoded.py.
-    """
+    """A subset of the classes of an ImageNet tree `data_dir`/imagenet/{train,val}/<wnid>/."""
 
     classes: str | None
     allow_partial: bool
@@ -31,14 +27,7 @@ class ImageNetConfig(Part):
 
 @dataclass(frozen=True)
 class C4Config(Part):
-    """Tokenised C4 or another corpus, as scripts/prepare_c4.py writes it.
-
-    Attributes:
-        validation: `heldout`, documents held out of training to report on, as in QuEST; `tuning`,
-            others held out to choose settings by; `c4`, C4's own validation split.
-        interim_windows: windows of the evaluations before the last one; the last takes all.
-        train_windows: training windows in the final report's train loss.
-    """
+    """Tokenised C4 or another corpus, as scripts/prepare_c4.py writes it."""
 
     inputs: ClassVar[str] = "tokens"
 

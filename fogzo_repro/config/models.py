@@ -21,13 +21,7 @@ class MlpConfig(ModelPart):
 
 @dataclass(frozen=True)
 class ResNetConfig(ModelPart):
-    """ResNet-18 or -50 by torchvision (RECIPES A).
-
-    Attributes:
-        width: channels of the first stage.
-        stem: `imagenet`, a 7 x 7 convolution of stride 2 and pooling, or `small`, a 3 x 3 one of
-            stride 1 without pooling, as is usual for images of 32 px.
-    """
+    """ResNet-18 or -50 by torchvision (RECIPES A); `stem=small` is usual for images of 32 px."""
 
     depth: int
     width: int
@@ -60,11 +54,7 @@ class DeiTConfig(ModelPart):
 class LlamaConfig(ModelPart):
     """A LLaMA by its dimensions, with what its recipe depends on (PAPER 3, RECIPES C.1).
 
-    Attributes:
-        hidden: width of the MLP, 8/3 of the width rounded up to a multiple of 256.
-        context: tokens a sequence.
-        quest_lr: QuEST's peak learning rate for this size, at 512 sequences a step.
-        tokens: the length of the paper's run.
+    `hidden`, the width of the MLP, is 8/3 of the width rounded up to a multiple of 256.
     """
 
     inputs: ClassVar[str] = "tokens"

@@ -25,15 +25,7 @@ def _no_activations(name: str, bits: int) -> None:
 
 @dataclass(frozen=True)
 class RoundConfig(QuantizerPart):
-    """Fixed scale, rounding to 2^b levels (PAPER 4, "Grid of round").
-
-    Attributes:
-        surrogate: one whose file says that it belongs to the operator `round`.
-        grid: `integer`, or `half_integer`, which is the integers plus 1/2.
-        clip_gradient: where the derivative is 0: nowhere (false), beyond the outer levels (true),
-            or beyond them by more than half a step, where rounding ends (`half_step`).
-        scale_factor: the distance of two levels in standard deviations of the initial weights.
-    """
+    """Fixed scale, rounding to 2^b levels (PAPER 4, "Grid of round")."""
 
     operator: ClassVar[str] = "round"
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fogzo_repro.config import UserError
+from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.project import script
 
 MANIFEST = "manifest.json"
@@ -196,13 +197,9 @@ class WindowBatches:
         return max(0, (len(self.stream) - self.context) // self.context)
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Full global batches in an epoch."""
-        return self.windows // self.batch_size
-
-    def seen(self, steps: int) -> int:
-        """Return how many examples the first `steps` steps take over all ranks."""
-        return steps * self.batch_size
+    def order(self) -> EpochOrder:
+        """Full global batches in an epoch, and their sizes."""
+        return EpochOrder(self.windows, self.batch_size, world_size=self.world_size)
 
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[TokenBatch]:
         """Yield this rank's share of each batch.
@@ -213,7 +210,7 @@ class WindowBatches:
         """
         offset = int(torch.randint(self.context, (), generator=generator))
         order = torch.randperm(self.windows, generator=generator)
-        for index in range(start, self.steps_per_epoch):
+        for index in range(start, self.order.steps):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
             starts = (offset + self.context * chosen[self.rank :: self.world_size]).tolist()
             windows = self.stream.windows(starts, self.context)

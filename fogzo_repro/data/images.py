@@ -127,20 +127,6 @@ class ImageBatches:
     data: Batch | None
     crop_padding: int | None = None
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch."""
-        return self.order.steps
-
-    @property
-    def last_share(self) -> int:
-        """This process's images in the last batch of an epoch."""
-        return self.order.last_share
-
-    def seen(self, steps: int) -> int:
-        """Return how many examples the first `steps` steps take over all ranks."""
-        return self.order.seen(steps)
-
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's share of each batch.
 

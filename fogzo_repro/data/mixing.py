@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fogzo_repro.data.augmentation import drawn_from
 from fogzo_repro.data.images import Batch
-from fogzo_repro.data.order import across_epochs
+from fogzo_repro.data.order import EpochOrder, across_epochs
 from fogzo_repro.randomness import derive_seed
 
 
@@ -85,18 +85,9 @@ class MixedBatches:
     classes: int
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch."""
-        return self.data.steps_per_epoch
-
-    @property
-    def last_share(self) -> int:
-        """This process's images in the last batch of an epoch."""
-        return self.data.last_share
-
-    def seen(self, steps: int) -> int:
-        """Return how many examples the first `steps` steps take over all ranks."""
-        return self.data.seen(steps)
+    def order(self) -> EpochOrder:
+        """Which images a batch holds."""
+        return self.data.order
 
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Yield mixed batches; the draw of batch k is a function of the generator's seed and k."""
@@ -116,7 +107,7 @@ class MixedBatches:
     ) -> Iterator[Batch]:
         mix = self.mixing.of(self.classes)
         for batch, step in zip(batches, steps, strict=False):
-            epoch, index = divmod(step, self.steps_per_epoch)
+            epoch, index = divmod(step, self.order.steps)
             inputs = self.normalize(batch.pixels)
             with drawn_from(derive_seed(order(epoch).initial_seed(), index, "mixing")):
                 mixed = mix(inputs, batch.labels)

@@ -114,7 +114,7 @@ def across_epochs(
     """Yield the batches of a run's steps, epoch after epoch.
 
     Data that load ahead have a method of this name, which is told of all steps and so does not stop
-    at the end of an epoch; others have `epoch` and `steps_per_epoch` alone.
+    at the end of an epoch; others have `epoch` and `order` alone.
 
     Args:
         data: the batches of one epoch.
@@ -124,7 +124,7 @@ def across_epochs(
     ahead = getattr(data, "across_epochs", None)
     if ahead is not None:
         return ahead(order, steps)
-    return one_after_another(data.epoch, order, steps, data.steps_per_epoch)
+    return one_after_another(data.epoch, order, steps, data.order.steps)
 
 
 def one_after_another(

@@ -234,20 +234,6 @@ class PhotographBatches:
     order: EpochOrder
     rank: int
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch."""
-        return self.order.steps
-
-    @property
-    def last_share(self) -> int:
-        """This process's images in the last batch of an epoch."""
-        return self.order.last_share
-
-    def seen(self, steps: int) -> int:
-        """Return how many examples the first `steps` steps take over all ranks."""
-        return self.order.seen(steps)
-
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's share of each batch from `start` on; earlier ones are not loaded."""
         return self.loader.load(self.samples(generator, start))
@@ -265,7 +251,7 @@ class PhotographBatches:
         """
         # What the loader holds does not hold the loader: its workers end with it.
         own = partial(samples_of, self.order, self.rank)
-        return self.loader.load(one_after_another(own, order, steps, self.steps_per_epoch))
+        return self.loader.load(one_after_another(own, order, steps, self.order.steps))
 
 
 def samples_of(

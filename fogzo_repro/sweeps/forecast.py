@@ -86,7 +86,7 @@ def forecast(config: RunConfig, networks: dict[str, Network] | None = None) -> F
         steps = recipe.max_steps
         if steps is None:  # an epoch of a text, which has to be there
             batches = build_task(config).batches(recipe.global_batch_size)
-            steps = recipe.total_steps(batches.steps_per_epoch)
+            steps = recipe.total_steps(batches.order.steps)
         units = steps * recipe.global_batch_size * config.model.context
     else:
         order = _order(config)

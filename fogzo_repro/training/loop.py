@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fogzo_repro import files
 from fogzo_repro.config import UserError
-from fogzo_repro.data.order import across_epochs
+from fogzo_repro.data.order import EpochOrder, across_epochs
 from fogzo_repro.estimators import QuantizedWeight
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.tracking.metrics import Journal
@@ -56,12 +56,8 @@ class Data(Protocol):
     """
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Steps in a whole epoch."""
-        ...
-
-    def seen(self, steps: int) -> int:
-        """Return how many examples the first `steps` steps take over all ranks."""
+    def order(self) -> EpochOrder:
+        """How many steps an epoch has, and how many examples each takes over all ranks."""
         ...
 
     def epoch(self, generator: torch.Generator, start: int = 0) -> Any:
@@ -209,11 +205,11 @@ class Training:
         """Write, evaluate, keep and save what is due after a step."""
         timetable = self.timetable
         finished = self.done == timetable.total_steps
-        epoch_ends = self.done % self.data.steps_per_epoch == 0
+        epoch_ends = self.done % self.data.order.steps == 0
         evaluated = finished or self._is_evaluated(epoch_ends)
         if len(self.pending) == FLUSH_STEPS or epoch_ends or evaluated:
             self.flush(progress)
-        if epoch_ends and self.dead_steps >= self.data.steps_per_epoch:
+        if epoch_ends and self.dead_steps >= self.data.order.steps:
             raise Diverged(f"step {self.done}: in a whole epoch no quantized weight had a gradient")
         if evaluated:
             try:
@@ -241,7 +237,7 @@ class Training:
     def _is_evaluated(self, epoch_ends: bool) -> bool:
         """Return whether an interim evaluation is due; a function of the step alone."""
         timetable = self.timetable
-        epochs, within = self.done // self.data.steps_per_epoch, timetable.eval_every_steps
+        epochs, within = self.done // self.data.order.steps, timetable.eval_every_steps
         if epoch_ends and epochs % timetable.eval_every_epochs == 0:
             return True
         return within is not None and self.done % within == 0

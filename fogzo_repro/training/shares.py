@@ -36,7 +36,7 @@ def check_batch(config: RunConfig, batches: Any, examples: int, ranks: Ranks) ->
             f"recipe.global_batch_size={batch} is not a multiple of the {ranks.world_size} "
             "processes; start another number of them"
         )
-    if batches.steps_per_epoch == 0:
+    if batches.order.steps == 0:
         raise UserError(
             f"recipe.global_batch_size={batch} exceeds the {examples} training examples of "
             f"dataset={config.dataset.name}"
@@ -68,7 +68,7 @@ def check_normalised(
     share = batch // ranks.world_size
     smallest, setting = min(
         pass_sizes(config, share, f"recipe.global_batch_size={batch}")
-        + pass_sizes(config, batches.last_share, "the last batch of an epoch")
+        + pass_sizes(config, batches.order.last_share, "the last batch of an epoch")
     )
     if smallest > 1 or not normalises_one_place(model, image_shape):
         return

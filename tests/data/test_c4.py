@@ -44,7 +44,7 @@ def test_an_epoch_takes_each_window_at_most_once_and_drops_less_than_a_batch(str
     windows = torch.cat(epoch_of(data))
     starts = windows[:, 0].tolist()
     assert (windows == windows[:, :1] + torch.arange(9)).all()  # consecutive tokens, T + 1 of them
-    assert len(set(starts)) == len(starts) == 4 * data.steps_per_epoch
+    assert len(set(starts)) == len(starts) == 4 * data.order.steps
     assert len({s % 8 for s in starts}) == 1  # one offset
     assert data.windows - len(starts) < 4
 

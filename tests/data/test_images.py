@@ -177,7 +177,7 @@ class Constant(torch.nn.Module):
 def test_the_test_images_take_no_part_where_some_are_held_out(held_out: int) -> None:
     task = InMemoryImages(dataset(), held_out=held_out)
     assert task.examples == COUNT - held_out
-    assert task.batches(4).steps_per_epoch == task.examples // 4  # before anything is read
+    assert task.batches(4).order.steps == task.examples // 4  # before anything is read
     task.load(torch.device("cpu"))
     model = Constant()
     found = task.evaluate(model, last=False)

@@ -97,7 +97,7 @@ def test_an_epoch_with_repeats_touches_a_third_of_the_images() -> None:
 def test_four_ranks_share_the_batches_of_one(repeats: int) -> None:
     loader: Any = None
     alone = PhotographBatches(loader, order(repeats=repeats), 0)
-    start = alone.steps_per_epoch - 3
+    start = alone.order.steps - 3
     whole = list(alone.samples(stream(), start))
     ranks = [
         PhotographBatches(loader, order(repeats=repeats, world_size=4), rank).samples(
@@ -121,7 +121,7 @@ def test_a_later_start_is_the_rest_of_the_epoch() -> None:
 def test_all_of_imagenet_goes_on_where_an_epoch_was_left(repeats: int) -> None:
     loader: Any = None
     batches = PhotographBatches(loader, order(repeats=repeats, world_size=4), 2)
-    late = batches.steps_per_epoch - 5
+    late = batches.order.steps - 5
     earlier, later = (list(batches.samples(stream(), k)) for k in (late - 2, late))
     assert len(later) == 5 and earlier[2:] == later
 
@@ -301,7 +301,7 @@ def test_workers_are_asked_for_an_epoch_when_they_are_free_and_for_nothing_after
         return stream(epoch)
 
     data = batches_of(tree(tmp_path), workers=2)
-    assert data.steps_per_epoch == 3
+    assert data.order.steps == 3
     batches = data.across_epochs(drawing, range(7))
     assert drawn == []
     seen = [list(drawn) for _ in batches]

@@ -81,7 +81,7 @@ def alone(
     step = build_step(config, machine, network, loss)
     order = EpochOrder(len(images.train.labels), config.recipe.global_batch_size)
     batches = ImageBatches(order, 0, images.train)
-    per_epoch = batches.steps_per_epoch
+    per_epoch = batches.order.steps
     total = config.recipe.max_steps or config.recipe.epochs * per_epoch
     model: Any = network.model
     for t in range(total):
