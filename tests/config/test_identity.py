@@ -8,7 +8,7 @@ import pytest
 
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import cell_id, parse_stored, result_fields, run_id
-from fogzo_repro.config.identity import FREE, NEUTRAL
+from fogzo_repro.config.identity import FREE, HOW_COMPUTED, NEUTRAL
 from fogzo_repro.config.rules import spelled
 from fogzo_repro.estimators import noise_from_rho
 from tests.conftest import ROOT
@@ -31,7 +31,8 @@ def test_committed_records_keep_their_run_ids(table):
         record = json.loads(path.read_text())
         seeds = record.get("seeds")  # of lanes
         config = parse_stored({**record["config"], "seed": seeds[0]} if seeds else record["config"])
-        result = result_fields(config, record["resolved"])
+        resolved = {k: v for k, v in record["resolved"].items() if k not in HOW_COMPUTED}
+        result = result_fields(config, resolved)
         made = cell_id(config, result, seeds) if seeds else run_id(config, result)
         assert made == record["run_id"] == path.stem, path
 
