@@ -96,6 +96,21 @@ def test_a_bin_without_a_loss_is_left_out(results: Path, save_run: Save) -> None
     assert [p["step"] for p in drawn(write_curves, results)] == ["2.0"]
 
 
+def test_full_precision_stands_in_the_other_panels_and_lookalikes_are_left_out(
+    results: Path, save_run: Save
+) -> None:
+    table = {"table": "mini-llama", "scale": "mini"}
+    rows = "LSQ, 2 bits and inputs", "sign, hardtanh"
+    for row in rows:
+        for column in ("STE", "FOGZO", "FOGZO, probes=0.25, start=0.0"):
+            save_run(column, 0, 40.0, row, **table)
+    save_run("-", 0, 30.0, "full precision", **table)
+    assert write_curves(results / "figures" / "t", read_results(results, "mini-llama"))
+    with open(results / "figures" / "t.csv", newline="") as file:
+        found = {(p["panel"], p["method"]) for p in csv.DictReader(file)}
+    assert found == {(row, method) for row in rows for method in ("STE", "FOGZO", "full precision")}
+
+
 def test_time_stands_against_the_papers_metric_at_full_scale(results: Path, save_run: Save) -> None:
     save_run(STE, 0, 40.0)
     save_run("full precision", 0, 20.0)  # is not compared

@@ -3,8 +3,9 @@
 It is what the step minimises, with its mixing and label smoothing, not the tables' train loss.
 
 A panel for each network or quantizer, a line for each method: mean over the evaluation seeds with
-its standard deviation as a band; random signs may lie above the panel. A record without a history,
-of an older version, is left out.
+its standard deviation as a band; random signs may lie above the panel. A row without a quantizer is
+drawn into the panels of the others. Left out is a method that would look like one before it, as
+FOGZO with other probes, and a record without a history, of an older version.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.reporting.figures.drawing import (
-    GREY,
-    draw_course,
-    ends_of_sd,
-    scale_values,
+from fogzo_repro.reporting.figures.drawing import draw_course, ends_of_sd, scale_values
+from fogzo_repro.reporting.figures.panels import (
+    FULL,
+    RANDOM,
+    Styles,
+    draw_panels,
+    kind_of,
+    looks,
+    panels,
 )
-from fogzo_repro.reporting.figures.panels import RANDOM, Styles, draw_panels, kind_of, panels
 from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
@@ -43,14 +47,26 @@ class Point:
 
 def write_curves(stem: Path, found: TableResults) -> bool:
     """Write <stem>.png and .csv; return False where no record has a history."""
+    rows = panels(found)
+    plain = rows.pop(FULL, []) if len(rows) > 1 else []
     points = [
-        p for panel, cells in panels(found).items() for cell in cells for p in _course(panel, cell)
+        point
+        for panel, cells in rows.items()
+        for cell in [*_told_apart(cells), *plain]
+        for point in _course(panel, cell)
     ]
     if not points:
         return False
     methods = list(dict.fromkeys(p.method for p in points))
     draw_panels(stem, points, methods, PANEL_HEIGHT, "step", _draw)
     return True
+
+
+def _told_apart(cells: Sequence[CellResult]) -> list[CellResult]:
+    """Return the cells of a panel, of those that look alike the first."""
+    styles = looks([cell.column for cell in cells])
+    found = {str(styles[cell.column]): cell for cell in reversed(cells)}
+    return [cell for cell in cells if found[str(styles[cell.column])] is cell]
 
 
 def _course(panel: str, cell: CellResult) -> Iterator[Point]:
@@ -61,7 +77,7 @@ def _course(panel: str, cell: CellResult) -> Iterator[Point]:
     for step, values in zip(histories[0]["step"], losses, strict=True):
         summary = summarize([v for v in values if v is not None])
         if step is not None and summary is not None:
-            place = panel, cell.column, step
+            place = panel, FULL if cell.column == "-" else cell.column, step
             yield Point(*place, summary.n, summary.mean, *ends_of_sd(summary))
 
 
@@ -71,11 +87,9 @@ def _draw(axes: Any, points: Sequence[Point], styles: Styles) -> dict[str, Any]:
     late = [p.mean for p in compared if p.step > SKIPPED * max(p.step for p in compared)]
     top, handles = 1.03 * max(late), {}
     for name in dict.fromkeys(p.method for p in points):
-        look = styles[name] | ({"color": GREY} if name == "-" else {})
         line = [p for p in points if p.method == name]
-        label = "no quantizer" if name == "-" else name
-        label += " (above)" * (min(p.mean for p in line) >= top)
-        handles[label] = draw_course(axes, line, lambda p: p.step, **look)
+        label = name + " (above)" * (min(p.mean for p in line) >= top)
+        handles[label] = draw_course(axes, line, lambda p: p.step, **styles[name])
     scale_values(axes.yaxis, late)
     axes.set_ylim(top=top)
     axes.set_ylabel("loss of the step (nats)")
