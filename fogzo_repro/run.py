@@ -161,7 +161,7 @@ def _train(plan: Plan, name: str, said: list[str], beside: int) -> dict[str, Any
     ranks = current_ranks()
     take = CapturedStep(step, batch // ranks.world_size) if machine.cuda_graph else step
     batches = task.batches(batch)
-    timetable = _timetable(plan, name, batches.order.steps)
+    timetable = _timetable(plan, batches.order.steps)
     journal = Journal(folder, writes=ranks.first)
     evaluate = partial(task.evaluate, plan.network.model)
     training = Training(timetable, step, take, batches, evaluate, journal)
@@ -236,7 +236,7 @@ def _shape(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _timetable(plan: Plan, name: str, steps_per_epoch: int) -> Timetable:
+def _timetable(plan: Plan, steps_per_epoch: int) -> Timetable:
     config, total = plan.config, plan.total_steps
     kept = config.snapshots
     return Timetable(
@@ -250,7 +250,6 @@ def _timetable(plan: Plan, name: str, steps_per_epoch: int) -> Timetable:
             round(total * k / (kept - 1)) if kept > 1 else total for k in range(kept)
         ),
         folder=plan.folder,
-        label=name,
     )
 
 

@@ -236,14 +236,12 @@ class Hours:
     Attributes:
         hours: of its training.
         scaled: whether they are estimated from another network or quantizer.
-        file: the bench's.
         loader: whether decoding the images takes that long, and not the steps.
         shared: whether they are of runs that shared their card, and so too many.
     """
 
     hours: float
     scaled: bool
-    file: str = ""
     loader: bool = False
     shared: bool = False
 
@@ -262,15 +260,12 @@ class _Step:
 
 
 def read_benches(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the bench records of training steps by card, those of processors left out.
-
-    Each has its file's name in `file`.
-    """
+    """Return the bench records of training steps by card, those of processors left out."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path, record in bench_records(folder).items():
+    for record in bench_records(folder).values():
         card = record["hardware"]
         if ("networks" in record or "jobs" in record) and "threads" not in card:
-            found.setdefault(card, []).append({**record, "file": path.name})
+            found.setdefault(card, []).append(record)
     return found
 
 
@@ -283,7 +278,7 @@ def loader_rates(folder: Path) -> dict[str, float]:
     `resnet18` is from the files, `resnet18 decoded` from a decoded tree.
     """
     found: dict[str, float] = {}
-    for _, record in bench_records(folder).items():
+    for record in bench_records(folder).values():
         for recipe, figures in record.get("recipes", {}).items():
             decoded = figures.get("ways", {}).get("decoded_device")
             for name, way in ((recipe, figures), (f"{recipe} decoded", decoded)):
@@ -319,7 +314,7 @@ def run_hours(
     if rate is None:
         return found
     loading = _order(config).seen(steps) / rate / 3600
-    return found if loading <= found.hours else Hours(loading, False, found.file, loader=True)
+    return found if loading <= found.hours else Hours(loading, False, loader=True)
 
 
 def _step_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) -> Hours | None:
@@ -336,7 +331,7 @@ def _step_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) ->
         if directions and direction is None:
             continue
         seconds = steps * (step.ste + directions * (direction or 0.0))
-        hours = Hours(seconds / 3600, step.far > (False, 1e-6), record.get("file", ""))
+        hours = Hours(seconds / 3600, step.far > (False, 1e-6))
         found.append((step.far, hours))
     return min(found, key=lambda one: one[0])[1] if found else None
 

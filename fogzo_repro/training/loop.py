@@ -93,7 +93,6 @@ class Timetable:
         checkpoint_seconds: wall time between checkpoints.
         snapshot_steps: after which steps the weights are kept for good.
         folder: the run folder.
-        label: how the run is called in progress lines.
     """
 
     seed: int
@@ -104,7 +103,6 @@ class Timetable:
     checkpoint_seconds: float
     snapshot_steps: frozenset[int]
     folder: Path
-    label: str
 
 
 class Training:

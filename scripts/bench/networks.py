@@ -119,20 +119,6 @@ def sequences(config: RunConfig, device: Any) -> tuple[list[Any], Any, dict[str,
     return [TokenBatch(windows) for windows in drawn], loss, {}
 
 
-def of_the_task(config: RunConfig, device: Any) -> tuple[list[Any], Any, dict[str, Any]]:
-    """Return the first batches of a run, its loss, and what its model is built with."""
-    import itertools
-
-    import torch
-
-    from fogzo_repro.training.tasks import build_task
-
-    task = build_task(config)
-    task.load(device)
-    epoch = task.batches(config.recipe.global_batch_size).epoch(torch.Generator().manual_seed(0))
-    return list(itertools.islice(epoch, BATCHES)), task.loss, task.model_arguments
-
-
 def build(config: RunConfig, group: str, toy: bool) -> tuple[Any, list[Any], Any]:
     """Return the training step as a run builds it, its batches, and the machine."""
     import torch
@@ -144,10 +130,8 @@ def build(config: RunConfig, group: str, toy: bool) -> tuple[Any, list[Any], Any
     machine = resolve_machine(config)
     if group == "vision":
         batches, loss, of_model = photographs(config, machine.device, toy)
-    elif group == "language":
-        batches, loss, of_model = sequences(config, machine.device)
     else:
-        batches, loss, of_model = of_the_task(config, machine.device)
+        batches, loss, of_model = sequences(config, machine.device)
     network = build_network(config, of_model, machine.device)
     if machine.channels_last:
         network.model.to(memory_format=torch.channels_last)
