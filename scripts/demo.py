@@ -47,7 +47,6 @@ COMMON = [
 QUANTIZERS = {"derivative 1": False, "derivative cut": True}  # quantizer.clip_gradient
 ESTIMATORS = {"STE": ["estimator=ste"], "FOGZO": ["estimator=fogzo", "estimator.beta_min=0.999"]}
 SPSA = "n-SPSA"
-COLORS = {"STE": "#000000", "FOGZO": "#D55E00", SPSA: "#56B4E9"}
 WHY = (
     "What could be behind it: the STE leaves a weight where it is once its derivative is 0, while",
     "FOGZO measures the loss on both sides of it and can bring it back. Where the derivative is 1",
@@ -196,35 +195,26 @@ def outcome(records: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
 
 def draw(records: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
     """Draw the train loss, mean over each epoch, with the range over the seeds."""
-    import statistics
+    from statistics import mean
 
-    import matplotlib.pyplot as plt
-
+    from fogzo_repro.reporting.figures.groups import Point, draw_groups
     from fogzo_repro.tracking.metrics import read_metrics
 
-    figure, grid = plt.subplots(1, 2, figsize=(7.2, 3.2), layout="constrained", sharey=True)
-    for axes, quantizer in zip(grid, QUANTIZERS, strict=True):
-        for (row, estimator), runs in records.items():
-            if row not in (quantizer, "no derivative"):
-                continue
-            curves = []
-            for record in runs:
-                lines = read_metrics(FOLDER / "runs" / record["run_id"] / "metrics.jsonl")
-                losses = [line["loss"] for line in lines if "split" not in line]
-                epoch = 1437 // record["config"]["recipe"]["global_batch_size"]
-                parts = [losses[i : i + epoch] for i in range(0, len(losses), epoch)]
-                curves.append([statistics.mean(part) for part in parts])
-            points = list(zip(*curves, strict=True))
-            epochs, color = range(1, len(points) + 1), COLORS[estimator]
-            axes.plot(epochs, [statistics.mean(p) for p in points], color=color, label=estimator)
-            low, high = [min(p) for p in points], [max(p) for p in points]
-            axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
-        axes.set_xlabel("epoch")
-        axes.set_title(f"{quantizer}: mean and range of {len(runs)} seeds", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-    grid[0].set_ylabel("train loss (nats)")
-    grid[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=160)
+    points = []
+    for (row, estimator), runs in records.items():
+        curves = []
+        for record in runs:
+            lines = read_metrics(FOLDER / "runs" / record["run_id"] / "metrics.jsonl")
+            losses = [line["loss"] for line in lines if "split" not in line]
+            epoch = 1437 // record["config"]["recipe"]["global_batch_size"]
+            parts = [losses[i : i + epoch] for i in range(0, len(losses), epoch)]
+            curves.append([mean(part) for part in parts])
+        for panel in QUANTIZERS if row == "no derivative" else [row]:
+            title = f"{panel}: train loss (nats)"
+            for number, values in enumerate(zip(*curves, strict=True), 1):
+                ends = min(values), max(values)
+                points.append(Point(title, estimator, number, len(values), mean(values), *ends))
+    draw_groups(points, f"epoch; mean and range of {len(runs)} seeds", path, course=True)
 
 
 @one_line_errors
