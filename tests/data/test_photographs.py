@@ -375,23 +375,26 @@ def test_grey_without_a_known_range_is_named_not_clipped(tmp_path: Path, dtype: 
         read_image(path)
 
 
-def too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Pillow refuse the pictures of `tree`, as it refuses one of 182 megapixels."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:300])
 
 
-def test_an_image_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch) -> None:
-    picture().save(tmp_path / "huge.png")
-    too_many_pixels(monkeypatch)
-    with pytest.raises(UnreadableImage, match=r"huge\.png: .*exceeds limit"):
-        read_image(tmp_path / "huge.png")
-
-
-def test_an_image_of_too_many_pixels_is_skipped_where_asked(tmp_path: Path, monkeypatch) -> None:
-    path = tree(tmp_path) / "imagenet/train/n00000001/train_2.JPEG"
+def too_large(path: Path) -> None:
+    """Have too many pixels for Pillow, as one of 182 megapixels has without this test's limit."""
     picture((400, 300)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(truncated, "truncated"), (too_large, "exceeds limit")],
+    ids=["cut", "huge"],
+)
+def test_an_unreadable_image_is_named_with_the_remedy_and_skipped_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, said: str
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
-    with pytest.raises(UserError, match=r"train_2\.JPEG.*exceeds limit.*on_bad_image=skip"):
+    damage(tree(tmp_path) / "imagenet/train/n00000001/train_2.JPEG")
+    with pytest.raises(UserError, match=rf"(?i)train_2\.JPEG.*{said}.*on_bad_image=skip"):
         list(batches_of(tmp_path, 0).epoch(stream()))
     batches = batches_of(tmp_path, 0, skip=True)
     assert [len(b.labels) for b in batches.epoch(stream())] == [4, 4, 4]
@@ -424,17 +427,6 @@ def test_hidden_files_are_no_images_and_links_to_folders_are_classes(tmp_path: P
     (train / "n00000002").symlink_to(tmp_path / "elsewhere")
     after = build(tmp_path, None, True)
     assert after.train.names.tolist() == before.train.names.tolist()
-
-
-def test_a_truncated_image_is_named_with_the_remedy(tmp_path: Path) -> None:
-    tree(tmp_path)
-    bad = tmp_path / "imagenet/train/n00000001/train_2.JPEG"
-    bad.write_bytes(bad.read_bytes()[:300])
-    with pytest.raises(UserError, match=r"(?i)train_2\.JPEG.*truncated.*on_bad_image=skip"):
-        list(batches_of(tmp_path, 0).epoch(stream()))
-    batches = batches_of(tmp_path, 0, skip=True)
-    assert [len(b.labels) for b in batches.epoch(stream())] == [4, 4, 4]
-    assert len(batches.loader.skipped) == 1
 
 
 def test_cmcs_list_names_a_hundred_classes() -> None:
@@ -525,23 +517,26 @@ def test_a_batch_that_cannot_be_handed_over_is_one_error(
         list(loader.load(all_batches(4, 2, 0, 1)))
 
 
-def test_shared_memory_that_is_full_is_one_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> None:
-        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
-
-    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
-    with pytest.raises(UserError, match=r"\(unable to allocate shared memory.*--shm-size"):
-        list(loader_of(tmp_path).load(all_batches(4, 2, 0, 1)))
+def no_memory(*_: Any) -> None:
+    raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
 
-def test_a_worker_that_is_killed_is_one_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+LOST = {
+    "memory": (torch.UntypedStorage, "_share_fd_cpu_", no_memory, "unable to all.*--shm-size"),
+    "killed": (
+        Photographs, "__getitem__", lambda *_: os.kill(os.getpid(), 9),
+        r"DataLoader worker \(pid.*give fewer hardware.workers",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("owner", "name", "how", "said"), LOST.values(), ids=LOST)
+def test_a_worker_that_is_lost_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, how: Any, said: str
 ) -> None:
     loader = loader_of(tmp_path)
-    monkeypatch.setattr(Photographs, "__getitem__", lambda *_: os.kill(os.getpid(), 9))
-    with pytest.raises(UserError, match=r"DataLoader worker \(pid.*give fewer hardware.workers"):
+    monkeypatch.setattr(owner, name, how)
+    with pytest.raises(UserError, match=said):
         list(loader.load(all_batches(4, 2, 0, 1)))
 
 

@@ -245,25 +245,6 @@ def test_a_grad_scaler_changes_nothing(order: str) -> None:
     assert same(weights_of(model), weights_of(expected))
 
 
-def test_without_the_object_a_grad_scaler_moves_weights_65536_times_too_little() -> None:
-    """In the order of a loop without a scaler: the estimate comes before the unscaling."""
-    x, y = batches(1)[0]
-
-    def moved(scaler: torch.amp.GradScaler) -> float:
-        model = network()
-        before, optimizer = weights_of(model), sgd(model)
-        scaler.scale(loss_of(model)(x, y)).backward()
-        fogzo(
-            quantized(model), lambda: loss_of(model)(x, y), beta=1 - NOISE,
-            generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
-        scaler.step(optimizer)
-        return (weights_of(model)[0] - before[0]).abs().max().item()
-
-    without = moved(torch.amp.GradScaler("cpu", enabled=False))
-    assert without / moved(torch.amp.GradScaler("cpu")) == pytest.approx(SCALE, rel=0.1)
-
-
 def test_a_step_that_the_scaler_skips_leaves_the_weights_and_goes_on() -> None:
     model = network()
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
@@ -309,23 +290,6 @@ def test_accumulated_micro_batches_are_the_whole_batch(divided_in: str) -> None:
 
     for one, four in zip(gradients(1), gradients(4), strict=True):
         assert torch.allclose(one, four, rtol=1e-9, atol=1e-12)
-
-
-def test_without_the_object_the_last_of_four_micro_batches_is_a_fourth_of_the_estimate() -> None:
-    """Four times the same micro-batch, so that nothing but the factor differs."""
-    x, y = micro_batches(1)[0]
-
-    def norm(parts: int) -> float:
-        model = network().double()
-        for _ in range(parts):
-            (loss_of(model)(x, y) / parts).backward()
-        fogzo(
-            quantized(model), lambda: loss_of(model)(x, y) / parts, beta=1 - NOISE,
-            generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
-        return model[0].weight.grad.norm().item()
-
-    assert norm(1) / norm(4) == pytest.approx(4)
 
 
 def test_a_closure_that_looks_up_its_batch_is_noticed() -> None:
