@@ -67,7 +67,7 @@ def answer(results: Path, found: Sequence[TableResults]) -> str:
     lines += [line for name in (*MINIS, *FINETUNED) for line in _mini(tables[name], judged[name])]
     sentences = [
         _of_readings(results, tables[SHALLOW], judged[SHALLOW]),
-        _of_minis([tables[name] for name in MINIS], judged),
+        _of_minis(tables, judged),
         _of_the_paper([t for t in found if scale_of(t.table) == "full" and t.table != SHALLOW]),
     ]
     absent = [line for line in lines if {line.ste, line.fogzo, line.equal_cost} == {NOT_RUN}]
@@ -98,19 +98,20 @@ def _of_readings(results: Path, shallow: TableResults, judged: Sequence[Judged])
     n = len(best.losses("STE"))
     half = [j for j in judged if j.claim.id.startswith("half-")]
     fresh = any(seed >= FRESH_SEEDS for j in half if j.better is not None for seed in j.better.runs)
-    said = f"of its {len(half)} claims: {counted(half)}" if fresh else "it was not run yet"
+    said = f"of {len(half)} claims on it: {counted(half)}" if fresh else "it was not run yet"
     there = "".join(
-        f"At lr {one.reading.rate:g} it gives {one.given}, and {len(more)} others give more. "
+        f"At lr {one.reading.rate:g} it gives {one.given} of the {len(CLAIMS)}, and {len(more)} "
+        "other readings give more. "
         for one, more in elsewhere(tried, best)
     )
     return (
         f"**MNIST (Section 4.1)**: {_at_their_best(judged)}At the paper's rate it depends on how "
         f"weights are rounded, which the paper leaves open. Of {len(alike)} readings at a spacing "
-        f"of one standard deviation, {full} give{'s' * (full == 1)} all {len(CLAIMS)} of its "
-        f"claims by the means of {n} seeds ([readings](results/tables/readings.md)): the "
+        f"of one standard deviation, {full} give{'s' * (full == 1)} all {len(CLAIMS)} of the "
+        f"paper's orders by the means of {n} seeds ([readings](results/tables/readings.md)): the "
         f"{best.reading.grid} grid with derivative {best.reading.derivative}. It is the default "
-        f"here, picked *because* the claims come out under it; on fresh seeds {said}. {there}Under "
-        f"the integer grid, the reading before, of {len(judged) - len(half)} claims: "
+        f"here, picked *because* they come out under it; on fresh seeds {said}. {there}Under the "
+        f"earlier reading, the integer grid, of {len(judged) - len(half)} claims: "
         f"{counted([j for j in judged if j not in half])}."
     )
 
@@ -146,16 +147,13 @@ def _claim(judged: Sequence[Judged], better: Place, worse: Place, metric: str = 
     )
 
 
-def _of_minis(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judged]]) -> str:
-    cells = [cell for table in minis for cell in table.cells.values()]
+def _of_minis(tables: Mapping[str, TableResults], judged: Mapping[str, Sequence[Judged]]) -> str:
+    minis, finetuned = ([tables[name] for name in names] for names in (MINIS, FINETUNED))
+    cells = [cell for table in (*minis, *finetuned) for cell in table.cells.values()]
     tuning = sum(len(cell.reporting(tuning=True)) for cell in cells)
     reported = sum(len(cell.reporting()) for cell in cells)
-    claims = [one for table in minis for one in judged[table.table]]
-    tuned, at_cost = (
-        [[x for row in _compared(t) for x in _held_out(judged, t, row, side)] for t in minis]
-        for side in (STE, EQUAL)
-    )
-    told = [t for t, ones in zip(minis, tuned, strict=True) if any(one.test for one in ones)]
+    claims = [one for table in (*minis, *finetuned) for one in judged[table.table]]
+    told = [table for table in minis if _run_against(STE, [table], judged)]
     named = "; ".join(
         MINIS[t.table] + ("" if " on " in MINIS[t.table] else trained_on(t)) for t in told
     )
@@ -167,8 +165,14 @@ def _of_minis(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judge
     random = [one for one in controls if one.claim.worse[1] == RANDOM and one.test is not None]
     sentences = [
         "With as many steps, each side at the rate that it chose, FOGZO n=1 is ahead of the STE "
-        f"{_tally(tuned)}. At equal cost it is ahead {_tally(at_cost)}"
+        f"{_tally(_run_against(STE, minis, judged))}. At equal cost it is ahead "
+        f"{_tally(_run_against(EQUAL, minis, judged))}"
     ]
+    if from_trained := _run_against(STE, finetuned, judged):
+        sentences.append(
+            f"From a trained network it is ahead {_tally(from_trained)}, at equal cost "
+            f"{_tally(_run_against(EQUAL, finetuned, judged))}"
+        )
     if random:
         sentences.append(
             "With random signs in place of those of its loss differences FOGZO is behind in "
@@ -179,28 +183,30 @@ def _of_minis(minis: Sequence[TableResults], judged: Mapping[str, Sequence[Judge
             f"{open_} controls that tell measured losses from mere noise and rescaling were not "
             "run yet"
         )
-    counts = f"Of {len(claims)} claims on {len(minis)} networks: {counted(claims)}"
+    counts = f"Of {len(claims)} claims: {counted(claims)}"
     return f"{start}{'. '.join([*sentences, counts])} ({runs}{reported} evaluation runs)."
 
 
-def _tally(comparisons: Sequence[Sequence[Judged]]) -> str:
-    """Return in how many of the comparisons that were run which side is ahead."""
-    run = [one for ones in comparisons for one in ones if one.test is not None]
+def _tally(run: Sequence[Judged]) -> str:
+    """Return in how many of the comparisons which side is ahead."""
     count = Counter(one.verdict for one in run)
-    return (
-        f"in {count['holds']} of {len(run)} comparisons, behind in {count['contradicted']} and no "
-        f"different in {count['no difference']}; the others are open"
-    )
+    same = f", no different in {count['no difference']}" if count["no difference"] else ""
+    return f"in {count['holds']} of {len(run)} rows, behind in {count['contradicted']}{same}"
 
 
-def _held_out(
-    judged: Mapping[str, Sequence[Judged]], table: TableResults, row: str, side: str
+def _run_against(
+    side: str, tables: Sequence[TableResults], judged: Mapping[str, Sequence[Judged]]
 ) -> list[Judged]:
-    """Return the claim in the held-out metric of FOGZO against another column of its row."""
-    if (row, side) not in table.cells:
-        return []
-    metric = held_out(table.table)[1]
-    return [_claim(judged[table.table], (row, FOGZO), (row, side), metric)]
+    """Return the comparisons of FOGZO with another column of its rows that were run."""
+    found = (_against(side, t, judged[t.table], row) for t in tables for row in _compared(t))
+    return [one for one in found if one is not None and one.test is not None]
+
+
+def _against(side: str, found: TableResults, judged: Sequence[Judged], row: str) -> Judged | None:
+    """Return the claim, in the held-out metric, of FOGZO against another column of its row."""
+    if (row, side) not in found.cells:
+        return None
+    return _claim(judged, (row, FOGZO), (row, side), held_out(found.table)[1])
 
 
 def _compared(table: TableResults) -> list[str]:
@@ -229,7 +235,7 @@ def _of_the_paper(tables: Sequence[TableResults]) -> str:
 def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Compared:
     rows = [f"{name}, {grid} grid" for name in ("STE", "FOGZO n=1", "STE, equal cost")]
     cells = [chosen(found, row) for row in rows]
-    gains = (_gain([_claim(judged, (rows[1], CHOSEN), (rows[k], CHOSEN))]) for k in (0, 2))
+    gains = (_gain(_claim(judged, (rows[1], CHOSEN), (rows[k], CHOSEN))) for k in (0, 2))
     ste, fogzo, cost = (
         _value(cell, "train", "loss") + (_limits(found, cell) if cell is not None else "")
         for cell in cells
@@ -240,7 +246,7 @@ def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Compar
 def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
     made, (split, metric) = choices(found), held_out(found.table)
     for row in _compared(found):
-        gains = (_gain(_held_out({found.table: judged}, found, row, k)) for k in (STE, EQUAL))
+        gains = (_gain(_against(side, found, judged, row)) for side in (STE, EQUAL))
         cells = [found.cells.get((row, name)) for name in (STE, FOGZO, EQUAL)]
         ste, fogzo, cost = (_value(cell, split, metric) for cell in cells)
         ste, fogzo = (
@@ -250,9 +256,9 @@ def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
         yield Compared(network(found.table), row, METRICS[metric], ste, fogzo, cost, *gains)
 
 
-def _gain(compared: Sequence[Judged]) -> str:
-    """Return gain, interval and verdict of the one claim; nothing where none compares."""
-    return "".join(f"{gain(one.test, 3)}: {one.said_with_p}".strip(": ") for one in compared)
+def _gain(one: Judged | None) -> str:
+    """Return gain, interval and verdict; nothing where no claim compares."""
+    return "" if one is None else f"{gain(one.test, 3)}: {one.said_with_p}".removeprefix(": ")
 
 
 def _value(cell: CellResult | None, split: str, metric: str) -> str:

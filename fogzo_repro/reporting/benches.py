@@ -66,9 +66,9 @@ def speed_sentence(folder: Path) -> str:
     ratios = [bench.figures["fogzo_over_ste"] for bench in steps]
     cards = sorted({bench.record["hardware"].removeprefix("NVIDIA ").split()[0] for bench in steps})
     return (
-        f"With one probe pair a FOGZO step of the deep networks takes {min(ratios):.2f} to "
-        f"{max(ratios):.2f} times as long as an STE step, by network and quantizer as in [the "
-        f"table of speeds](docs/hardware.md#measured-speed), on one {' or '.join(cards)}."
+        f"In [the table of speeds](docs/hardware.md#measured-speed) a FOGZO step with one probe "
+        f"pair takes {min(ratios):.2f} to {max(ratios):.2f} times as long as an STE step, by "
+        f"network and quantizer, on one {' or '.join(cards)}."
     )
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.results import CellResult, TableResults, read_paper, scale_of
 from fogzo_repro.reporting.statistics import LEVEL, GainTest, gain_test, holm
-from fogzo_repro.reporting.wording import NOT_RUN
+from fogzo_repro.reporting.wording import NOT_RUN, p_value
 
 COLUMNS = (  # of claims.csv
     "id", "table", "claim", "better_row", "better_column", "worse_row", "worse_column", "split",
@@ -109,7 +109,7 @@ class Judged:
     @property
     def said_with_p(self) -> str:
         """The verdict in words, with the p that it rests on where there was a test."""
-        return self.said + (f", p = {self.deciding_p:.2g}" if self.test is not None else "")
+        return self.said + (f", {p_value(self.deciding_p)}" if self.test is not None else "")
 
 
 def read_claims(path: Path, table: str) -> list[Claim]:

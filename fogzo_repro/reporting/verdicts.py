@@ -9,7 +9,7 @@ from fogzo_repro.reporting.claims import Judged
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.results import CellResult, Place, TableResults, evaluations, scale_of
 from fogzo_repro.reporting.statistics import GainTest
-from fogzo_repro.reporting.wording import cell_name, gain
+from fogzo_repro.reporting.wording import cell_name, gain, p_value
 
 HOW_JUDGED = (
     "Stated before the runs in `results/paper/claims.csv`. Gain: how much better the claimed side "
@@ -45,7 +45,7 @@ def _n(test: GainTest) -> str:
 
 
 def _p(p: float | None) -> str:
-    return "" if p is None or math.isnan(p) else f"{p:.2g}"
+    return "" if p is None or math.isnan(p) else p_value(p).removeprefix("p = ").removeprefix("p ")
 
 
 def _cost_ratio(judged: Judged) -> str:

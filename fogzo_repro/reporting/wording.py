@@ -34,6 +34,15 @@ def gain(test: GainTest | None, digits: int) -> str:
     return f"{test.gain:+.{digits}f}{ends}"
 
 
+def p_value(p: float) -> str:
+    """Return a p in words.
+
+    >>> p_value(0.00213), p_value(0.0)
+    ('p = 0.0021', 'p < 1e-300')
+    """
+    return f"p = {p:.2g}" if p > 1e-300 else "p < 1e-300"
+
+
 def cell_name(row: str, column: str) -> str:
     """Return what a cell is called in a sentence."""
     return row if column == "-" else f"{row} ({column})"

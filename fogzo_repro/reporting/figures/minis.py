@@ -149,7 +149,7 @@ def name_points(panel: Any, points: Sequence[Gain]) -> None:
     at = panel.transData.transform([(p.held_back, p.mean) for p in points])
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in at]
     for p in points:
-        places = []
+        places: list[tuple[int, int, Any, Bbox]] = []
         for right, below in itertools.product((False, True), repeat=2):
             text = panel.annotate(
                 p.quantizer, (p.held_back, p.mean), (-3 if right else 3, -3 if below else 3),
