@@ -191,7 +191,8 @@ def _tally(run: Sequence[Judged]) -> str:
     """Return in how many of the comparisons which side is ahead."""
     count = Counter(one.verdict for one in run)
     same = f", no different in {count['no difference']}" if count["no difference"] else ""
-    return f"in {count['holds']} of {len(run)} rows, behind in {count['contradicted']}{same}"
+    rows = f"{len(run)} row{'s' * (len(run) != 1)}"
+    return f"in {count['holds']} of {rows}, behind in {count['contradicted']}{same}"
 
 
 def _run_against(

@@ -157,7 +157,8 @@ def check_claimed(results: Path, table: str) -> None:
     """Refuse a table with a cell that is there to decide a claim and has none.
 
     That is each cell with a value of the paper's, by its metric; in a mini also both sides of each
-    quantizer, in train loss and by their metric, each control and each sweep over the noise. Sweeps
+    quantizer, in train loss and by their metric, probes on a part against the STE, each control and
+    each sweep over the noise. Sweeps
     over rates choose, and decide nothing. A control without a claim says why in the column `source`
     of results/paper/<table>.csv.
 
@@ -191,6 +192,8 @@ def _is_claimed(entry: dict[str, str], lines: Sequence[dict[str, str]], mini: bo
     if column in ("FOGZO", "STE"):
         both = [(row, "FOGZO"), (row, "STE")]
         return {"loss", metric} <= {of for pair, of in said if pair == both}
+    if column.startswith("FOGZO, probes="):
+        return any({*pair} == {(row, column), (row, "STE")} for pair in pairs)
     return any((row, column) in pair for pair in pairs)
 
 

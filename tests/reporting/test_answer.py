@@ -85,8 +85,8 @@ def test_it_counts_who_is_ahead_and_the_table_says_by_how_much(results: Path, sa
             save(row, column, seed, 0.0, **more)
     text = said(results)
     assert (
-        "FOGZO n=1 is ahead of the STE in 1 of 1 rows, behind in 0. At equal cost it is ahead in "
-        "0 of 1 rows, behind in 1. With random signs in place of those of its loss differences "
+        "FOGZO n=1 is ahead of the STE in 1 of 1 row, behind in 0. At equal cost it is ahead in "
+        "0 of 1 row, behind in 1. With random signs in place of those of its loss differences "
         "FOGZO is behind in 1 of 1 controls."
     ) in text
     *_, gain, at_cost = line(text, "| LLaMA-9m | sign, hardtanh")
