@@ -158,9 +158,8 @@ def check_claimed(results: Path, table: str) -> None:
 
     That is each cell with a value of the paper's, by its metric; in a mini also both sides of each
     quantizer, in train loss and by their metric, probes on a part against the STE, each control and
-    each sweep over the noise. Sweeps
-    over rates choose, and decide nothing. A control without a claim says why in the column `source`
-    of results/paper/<table>.csv.
+    each sweep over the noise. Sweeps over rates choose, and decide nothing. A control without a
+    claim says why in the column `source` of results/paper/<table>.csv.
 
     Raises:
         UserError: in one line, with what it has no claim on.
