@@ -37,14 +37,6 @@ FORMAT = 1
 WEIGHTS, METADATA = "weights.safetensors", "export.json"
 
 
-class StoredWeight(nn.Module):
-    """In place of a quantizer: the weight is already quantized."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight."""
-        return weight
-
-
 @torch.no_grad()
 def export_run(path: str | Path, out: str | Path) -> Path:
     """Write the trained model of a run as integer levels and scales.
@@ -116,7 +108,7 @@ def load_export(path: str | Path) -> nn.Module:
     model = build_network(config, metadata["model_arguments"], torch.device("cpu")).model
     for name, layer in _quantized_layers(model).items():
         levels, scale = tensors.pop(f"{name}.levels"), tensors.pop(f"{name}.scale")
-        layer.weight_quantizer = StoredWeight()
+        layer.weight_quantizer = nn.Identity()  # the weight is already quantized
         tensors[f"{name}.weight"] = (levels.to(scale.dtype) + metadata["offsets"][name]) * scale
     model.load_state_dict(tensors)
     return model.eval()

@@ -5,28 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
 from fogzo_repro import METHOD_VERSION, files
+from fogzo_repro.config.hardware import CellConfig
 from fogzo_repro.sweeps.jobs import FAILURE
+from fogzo_repro.sweeps.tables import Planned
 from fogzo_repro.terminal import stderr
 from fogzo_repro.tracking.records import split_seeds
 
 Run = tuple[str, str, str, str, int]  # table, row, column, scale, seed
 STATES = ("done", "diverged", "running", "interrupted", "failed", "stale", "missing")
-
-
-class Label(Protocol):
-    """Where a cell stands: its labels."""
-
-    @property
-    def table(self) -> str: ...  # noqa: D102
-    @property
-    def row(self) -> str: ...  # noqa: D102
-    @property
-    def column(self) -> str: ...  # noqa: D102
 
 
 def known_runs(
@@ -62,7 +53,7 @@ def count_states(runs: Iterable[Run], known: dict[Run, str]) -> Counter[str]:
     return Counter(known.get(run, "missing") for run in runs)
 
 
-def runs_of(label: Label, scale: str, seeds: Iterable[int]) -> list[Run]:
+def runs_of(label: CellConfig | Planned, scale: str, seeds: Iterable[int]) -> list[Run]:
     """Return the runs of a cell, as `known_runs` names them."""
     return [(label.table, label.row, label.column, scale, seed) for seed in seeds]
 

@@ -11,9 +11,12 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fogzo_repro import files
+
+if TYPE_CHECKING:
+    from fogzo_repro.tracking.wandb import WandbMirror
 
 TIMING = "timing.jsonl"
 BINS = 40  # of a run's history
@@ -22,18 +25,6 @@ DIGITS = 5  # significant, in there; enough for a curve, and records stay small
 History = dict[str, list[float | None]]
 Line = Mapping[str, Any]
 Quantities = Callable[[Line], Mapping[str, float | None]]
-
-
-class Mirror(Protocol):
-    """Whatever else wants the metrics."""
-
-    def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Take lines of metrics.jsonl."""
-        ...
-
-    def finish(self, record: dict[str, Any] | None) -> None:
-        """Take the record of a run that is over; None where the run was stopped."""
-        ...
 
 
 class Journal:
@@ -49,7 +40,7 @@ class Journal:
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self.metrics, self.timing = folder / "metrics.jsonl", folder / TIMING
         self.writes = writes
-        self.mirrors: list[Mirror] = []
+        self.mirrors: list[WandbMirror] = []
         self.seconds_before = 0.0  # wall time of earlier processes of this run
         self.started = time.monotonic()
 
@@ -156,7 +147,7 @@ class Journal:
             yield found
 
     def finish(self, record: dict[str, Any] | None) -> None:
-        """Let the mirrors go; see `Mirror.finish`."""
+        """Let the mirrors go, with the record of a run that is over; None where it was stopped."""
         for mirror in self.mirrors:
             mirror.finish(record)
 
