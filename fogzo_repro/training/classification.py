@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,10 +24,11 @@ EVALUATION_PIXELS = 10_000 * 28 * 28  # a pass takes as many images as have so m
 CPU_IMAGES, SHALLOW = 64, 10**6  # of more parameters, so that a signal does not wait for minutes
 
 
+@dataclass(eq=False)
 class InMemoryImages:
     """Cross-entropy on images in memory; see `tasks.Task` for the parts.
 
-    Args:
+    Attributes:
         dataset: the images, not read yet.
         ranks: the processes that share each batch.
         held_out: training images that are kept out of training and evaluated as `val` in place of
@@ -39,28 +40,21 @@ class InMemoryImages:
 
     unit = "images"
     units_per_example = 1
-    corpus: str | None = None
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        ranks: Ranks = ALONE,
-        *,
-        held_out: int = 0,
-        crop_padding: int | None = None,
-        mixing: Mixing | None = None,
-        drop_last: bool = True,
-    ) -> None:
-        self.dataset = dataset
+    dataset: ImageDataset
+    ranks: Ranks = ALONE
+    held_out: int = 0
+    crop_padding: int | None = None
+    mixing: Mixing | None = None
+    drop_last: bool = True
+
+    def __post_init__(self) -> None:
+        dataset = self.dataset
+        self.corpus: str | None = None
         self.fingerprint = dataset.fingerprint
-        self.ranks = ranks
-        self.held_out = held_out
-        self.crop_padding = crop_padding
-        self.mixing = mixing
-        self.drop_last = drop_last
-        self.examples = dataset.examples - held_out
+        self.examples = dataset.examples - self.held_out
         self.model_arguments = {"image_shape": dataset.shape, "classes": dataset.classes}
-        self.evaluated = "val" if held_out else "test"
+        self.evaluated = "val" if self.held_out else "test"
         self.best_by = (self.evaluated, "top1", True)
         self._images: Images | None = None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,10 +34,11 @@ from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks
 EVALUATION_BATCH = 64  # windows a pass
 
 
+@dataclass(eq=False)
 class Language:
     """Causal language modelling; see `tasks.Task` for the parts.
 
-    Args:
+    Attributes:
         train: training tokens.
         validation: a slice of documents held out of training, or C4's own validation split.
         context: T, tokens a window.
@@ -50,28 +52,18 @@ class Language:
     unit = "tokens"
     best_by = ("val", "perplexity", False)
 
-    def __init__(
-        self,
-        train: TokenStream,
-        validation: TokenStream,
-        *,
-        context: int,
-        interim_windows: int,
-        train_windows: int,
-        fingerprint: str,
-        corpus: str,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        self.train = train
-        self.validation = validation
-        self.context = context
-        self.interim_windows = interim_windows
-        self.train_windows = train_windows
-        self.fingerprint = fingerprint
-        self.corpus: str | None = corpus
-        self.ranks = ranks
+    train: TokenStream
+    validation: TokenStream
+    context: int
+    interim_windows: int
+    train_windows: int
+    fingerprint: str
+    corpus: str | None
+    ranks: Ranks = ALONE
+
+    def __post_init__(self) -> None:
         self.model_arguments: dict[str, Any] = {}
-        self.units_per_example = context
+        self.units_per_example = self.context
         self.device = torch.device("cpu")
         self.examples = self.batches(1).windows
 

@@ -105,10 +105,11 @@ class Timetable:
     folder: Path
 
 
+@dataclass(eq=False)
 class Training:
     """One run from its last checkpoint to its end.
 
-    Args:
+    Attributes:
         timetable: how long, how often, where.
         step: the step, with the model and all that is trained.
         take: takes a step: `step` itself or its captured form.
@@ -117,25 +118,18 @@ class Training:
         journal: metrics.jsonl and timing.jsonl.
     """
 
-    def __init__(
-        self,
-        timetable: Timetable,
-        step: TrainStep,
-        take: Callable[[Any, bool], Tensor],
-        data: Data,
-        evaluate: Callable[[bool], Mapping[str, dict[str, float]]],
-        journal: Journal,
-    ) -> None:
-        self.timetable = timetable
-        self.step = step
-        self.take = take
-        self.data = data
-        self.evaluate = evaluate
-        self.journal = journal
+    timetable: Timetable
+    step: TrainStep
+    take: Callable[[Any, bool], Tensor]
+    data: Data
+    evaluate: Callable[[bool], Mapping[str, dict[str, float]]]
+    journal: Journal
+
+    def __post_init__(self) -> None:
+        step, total = self.step, self.timetable.total_steps
         self.model: nn.Module = step.model
         self.ranks = step.ranks
         self.done = 0
-        total = timetable.total_steps
         probed = (t for t in range(total) if step.pairs and step.is_the_estimators(t, total))
         self.first_probed = next(probed, None)
         self.buffer = torch.zeros(FLUSH_STEPS, len(ROW), device=step.device)
