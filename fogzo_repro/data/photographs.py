@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -43,6 +42,7 @@ class Sample(NamedTuple):
     seed: int
 
 
+@dataclass(eq=False)
 class Photographs(Dataset):
     """Images as tensors; an unreadable one is reported, or replaced by its neighbour.
 
@@ -53,17 +53,10 @@ class Photographs(Dataset):
         halved: leave the second half of a training view to the device.
     """
 
-    def __init__(
-        self,
-        files: Files | DecodedFiles,
-        view: Callable[[np.ndarray], Tensor],
-        skip_bad: bool,
-        halved: bool = False,
-    ) -> None:
-        self.files = files
-        self.view: Any = view
-        self.skip_bad = skip_bad
-        self.halved = halved
+    files: Files | DecodedFiles
+    view: Any
+    skip_bad: bool
+    halved: bool = False
 
     def __getitem__(self, sample: Sample) -> tuple[Tensor | Part | None, int, list[str]]:
         """Return the image, its label, and what was wrong; no image where it is an error."""
