@@ -305,10 +305,7 @@ def blamed(error: UserError, words: Sequence[str], typed: Sequence[str]) -> User
 def with_place(error: UserError, words: Sequence[str], typed: Sequence[str]) -> UserError:
     """Say of an error that names a setting, if it is the cell's, in which table that stands.
 
-    Args:
-        error: of a run that could be composed.
-        words: of the run.
-        typed: the words of the command line.
+    The run, of these words, could be composed; `typed` are those of the command line.
     """
     entry, key = _named_entry(words), re.match(r"\w+\.[\w.]+", str(error))
     if entry and key and key[0] in {*entry.settings, *entry.over} - {*map(setting_of, typed)}:

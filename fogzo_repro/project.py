@@ -22,12 +22,7 @@ def working_folder() -> Path:
 
 
 def shipped(results: Path, name: str) -> Path:
-    """Return a folder of results that the suite brings along where `results` has none of its own.
-
-    Args:
-        results: a folder of results.
-        name: `paper` or `records/bench`.
-    """
+    """Return a folder, `paper` or `records/bench`, of results or, without one, of the suite's."""
     own = results / name
     return own if own.is_dir() else TOP / "results" / name
 

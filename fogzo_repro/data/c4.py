@@ -104,10 +104,7 @@ def open_split(corpus: Corpus, split: str, vocabulary: int) -> TokenStream:
 def enough_documents(documents: int, tokens: int, context: int) -> int:
     """Return how many documents make LEAST_WINDOWS windows of T inputs and T targets.
 
-    Args:
-        documents: of which the mean length is taken.
-        tokens: in them.
-        context: T.
+    Their mean length is that of so many documents with so many tokens; `context` is T.
 
     >>> enough_documents(10, 5120, 512)
     65

@@ -100,11 +100,7 @@ class DecodedFiles:
 
 
 def open_decoded(wanted: Files, side: int) -> DecodedFiles:
-    """Return the training images of a run from the decoded tree beside them.
-
-    Args:
-        wanted: the images, as files.
-        side: which decoded tree.
+    """Return the training images of a run from the decoded tree of that side beside their files.
 
     Raises:
         UserError: where it is not there, is of other images, or a file of it is damaged.
@@ -140,11 +136,7 @@ def open_decoded(wanted: Files, side: int) -> DecodedFiles:
 
 
 def read_manifest(folder: Path, remedy: str) -> dict[str, Any]:
-    """Read how a tree was made.
-
-    Args:
-        folder: the decoded tree.
-        remedy: the command that writes or mends it.
+    """Read how a decoded tree was made; `remedy` is the command that writes or mends it.
 
     Raises:
         UserError: where there is no manifest of this version.

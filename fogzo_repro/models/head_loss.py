@@ -36,13 +36,7 @@ def _looked_up(device: torch.device) -> bool:
 
 
 def takes_kernel(width: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether a pass without gradients takes the kernel.
-
-    Args:
-        width: D.
-        dtype: of the products.
-        device: where they are.
-    """
+    """Return whether a pass without gradients takes the kernel, by width D and products' type."""
     return dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and has_kernel(device)
 
 

@@ -142,10 +142,7 @@ def _without_spread(better: Mapping[int, float], worse: Mapping[int, float], pai
 def visible_difference(error: float, df: float, level: float = LEVEL) -> float:
     """Return the difference that a two-sided t test finds with a probability of `POWER`.
 
-    Args:
-        error: standard error of the difference.
-        df: degrees of freedom.
-        level: of the test.
+    `error` is the standard error of the difference, `df` its degrees of freedom.
 
     >>> round(visible_difference(1 / 34**0.5, 33), 2)  # 34 pairs see half a standard deviation
     0.5

@@ -71,11 +71,9 @@ def smoke_config(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def try_cells(cells: Sequence[Cell], folder: Path) -> Iterator[Tried]:
-    """Run each cell with its first seed, one after another; nothing stops the rest.
+    """Run cells composed at scale=smoke, with their first seeds; nothing stops the rest.
 
-    Args:
-        cells: composed at scale=smoke.
-        folder: for their runs and the invented corpus.
+    The folder gets their runs and the invented corpus.
     """
     if not (folder / "data" / "c4").is_dir():
         write_invented_corpus(folder / "data")

@@ -28,14 +28,7 @@ MODEL = "model/"  # before the names of the network's tensors
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: dict[str, Any]
 ) -> None:
-    """Write a checkpoint, then delete all but the last two.
-
-    Args:
-        folder: the run folder.
-        step: optimizer steps taken.
-        tensors: by name.
-        state: anything JSON holds.
-    """
+    """Write tensors and a state that JSON holds into the run folder; keep the last two steps'."""
     content = pack_tensors(tensors)
     head = {"step": step, "state": state, "sha256": hashlib.sha256(content).hexdigest()}
     head["checksum"] = _checksum(head)

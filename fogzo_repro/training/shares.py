@@ -19,13 +19,7 @@ from fogzo_repro.training.ranks import Ranks
 
 
 def check_batch(config: RunConfig, batches: Any, examples: int, ranks: Ranks) -> None:
-    """Check that batches can be formed and shared out.
-
-    Args:
-        config: of the run.
-        batches: of the task, by `batches`.
-        examples: training examples.
-        ranks: the processes that share each batch.
+    """Check that batches can be formed of the training examples and shared out to the ranks.
 
     Raises:
         UserError: where they cannot.
@@ -54,12 +48,7 @@ def check_normalised(
 ) -> None:
     """Check that no BatchNorm gets a single value of each channel, which has no variance.
 
-    Args:
-        config: of the run.
-        model: the network, on its device.
-        batches: of the task.
-        image_shape: (C, H, W).
-        ranks: the processes that share each batch.
+    The model is on its device, images are (C, H, W), and the ranks share each batch.
 
     Raises:
         UserError: where a pass or a probe has one image and a layer one place of it.

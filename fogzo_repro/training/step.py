@@ -132,12 +132,7 @@ class TrainStep:
         return self.is_the_estimators(step, total_steps)
 
     def __call__(self, batch: Any, probing: bool) -> Tensor:
-        """Take one step; return its row, see `training.row`.
-
-        Args:
-            batch: of the step.
-            probing: whether the estimator is called at it.
-        """
+        """Take one step, the estimator's where it is probed; return its row, see `training.row`."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.passes.straight_through(batch, lambda part: self.scaler.scale(part).backward())
         loss = self.ranks.average(loss)

@@ -16,10 +16,7 @@ from scripts.bench.clock import Clock
 
 NETWORKS = {
     "vision": {
-        "resnet18": ["model=resnet18"],
-        "resnet50": ["model=resnet50"],
-        "deit_tiny": ["model=deit_tiny"],
-        "deit_small": ["model=deit_small"],
+        name: [f"model={name}"] for name in ("resnet18", "resnet50", "deit_tiny", "deit_small")
     },
     "language": {
         "llama_30m": ["model=llama_30m"],

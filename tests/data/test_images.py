@@ -16,12 +16,9 @@ from fogzo_repro.data.images import (
 )
 from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.training.classification import InMemoryImages
+from tests.random_directions import stream
 
 COUNT, SHAPE, PADDING = 40, (3, 6, 5), 2
-
-
-def stream(epoch: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(epoch)
 
 
 def data(count: int = COUNT) -> Batch:

@@ -36,12 +36,14 @@ from fogzo_repro.data.photographs import (
     Sample,
     all_batches,
 )
+from tests.random_directions import stream
 
 IMAGENET = 1_281_167
 DEIT: Any = SimpleNamespace(
     augmentation="timm", interpolation="bicubic", test_resize=256, color_jitter=0.3,
     rand_augment="rand-m9-mstd0.5-inc1", erase_probability=0.25,
 )  # fmt: skip
+
 RESNET: Any = SimpleNamespace(augmentation="torchvision", interpolation="bilinear", test_resize=256)
 
 MIXING = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, smoothing=0.1)
@@ -53,10 +55,6 @@ def order(**more: Any) -> EpochOrder:
         "world_size": 1,
     }  # fmt: skip
     return EpochOrder(**{**values, **more})
-
-
-def stream(seed: int = 5) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 # --- the order of an epoch -----------------------------------------------------------------------

@@ -16,10 +16,7 @@ from fogzo_repro.estimators.directions import random_signs
 from fogzo_repro.estimators.fogzo import Fogzo, square_roots
 from fogzo_repro.estimators.fused import safe_norm, unit_of
 from fogzo_repro.estimators.protocol import ProbeLosses
-
-
-def stream(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.random_directions import stream
 
 
 def gradients(weights: Sequence[QuantizedWeight]) -> list[Tensor]:

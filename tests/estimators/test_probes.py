@@ -20,12 +20,9 @@ from fogzo_repro.estimators import (
 )
 from fogzo_repro.estimators.protocol import ProbeLosses
 from fogzo_repro.quantization.functional import sign_levels
+from tests.random_directions import stream
 
 LAW = smoothing_law("sign", "hardtanh")
-
-
-def stream(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def bits(weights: Sequence[QuantizedWeight]) -> list[Tensor]:

@@ -28,6 +28,7 @@ from fogzo_repro.estimators.quality import (
     smoothed_gradient,
     ste_quality,
 )
+from tests.random_directions import stream
 
 KURTOSIS = 9 / 5  # E[u^4] of the uniform law with unit variance
 
@@ -74,10 +75,6 @@ class Linear:
 def z_score(values: list[float], truth: float) -> float:
     x = torch.tensor(values, dtype=torch.float64)
     return ((x.mean() - truth) / (x.std() / math.sqrt(len(x)))).item()
-
-
-def stream(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def repeat(measure: Callable[[int], float], times: int = 60) -> list[float]:
