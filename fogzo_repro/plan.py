@@ -225,12 +225,7 @@ def build_step(
 ) -> TrainStep:
     """Build the step of this process; compile the network, in place, where the machine does.
 
-    Args:
-        config: of the run.
-        machine: what it computes on.
-        network: on that machine's device.
-        loss: (model, batch) -> 0-dim loss in float32.
-        batched_probes: batch -> probes, in place of the sequential ones.
+    The loss takes model and batch; `batched_probes` stand in place of the sequential ones.
     """
     compile_fused(machine.compile)
     if machine.compile:

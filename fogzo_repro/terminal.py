@@ -112,9 +112,7 @@ def text_or_path(text: str) -> str:
 def command_parser(documentation: str | None, name: str | None = None) -> argparse.ArgumentParser:
     """Return a parser whose --help shows a command's whole documentation, examples included.
 
-    Args:
-        documentation: of the module.
-        name: of the command, where it is not the file's.
+    It is that of the command's module; the name is given where it is not the file's.
     """
     parser = argparse.ArgumentParser(name, description=documentation, formatter_class=_Help)
     parser.register("type", Path, path_argument)  # what `type=Path` stands for

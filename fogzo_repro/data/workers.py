@@ -32,10 +32,8 @@ def outlive_signals() -> None:
 def end_with(parent: int) -> None:
     """End this process soon after its parent, however that ends.
 
-    Nothing may be left to write into a folder beside the next attempt.
-
-    Args:
-        parent: its process id, from before this process was started.
+    Nothing may be left to write into a folder beside the next attempt. The parent's process id is
+    from before this process was started.
     """
 
     def watch() -> None:

@@ -157,11 +157,7 @@ def tuned_row(row: str, rules: Rules) -> str:
 def chosen_place(own: TableResults, row: str, columns: Sequence[str], rules: Rules) -> Place | None:
     """Return which cell of an added row is ranked, None where its tuning is not complete.
 
-    Args:
-        own: the records of the added table.
-        row: its label.
-        columns: the labels of its cells; one alone needs no choice.
-        rules: of the ranking.
+    The columns are the labels of its cells; one alone needs no choice.
     """
     if len(columns) == 1:
         return row, columns[0]
@@ -179,14 +175,7 @@ def rank(
     rows: Mapping[str, Sequence[str]],
     seeds: Mapping[str, Sequence[int]],
 ) -> Ranking:
-    """Rank the rows of a table of added parts.
-
-    Args:
-        results: the folder with records/.
-        table: its name.
-        rules: from `read_rules`.
-        rows: labels of the rows, with those of their columns.
-        seeds: the evaluation seeds of each row.
+    """Rank the rows of a table of added parts, given with their columns and evaluation seeds.
 
     Raises:
         UserError: where both tables have a row of the same name.

@@ -125,11 +125,7 @@ class HangWatch:
         self.has_begun = False
 
     def look(self, now: float) -> str | None:
-        """Return why the run counts as hanging, or None.
-
-        Args:
-            now: seconds, of any clock that only goes forwards.
-        """
+        """Return why the run counts as hanging `now`, in seconds that only go forwards, or None."""
         size = self._size()
         if size > self.size:  # a resumed run first cuts the file, which is no sign of life
             self.changed, self.has_begun = now, True

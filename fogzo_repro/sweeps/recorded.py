@@ -64,13 +64,7 @@ def recorded_seconds(records: Path) -> dict[str, Seconds]:
 
 
 def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, Took]) -> Hours | None:
-    """Return how long a run of so many steps takes; None where no record is near.
-
-    Args:
-        config: the run.
-        steps: that it takes.
-        seconds: of a step on a card, see `recorded_seconds`.
-    """
+    """Return how long so many steps of a run take on a card; None where no record is near."""
     wanted = _kind(asdict(config), group_key(config) is not None)
     if wanted in seconds:
         took = seconds[wanted]

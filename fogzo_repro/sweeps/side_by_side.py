@@ -206,13 +206,7 @@ def _columns(
 ) -> dict[str, torch.Tensor]:
     """Train lanes; return what records say of each, (S, C) on the CPU.
 
-    Args:
-        configs: of the cells.
-        seeds: of each.
-        images: on the device.
-        machine: what it is.
-        before: steps of the group's earlier parts.
-        tick: is told how many steps of the group are done.
+    `before` are the steps of the group's earlier parts, `tick` is told how many of all are done.
     """
     hardware, model = configs[0].hardware, configs[0].model
     compiles = machine.device.type == "cuda" and hardware.compile is not False

@@ -82,12 +82,5 @@ SCHEDULES: dict[str, Callable[[Any, Position], float]] = {
 
 
 def learning_rate(recipe: Any, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of a step.
-
-    Args:
-        recipe: the `recipe` section.
-        step: t, from 0.
-        total_steps: T.
-        steps_per_epoch: decides the epoch for schedules that change once an epoch.
-    """
+    """Return the learning rate at step t of T, t from 0; some schedules change once an epoch."""
     return SCHEDULES[recipe.schedule](recipe, Position(step, total_steps, steps_per_epoch))

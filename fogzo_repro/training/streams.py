@@ -109,12 +109,7 @@ def computed(
 ) -> list[Tensor]:
     """Return for each size a tensor (S, size), as a generator fills one after another on a GPU.
 
-    Args:
-        seeds: (S,) int64.
-        sizes: of the tensors.
-        made_of: makes the numbers of the words.
-        most_blocks: that the card holds at once.
-        function: `numbers`, or its compiled form.
+    `function` is `numbers` or its compiled form; the card holds `most_blocks` at once.
     """
     rounds, drawn = 0, []
     for size in sizes:

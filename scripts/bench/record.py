@@ -33,13 +33,7 @@ def check_gpu(toy: bool) -> None:
 
 
 def head(bench: str, contender: str, card: str) -> dict[str, Any]:
-    """Return the first lines of a record.
-
-    Args:
-        bench: its name.
-        contender: what the figures are compared with, in words.
-        card: or processor.
-    """
+    """Return the first lines of a bench's record: its card or processor, its contender in words."""
     from fogzo_repro.tracking.environment import command_line, git_state, versions
 
     return {
