@@ -28,7 +28,6 @@ class LaneCell:
     Attributes:
         config: of all its runs.
         seeds: to train.
-        over: how many of its runs have a record.
         result: what determines the result, without the seed.
         total_steps: of each run.
         perturbed: weights that directions move.
@@ -36,7 +35,6 @@ class LaneCell:
 
     config: RunConfig
     seeds: tuple[int, ...]
-    over: int
     result: Mapping[str, Any]
     total_steps: int
     perturbed: int
@@ -105,10 +103,9 @@ def plan_lanes(cells: Iterable[Cell], records: Path) -> list[LaneCell]:
                 if (folder / f"{single}.json").is_file():
                     known.add(seed)
         missing = tuple(seed for seed in cell.seeds if seed not in known)
-        over = len(cell.seeds) - len(missing)
         steps, perturbed = plan.total_steps, plan.network.perturbed
         config = replace(plan.config, seed=cell.config.seed)  # with rho turned into noise
-        planned.append(LaneCell(config, missing, over, result, steps, perturbed))
+        planned.append(LaneCell(config, missing, result, steps, perturbed))
     return planned
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -22,14 +21,6 @@ from fogzo_repro.tracking.progress import clock
 
 LINE_SECONDS = 15.0  # without a terminal: a line at most this often, unless told otherwise
 TAIL_BYTES = 200  # enough for the last line of timing.jsonl
-
-
-@dataclass(frozen=True)
-class Running:
-    """A job that runs, and the seconds since it was started."""
-
-    job: Job
-    seconds: float
 
 
 class Overview:
@@ -65,7 +56,7 @@ class Overview:
     ) -> None:
         self.live.stop()
 
-    def show(self, done: int, running: Sequence[Running], waiting: int, failed: int) -> None:
+    def show(self, done: int, running: Sequence[Job], waiting: int, failed: int) -> None:
         """Show the state; `done` counts the jobs that ended since the queue was started."""
         now = time.monotonic()
         line = self.line(done, len(running), waiting, failed, now - self.started)
@@ -89,25 +80,25 @@ class Overview:
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _table(running: Sequence[Running]) -> Table:
+def _table(running: Sequence[Job]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("running", "step", "eta"):
         table.add_column(title)
-    for entry in running:
-        cell = entry.job.config.cell
-        name = f"{cell.row} | {cell.column}, seed {entry.job.config.seed}"
-        step, eta = progress_of(entry)
-        table.add_row(name, f"{step}/{entry.job.total_steps}", eta)
+    for job in running:
+        cell = job.config.cell
+        name = f"{cell.row} | {cell.column}, seed {job.config.seed}"
+        step, eta = progress_of(job)
+        table.add_row(name, f"{step}/{job.total_steps}", eta)
     return table
 
 
-def progress_of(entry: Running) -> tuple[int, str]:
+def progress_of(job: Job) -> tuple[int, str]:
     """Return the step that a run has reached and its ETA, read from its timing.jsonl."""
     try:
-        with open(entry.job.folder / "timing.jsonl", "rb") as file:
+        with open(job.folder / "timing.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
             last = files.parse_json(file.read().splitlines()[-1])
     except (OSError, ValueError, IndexError, TypeError):  # not there yet, or a line half written
         return 0, "starting"
-    left = (entry.job.total_steps - last["step"]) * last["seconds"] / last["step"]
+    left = (job.total_steps - last["step"]) * last["seconds"] / last["step"]
     return last["step"], clock(left)

@@ -36,7 +36,7 @@ from typing import Any
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.config.parts import said_with_place
 from fogzo_repro.sweeps.jobs import Job
-from fogzo_repro.sweeps.overview import Overview, Running
+from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.terminal import outlive_terminal
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.training.preemption import StopRequest, hurry
@@ -198,14 +198,12 @@ class _Worker:
     process: SpawnProcess
     connection: Connection
     job: Job | None = None
-    started: float = 0.0
     watch: HangWatch | None = None
     hangs: str | None = None  # why its process was killed
 
     def give(self, job: Job) -> None:
         """Hand over a job; that a process has died meanwhile shows when its answer is taken."""
-        self.job, self.started = job, time.monotonic()
-        self.watch = HangWatch(job.folder, self.started)
+        self.job, self.watch = job, HangWatch(job.folder, time.monotonic())
         job.forget_failure()
         with contextlib.suppress(BrokenPipeError):
             self.connection.send(job.config)
@@ -269,7 +267,7 @@ def run_queue(
                     if waiting and crew[place].job is None:
                         crew[place].give(waiting.pop(0))
                 now = time.monotonic()
-                running = [Running(w.job, now - w.started) for w in crew.values() if w.job]
+                running = [w.job for w in crew.values() if w.job]
                 done = len(outcome.finished) + len(outcome.diverged)
                 overview.show(done, running, len(waiting), len(outcome.failed))
                 for worker in crew.values():

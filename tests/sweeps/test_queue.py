@@ -17,7 +17,7 @@ import pytest
 from fogzo_repro.config import RunConfig
 from fogzo_repro.sweeps import queue
 from fogzo_repro.sweeps.jobs import Cell, Job, collect, missing_jobs, plan_jobs
-from fogzo_repro.sweeps.overview import Overview, Running, progress_of
+from fogzo_repro.sweeps.overview import Overview, progress_of
 from fogzo_repro.sweeps.queue import Ending, Outcome, run_job, run_queue
 from fogzo_repro.sweeps.status import known_runs
 from fogzo_repro.tracking.records import read_record
@@ -219,4 +219,4 @@ def test_a_miniature_table_with_a_crash_is_completed_by_a_second_queue(
     filed = sorted((records / "miniature").glob("*.json"))
     assert [path.stem for path in filed] == sorted(job.run_id for job in jobs)
     assert {read_record(path)["row"] for path in filed} == {"STE"}
-    assert progress_of(Running(jobs[0], 1.0)) == (5, "0:00")
+    assert progress_of(jobs[0]) == (5, "0:00")

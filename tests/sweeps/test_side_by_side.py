@@ -150,7 +150,7 @@ def test_a_group_leaves_a_record_a_cell_and_is_then_over(make_config: Make, tmp_
     assert groups(plan_lanes(cells, tmp_path)) == []
     more = [Cell(config, (0, 5, 6)) for config in configs]
     outcome, planned = train(more, tmp_path)
-    assert [(cell.seeds, cell.over) for cell in planned] == [((6,), 2)] * 2
+    assert [cell.seeds for cell in planned] == [(6,)] * 2
     assert len(losses(tmp_path)) == 6 and len(outcome.finished) == 2
 
 
@@ -162,7 +162,7 @@ def test_a_seed_with_a_record_of_its_own_is_not_trained_again(
     (tmp_path / "miniature").mkdir()
     (tmp_path / "miniature" / f"{record['run_id']}.json").write_text(json.dumps(record))
     (planned,) = plan_lanes([Cell(config, (0, 1))], tmp_path)
-    assert (planned.seeds, planned.over) == ((1,), 1)
+    assert planned.seeds == (1,)
     (forced,) = plan_lanes([Cell(replace(config, force=True), (0, 1))], tmp_path)
     assert forced.seeds == (0, 1)
 
