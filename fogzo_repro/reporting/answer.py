@@ -66,7 +66,7 @@ def answer(results: Path, found: Sequence[TableResults]) -> str:
     lines = [_shallow(tables[SHALLOW], judged[SHALLOW], grid) for grid in GRIDS]
     lines += [line for name in (*MINIS, *FINETUNED) for line in _mini(tables[name], judged[name])]
     sentences = [
-        _of_readings(results, tables[SHALLOW], judged[SHALLOW]),
+        _of_readings(results, judged[SHALLOW]),
         _of_minis(tables, judged),
         _of_the_paper([t for t in found if scale_of(t.table) == "full" and t.table != SHALLOW]),
     ]
@@ -88,7 +88,7 @@ def _not_run(lines: Sequence[Compared]) -> str:
     return f" Nothing was run yet of {said}." if said else ""
 
 
-def _of_readings(results: Path, shallow: TableResults, judged: Sequence[Judged]) -> str:
+def _of_readings(results: Path, judged: Sequence[Judged]) -> str:
     _, tried = read_readings(results)
     best = picked(tried)
     if best is None:

@@ -4,10 +4,11 @@ import os
 import subprocess
 
 import pytest
+from conftest import ROOT
 from tracking.test_records import single
 
 from fogzo_repro.tracking import environment
-from fogzo_repro.tracking.environment import git_state, why_refused
+from fogzo_repro.tracking.environment import command_line, git_state, why_refused
 from fogzo_repro.tracking.records import make_good, write_record
 
 
@@ -109,3 +110,26 @@ def test_a_record_is_good_once_the_very_files_are_committed(project, tmp_path, c
     assert record["dirty"] is not good and ("tree" in record) is not good
     assert (record["commit"] == git(project, "rev-parse", "HEAD")) is good
     assert make_good(path) == record
+
+
+LAUNCHERS = {
+    "python": {},
+    "torchrun --nproc-per-node=4": {"LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1"},
+    "torchrun --nnodes=2 --nproc-per-node=8": {"LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "2"},
+}
+STARTED = {
+    "fogzo_repro/__main__.py": "-m fogzo_repro",
+    "scripts/bench/cards.py": "-m scripts.bench.cards",
+    "scripts/run_cells.py": "scripts/run_cells.py",
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("name", STARTED)
+def test_command_is_what_was_typed(monkeypatch, launcher, name):
+    for variable in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in LAUNCHERS[launcher].items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("sys.argv", [str(ROOT / name), "seed=1", "output_root=my runs"])
+    assert command_line() == f"{launcher} {STARTED[name]} seed=1 'output_root=my runs'"
