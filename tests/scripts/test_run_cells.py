@@ -87,12 +87,6 @@ def test_every_cell_is_what_its_label_says(cells: dict[tuple[str, str], Cell]) -
             assert (config.quantizer.clip_gradient, config.quantizer.scale_factor) == (False, 1.0)
 
 
-def test_other_seeds_replace_the_evaluation_seeds_and_leave_the_tuning_seeds() -> None:
-    found = run_cells.table_cells(f"{TABLE}/ste", ["recipe.max_steps=3"], seeds=(20, 21))
-    assert {cell.seeds for cell in found} == {(20, 21, *TUNING_SEEDS)}
-    assert {cell.config.recipe.max_steps for cell in found} == {3}
-
-
 def test_a_pattern_takes_a_part_of_a_table() -> None:
     found = run_cells.table_cells("table4/lsq-[!f]*", [])
     assert [cell.config.cell.column for cell in found] == ["LSQ-STE, 3.522B tokens"]
