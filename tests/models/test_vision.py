@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from fogzo_repro.models import deit, resnet
+from fogzo_repro.models.drop_path import DropPath, share_drop_path
 
 PHOTO = (3, 224, 224)
 Build = Callable[[tuple[int, int, int], int], torch.nn.Module]
@@ -112,3 +114,21 @@ def test_the_stem_and_not_the_images_decide_how_many_pixels_are_left(stem: str, 
 def test_patches_that_do_not_make_up_the_image_are_refused() -> None:
     with pytest.raises(ValueError, match=r"model.patch_size=16 does not divide the 28 px"):
         build_deit(3)((1, 28, 28), 10)
+
+
+def test_evaluation_is_the_identity_and_training_without_a_draw_is_refused():
+    layer = DropPath(0.5)
+    x = torch.randn(4, 2)
+    assert torch.equal(layer.eval()(x), x)
+    with pytest.raises(RuntimeError, match="draw the masks"):
+        layer.train()(x)
+
+
+def test_every_drop_path_of_a_timm_network_is_replaced():
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
+    model = VisionTransformer(**sizes, num_classes=3, drop_path_rate=0.1)
+    share_drop_path(model)
+    kinds = {type(m) for m in model.modules() if type(m).__name__ == "DropPath"}
+    assert kinds == {DropPath}
+    rates = [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx([0, 0, 0.05, 0.05, 0.1, 0.1])
