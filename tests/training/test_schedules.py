@@ -1,4 +1,4 @@
-"""Learning rates equal the check values of RECIPES A, B.2 and C.3; what goes with them for LLaMA."""
+"""Learning rates equal the check values of RECIPES A, B.2 and C.3; what LLaMA has beside them."""
 
 from __future__ import annotations
 
