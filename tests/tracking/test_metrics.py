@@ -1,13 +1,23 @@
-"""What a run writes as it goes, and what is taken for whole after an interruption."""
+"""What a run writes as it goes, what is taken for whole after an interruption, and its course.
+
+The course, metrics.jsonl averaged over equal bins, is held against closed forms.
+"""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fogzo_repro.tracking.metrics import Journal
+from fogzo_repro.tracking.metrics import BINS, Journal, binned_history, stream_metrics
+from fogzo_repro.tracking.records import read_record
+from fogzo_repro.training.row import course
+from tests.short_runs import train
+
+binned = partial(binned_history, quantities=course)
 
 
 def journal(folder: Path, steps: int = 3) -> Journal:
@@ -110,3 +120,90 @@ def test_the_mean_loss_is_that_of_the_examples_of_the_steps_alone(tmp_path: Path
     assert found.mean_loss(1, lambda steps: 8 * steps) == 2.5
     assert found.mean_loss(1, seen.__getitem__) == pytest.approx((8 * 2.0 + 2 * 3.0) / 10)
     assert Journal(tmp_path / "nothing").mean_loss(0, seen.__getitem__) is None
+
+
+def line(step: int, **changes: Any) -> dict[str, Any]:
+    """A step of FOGZO whose loss is its number and whose c is a tenth of it, with both signs."""
+    probed = {"coefficient": 0.1 * step * (-1) ** step, "flips": 3.0, "guide_norm": 0.5}
+    return (
+        {"step": step, "loss": float(step), "noise": 1e-3 * step, "skipped": 0.0} | probed | changes
+    )
+
+
+def test_a_bin_holds_the_mean_of_its_steps() -> None:
+    # bins of 3: the mean of 3k+1, 3k+2, 3k+3 is 3k+2
+    history = binned([line(t) for t in range(1, 121)], 120)
+    middle = [3 * k + 2 for k in range(BINS)]
+    assert history["step"] == history["loss"] == middle
+    assert history["noise"] == pytest.approx([1e-3 * m for m in middle], rel=1e-4)
+    assert history["c_over_g"] == pytest.approx([0.2 * m for m in middle], rel=1e-4)
+
+
+def test_bins_are_equal_to_one_step_and_cover_every_step() -> None:
+    history = binned([line(t, loss=1.0) for t in range(1, 1171)], 1170, bins=40)
+    sizes = [1170 * (k + 1) // 40 - 1170 * k // 40 for k in range(40)]
+    assert len(history["step"]) == 40 and set(sizes) == {29, 30}
+    assert history["loss"] == [1.0] * 40
+
+
+def test_a_run_shorter_than_the_bins_keeps_every_step() -> None:
+    history = binned([line(t) for t in range(1, 6)], 5)
+    assert history["step"] == [1, 2, 3, 4, 5]
+
+
+def test_evaluations_are_left_out() -> None:
+    lines = [line(1), {"step": 1, "split": "test", "loss": 99.0}]
+    assert binned(lines, 1)["loss"] == [1.0]
+
+
+def test_steps_before_the_probes_count_for_the_loss_alone() -> None:
+    before = {"coefficient": 0.0, "flips": 0.0, "guide_norm": 0.0}
+    lines = [line(t, **before) for t in (1, 2)] + [line(t) for t in (3, 4)]
+    history = binned(lines, 4, bins=2)
+    assert history["c_over_g"] == [None, pytest.approx(0.7)]
+    assert history["loss"] == [1.5, 3.5]
+
+
+def test_the_ste_has_no_c_and_no_flips() -> None:
+    lines = [line(t, coefficient=0.0, flips=0.0, guide_norm=0.0) for t in (1, 2)]
+    for entry in lines:
+        del entry["noise"]
+    assert set(binned(lines, 2)) == {"step", "loss", "skipped"}
+
+
+def test_what_was_not_finite_is_left_out_of_the_mean() -> None:
+    lines = [line(1), line(2, loss=None, coefficient=None), line(3), line(4)]
+    history = binned(lines, 4, bins=2)
+    assert history["loss"] == [1.0, 3.5]
+    assert history["c_over_g"] == pytest.approx([0.2, 0.7])
+
+
+def test_skipped_is_the_share_of_skipped_steps() -> None:
+    lines = [line(t, skipped=float(t == 1)) for t in range(1, 5)]
+    assert binned(lines, 4, bins=1)["skipped"] == [0.25]
+
+
+def test_lines_are_read_as_a_stream() -> None:
+    assert binned((line(t) for t in range(1, 4)), 3)["step"] == [1, 2, 3]
+
+
+def test_a_torn_last_line_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
+    assert list(stream_metrics(tmp_path / "metrics.jsonl")) == [{"step": 1}]
+
+
+def test_the_record_of_a_run_has_its_history(tmp_path: Path) -> None:
+    run = train(tmp_path, "estimator.noise=0.001")
+    history = read_record(run / "record.json")["history"]
+    lines = [entry for entry in stream_metrics(run / "metrics.jsonl") if "split" not in entry]
+    assert history["step"] == list(range(1, 11))
+    assert history["loss"] == pytest.approx([entry["loss"] for entry in lines], rel=1e-4)
+    assert history["noise"] == [0.001] * 10 and all(c > 0 for c in history["c_over_g"])
+
+
+def test_a_record_without_a_history_is_still_a_record(tmp_path: Path) -> None:
+    path = train(tmp_path) / "record.json"
+    record = read_record(path)
+    del record["history"]
+    path.write_text(json.dumps(record))
+    assert read_record(path) == record
