@@ -203,7 +203,7 @@ def label_of(overrides: Sequence[str], words: Sequence[str]) -> str:
     return " ".join(w for w, key in keys if key not in same and key.split(".")[0] not in silent)
 
 
-@own_files_named()
+@own_files_named
 def run_one(config: RunConfig, label: str, seeds: Sequence[int]) -> int:
     """Run, or describe, what is configured; return the exit status.
 

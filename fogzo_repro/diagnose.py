@@ -283,7 +283,7 @@ def diagnose(
     return rows
 
 
-@own_files_named()
+@own_files_named
 def main() -> None:
     """Diagnose a run: print the table, write diagnose.csv and diagnose.png."""
     parser = command_parser(__doc__, "fogzo_repro.diagnose")

@@ -50,7 +50,7 @@ def read_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-@own_files_named()
+@own_files_named
 def main() -> None:
     """Evaluate a run and print its metrics."""
     parser = command_parser(__doc__, "fogzo_repro.evaluate")

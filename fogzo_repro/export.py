@@ -139,7 +139,7 @@ def _integers(name: str, quantizer: Any, weight: Tensor) -> tuple[Tensor, Tensor
     return integers, scale, offset
 
 
-@own_files_named()
+@own_files_named
 def main() -> None:
     """Export a run and print what it takes."""
     parser = command_parser(__doc__, "fogzo_repro.export")

@@ -58,7 +58,7 @@ INTERRUPTED_STATUS = 75
 
 
 @one_line_errors
-@own_files_named()
+@own_files_named
 def main() -> int:
     """Run what the command line says; return the exit status."""
     started = time.monotonic()

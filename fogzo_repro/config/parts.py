@@ -24,18 +24,20 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, make_dataclass
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, finite, require
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS, PACKAGE
 from fogzo_repro.terminal import UserError, first_line, path_of, stderr
 
+P = ParamSpec("P")
+R = TypeVar("R")
 FOLDERS = {  # section: where in the package its Python files are
     "model": "models",
     "dataset": "data",
@@ -395,20 +397,26 @@ class PartFailed(UserError):
         super().tell()
 
 
-@contextlib.contextmanager
-def own_files_named() -> Iterator[None]:
-    """Name a user's file in what it raises while it is used; also a function's decorator.
+def own_files_named(work: Callable[P, R]) -> Callable[P, R]:
+    """Have a function name a user's file in what it raises while the file is used.
+
+    A plain function, which Slurm's launcher can pickle, and no context manager.
 
     Raises:
         PartFailed: in place of an error that has come through such a file.
     """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError) or not place_in_own_file(error):
-            raise
-        said = f"{said_with_place(error)}; mend it and run the same command again"
-        raise PartFailed(said) from error
+
+    @wraps(work)
+    def run(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return work(*arguments, **named)
+        except Exception as error:
+            if isinstance(error, UserError) or not place_in_own_file(error):
+                raise
+            said = f"{said_with_place(error)}; mend it and run the same command again"
+            raise PartFailed(said) from error
+
+    return run
 
 
 def said_with_place(error: BaseException) -> str:
