@@ -110,7 +110,8 @@ def check_overrides(overrides: list[str]) -> None:
     """Refuse words that are no settings of a run, or choose its seed."""
     for word in overrides:
         if word.startswith("-") or "=" not in word:
-            raise ConfigError(f"{word} is neither an option nor an override key=value")
+            where = "; for a folder of your own set FOGZO_PARTS" * word.startswith("--config-dir")
+            raise ConfigError(f"{word} is neither an option nor an override key=value{where}")
         if word.startswith("seed="):
             raise ConfigError(f"{word} would run one seed of no cell; give --seeds {word[5:]}")
         if word.startswith("dry_run="):

@@ -398,12 +398,12 @@ class PartFailed(UserError):
 
 
 def own_files_named(work: Callable[P, R]) -> Callable[P, R]:
-    """Have a function name a user's file in what it raises while the file is used.
+    """Have a function name the users' files in what it raises while these are used.
 
     A plain function, which Slurm's launcher can pickle, and no context manager.
 
     Raises:
-        PartFailed: in place of an error that has come through such a file.
+        PartFailed: in place of an error where a user's file is in use.
     """
 
     @wraps(work)
@@ -411,7 +411,7 @@ def own_files_named(work: Callable[P, R]) -> Callable[P, R]:
         try:
             return work(*arguments, **named)
         except Exception as error:
-            if isinstance(error, UserError) or not place_in_own_file(error):
+            if isinstance(error, UserError) or not own_files():
                 raise
             said = f"{said_with_place(error)}; mend it and run the same command again"
             raise PartFailed(said) from error
@@ -419,9 +419,18 @@ def own_files_named(work: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def own_files() -> list[str]:
+    """Return the users' Python files that are in use."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(f"{OWN}.")]
+    return sorted(file for module in modules if (file := module.__file__) is not None)
+
+
 def said_with_place(error: BaseException) -> str:
-    """Return an error in one line, which begins with the place in a user's file, if it has one."""
-    return f"{place_in_own_file(error)}{type(error).__name__}: {first_line(error)}"
+    """Return an error in one line, with its place in a user's file, or all files in use."""
+    said = f"{type(error).__name__}: {first_line(error)}"
+    if place := place_in_own_file(error):
+        return place + said
+    return said + (f" (parts of yours in use: {', '.join(own_files())})" if own_files() else "")
 
 
 def place_in_own_file(error: BaseException) -> str:
@@ -429,8 +438,7 @@ def place_in_own_file(error: BaseException) -> str:
 
     Of code that was being compiled, and so not run, the compiler keeps the frames by itself.
     """
-    modules = [module for name, module in sys.modules.items() if name.startswith(f"{OWN}.")]
-    own = {module.__file__ for module in modules}
+    own = own_files()
     frames = [*traceback.extract_tb(error.__traceback__), *(getattr(error, "real_stack", ()) or ())]
     places = [
         f"{frame.filename}, line {frame.lineno}: " for frame in frames if frame.filename in own

@@ -234,7 +234,27 @@ def read_recorded(results: Path, table: str) -> TableResults:
         cell = found.cells.setdefault(place, CellResult(*place, {}))
         for record in runs:
             _add(cell, record, path)
+    _check_same_data(found)
     return found
+
+
+def _check_same_data(found: TableResults) -> None:
+    """Refuse a table whose runs on one dataset, or of a row that starts trained, had other ones."""
+    first: dict[str, tuple[str, str]] = {}
+    for cell in found.cells.values():
+        for record in cell.runs.values():
+            resolved, dataset = record.get("resolved", {}), record["config"]["dataset"]["name"]
+            data, network = (resolved.get("data") or "").split(",")[0], resolved.get("start_from")
+            had = {f"data of {dataset}": data, f"start_from of {cell.row}": network}
+            for what, value in had.items():
+                if not value:
+                    continue
+                name, other = first.setdefault(what, (record["run_id"], value))
+                if value != other:
+                    raise UserError(
+                        f"{found.table}: {name} and {record['run_id']} had different {what} "
+                        f"({other} and {value}) and are no comparison; delete the records of one"
+                    )
 
 
 def _refusal(record: dict[str, Any], table: str) -> str | None:

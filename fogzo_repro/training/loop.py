@@ -38,8 +38,9 @@ from fogzo_repro.training.step import TrainStep
 # torch 2.11 once compiled a quantizer's backward pass to zeros, without a word.
 NO_GRADIENT = (
     "at the first step the gradient of all quantized weights together is exactly zero, so that "
-    "they would not be trained; if hardware.compile=false mends it, torch.compile has dropped "
-    "their gradient: report it with the version of torch"
+    "they would not be trained; an estimator of yours has to leave it in .grad. If "
+    "hardware.compile=false mends it, torch.compile has dropped it: report it with the version of "
+    "torch"
 )
 LOOK_STEPS = 100  # between looks at how much the surrogate holds back, and one at the end
 FLUSH_STEPS = 100  # rows are fetched from the device and written this many at a time

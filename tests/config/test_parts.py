@@ -1,6 +1,7 @@
 """A user's parts: found, typed, passed on; one that is registered halfway ends in one line."""
 
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -326,6 +327,28 @@ def test_an_error_of_a_part_in_use_is_its_traceback_and_a_line_with_the_place(
     assert last.endswith("; mend it and run the same command again")
     assert "Traceback (most recent call last):" in trace
     assert any(f'File "{file}", line 3, in' in line for line in trace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("section", "code"),
+    [
+        ("estimator", FAILING["an estimator"][1].replace("lambda *given: ", "lambda self: ")),
+        ("quantizer", FAILING["a quantizer"][1].replace(FAILS, "lambda self, x: x[1:]\n")),
+    ],
+    ids=["its arguments", "its result"],
+)
+def test_an_error_that_a_part_causes_elsewhere_names_its_file(
+    mine, tmp_path, monkeypatch, capsys, section, code
+):
+    words, file = wrong(mine, section, code)
+    words += [] if section == "estimator" else ["estimator=ste"]
+    argv = ["fogzo_repro/__main__.py", *words, f"output_root={tmp_path / 'runs'}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert cli.main() == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"error: (Type|Runtime)Error: ", last)
+    assert "(parts of yours in use: " in last and str(file) in last
 
 
 OTHER = "error: the weights of {folder} are of another network than model=own builds now"

@@ -143,6 +143,28 @@ def test_an_unknown_cell_is_one_clear_error(results: Path, save: Save) -> None:
         read_results(results, TABLE)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "named"),
+    [
+        (
+            {"data": "c4 1, tuning: 7 windows"},
+            {"data": "c4 2, heldout: 7 windows"},
+            "data of mnist",
+        ),
+        ({"start_from": "a"}, {"start_from": "b"}, "start_from of STE, integer grid"),
+    ],
+)
+def test_a_table_of_different_data_or_networks_is_refused(
+    results: Path, save: Save, one: dict[str, str], other: dict[str, str], named: str
+) -> None:
+    save("STE, integer grid", "lr=0.032", 0, 1.0, resolved=one)
+    save("STE, integer grid", "lr=0.008", 100, 1.0, resolved=one)
+    read_results(results, TABLE)
+    save("STE, integer grid", "lr=0.016", 100, 1.0, resolved=other)
+    with pytest.raises(UserError, match=f"had different {named}"):
+        read_results(results, TABLE)
+
+
 def test_runs_of_one_cell_with_other_settings_are_refused(results: Path, save: Save) -> None:
     first = save("STE, integer grid", "lr=0.032", 0, 1.0)
     other = json.loads(json.dumps(first["config"])) | {"recipe": {"lr": 7}}
