@@ -46,7 +46,7 @@ def test_the_verdict_is_that_of_both_sides_at_their_chosen_values(full_table: Pa
     assert (quantizer, metric) == ("round, integer grid", "train loss (nats)")
     assert all(cell.endswith("(10)") for cell in (ste, fogzo, cost))
     assert len(gains) == 2 and all(re.match(r"[+-]\S+ \[.*\]: \w+, p = ", gain) for gain in gains)
-    assert "picked *because* they come out under it; on fresh seeds it was not run" in text
+    assert "picked *because* of that; on fresh seeds it was not run" in text
 
 
 def test_tuning_runs_stand_in_brackets_and_give_no_verdict(results: Path, save: Save) -> None:
@@ -85,9 +85,9 @@ def test_it_counts_who_is_ahead_and_the_table_says_by_how_much(results: Path, sa
             save(row, column, seed, 0.0, **more)
     text = said(results)
     assert (
-        "FOGZO n=1 is ahead of the STE in 1 of 1 row, behind in 0. At equal cost it is ahead in "
-        "0 of 1 row, behind in 1. With random signs in place of those of its loss differences "
-        "FOGZO is behind in 1 of 1 controls."
+        "FOGZO n=1 is ahead of the STE in 1 of 1 comparison, behind in 0. At equal cost it is "
+        "ahead in 0 of 1 comparison, behind in 1. With random signs in place of those of its loss "
+        "differences FOGZO is behind in 1 of 1 controls."
     ) in text
     *_, gain, at_cost = line(text, "| LLaMA-9m | sign, hardtanh")
     assert re.match(r"\+10\.000 \[\+9\.99\d, \+10\.00\d\]: holds, p = ", gain)
