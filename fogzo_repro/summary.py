@@ -2,7 +2,7 @@
 
     python -m fogzo_repro.summary runs
     python -m fogzo_repro.summary runs --by estimator.beta_min --plot sweep.png
-    python -m fogzo_repro.summary results/records/mini-llama/*-s[0-4]-* --plot curves.png
+    python -m fogzo_repro.summary results/records/mini-llama/*-sign-*-s[0-4]-* --plot curves.png
 
 RUNS are folders with run folders or records somewhere below them, or single ones of either. Runs
 that differ in nothing but the seed are one row. Rows are sorted by their settings, with `--by`

@@ -33,7 +33,11 @@ def first_line(error: BaseException) -> str:
     >>> first_line(OSError("no room")), first_line(OSError())
     ('no room', 'OSError()')
     """
-    return next(iter(str(error).strip().splitlines()), repr(error))
+    try:
+        said = str(error)
+    except Exception:  # a class of somebody else's
+        said = ""
+    return next(iter(said.strip().splitlines()), f"{type(error).__name__}()")
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:

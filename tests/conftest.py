@@ -2,7 +2,8 @@
 
 import gc
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,6 +78,14 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Let the interpreter end as ever: else Triton lists what it believes to have leaked."""
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_parts_of_others() -> Iterator[None]:
+    """Forget the files of parts that a test has used: an error in a later one would name them."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("fogzo_parts.")]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -324,7 +324,7 @@ def test_the_factor_between_estimators_is_that_of_their_passes():
     assert f"({all_passes:.0f} times" in PAGES["docs/results.md"]
 
 
-class ParsedError(Exception):
+class ParsedError(BaseException):
     """The words of a command are what its parser knows."""
 
 

@@ -410,11 +410,15 @@ def own_files_named(work: Callable[P, R]) -> Callable[P, R]:
     def run(*arguments: P.args, **named: P.kwargs) -> R:
         try:
             return work(*arguments, **named)
-        except Exception as error:
-            if isinstance(error, UserError) or not own_files():
+        except (Exception, SystemExit) as error:
+            ended = isinstance(error, SystemExit) and not place_in_own_file(error)
+            if isinstance(error, UserError) or ended or not own_files():
                 raise
-            said = f"{said_with_place(error)}; mend it and run the same command again"
-            raise PartFailed(said) from error
+            room = (
+                isinstance(error, (OSError, MemoryError)) or "OutOfMemory" in type(error).__name__
+            )
+            remedy = "" if room else "; mend it and run the same command again"
+            raise PartFailed(said_with_place(error) + remedy) from error
 
     return run
 
@@ -427,7 +431,8 @@ def own_files() -> list[str]:
 
 def said_with_place(error: BaseException) -> str:
     """Return an error in one line, with its place in a user's file, or all files in use."""
-    said = f"{type(error).__name__}: {first_line(error)}"
+    kind, line = type(error).__name__, first_line(error)
+    said = kind if line == f"{kind}()" else f"{kind}: {line}"
     if place := place_in_own_file(error):
         return place + said
     return said + (f" (parts of yours in use: {', '.join(own_files())})" if own_files() else "")

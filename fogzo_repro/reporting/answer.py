@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,25 +154,32 @@ def _of_minis(tables: Mapping[str, TableResults], judged: Mapping[str, Sequence[
     tuning = sum(len(cell.reporting(tuning=True)) for cell in cells)
     reported = sum(len(cell.reporting()) for cell in cells)
     claims = [one for table in (*minis, *finetuned) for one in judged[table.table]]
-    told = [table for table in minis if _run_against(STE, [table], judged)]
+    told = [table for table in minis if ran(table)]
     named = "; ".join(
         MINIS[t.table] + ("" if " on " in MINIS[t.table] else trained_on(t)) for t in told
     )
     start = f"**Deep networks at small scale**{named and f' ({named})'}: "
     runs = f"{tuning} tuning runs and "
-    if not told:
+    if not reported:
         return f"{start}{runs}no evaluation run, so that no verdict stands on whether FOGZO helps."
     controls = [one for one in claims if one.claim.worse[1] in CONTROLS]
     random = [one for one in controls if one.claim.worse[1] == RANDOM and one.test is not None]
     sentences = [
-        "With as many steps, each side at the rate that it chose, FOGZO n=1 is ahead of the STE "
-        f"{_tally(_run_against(STE, minis, judged))}. At equal cost it is ahead "
-        f"{_tally(_run_against(EQUAL, minis, judged))}"
-    ]
-    if from_trained := [x for side in (STE, EQUAL) for x in _run_against(side, finetuned, judged)]:
-        sentences.append(
-            f"From a trained network, equal cost counted too, it is ahead {_tally(from_trained)}"
+        f"{where} {_tally(compared)}"
+        for where, compared in (
+            (
+                "With as many steps, each side at the rate that it chose, FOGZO n=1 is ahead of "
+                "the STE",
+                _run_against(STE, minis, judged),
+            ),
+            ("At equal cost it is ahead", _run_against(EQUAL, minis, judged)),
+            (
+                "From a trained network, equal cost counted too, it is ahead",
+                [x for side in (STE, EQUAL) for x in _run_against(side, finetuned, judged)],
+            ),
         )
+        if compared
+    ]
     if random:
         sentences.append(
             "With random signs in place of those of its loss differences FOGZO is behind in "
@@ -197,9 +205,10 @@ def _tally(run: Sequence[Judged]) -> str:
 def _run_against(
     side: str, tables: Sequence[TableResults], judged: Mapping[str, Sequence[Judged]]
 ) -> list[Judged]:
-    """Return the comparisons of FOGZO with another column of its rows that were run."""
+    """Return the comparisons of FOGZO with another column of its rows that have an interval."""
     found = (_against(side, t, judged[t.table], row) for t in tables for row in _compared(t))
-    return [one for one in found if one is not None and one.test is not None]
+    tested = ((one, one.test) for one in found if one is not None)
+    return [one for one, test in tested if test is not None and not math.isnan(test.low)]
 
 
 def _against(side: str, found: TableResults, judged: Sequence[Judged], row: str) -> Judged | None:

@@ -108,8 +108,8 @@ class Judged:
 
     @property
     def said_with_p(self) -> str:
-        """The verdict in words, with the p that it rests on where there was a test."""
-        return self.said + (f", {p_value(self.deciding_p)}" if self.test is not None else "")
+        """The verdict in words, with the p that it rests on where there is one."""
+        return self.said + ("" if math.isnan(self.deciding_p) else f", {p_value(self.deciding_p)}")
 
 
 def read_claims(path: Path, table: str) -> list[Claim]:

@@ -351,6 +351,26 @@ def test_an_error_that_a_part_causes_elsewhere_names_its_file(
     assert "(parts of yours in use: " in last and str(file) in last
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("raise SystemExit", "SystemExit; mend it and run the same command again"),
+        ("raise ValueError", "ValueError; mend it and run the same command again"),
+        ("raise MemoryError('too much')", "MemoryError: too much"),
+    ],
+)
+def test_what_a_part_raises_is_told_whatever_it_is(
+    mine, tmp_path, monkeypatch, capsys, raised, said
+):
+    code = f"import torch\nclass Own(torch.nn.Sequential):\n    def forward(self, x): {raised}\n"
+    words, file = wrong(mine, "model", code + "build = lambda: Own(torch.nn.Linear(784, 10))\n")
+    words += ["estimator=ste", f"output_root={tmp_path / 'runs'}"]
+    monkeypatch.setattr(sys, "argv", ["fogzo_repro/__main__.py", *words])
+    assert cli.main() == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {file}, line 3: {said}"
+
+
 OTHER = "error: the weights of {folder} are of another network than model=own builds now"
 OWN_TABLE = "rows: {a: {label: A, cell.column: A, dataset: digits, recipe: digits_mlp"
 OWN_TABLE = f"seeds: 0\n{OWN_TABLE}, estimator: own, hardware: cpu}}}}\n"

@@ -94,6 +94,20 @@ def test_it_counts_who_is_ahead_and_the_table_says_by_how_much(results: Path, sa
     assert re.match(r"-5\.000 \[-5\.00\d, -4\.99\d\]: contradicted, p = ", at_cost)
 
 
+def test_one_seed_a_side_is_shown_and_counted_nowhere(results: Path, save: Save) -> None:
+    for column, top1 in (("STE", 60.0), ("FOGZO", 61.0)):
+        last = {"test": {"top1": top1}, "train": {"loss": 1.0}}
+        config = {
+            "model": {"name": "deit_tiny"}, "dataset": {"name": "cifar100"}, "quantizer": {},
+            "estimator": {"name": "ste"}, "recipe": {"lr": 1e-3},
+        }  # fmt: skip
+        more = {"scale": "mini", "metrics": {"last": last}, "config": config}
+        save("LSQ, 2 bits", column, 0, 0.0, table="mini-deit-tiny", **more)
+    text = said(results)
+    assert line(text, "| DeiT-Tiny on CIFAR-100 | LSQ")[-2] == "+1.000: inconclusive"
+    assert "is ahead" not in text and "2 evaluation runs" in text
+
+
 def test_a_network_without_its_claim_is_one_line(results: Path) -> None:
     claims = results / "paper" / "claims.csv"
     lines = claims.read_text().splitlines(keepends=True)
