@@ -25,7 +25,7 @@ from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.claimed import needed_cells
 from fogzo_repro.sweeps.status import STATES, Run, count_states, known_runs, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds, find_entries, table_files
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import command_parser, run_tool
 
 NOT_NEEDED, OTHERS = "not needed", "other seeds"
 
@@ -47,9 +47,8 @@ def over_on_others(runs: list[Run], known: dict[Run, str]) -> int:
     return sum(run[:-1] in cells for run in over - {*runs})
 
 
-@one_line_errors
-def main() -> int:
-    """Print the table; return the exit status."""
+def main() -> None:
+    """Print the table."""
     parser = command_parser(__doc__)
     parser.add_argument("tables", nargs="*", help="TABLE or TABLE/CELL; none: all tables")
     parser.add_argument("--seeds", help="evaluation seeds in place of the tables', as 0,1 or 0..4")
@@ -75,8 +74,7 @@ def main() -> int:
     for line in lines:
         first, *rest = zip(line, widths, strict=True)
         print(f"{first[0]:<{first[1]}}", *(f"{text:>{width}}" for text, width in rest), sep="  ")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool(main))

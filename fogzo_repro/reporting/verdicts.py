@@ -16,7 +16,7 @@ HOW_JUDGED = (
     "is, in the metric's units. Two-sided t test of the gain against the margin: paired where both "
     "sides have the same seeds, else Welch's. No difference: two one-sided tests show the gain "
     "between minus and plus the bound that was stated. Holm over all claims of this table, those "
-    "not run yet counted as if their p were the largest, level 5%; the Holm p is that of the test "
+    "not run yet counted as if their p were the largest, level 5%; both p are those of the test "
     "that decides. Inconclusive: with the difference that so many seeds of "
     "such spread would have shown with a probability of 80%. Fewer than 5 seeds or a diverged run "
     "give at most inconclusive. Evaluations: how many times as many the other side takes in a run, "
@@ -48,6 +48,10 @@ def _p(p: float | None) -> str:
     return "" if p is None or math.isnan(p) else p_value(p).removeprefix("p = ").removeprefix("p ")
 
 
+def _deciding(judged: Judged, test: GainTest) -> float:
+    return test.p_same if judged.verdict == "no difference" else test.p
+
+
 def _cost_ratio(judged: Judged) -> str:
     """Return worse / better evaluations of a whole run under both countings of PAPER 2."""
     good, bad = (c.any_record if c is not None else None for c in (judged.better, judged.worse))
@@ -68,7 +72,7 @@ COLUMNS: Columns = (
     Column("bound", lambda judged: judged.claim.bound_in_words),
     Column("gain [95%]", lambda judged: gain(judged.test, 4)),
     Column("n", lambda judged: judged.test and _n(judged.test)),
-    Column("p", lambda judged: judged.test and judged.test.p, _p),
+    Column("p", lambda judged: judged.test and _deciding(judged, judged.test), _p),
     Column("Holm p", lambda judged: judged.test and judged.deciding_p, _p),
     Column("evaluations", _cost_ratio),
     Column("verdict", lambda judged: judged.said + (f" ({judged.note})" if judged.note else "")),
