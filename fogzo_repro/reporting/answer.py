@@ -154,7 +154,7 @@ def _of_minis(tables: Mapping[str, TableResults], judged: Mapping[str, Sequence[
     tuning = sum(len(cell.reporting(tuning=True)) for cell in cells)
     reported = sum(len(cell.reporting()) for cell in cells)
     claims = [one for table in (*minis, *finetuned) for one in judged[table.table]]
-    told = [table for table in minis if ran(table)]
+    told = [t for t in minis if any(_run_against(side, [t], judged) for side in (STE, EQUAL))]
     named = "; ".join(
         MINIS[t.table] + ("" if " on " in MINIS[t.table] else trained_on(t)) for t in told
     )

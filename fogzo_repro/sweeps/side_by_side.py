@@ -154,7 +154,7 @@ def memory_of(
 ) -> tuple[int, int]:
     """Return the bytes that a seed takes, and those that each of its lanes takes beside it.
 
-    On a GPU the matrix library takes 0.23 GB in addition (on an H200), whatever the lanes.
+    On a GPU some memory comes on top, the same whatever the lanes; what takes it is not known.
 
     Args:
         config: of a lane.

@@ -311,17 +311,28 @@ FAILING = {  # while it is used: section, file, more words
 }
 
 
+@pytest.fixture
+def failing(mine, tmp_path, monkeypatch, capsys):
+    """Train with a part that fails; return its file, the lines before the last one, and that."""
+
+    def train(section, code, *more):
+        words, file = wrong(mine, section, code)
+        words += [] if section == "estimator" else ["estimator=ste"]
+        argv = ["fogzo_repro/__main__.py", *words, *more, f"output_root={tmp_path / 'runs'}"]
+        monkeypatch.setattr(sys, "argv", argv)
+        assert cli.main() == 2
+        *before, last = capsys.readouterr().err.splitlines()
+        return file, before, last
+
+    return train
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("section", "code", "more"), FAILING.values(), ids=FAILING)
 def test_an_error_of_a_part_in_use_is_its_traceback_and_a_line_with_the_place(
-    mine, tmp_path, monkeypatch, capsys, section, code, more
+    failing, section, code, more
 ):
-    words, file = wrong(mine, section, code)
-    words += [] if section == "estimator" else ["estimator=ste"]
-    words += [*more, f"output_root={tmp_path / 'runs'}"]
-    monkeypatch.setattr(sys, "argv", ["fogzo_repro/__main__.py", *words])
-    assert cli.main() == 2
-    *trace, last = capsys.readouterr().err.splitlines()
+    file, trace, last = failing(section, code, *more)
     said = "TorchRuntimeError: " if more else "NameError: name 'undefined_name' is not defined"
     assert last.startswith(f"error: {file}, line 3: {said}")
     assert last.endswith("; mend it and run the same command again")
@@ -338,15 +349,8 @@ def test_an_error_of_a_part_in_use_is_its_traceback_and_a_line_with_the_place(
     ],
     ids=["its arguments", "its result"],
 )
-def test_an_error_that_a_part_causes_elsewhere_names_its_file(
-    mine, tmp_path, monkeypatch, capsys, section, code
-):
-    words, file = wrong(mine, section, code)
-    words += [] if section == "estimator" else ["estimator=ste"]
-    argv = ["fogzo_repro/__main__.py", *words, f"output_root={tmp_path / 'runs'}"]
-    monkeypatch.setattr(sys, "argv", argv)
-    assert cli.main() == 2
-    last = capsys.readouterr().err.splitlines()[-1]
+def test_an_error_that_a_part_causes_elsewhere_names_its_file(failing, section, code):
+    file, _, last = failing(section, code)
     assert re.match(r"error: (Type|Runtime)Error: ", last)
     assert "(parts of yours in use: " in last and str(file) in last
 
@@ -360,15 +364,11 @@ def test_an_error_that_a_part_causes_elsewhere_names_its_file(
         ("raise MemoryError('too much')", "MemoryError: too much"),
     ],
 )
-def test_what_a_part_raises_is_told_whatever_it_is(
-    mine, tmp_path, monkeypatch, capsys, raised, said
-):
+def test_what_a_part_raises_is_told_whatever_it_is(failing, raised, said):
     code = f"import torch\nclass Own(torch.nn.Sequential):\n    def forward(self, x): {raised}\n"
-    words, file = wrong(mine, "model", code + "build = lambda: Own(torch.nn.Linear(784, 10))\n")
-    words += ["estimator=ste", f"output_root={tmp_path / 'runs'}"]
-    monkeypatch.setattr(sys, "argv", ["fogzo_repro/__main__.py", *words])
-    assert cli.main() == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"error: {file}, line 3: {said}"
+    code += "build = lambda: Own(torch.nn.Linear(784, 10))\n"
+    file, _, last = failing("model", code)
+    assert last == f"error: {file}, line 3: {said}"
 
 
 OTHER = "error: the weights of {folder} are of another network than model=own builds now"

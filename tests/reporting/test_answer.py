@@ -83,7 +83,14 @@ def test_it_counts_who_is_ahead_and_the_table_says_by_how_much(results: Path, sa
             }  # fmt: skip
             more = {"table": table, "scale": "mini", "metrics": {"last": last}, "config": config}
             save(row, column, seed, 0.0, **more)
+    config = {
+        "model": {"name": "resnet18"}, "dataset": {"name": "cifar100"}, "quantizer": {},
+        "estimator": {"name": "ste"}, "recipe": {"lr": 0.2},
+    }  # fmt: skip
+    alone = {"table": "mini-resnet18", "scale": "mini", "config": config}
+    save("full precision", "-", 0, 1.0, **alone)
     text = said(results)
+    assert "**Deep networks at small scale** (LLaMA-9m, " in text  # the others compare nothing
     assert (
         "FOGZO n=1 is ahead of the STE in 1 of 1 comparison, behind in 0. At equal cost it is "
         "ahead in 0 of 1 comparison, behind in 1. With random signs in place of those of its loss "

@@ -219,7 +219,7 @@ def test_a_signal_in_their_evaluation_is_heard(
     assert outcome.interrupted and not outcome.finished and not losses(tmp_path)
 
 
-WORKSPACE = 2**28  # of the matrix library: 0.23 GB on an H200, whatever the lanes
+ON_TOP = 2**28  # bytes; 0.23e9 were seen on an H200, the same for n = 0 and n = 10
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -239,4 +239,4 @@ def test_lanes_on_a_card_take_the_memory_that_is_said(make_config: Make, n: int)
     table = (2 + 4) * images.train.pixels.numel()
     peak = torch.cuda.max_memory_allocated() - before - table
     said = seeds * (seed + cells * lane)
-    assert said / 4 < peak <= said + WORKSPACE
+    assert said / 4 < peak <= said + ON_TOP
