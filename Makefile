@@ -10,7 +10,7 @@ endif
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick lint types check smoke figure-shallow readings minis mini-finetune table1 table2 table3 table4 tables status bench bench-vision bench-language bench-loop bench-products bench-cards bench-loader bench-prepare clean
+.PHONY: help install demo test quick lint types check smoke figure-shallow readings minis mini-finetune table1 table2 table3 table4 tables status bench bench-vision bench-language bench-loop bench-products bench-cards bench-loader bench-prepare bench-start clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -143,6 +143,9 @@ bench-loader: install  ## measure how fast photographs are loaded: DATA=..., WOR
 bench-prepare: install  ## measure how fast C4 is tokenised: SOURCE=folder of *.json.gz, TOKENIZER=folder
 	@$(BIN)/python -m scripts.bench.prepare --source $(SOURCE) --tokenizer $(TOKENIZER) \
 	  --out results/records/bench/prepare-$(HARDWARE).json
+
+bench-start: install  ## measure how long a run takes to its first steps on one GPU: DATA=..., about 5 minutes
+	@$(BIN)/python -m scripts.bench.start --data-dir "$$FOGZO_DATA" --out results/records/bench/start-$(HARDWARE).json
 
 clean:  ## remove what the demo and the tools left; runs/ and results/ stay
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import sys
+import time
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from fogzo_repro.data import photographs
 from fogzo_repro.data.images import Batch
 from fogzo_repro.sweeps.forecast import flop_per_token
 from fogzo_repro.training.network import build_network
-from scripts.bench import loader, loop, products, steps
+from scripts.bench import loader, loop, products, start, steps
 from scripts.bench.clock import Clock
 from scripts.bench.floor import Products, Rates, floors, products_of
 from scripts.bench.networks import build, measure
@@ -316,3 +317,22 @@ def test_what_was_measured_is_kept_when_a_bench_is_ended(tmp_path, monkeypatch):
         loader.main()
     record = json.loads(out.read_text())
     assert list(record["recipes"]) == [*loader.RECIPES] and list(record["trained"]) == ["resnet18"]
+
+
+@pytest.mark.slow
+def test_a_start_is_timed_up_to_its_steps_cold_and_from_kept_code(monkeypatch, tmp_path, capfd):
+    out = tmp_path / "start.json"
+    monkeypatch.setattr(sys, "argv", ["start", "--toy", "--out", str(out)])
+    begun = time.perf_counter()
+    assert start.main() == 0
+    took = time.perf_counter() - begun
+    (found,) = json.loads(out.read_text())["starts"].values()
+    assert 1 < found["seconds_kept"] + found["seconds_cold"] < took
+    assert "mlp round-w2: cold" in capfd.readouterr().out
+
+
+def test_a_start_that_fails_is_one_line(monkeypatch, tmp_path, capfd):
+    monkeypatch.setitem(start.TOY, "mlp round-w2", ("model=none",))
+    monkeypatch.setattr(sys, "argv", ["start", "--toy", "--out", str(tmp_path / "start.json")])
+    assert start.main() == 2
+    assert "error: -m fogzo_repro model=none failed, see above" in capfd.readouterr().err
