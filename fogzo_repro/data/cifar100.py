@@ -11,8 +11,7 @@ Shapes: N images, H height, W width, C channels.
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -34,8 +33,6 @@ MEAN = (0.50707516, 0.48654887, 0.44091784)  # of the training images
 STD = (0.26733429, 0.25643846, 0.27615047)
 OFFICIAL, HUB = "cifar-100-python", "cifar100"
 AGAIN = "delete it and fetch it again"
-THREADS = 8  # a decoder is as fast as so many take turns at Python's lock
-AT_ONCE = 500  # images a thread takes, so that they seldom do
 
 
 def build(data_dir: Path) -> ImageDataset:
@@ -130,7 +127,7 @@ def read_parquet(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """
     import pyarrow.parquet
 
-    images: list[torch.Tensor] = []
+    pixels: list[np.ndarray] = []
     labels: list[int] = []
     for path in _parquet_files(folder, split):
         try:
@@ -138,25 +135,20 @@ def read_parquet(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
             encoded, found = (table[c].to_pylist() for c in ("img.bytes", "fine_label"))
         except Exception as error:  # a file that is cut off, another layout, a missing value
             raise UserError(f"{path} cannot be read ({first_line(error)}); {AGAIN}") from None
+        images = np.empty((len(found), SIZE, SIZE, 3), np.uint8)
         for row, label in enumerate(found):
             if not (isinstance(label, int) and 0 <= label < CLASSES):
                 raise UserError(
                     f"{path} row {row}: fine_label is {label}, not one of 0 .. {CLASSES - 1}"
                 )
-        rows = range(len(encoded))
-        parts = [rows[i : i + AT_ONCE] for i in rows[::AT_ONCE]]
-        with ThreadPoolExecutor(THREADS) as pool:  # Pillow decodes without Python's lock
-            images += pool.map(partial(_decode_all, encoded, path), parts)
+            images[row] = _decode(encoded[row], path, row)  # threads would wait for Python's lock
+        pixels.append(images)
         labels += found
-    pixels = torch.cat(images) if images else torch.empty((0, SIZE, SIZE, 3), dtype=torch.uint8)
-    return pixels.numpy(), np.array(labels, dtype=np.int64)
+    empty = np.empty((0, SIZE, SIZE, 3), np.uint8)
+    return np.concatenate([empty, *pixels]), np.array(labels, dtype=np.int64)
 
 
-def _decode_all(encoded: list[bytes], path: Path, rows: range) -> torch.Tensor:
-    return torch.stack([_decode(encoded[row], path, row) for row in rows])
-
-
-def _decode(encoded: bytes, path: Path, row: int) -> torch.Tensor:
+def _decode(encoded: bytes, path: Path, row: int) -> np.ndarray:
     """Return an image (H, W, C), by Pillow: at a damaged PNG torchvision can end the process."""
     from PIL import Image, UnidentifiedImageError
 
@@ -173,4 +165,4 @@ def _decode(encoded: bytes, path: Path, row: int) -> torch.Tensor:
             f"{path} row {row}: an image of {width} x {height} with channels: {channels} of "
             f"{8 * pixels.itemsize} bits, CIFAR-100 has {SIZE} x {SIZE} with 3 of 8"
         )
-    return torch.from_numpy(pixels)
+    return pixels

@@ -27,10 +27,11 @@ from fogzo_repro.terminal import command_parser, one_line_errors
 from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
 
 STEPS = 20
+LLAMA = ("model=llama_30m", f"eval_every_steps={STEPS}")  # else it is evaluated every second step
 TWO_BITS = ("quantizer.weight_bits=2", "quantizer.activation_bits=2")
 COMMANDS = {
-    "llama_30m round-w2": ("model=llama_30m", "quantizer=round"),
-    "llama_30m quest-w2a2": ("model=llama_30m", "quantizer=quest", *TWO_BITS),
+    "llama_30m round-w2": (*LLAMA, "quantizer=round"),
+    "llama_30m quest-w2a2": (*LLAMA, "quantizer=quest", *TWO_BITS),
     "deit_tiny round-w2": ("model=deit_tiny", "scale=mini", "quantizer=round"),
 }
 TOY = {"mlp round-w2": ("dataset=digits", "recipe=digits_mlp", "hardware=cpu")}
