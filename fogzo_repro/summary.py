@@ -242,8 +242,7 @@ def table(rows: Sequence[Row], by: str | None = None) -> str:
     lines = [[*columns, *(" ".join(pair) for pair in metrics)]]
     for row in rows:
         settings = [shown(row.settings.get(column, ABSENT)) for column in columns]
-        summaries = (mean_sd(summarize(row.values(*m)), METRICS[m[1]]) for m in metrics)
-        lines.append([*settings, *summaries])
+        lines.append([*settings, *(_mean_of(row, *pair) for pair in metrics)])
     same = [f"{p}={shown(rows[0].settings.get(p))}" for p in COMMON if p not in (*columns, *left)]
     count = sum(len(row.runs) for row in rows)
     said = [
@@ -257,6 +256,17 @@ def table(rows: Sequence[Row], by: str | None = None) -> str:
     over = [run for row in rows for run in row.runs if run.state != "finished"]
     said += [f"in no mean: {run.name} {run.state}" for run in over]
     return "\n".join(said)
+
+
+def _mean_of(row: Row, split: str, metric: str) -> str:
+    """Return the mean of a metric, or why a row has none: another network's, or no run is over."""
+    states = [run.state for run in row.runs]
+    summary, diverged = summarize(row.values(split, metric)), states.count("diverged")
+    if summary is None and "finished" in states:
+        return ABSENT
+    if summary is None and not diverged:
+        return "not over"
+    return mean_sd(summary, METRICS[metric], diverged)
 
 
 def shown(value: Any) -> str:

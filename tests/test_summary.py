@@ -5,6 +5,7 @@ import json
 import shutil
 import statistics
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +71,21 @@ def test_a_run_that_is_not_over_is_named_and_in_no_mean(runs):
     assert "-ste-s7-" in line and line.endswith("at step 10")
     (ste,) = (line for line in text.splitlines() if line.startswith("ste"))
     assert "(1)" in ste
+
+
+def test_a_row_without_a_mean_says_why(tmp_path):
+    saved(tmp_path, "a")
+    for seed, status in enumerate(["diverged", "diverged", "finished"]):
+        record = make_record("FOGZO", "1-beta=0.1", seed, 1.0, status=status)
+        (tmp_path / f"{seed}.json").write_text(json.dumps(record))
+        text = rows(tmp_path)
+        (line,) = (line for line in text.splitlines() if line.startswith("mlp"))
+        assert ("2 diverged" if seed else "1 diverged") in line and "not run" not in text
+    assert "1.0000 ± – (1), 2 diverged" in line
+    run = summary.find_runs([tmp_path / "0.json"])[0]
+    open_ = summary.Row(run.settings, [replace(run, state="at step 10")])
+    both = [open_, *summary.group(summary.find_runs([tmp_path / "a.json"]))]
+    assert "not over" in summary.table(both)
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ from fogzo_repro.reporting.results import (
     scale_of,
     trained_on,
 )
-from fogzo_repro.reporting.wording import NOT_RUN, gain, mean_sd
+from fogzo_repro.reporting.wording import NOT_RUN, cell_mean, gain
 
 SHALLOW = "figure-shallow"
 GRIDS = {"half_integer": "round, half-integer grid (default)", "integer": "round, integer grid"}
@@ -246,7 +246,8 @@ def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Compar
     cells = [chosen(found, row) for row in rows]
     gains = (_gain(_claim(judged, (rows[1], CHOSEN), (rows[k], CHOSEN))) for k in (0, 2))
     ste, fogzo, cost = (
-        _value(cell, "train", "loss") + (_limits(found, cell) if cell is not None else "")
+        cell_mean(cell, "train", "loss", DIGITS["loss"])
+        + (_limits(found, cell) if cell is not None else "")
         for cell in cells
     )
     return Compared("MLP, MNIST", GRIDS[grid], METRICS["loss"], ste, fogzo, cost, *gains)
@@ -257,7 +258,7 @@ def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
     for row in _compared(found):
         gains = (_gain(_against(side, found, judged, row)) for side in (STE, EQUAL))
         cells = [found.cells.get((row, name)) for name in (STE, FOGZO, EQUAL)]
-        ste, fogzo, cost = (_value(cell, split, metric) for cell in cells)
+        ste, fogzo, cost = (cell_mean(cell, split, metric, DIGITS[metric]) for cell in cells)
         ste, fogzo = (
             _tuned(found, made, row, side) if said == NOT_RUN else said
             for said, side in ((ste, STE), (fogzo, FOGZO))
@@ -268,10 +269,6 @@ def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
 def _gain(one: Judged | None) -> str:
     """Return gain, interval and verdict; nothing where no claim compares."""
     return "" if one is None else f"{gain(one.test, 3)}: {one.said_with_p}".removeprefix(": ")
-
-
-def _value(cell: CellResult | None, split: str, metric: str) -> str:
-    return mean_sd(None if cell is None else cell.summary(split, metric), DIGITS[metric])
 
 
 def _limits(found: TableResults, cell: CellResult) -> str:

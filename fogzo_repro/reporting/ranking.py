@@ -40,7 +40,7 @@ from fogzo_repro.reporting.results import (
     read_recorded,
 )
 from fogzo_repro.reporting.statistics import Summary
-from fogzo_repro.reporting.wording import DIGITS, NOT_RUN, cell_name, gain, interval, mean_sd
+from fogzo_repro.reporting.wording import DIGITS, NOT_RUN, cell_mean, cell_name, gain, interval
 
 SPLITS = ("train", "val", "test")
 NEEDED = ("beside", "against", "split", "metric", "direction", "no_difference_below")
@@ -371,7 +371,10 @@ def _columns(rules: Rules) -> Columns:
         Column("row", lambda one: one.label.removesuffix(f" {CHOSEN}").removesuffix(" |")),
         Column("setting", lambda one: "" if one.cell is None else one.cell.column),
         Column("tuned by", _tuned),
-        Column(f"{rules.split} {rules.metric}", lambda one: mean_sd(one.summary, digits)),
+        Column(
+            f"{rules.split} {rules.metric}",
+            lambda one: cell_mean(one.cell, rules.split, rules.metric, digits),
+        ),
         Column("95%", lambda one: interval(one.summary, digits)),
         Column("steps", lambda one: one.record and one.record["steps"]),
         Column("evaluations a step", _evaluations),

@@ -33,6 +33,7 @@ from fogzo_repro.reporting.wording import (
     DIGITS,
     METRIC_NAMES,
     NOT_RUN,
+    cell_mean,
     cell_name,
     interval,
     mean_sd,
@@ -98,8 +99,7 @@ def _measured(title: str, split: str, metric: str) -> Column:
 
 
 def _mean_sd(line: Line, split: str, metric: str) -> str:
-    lost = f", {len(line.cell.diverged())} diverged" if line.cell.diverged() else ""
-    return mean_sd(line.cell.summary(split, metric), DIGITS[metric]) + lost
+    return cell_mean(line.cell, split, metric, DIGITS[metric])
 
 
 def _interval(split: str, metric: str) -> Column:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from fogzo_repro.reporting.results import CellResult
 from fogzo_repro.reporting.statistics import GainTest, Summary
 
 NOT_RUN = "not run"
@@ -11,12 +12,24 @@ METRIC_NAMES = {"loss": "loss", "top1": "top-1 (%)", "perplexity": "perplexity"}
 DIGITS = {"loss": 4, "top1": 2, "perplexity": 2}  # decimal places
 
 
-def mean_sd(summary: Summary | None, digits: int) -> str:
-    """Return mean ± sd (n); the sd of one run is a dash."""
+def mean_sd(summary: Summary | None, digits: int, diverged: int = 0) -> str:
+    """Return mean ± sd (n), and how many runs diverged; the sd of one run is a dash.
+
+    >>> mean_sd(None, 2), mean_sd(None, 2, diverged=3)
+    ('not run', '3 diverged')
+    """
+    said = [f"{diverged} diverged"] if diverged else []
     if summary is None:
-        return NOT_RUN
+        return said[0] if said else NOT_RUN
     sd = "–" if math.isnan(summary.sd) else f"{summary.sd:.{digits}f}"
-    return f"{summary.mean:.{digits}f} ± {sd} ({summary.n})"
+    return ", ".join([f"{summary.mean:.{digits}f} ± {sd} ({summary.n})", *said])
+
+
+def cell_mean(cell: CellResult | None, split: str, metric: str, digits: int) -> str:
+    """Return a cell's mean ± sd (n) of a metric, and how many of its runs diverged."""
+    if cell is None:
+        return NOT_RUN
+    return mean_sd(cell.summary(split, metric), digits, len(cell.diverged()))
 
 
 def interval(summary: Summary | None, digits: int) -> str:

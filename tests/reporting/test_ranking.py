@@ -153,6 +153,7 @@ def test_a_diverged_run_stands_apart(results, rules, reference, row, save):
     save("Mine", RATES[1], 0, 0.5, table=OWN, status="diverged")
     (mine,) = ranked(results, rules, "Mine").apart
     assert mine.apart == "diverged: seeds 0"
+    assert ", 1 diverged |" in page(ranked(results, rules, "Mine"))
 
 
 def test_what_was_not_run_is_said(results, rules, reference, row):

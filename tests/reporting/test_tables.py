@@ -103,6 +103,12 @@ def test_a_diverged_run_is_printed_and_not_averaged(results: Path, save: Save) -
     )
 
 
+def test_a_cell_whose_runs_all_diverged_is_not_called_not_run(results: Path, save: Save) -> None:
+    save("STE, integer grid", "lr=0.032", 0, 9.0, status="diverged", notes="", metrics={})
+    write_table(results, TABLE)
+    assert "| 1 diverged |" in line_of(results, "| STE, integer grid | lr=0.032")
+
+
 def test_tuning_seeds_do_not_enter_the_reported_mean(results: Path, save: Save) -> None:
     save("STE, integer grid", "lr=0.032", 0, 1.0)
     save("STE, integer grid", "lr=0.032", 100, 5.0)
