@@ -93,10 +93,14 @@ TRAIN = $(BIN)/python -m fogzo_repro $(1) hardware=$(HARDWARE)
 LINKED = $(call TRAIN,$(1)) && ln -sfn "$$(basename "$$($(call TRAIN,$(1)) dry_run=true | sed -n 's/^folder  *//p')")" runs/$(2)
 FIRST = experiment=mini-resnet18/none-full-precision seed=0
 FIRST_TUNING = model=resnet18 scale=mini quantizer=none estimator=ste dataset.held_out=5000 seed=100
-mini-finetune: install  ## train the networks that mini-finetune begins with, then its missing cells: PART='sweep-*', then all
-	@$(if $(SMOKE),true,$(if $(DRY_RUN),echo "two networks of full precision are trained first (60 epochs each; not where runs/ has them)", \
-	  $(call LINKED,$(FIRST),full-precision) && $(call LINKED,$(FIRST_TUNING),full-precision-tuning)))
-	@$(call MINI,$@); status=$$?; test $$status -ne 2 || exit 2; $(AFTER) && exit $$status
+# The dry run names those that are not here and that a missing run begins with.
+ABSENT = case "$$said" in *recipe.start_from=runs/$(1),*) $(2);; esac
+mini-finetune: install  ## train the networks that missing runs of mini-finetune begin with, then these: PART='sweep-*', then all
+	@$(if $(SMOKE),true,said=$$($(call MINI,$@) --dry-run) || exit; \
+	  $(if $(DRY_RUN),echo "$$said"; $(call ABSENT,*,echo "make trains such a network first: 60 epochs"), \
+	  $(call ABSENT,full-precision,$(call LINKED,$(FIRST),full-precision) || exit); \
+	  $(call ABSENT,full-precision-tuning,$(call LINKED,$(FIRST_TUNING),full-precision-tuning) || exit)))
+	@$(if $(DRY_RUN),true,$(call MINI,$@); status=$$?; test $$status -ne 2 || exit 2; $(AFTER) && exit $$status)
 
 table1: install  ## Table 1: SEEDS=0..4 HARDWARE=h200 SCALE=smoke GPUS=0,1 MINUTES=8 DRY_RUN=1
 	@$(RUN)

@@ -44,7 +44,7 @@ from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_
 from fogzo_repro.sweeps.lanes import group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
-from fogzo_repro.sweeps.status import run_elsewhere, runs_of
+from fogzo_repro.sweeps.status import over_without_start, run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds
 from fogzo_repro.terminal import (
     command_parser,
@@ -173,7 +173,10 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     from fogzo_repro.tracking.environment import git_state, why_refused
     from fogzo_repro.tracking.records import make_good
 
-    gpus, scale = visible_gpus(arguments.gpus), cells[0].config.scale
+    gpus, first = visible_gpus(arguments.gpus), cells[0].config
+    scale, kind = first.scale, device_here(first.hardware.device)
+    count, over = len(cells), over_without_start(cells, arguments.records, kind)
+    cells = [cell for cell in cells if cell not in over]
     side_by_side = [cell for cell in cells if group_key(cell.config) is not None]
     for table in {cell.config.cell.table for cell in cells}:  # committed since they were made
         for path in (arguments.records / table).glob("*.json"):
@@ -181,22 +184,25 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     lanes = plan_lanes(side_by_side, arguments.records)
     jobs, said = distinct(plan_jobs(cell for cell in cells if group_key(cell.config) is None))
     missing = missing_jobs(jobs, arguments.records)
-    workers = min(arguments.workers or default_workers(cells[0].config, gpus), len(missing))
+    workers = min(arguments.workers or default_workers(first, gpus), len(missing))
     together = sum(len(cell.seeds) for cell in lanes)
-    runs = len(jobs) + sum(len(cell.seeds) for cell in side_by_side)
+    runs = len(jobs) + sum(len(cell.seeds) for cell in [*side_by_side, *over])
     wanted = together + len(missing)
     overview = Overview(arguments.table, runs, runs - wanted)
     overview.say(
-        f"{arguments.table}: {len(cells)} cells, {runs} runs, {runs - wanted} over, {wanted} to run"
+        f"{arguments.table}: {count} cells, {runs} runs, {runs - wanted} over, {wanted} to run"
         + (f", {together} of them side by side" if together else "")
         + (f", with {workers} workers" if workers else "")
     )
     to_run = [run for cell in lanes for run in runs_of(cell.config.cell, scale, cell.seeds)]
     to_run += [run for j in missing for run in runs_of(j.config.cell, scale, [j.config.seed])]
-    hardware = cells[0].config.hardware
-    if not cells[0].config.force:
-        kind = device_here(hardware.device)
-        said += run_elsewhere(to_run, arguments.records, hardware.name, kind)
+    if not first.force:
+        said += run_elsewhere(to_run, arguments.records, first.hardware.name, kind)
+    for start in sorted({str(cell.config.recipe.start_from) for cell in over}):
+        said.append(
+            f"recipe.start_from={start} is not here: cells that begin with it count as over where "
+            "all their runs have a record, whatever settings are given"
+        )
     for line in said:
         overview.say(line)
     if wanted and (why := why_refused(git_state())):
@@ -212,7 +218,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
         outcome = train_lanes(lanes, arguments.records, overview.say, arguments.deadline)
         overview.over += together
     if missing and not outcome.interrupted:
-        logs = Path(cells[0].config.output_root) / "workers"
+        logs = Path(first.output_root) / "workers"
         queued = run_queue(
             missing, workers=workers, gpus=gpus, logs=logs,
             overview=overview, deadline=arguments.deadline,

@@ -23,7 +23,7 @@ from fogzo_repro.config import UserError
 from fogzo_repro.project import working_folder
 from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.claimed import needed_cells
-from fogzo_repro.sweeps.status import STATES, Run, count_states, known_runs, runs_of
+from fogzo_repro.sweeps.status import OVER, STATES, Run, count_states, known_runs, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds, find_entries, table_files
 from fogzo_repro.terminal import command_parser, run_tool
 
@@ -43,7 +43,7 @@ def not_needed(results: Path, table: str, runs: list[Run], known: dict[Run, str]
 def over_on_others(runs: list[Run], known: dict[Run, str]) -> int:
     """Return how many runs of the same cells are over on other seeds."""
     cells = {run[:-1] for run in runs}
-    over = {run for run, state in known.items() if state in ("done", "diverged")}
+    over = {run for run, state in known.items() if state in OVER}
     return sum(run[:-1] in cells for run in over - {*runs})
 
 

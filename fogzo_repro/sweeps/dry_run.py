@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from fogzo_repro.sweeps.forecast import (
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.lanes import group_key
 from fogzo_repro.sweeps.recorded import hours_by_records, recorded_seconds
-from fogzo_repro.sweeps.status import Run, known_runs, run_elsewhere, runs_of
+from fogzo_repro.sweeps.status import OVER, Run, absent_start, known_runs, run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import find_entries, table_files
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
         if side_by_side:  # they leave a record and no folder
             needed = replace(needed, disk=0)
         runs = runs_of(config.cell, config.scale, cell.seeds)
-        left = [run for run in runs if known.get(run) not in ("done", "diverged")]
+        left = [run for run in runs if known.get(run) not in OVER]
         to_run += left
         hours: dict[str, Hours | None] = {}
         for card, measured in benches.items():
@@ -111,6 +112,14 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
     ]
     absent = [
         line for most in largest.values() for line in missing_here(most.config, most.forecast)
+    ]
+    starts: Counter[str] = Counter()
+    for each in found:
+        if each.missing and (start := absent_start(each.config)):
+            starts[start] += each.missing
+    absent += [
+        f"recipe.start_from={start}, with which {count} of the missing runs begin"
+        for start, count in starts.items()
     ]
     absent += missing_disk(Path(cells[0].config.output_root), disk)
     lines += [f"missing on this machine: {line}" for line in dict.fromkeys(absent)]

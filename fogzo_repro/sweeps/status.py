@@ -10,14 +10,16 @@ from typing import Any
 import yaml
 
 from fogzo_repro import METHOD_VERSION, files
+from fogzo_repro.config import RunConfig
 from fogzo_repro.config.hardware import CellConfig
-from fogzo_repro.sweeps.jobs import FAILURE
+from fogzo_repro.sweeps.jobs import FAILURE, Cell
 from fogzo_repro.sweeps.tables import Planned
-from fogzo_repro.terminal import stderr
+from fogzo_repro.terminal import path_of, stderr
 from fogzo_repro.tracking.records import split_seeds
 
 Run = tuple[str, str, str, str, int]  # table, row, column, scale, seed
-STATES = ("done", "diverged", "running", "interrupted", "failed", "stale", "missing")
+OVER = ("done", "diverged")
+STATES = (*OVER, "running", "interrupted", "failed", "stale", "missing")
 
 
 def known_runs(
@@ -58,6 +60,32 @@ def runs_of(label: CellConfig | Planned, scale: str, seeds: Iterable[int]) -> li
     return [(label.table, label.row, label.column, scale, seed) for seed in seeds]
 
 
+def absent_start(config: RunConfig) -> str | None:
+    """Return the `recipe.start_from` of a run where it is not here; else None."""
+    given = config.recipe.start_from
+    return given if given is not None and not path_of("start_from", given).exists() else None
+
+
+def over_without_start(cells: Iterable[Cell], records: Path, device: str) -> list[Cell]:
+    """Return the cells that are over and begin with a network that is not here.
+
+    A run id needs its weights, so that such cells cannot be planned; nor need they be.
+
+    Args:
+        cells: of tables.
+        records: the folder of committed records.
+        device: the kind that the runs take here, `cpu` or `cuda`.
+    """
+    lacking = [c for c in cells if absent_start(c.config) and not c.config.force]
+    known = known_runs(records, [], device) if lacking else {}
+
+    def is_over(cell: Cell) -> bool:
+        runs = runs_of(cell.config.cell, cell.config.scale, cell.seeds)
+        return all(known.get(run) in OVER for run in runs)
+
+    return [cell for cell in lacking if is_over(cell)]
+
+
 def run_elsewhere(runs: Iterable[Run], records: Path, hardware: str, device: str) -> list[str]:
     """Say, in a line, how many of some runs have the record of a run on another kind of device.
 
@@ -68,7 +96,7 @@ def run_elsewhere(runs: Iterable[Run], records: Path, hardware: str, device: str
         device: the kind that it takes here, `cpu` or `cuda`.
     """
     elsewhere = known_runs(records, [], "cuda" if device == "cpu" else "cpu")
-    count = sum(elsewhere.get(run) in ("done", "diverged") for run in runs)
+    count = sum(elsewhere.get(run) in OVER for run in runs)
     other, here = ("a GPU", "the CPU") if device == "cpu" else ("a CPU", "a GPU")
     remedy = "h200 or another card" if device == "cpu" else "cpu"
     said = (

@@ -140,6 +140,8 @@ def test_after_an_error_make_says_nothing_more(target: str) -> None:
 PRETENDED = """#!/bin/sh
 echo "$*" >>called
 case "$*" in
+  *--dry-run) for start in $LACKING; do
+    echo "missing on this machine: recipe.start_from=runs/$start, with which 3 runs begin"; done;;
   *"seed=100"*dry_run=true) echo "folder      runs/net-s100-b";;
   *dry_run=true) echo "folder      runs/net-s0-a";;
   *"-m fogzo_repro"*) mkdir -p runs; exit $TRAINED;;
@@ -147,16 +149,20 @@ esac
 """
 
 
-def pretend_to_make(folder: Path, *words: str, trained: str = "0") -> tuple[int, list[str], str]:
+BOTH = "full-precision full-precision-tuning"
+
+
+def pretend_to_make(
+    folder: Path, *words: str, trained: str = "0", absent: str = BOTH
+) -> tuple[int, list[str], str]:
     """Have make call something else than Python; return its status, what it called and its last."""
     for name, text in {"python": PRETENDED, "requirements.lock": ""}.items():
         (folder / name).write_text(text)
     (folder / "python").chmod(0o755)
     command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/installed", "BIN=.", *words]
     outside = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={**outside, "TRAINED": trained}
-    )
+    outside |= {"TRAINED": trained, "LACKING": absent}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=outside)
     called = (folder / "called").read_text().splitlines()
     return done.returncode, called, (done.stdout.splitlines() or [""])[-1]
 
@@ -165,7 +171,8 @@ def pretend_to_make(folder: Path, *words: str, trained: str = "0") -> tuple[int,
 def test_one_command_trains_what_mini_finetune_begins_with_and_runs_it(tmp_path: Path) -> None:
     status, called, _ = pretend_to_make(tmp_path, "mini-finetune", "HARDWARE=cpu", "PART=sweep-*")
     assert status == 0
-    first, _, second, _, cells, tables = called
+    dry_run, first, _, second, _, cells, tables = called
+    assert dry_run.rstrip() == f"{cells.rstrip()} --dry-run"
     assert first == (
         "-m fogzo_repro experiment=mini-resnet18/none-full-precision seed=0 hardware=cpu"
     )
@@ -185,10 +192,49 @@ def test_without_its_networks_mini_finetune_is_not_run_and_its_dry_run_trains_no
     tmp_path: Path,
 ) -> None:
     status, called, _ = pretend_to_make(tmp_path, "mini-finetune", trained="75")
-    assert status != 0 and len(called) == 1 and not list((tmp_path / "runs").iterdir())
+    assert status != 0 and len(called) == 2 and not list((tmp_path / "runs").iterdir())
     (tmp_path / "called").unlink()
-    status, called, _ = pretend_to_make(tmp_path, "mini-finetune", "DRY_RUN=1")
+    status, called, last = pretend_to_make(tmp_path, "mini-finetune", "DRY_RUN=1")
     assert status == 0 and len(called) == 1 and called[0].endswith("--dry-run")
+    assert last == "make trains such a network first: 60 epochs"
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("absent", ["", *BOTH.split()], ids=str)
+def test_mini_finetune_trains_no_network_that_no_missing_run_begins_with(
+    tmp_path: Path, absent: str
+) -> None:
+    status, called, _ = pretend_to_make(tmp_path, "mini-finetune", absent=absent)
+    trained = [c for c in called if "-m fogzo_repro" in c and "dry_run=true" not in c]
+    assert status == 0 and len(trained) == len(absent.split())
+    assert all(("held_out" in c) == ("tuning" in absent) for c in trained)
+    (tmp_path / "called").unlink()
+    _, _, last = pretend_to_make(tmp_path, "mini-finetune", "DRY_RUN=1", absent=absent)
+    assert ("60 epochs" in last) == bool(absent)
+
+
+def finetuned(*words: str) -> list[str]:
+    """Return the command of two cells whose runs all have a record, of a GPU."""
+    return [str(SCRIPT), "mini-finetune/lsq-*", "hardware=h200", "output_root=runs", *words]
+
+
+@pytest.mark.slow
+def test_what_is_over_needs_no_network_to_begin_with(tmp_path: Path) -> None:
+    """The dry run names one where a run is missing alone, as does an error of the run."""
+    begins = "missing on this machine: recipe.start_from=runs/full-precision, with which 5 of the"
+    records = ["--records", str(ROOT / "results" / "records")]
+    done = python(*finetuned(*records), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 cells, 20 runs, 20 over, 0 to run\n" in done.stderr
+    assert "recipe.start_from=runs/full-precision is not here: cells" in done.stderr
+    assert begins not in python(*finetuned(*records, "--dry-run"), cwd=tmp_path).stdout
+    kept = tmp_path / "results" / "records"
+    shutil.copytree(ROOT / "results" / "records" / "mini-finetune", kept / "mini-finetune")
+    for path in (kept / "mini-finetune").glob("*.json"):
+        if json.loads(path.read_text())["column"] == "STE":
+            path.unlink()
+    more = ["--records", str(kept)]
+    assert begins in python(*finetuned(*more, "--dry-run"), cwd=tmp_path).stdout
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
