@@ -27,7 +27,7 @@ if not __package__:  # started as a file
     __package__ = "scripts"
 
 from fogzo_repro import files
-from fogzo_repro.config import ConfigError, check_own_parts
+from fogzo_repro.config import ConfigError, check_own_parts, own_files_named
 from fogzo_repro.project import working_folder
 from fogzo_repro.reporting.ranking import (
     Rules,
@@ -47,6 +47,7 @@ from .run_cells import INTERRUPTED_STATUS, check_overrides, run_table, table_cel
 
 
 @one_line_errors
+@own_files_named
 def main() -> int:
     """Run and rank what the command line says; return the exit status."""
     started = time.monotonic()

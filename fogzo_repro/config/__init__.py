@@ -28,6 +28,7 @@ from fogzo_repro.config.parts import (
     build_part,
     build_surrogate,
     check_own_parts,
+    is_own,
     own_files_named,
 )
 from fogzo_repro.config.quantizers import RoundConfig, quantizer_label

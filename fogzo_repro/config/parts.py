@@ -176,6 +176,11 @@ def python_file(section: str, family: str, parts_dir: str | None) -> Path:
     )
 
 
+def is_own(section: str, settings: Any, parts_dir: str | None) -> bool:
+    """Return whether the Python file of a part is a user's."""
+    return not python_file(section, settings.family, parts_dir).is_relative_to(PACKAGE)
+
+
 def names(section: str, parts_dir: str | None) -> list[str]:
     """Return the names of a section's Python files, without their ending."""
     found = (path for folder in _folders(section, parts_dir) for path in folder.glob("*.py"))

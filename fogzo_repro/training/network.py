@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import filter as matching
 from typing import Any
@@ -19,6 +19,7 @@ from fogzo_repro.config import (
     build_part,
     build_surrogate,
     did_you_mean,
+    is_own,
 )
 from fogzo_repro.estimators import QuantizedWeight, SmoothingLaw, smoothing_law
 from fogzo_repro.quantization import (
@@ -146,13 +147,54 @@ def _weight_quantizer(config: RunConfig, name: str, weight: Tensor) -> nn.Module
         found = build_part("quantizer", section, config.parts_dir, **given)
     except ValueError as error:
         raise UserError(f"quantizer={section.name} on the weight of {name}: {error}") from error
-    return _check_module(
+    module = _check_module(
         f"quantizer={section.name}: build()",
         found,
         units="(weight)",
         levels="(units)",
         perturbation_scale="(weight)",
     )
+    if is_own("quantizer", section, config.parts_dir):
+        _check_shapes(f"quantizer={section.name}: {type(found).__name__}", module, weight)
+    return module
+
+
+def _check_shapes(what: str, quantizer: Any, weight: Tensor) -> None:
+    """Refuse a user's quantizer whose results have another shape than its weight.
+
+    It is asked as in an evaluation, which changes nothing. On the meta device, where a weight has
+    no numbers, what cannot be asked is left to the run.
+    """
+    asked: dict[str, Callable[[Tensor], Any]] = {"forward(weight)": quantizer}
+    if getattr(quantizer, "smoothing", None) is not None:  # else it trains by the STE alone
+        asked["levels(units(weight))"] = lambda w: quantizer.levels(quantizer.units(w))
+        asked["perturbation_scale(weight)"] = quantizer.perturbation_scale
+    quantizer.eval()
+    for method, ask in asked.items():
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                found = ask(weight)
+        except Exception:
+            if weight.is_meta:
+                continue
+            raise
+        shape = tuple(found.shape) if isinstance(found, Tensor) else None
+        fits = shape == weight.shape
+        if method.startswith("perturbation_scale") and shape is not None:
+            fits = _broadcasts(shape, weight.shape)
+        if not fits:
+            given = f"{type(found).__name__}" if shape is None else f"tensor of shape {shape}"
+            raise UserError(
+                f"{what}.{method} returned a {given}, which does not fit the weight's shape, "
+                f"{tuple(weight.shape)}"
+            )
+    quantizer.train()
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Return whether a tensor of one shape stands for one of another."""
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in pairs)
 
 
 def _input_quantizer(config: RunConfig, name: str, layer: nn.Module) -> nn.Module | None:

@@ -345,7 +345,7 @@ def test_an_error_of_a_part_in_use_is_its_traceback_and_a_line_with_the_place(
     ("section", "code"),
     [
         ("estimator", FAILING["an estimator"][1].replace("lambda *given: ", "lambda self: ")),
-        ("quantizer", FAILING["a quantizer"][1].replace(FAILS, "lambda self, x: x[1:]\n")),
+        ("quantizer", FAILING["a quantizer"][1].replace(FAILS, "lambda self, x: x.double()\n")),
     ],
     ids=["its arguments", "its result"],
 )
@@ -428,6 +428,8 @@ def test_an_error_of_the_package_is_not_told_as_the_users(monkeypatch):
 MODULE = "import torch\nclass Own(torch.nn.Module):\n    {}\n\nbuild = lambda: Own()\n"
 LINEAR = "import torch\nbuild = lambda: torch.nn.Linear\n"
 HALF = "units = levels = lambda self, x: x"
+LAWFUL = "smoothing = ('round', 'identity')"
+SHAPES = MODULE.format(f"forward = perturbation_scale = {HALF}\n    {LAWFUL}\n    {{}}")
 WRONG = {  # section, file, what is said
     "surrogate: nothing": ("surrogate", "build = lambda: None\n", "a NoneType, not a Surr"),
     "surrogate: its function": ("surrogate", f"{SURROGATE}build = lambda: tanh\n", "not a Surro"),
@@ -465,8 +467,25 @@ WRONG = {  # section, file, what is said
     "quantizer: no scale": ("quantizer", MODULE.format(HALF), "has no perturbation_scale"),
     "quantizer: a wrong law": (
         "quantizer",
-        MODULE.format(f"perturbation_scale = {HALF}\n    smoothing = 'tanh'"),
+        MODULE.format(f"forward = perturbation_scale = {HALF}\n    smoothing = 'tanh'"),
         "Own.smoothing is 'tanh', neither a SmoothingLaw",
+    ),
+    "quantizer: another shape": (
+        "quantizer",
+        SHAPES.format("forward = lambda self, x: x[1:]"),
+        r"Own\.forward\(weight\) returned a tensor of shape \(9, 784\), which does not fit the "
+        r"weight's shape, \(10, 784\)",
+    ),
+    "quantizer: no return": (
+        "quantizer", SHAPES.format("forward = lambda self, x: None"), "returned a NoneType, which",
+    ),
+    "quantizer: a level for all": (
+        "quantizer", SHAPES.format("levels = lambda self, x: x.mean()"), r"shape \(\), which does",
+    ),
+    "quantizer: a scale too many": (
+        "quantizer",
+        SHAPES.format("perturbation_scale = lambda self, x: torch.ones(11, 1)"),
+        r"perturbation_scale\(weight\) returned a tensor of shape \(11, 1\), which does not",
     ),
     "model: nothing": ("model", "build = lambda: None\n", "model=own: build.. returned a NoneType"),
     "model: a class": ("model", LINEAR, "returned a type, not a torch.nn.Module"),
@@ -481,6 +500,29 @@ def test_what_is_no_part_is_one_line(mine, section, code, said):
     with pytest.raises(UserError, match=said) as error:
         make_plan(compose_run(*words))
     assert "\n" not in str(error.value)
+
+
+def test_a_dry_run_without_the_data_finds_another_shape_too(mine):
+    words, _ = wrong(mine, "quantizer", SHAPES.format("forward = lambda self, x: x[1:]"))
+    with pytest.raises(UserError, match=r"forward\(weight\) returned a tensor of shape"):
+        forecast(compose_run(*words))
+
+
+def test_a_quantizer_that_needs_numbers_is_forecast_without_them(mine):
+    code = SHAPES.format("forward = lambda self, x: x / x.sum().item()")
+    words, _ = wrong(mine, "quantizer", code)
+    assert forecast(compose_run(*words)).perturbed == 7940
+
+
+def test_looking_at_a_quantizers_shapes_is_no_pass_of_its_training(mine):
+    code = "calls = 0\n    def forward(self, x):\n        self.calls += self.training\n"
+    mine(
+        quantizer__own__py=SHAPES.format(f"{code}        return x + torch.rand(()) * 0"),
+        quantizer__own__yaml=OWN_YAML,
+    )
+    model = make_plan(compose_run("quantizer=own", *TINY)).network.model
+    own = [q for q in model.modules() if type(q).__name__ == "Own"]
+    assert own and all(q.training and not q.calls for q in own)
 
 
 def test_a_quantizer_of_inputs_that_is_none_is_one_line(mine):
