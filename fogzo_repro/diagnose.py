@@ -53,7 +53,7 @@ from fogzo_repro.reporting.statistics import jackknife
 from fogzo_repro.stored import StoredRun, open_run
 from fogzo_repro.terminal import command_parser, run_tool, typed_path
 from fogzo_repro.tracking.progress import RunProgress
-from fogzo_repro.training.checkpoint import read_tensors
+from fogzo_repro.training.checkpoint import load_weights, read_tensors
 from fogzo_repro.training.network import Network
 from fogzo_repro.training.passes import Passes
 from fogzo_repro.training.tasks import Task
@@ -142,7 +142,7 @@ class Diagnosis:
 
     def snapshot(self, path: Path, report: Callable[[float], None]) -> list[Row]:
         """Measure every estimator at one snapshot; `report` takes the probe pairs done."""
-        self.network.model.load_state_dict(read_tensors(path))
+        load_weights(self.network.model, read_tensors(path), path)
         self.network.model.train()
         step = step_of(path)
         measured = [self._batch(step, index, report) for index in range(len(self.batches))]

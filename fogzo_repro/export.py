@@ -30,7 +30,7 @@ from fogzo_repro import files
 from fogzo_repro.config import UserError, own_files_named, parse_stored, published
 from fogzo_repro.stored import open_run
 from fogzo_repro.terminal import command_parser, run_tool
-from fogzo_repro.training.checkpoint import read_tensors
+from fogzo_repro.training.checkpoint import another_network, load_weights, read_tensors
 from fogzo_repro.training.network import build_network
 
 FORMAT = 1
@@ -87,7 +87,7 @@ def load_export(path: str | Path) -> nn.Module:
         path: the folder that `export_run` wrote.
 
     Raises:
-        UserError: where the path is not an export.
+        UserError: where the path is not an export, or one of another network.
     """
     folder = Path(path)
     try:
@@ -106,11 +106,14 @@ def load_export(path: str | Path) -> nn.Module:
     tensors = read_tensors(folder / WEIGHTS)
     config = parse_stored(metadata["config"])
     model = build_network(config, metadata["model_arguments"], torch.device("cpu")).model
-    for name, layer in _quantized_layers(model).items():
+    layers = _quantized_layers(model)
+    if layers.keys() != metadata["offsets"].keys():
+        raise another_network(folder)
+    for name, layer in layers.items():
         levels, scale = tensors.pop(f"{name}.levels"), tensors.pop(f"{name}.scale")
         layer.weight_quantizer = nn.Identity()  # the weight is already quantized
         tensors[f"{name}.weight"] = (levels.to(scale.dtype) + metadata["offsets"][name]) * scale
-    model.load_state_dict(tensors)
+    load_weights(model, tensors, folder)
     return model.eval()
 
 

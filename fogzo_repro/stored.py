@@ -16,7 +16,7 @@ from torch import nn
 from fogzo_repro import files
 from fogzo_repro.config import RunConfig, UserError, added_files, load_stored
 from fogzo_repro.terminal import stderr
-from fogzo_repro.training.checkpoint import load_checkpoint, model_tensors
+from fogzo_repro.training.checkpoint import load_checkpoint, load_weights, model_tensors
 from fogzo_repro.training.network import Network, build_network
 from fogzo_repro.training.tasks import Task, build_task
 
@@ -46,7 +46,7 @@ class StoredRun:
             The network, and the steps that it has taken.
 
         Raises:
-            UserError: where there is no checkpoint.
+            UserError: where there is no checkpoint, or it is another network's.
         """
         found = load_checkpoint(self.folder)
         if found is None:
@@ -55,13 +55,7 @@ class StoredRun:
         for line in damaged:
             print(line, file=stderr())
         network = self.network(device)
-        try:
-            network.model.load_state_dict(model_tensors(tensors))
-        except RuntimeError:
-            raise UserError(
-                f"the weights of {self.folder} are of another network than model="
-                f"{self.config.model.name} builds now; give its file back what the run had"
-            ) from None
+        load_weights(network.model, model_tensors(tensors), self.folder)
         network.model.eval()
         return network, step
 

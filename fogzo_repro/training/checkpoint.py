@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 
 from fogzo_repro import files
 from fogzo_repro.config import UserError
@@ -102,6 +103,26 @@ def model_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     """Return the network's part of a checkpoint's tensors, by their names in the network."""
     own = {name: t for name, t in tensors.items() if name.startswith(MODEL)}
     return {name.removeprefix(MODEL): t for name, t in own.items()}
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: Path) -> None:
+    """Give a network the tensors that were read from a run folder, a file in it or an export.
+
+    Raises:
+        UserError: where they are another network's, as after a change of a user's file.
+    """
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise another_network(source) from None
+
+
+def another_network(source: Path) -> UserError:
+    """Return the error of weights that do not fit what the files of the parts build now."""
+    return UserError(
+        f"the weights of {source} are of another network than the files of its parts build now; "
+        "give these back what they had"
+    )
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import (
     MODEL,
     load_checkpoint,
+    load_weights,
     model_tensors,
     pack_tensors,
     save_checkpoint,
@@ -152,7 +153,7 @@ class Training:
         metrics_bytes = None
         if found is not None:
             self.done, tensors, state, said = found
-            self.model.load_state_dict(model_tensors(tensors))
+            load_weights(self.model, model_tensors(tensors), self.timetable.folder)
             load_optimizer_tensors(self.step.optimizer, self.model, tensors)
             self.step.bad_streak.fill_(state["bad_streak"])
             self.step.scaler.load_state_dict(state["scaler"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fogzo_repro import __main__ as cli
-from fogzo_repro import evaluate
+from fogzo_repro import diagnose, evaluate, load_run
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import (
     CONFIGS,
@@ -22,8 +22,10 @@ from fogzo_repro.config import (
 )
 from fogzo_repro.config.parts import SHARED, PartError, python_file
 from fogzo_repro.config.run import FAMILIES
+from fogzo_repro.export import export_run, load_export
 from fogzo_repro.plan import make_plan
 from fogzo_repro.run import execute
+from fogzo_repro.stored import open_run
 from fogzo_repro.sweeps.forecast import forecast
 from fogzo_repro.sweeps.tables import table_files
 from fogzo_repro.terminal import run_tool
@@ -371,7 +373,7 @@ def test_what_a_part_raises_is_told_whatever_it_is(failing, raised, said):
     assert last == f"error: {file}, line 3: {said}"
 
 
-OTHER = "error: the weights of {folder} are of another network than model=own builds now"
+OTHER = "error: the weights of {folder} are of another network than the files of its parts build"
 OWN_TABLE = "rows: {a: {label: A, cell.column: A, dataset: digits, recipe: digits_mlp"
 OWN_TABLE = f"seeds: 0\n{OWN_TABLE}, estimator: own, hardware: cpu}}}}\n"
 
@@ -401,6 +403,37 @@ def test_tools_and_tables_name_a_part_that_fails_or_has_changed(
     monkeypatch.setattr(sys, "argv", ["smoke.py", "mytable"])
     assert smoke.main() == 1
     assert f"mytable | A | A: {file}, line 3: NameError: name 'und" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("torch.nn.Flatten(), ", ""), ("784, 10", "784, 10, bias=False")],
+    ids=["names", "a tensor"],
+)
+def test_weights_of_another_network_are_refused_in_one_line(mine, tmp_path, monkeypatch, old, new):
+    code = NETWORK.format("lambda self, x: torch.nn.Sequential.forward(self, x.flatten(1))")
+    words, _ = wrong(mine, "model", code)
+    # As where a file has changed that the part's own file imports: the run id is the same.
+    monkeypatch.setattr("fogzo_repro.plan.added_files", lambda config: {})
+    config = compose_run(*words, "estimator=ste", "snapshots=1", f"output_root={tmp_path / 'runs'}")
+    folder = tmp_path / "runs" / execute(config, quiet=True)["run_id"]
+    out = export_run(folder, tmp_path / "out").parent
+    sys.modules.pop("fogzo_parts.model.own")
+    wrong(mine, "model", code.replace(old, new))
+    with pytest.raises(UserError, match=r"recipe\.start_from=\S+ is of another network: "):
+        make_plan(replace(config, recipe=replace(config.recipe, start_from=str(folder))))
+    few, cpu = diagnose.Effort(200, 2, 100), torch.device("cpu")
+    (folder / "record.json").unlink()
+    for use in (
+        lambda: load_run(folder),
+        lambda: export_run(folder, tmp_path / "again"),
+        lambda: load_export(out),
+        lambda: diagnose.diagnose(open_run(folder), None, cpu, lambda _: few),
+        lambda: execute(config, quiet=True),
+    ):
+        with pytest.raises(UserError, match="are of another network than the files of its parts"):
+            use()
 
 
 def test_the_whole_traceback_is_shown_where_it_is_asked_for(mine, monkeypatch):
