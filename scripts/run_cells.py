@@ -40,7 +40,14 @@ if not __package__:  # started as a file
 from fogzo_repro.config import ConfigError, RunConfig, own_files_named
 from fogzo_repro.project import working_folder
 from fogzo_repro.sweeps.forecast import device_here
-from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_jobs
+from fogzo_repro.sweeps.jobs import (
+    Cell,
+    collect,
+    distinct,
+    missing_jobs,
+    plan_jobs,
+    read_images,
+)
 from fogzo_repro.sweeps.lanes import group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
@@ -207,6 +214,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
         overview.say(line)
     if wanted and (why := why_refused(git_state())):
         overview.say(f"warning: {why}")
+    read_images(missing)
     outcome = Outcome()
     if together:
         from fogzo_repro.sweeps.side_by_side import train_lanes  # torch, once the card is chosen

@@ -101,6 +101,24 @@ def missing_jobs(jobs: Iterable[Job], records: Path) -> list[Job]:
     return sorted(found.values(), key=lambda job: -job.cost)
 
 
+def read_images(jobs: Iterable[Job]) -> None:
+    """Read, and download, the images that runs hold in memory: else each run would fail by itself.
+
+    Other data are looked at where jobs are planned.
+
+    Raises:
+        UserError: where they are missing or damaged.
+    """
+    from fogzo_repro.training.classification import InMemoryImages
+    from fogzo_repro.training.tasks import build_task
+
+    configs = {repr((c.data_dir, c.parts_dir, c.dataset)): c for c in (job.config for job in jobs)}
+    for config in configs.values():
+        task = build_task(config)
+        if isinstance(task, InMemoryImages):
+            task.dataset.checked()
+
+
 def distinct(jobs: Iterable[Job]) -> tuple[list[Job], list[str]]:
     """Leave out the cells that are the same run as another, with the settings that were given.
 

@@ -184,6 +184,27 @@ def test_a_cell_that_is_not_there_is_one_line(mine, monkeypatch, capsys):
     assert status == 2 and "tiny has no row STEE; did you mean STE?" in said
 
 
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [(run_cells, ["--records"]), (rank, ["--run", "--results"])],
+    ids=["run_cells", "rank"],
+)
+def test_without_the_data_a_table_fails_once_and_before_its_runs(
+    module, options, mine, tmp_path, monkeypatch, capsys
+):
+    def offline(*args, **kwargs):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.__init__", offline)
+    monkeypatch.setattr(run_cells, "run_queue", lambda *args, **kwargs: pytest.fail("it has begun"))
+    words = ["own", *options, tmp_path, "dataset=mnist", "recipe=mnist_mlp", "hardware=cpu"]
+    words += [f"data_dir={tmp_path}/data", f"output_root={tmp_path}/runs"]
+    status, said = call(monkeypatch, capsys, module, *words)
+    assert status == 2 and said.count("error: ") == 1
+    assert "error: MNIST is not under data_dir=" in said.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
 MINIS = ["mini-rivals-deit", "mini-rivals-llama", "mini-rivals-resnet"]
 
 
