@@ -6,7 +6,8 @@ import math
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
@@ -47,13 +48,7 @@ def check_weights(
                 f"weights[{index}], of shape {tuple(p.shape)}, is not a parameter of the model; "
                 "list the weights after the model has been moved, cast and wrapped"
             )
-        if p.dtype.itemsize < 4:
-            raise ValueError(
-                f"{name} is kept in {p.dtype}, in which a perturbation is lost to rounding; keep "
-                "the latent weight in float32 and use torch.autocast for the passes"
-            )
-        if not p.requires_grad:
-            raise ValueError(f"{name} does not require a gradient, and so has no STE gradient")
+        _check_trainable(name, p)
         if trained is not None and id(p) not in trained:
             raise ValueError(f"{name} is not among the optimizer's parameters")
         if _overlaps_itself(p):
@@ -71,6 +66,86 @@ def check_weights(
                 f"{one[3]} and {other[3]} share memory; a tied weight is perturbed once: make them "
                 "one parameter and list it once"
             )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the model keeps a weight, or the scale of one.
+
+    Attributes:
+        name: for people.
+        own: the module's parameters or buffers.
+        key: among them.
+        tensor: what is kept there.
+        is_weight: whether it is a weight.
+    """
+
+    name: str
+    own: Mapping[str, Tensor | None]
+    key: str
+    tensor: Tensor
+    is_weight: bool
+
+
+def places_of(weights: Sequence[QuantizedWeight], model: nn.Module) -> list[Place]:
+    """Return where the model keeps its quantized weights, and those scales that it keeps."""
+    kept: dict[int, tuple[str, Mapping[str, Tensor | None], str]] = {}
+    for prefix, module in model.named_modules():
+        for own in (module._parameters, module._buffers):
+            for key, tensor in own.items():
+                kept.setdefault(id(tensor), (_plain(f"{prefix}.{key}".lstrip(".")), own, key))
+    places = []
+    for weight in weights:
+        name, own, key = kept[id(weight.parameter)]
+        places.append(Place(name, own, key, weight.parameter, True))
+        if isinstance(weight.scale, Tensor) and id(weight.scale) in kept:
+            _, own, key = kept[id(weight.scale)]
+            places.append(Place(f"the scale of {name}", own, key, weight.scale, False))
+    return places
+
+
+def check_places(places: Iterable[Place]) -> None:
+    """Refuse weights and scales that are no longer what `check_weights` has seen.
+
+    A step affords it: no value is looked at.
+
+    Raises:
+        ValueError: in one line with the layer and the remedy.
+    """
+    for place in places:
+        name, tensor = place.name, place.tensor
+        if place.own.get(place.key) is not tensor:
+            remedy = (
+                "make a FogzoStep of its present weights and load this one's state_dict()"
+                if place.is_weight
+                else "list the weights anew, or give a function that computes it, "
+                "scale=lambda weight: ..."
+            )
+            raise ValueError(
+                f"the model has another tensor in place of {name} since FogzoStep was made, as "
+                f"after .to(...) or load_state_dict(assign=True); {remedy}"
+            )
+        if not place.is_weight:
+            continue
+        _check_trainable(name, tensor)
+        if tensor.grad is None:
+            raise ValueError(
+                f"{name} has no gradient after backward: the loss does not depend on it; leave it "
+                "out of the weights"
+            )
+
+
+def _check_trainable(name: str, p: Tensor) -> None:
+    if p.dtype.itemsize < 4:
+        raise ValueError(
+            f"{name} is kept in {p.dtype}, in which a perturbation is lost to rounding; keep "
+            "the latent weight in float32 and use torch.autocast for the passes"
+        )
+    if not p.requires_grad:
+        raise ValueError(
+            f"{name} does not require a gradient, and so has no STE gradient; leave it out of the "
+            "weights"
+        )
 
 
 def _overlaps_itself(p: Tensor) -> bool:
@@ -212,7 +287,10 @@ def weight_of(loss: RecordedLoss) -> Tensor:
         ValueError: where backward was not called.
     """
     if loss.weight is None:
-        raise ValueError("backward was not called on a loss of this step; call loss.backward()")
+        raise ValueError(
+            "backward was not called on a loss of this step; call loss.backward(), or "
+            "FogzoStep.losses.clear() where the batch is skipped"
+        )
     return loss.weight
 
 

@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from fogzo_repro.estimators.checks import (
     check_losses,
     check_number,
+    check_places,
     check_weights,
     check_whole,
+    places_of,
     weight_of,
 )
 from fogzo_repro.estimators.fogzo import Fogzo
@@ -62,6 +64,7 @@ class FogzoStep:
     Attributes:
         d: the number of perturbed weights.
         steps: how many estimates have been made.
+        losses: that were taken since the last estimate.
         null_level: by how much the loss of the first step differed when it was taken twice at the
             same weights; should be 0. 0-dim, None before that step.
 
@@ -90,6 +93,7 @@ class FogzoStep:
         self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self.weights = list(weights)
         check_weights(self.weights, model, self._parameters())
+        self.places = places_of(self.weights, model)
         self.d = sum(w.parameter.numel() for w in self.weights)
         if beta is not None:
             raise ValueError(f"beta={beta}: give noise, which is 1 - beta, or rho")
@@ -135,6 +139,9 @@ class FogzoStep:
         Returns:
             The loss with its graph: divide or scale it as you are used to, and call backward.
         """
+        taken = all(loss.weight is not None for loss in self.losses)
+        if taken and all(w.parameter.grad is None for w in self.weights):
+            self.losses = []  # their gradients were set to None: those batches are skipped
         recorded = RecordedLoss(loss_fn, batch, self.device)
         loss = recorded.take()
         self.losses.append(recorded)
@@ -150,7 +157,8 @@ class FogzoStep:
             What the estimate rested on, in units of the loss.
 
         Raises:
-            ValueError: where there is no loss, or backward was not called.
+            ValueError: where there is no loss, backward was not called, or a weight or scale is not
+                what it was (see `check_places`).
             RuntimeError: where the processes of a distributed training hold different weights.
         """
         losses, self.losses = self.losses, []
@@ -158,6 +166,7 @@ class FogzoStep:
             raise ValueError("no loss was recorded for this step; take it by loss(loss_fn, *batch)")
         for loss in losses:
             weight_of(loss)  # refuses one without backward
+        check_places(self.places)
         is_unscaled, inverse = self._scale()
         after = RandomState(self.device)
         try:
@@ -242,7 +251,8 @@ class FogzoStep:
         return stage == "UNSCALED", 1 / self.scaler.scale(torch.ones((), device=self.device))
 
     def _parameters(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+        listed = (p for group in self.optimizer.param_groups for p in group["params"])
+        return [*dict.fromkeys(listed)]  # torch takes one twice, with a warning
 
     def _check_replicas(self) -> None:
         """Refuse to go on where the processes hold different weights."""

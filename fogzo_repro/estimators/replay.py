@@ -7,6 +7,7 @@ BatchNorm as the backward pass did, and leave no trace in the model's buffers.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,33 +22,50 @@ from fogzo_repro.estimators.protocol import one_number
 class FrozenBuffers:
     """Keeps a model's buffers as they are during forward passes in training mode.
 
+    A pass may write into a buffer or put another tensor in its place; both are undone.
+
     Args:
         model: its BatchNorm layers are told not to track statistics, which costs nothing; all other
             buffers are saved and copied back.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        found = (m for m in model.modules() if isinstance(m, _BatchNorm))
+        modules = [*model.modules()]
+        found = (m for m in modules if isinstance(m, _BatchNorm))
         self.norms = [m for m in found if m.track_running_stats]
-        untouched = {id(b) for m in self.norms for b in m.buffers(recurse=False)}
-        by_type: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-        for buffer in model.buffers():
-            if id(buffer) not in untouched:
-                by_type.setdefault((buffer.dtype, buffer.device), []).append(buffer)
-        self.buffers = list(by_type.values())
-        self.saved = [[torch.empty_like(b) for b in group] for group in self.buffers]
+        self.owners = [m._buffers for m in modules if m not in {*self.norms}]
+        self.present: list[Tensor] = []
+        self.buffers: list[list[Tensor]] = []  # the same, those of a type together
+        self.saved: list[list[Tensor]] = []
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Run forward passes in here."""
+        owners = [own for own in self.owners if own]
+        before = [dict(own) for own in owners]
+        self._make_room([b for own in before for b in own.values() if b is not None])
         for saved, buffers in zip(self.saved, self.buffers, strict=True):
             torch._foreach_copy_(saved, buffers)
         try:
             with self.untracked():
                 yield
         finally:
+            for own, theirs in zip(owners, before, strict=True):
+                if any(own.get(name) is not buffer for name, buffer in theirs.items()):
+                    own.update(theirs)
             for saved, buffers in zip(self.saved, self.buffers, strict=True):
                 torch._foreach_copy_(buffers, saved)
+
+    def _make_room(self, present: list[Tensor]) -> None:
+        """Have memory to save buffers in: the same one as long as the buffers are the same."""
+        known = self.present
+        if len(known) == len(present) and all(map(operator.is_, known, present)):
+            return
+        by_type: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for buffer in present:
+            by_type.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+        self.present, self.buffers = present, list(by_type.values())
+        self.saved = [[torch.empty_like(b) for b in group] for group in self.buffers]
 
     @contextmanager
     def untracked(self) -> Iterator[None]:
@@ -137,5 +155,5 @@ class RecordedLoss:
         with torch.autocast(
             self.device.type, self.dtype, enabled=self.autocast, cache_enabled=False
         ):
-            loss = self.loss_fn(*self.batch).detach().squeeze()
+            loss = one_number(self.loss_fn(*self.batch)).detach()
         return loss.to(torch.promote_types(loss.dtype, torch.float32))

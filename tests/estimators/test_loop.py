@@ -153,22 +153,43 @@ def test_batchnorm_takes_its_statistics_once_a_step() -> None:
     assert counts == {"naive": (False, 9), "object": (True, 3)}
 
 
-def test_other_buffers_are_as_after_the_first_pass_alone() -> None:
-    class Counter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.calls = nn.Buffer(torch.zeros(()))
+class Counter(nn.Module):
+    """Counts its passes in a buffer: written in place, or another tensor each time."""
 
-        def forward(self, x: Tensor) -> Tensor:
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.calls = nn.Buffer(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_place:
             self.calls += 1
-            return x
+        else:
+            self.calls = self.calls + 1
+        return x
 
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in_place", "another_tensor"])
+def test_other_buffers_are_as_after_the_first_pass_alone(in_place: bool) -> None:
     found = []
     for run in (naive, train):
-        model = network(Counter())
+        model = network(Counter(in_place))
         run(model, batches(2))
         found.append(model[1].calls.item())
     assert found == [6, 2]
+
+
+def test_buffers_that_were_cast_since_are_still_as_after_the_first_pass_alone() -> None:
+    model = network(Counter(in_place=True))
+    weights = [QuantizedWeight(w.parameter, torch.ones(()), LAW) for w in quantized(model)]
+    step = FogzoStep(model, sgd(model), weights)
+    x, y = batches(1)[0]
+    step.loss(loss_of(model), x, y).backward()
+    step.step()
+    model.double()
+    step.loss(loss_of(model), x.double(), y).backward()
+    step.step()
+    assert model[1].calls == 2
 
 
 def test_all_passes_of_a_step_see_the_same_dropout_masks() -> None:
@@ -555,6 +576,96 @@ def test_what_is_not_a_loss_is_refused(loss_fn: Any, error: Any, said: str) -> N
     step = FogzoStep(model, sgd(model), quantized(model))
     with pytest.raises(error, match=said):
         step.loss(loss_fn, *batches(1)[0])
+
+
+def freeze(model: Any) -> None:
+    model[0].weight.requires_grad_(False)
+
+
+def replace_weights(model: nn.Module) -> None:
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+
+
+def replace_scale(model: Any) -> None:
+    model[0].scale = model[0].scale.clone()
+
+
+CHANGED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "frozen": (freeze, "0.weight does not require a gradient, .* leave it out of the weights"),
+    "bfloat16": (nn.Module.bfloat16, "0.weight is kept in torch.bfloat16"),
+    "double": (nn.Module.double, "another tensor in place of the scale of 0.weight .* anew"),
+    "assigned": (replace_weights, r"another tensor in place of 0.weight .* load this one's state"),
+    "scale": (replace_scale, r"in place of the scale of 0.weight .* scale=lambda weight"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_weights_that_have_changed_between_two_steps_are_refused(name: str) -> None:
+    """Gradients of zero are left there, with which none of these would be an error."""
+    change, said = CHANGED[name]
+    model = network()
+    optimizer = sgd(model)
+    step = FogzoStep(model, optimizer, quantized(model))
+    x, y = batches(1)[0]
+    step.loss(loss_of(model), x, y).backward()
+    step.estimate()
+    optimizer.zero_grad(set_to_none=False)
+    change(model)
+    before = weights_of(model)
+    x = x.to(model[2].weight.dtype)
+    step.loss(loss_of(model), x, y).backward()
+    with pytest.raises(ValueError, match=said) as caught:
+        step.step()
+    assert same(weights_of(model), before) and "\n" not in str(caught.value)
+
+
+def test_a_weight_that_the_loss_does_not_depend_on_is_named() -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    step.loss(lambda x, y: F.cross_entropy(x[:, :3] + model[2].bias, y), *batches(1)[0]).backward()
+    with pytest.raises(ValueError, match=r"0\.weight has no gradient after backward: the loss"):
+        step.step()
+
+
+def test_a_batch_that_is_skipped_after_backward_is_not_in_the_next_estimate() -> None:
+    model = network()
+    optimizer = sgd(model)
+    step = FogzoStep(model, optimizer, quantized(model))
+    skipped, taken = batches(2)
+    step.loss(loss_of(model), *skipped).backward()
+    optimizer.zero_grad()
+    step.loss(loss_of(model), *taken).backward()
+    alone = FogzoStep(other := network(), sgd(other), quantized(other))
+    alone.loss(loss_of(other), *taken).backward()
+    assert step.step().coefficient == alone.step().coefficient
+    assert same(weights_of(model), weights_of(other))
+
+
+def test_a_parameter_that_the_optimizer_lists_twice_is_clipped_once() -> None:
+    gradients = []
+    for more in (1, 2):
+        model = network()
+        listed = [*model.parameters()] * more
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of the parameters listed twice
+            optimizer = torch.optim.SGD(listed, lr=0.0)
+        step = FogzoStep(model, optimizer, quantized(model), clip_norm=1e-3)
+        optimizer.register_step_post_hook(
+            lambda o, *_: gradients.append([p.grad.clone() for p in o.param_groups[0]["params"]])
+        )
+        step.loss(loss_of(model), *batches(1)[0]).backward()
+        step.step()
+    assert same(gradients[0], gradients[1][: len(gradients[0])])
+
+
+def test_a_loss_that_has_many_numbers_only_when_it_is_taken_again_is_refused() -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    kinds = iter(["mean", "none"])
+    loss_fn = lambda x, y: F.cross_entropy(model(x), y, reduction=next(kinds))  # noqa: E731
+    step.loss(loss_fn, *batches(1)[0]).backward()
+    with pytest.raises(TypeError, match=r"returned a Tensor of shape \(16,\); return the loss"):
+        step.step()
 
 
 def test_the_order_of_calls_is_checked() -> None:
