@@ -56,7 +56,7 @@ from fogzo_repro.sweeps.tables import (
     shown_seeds,
     table_files,
 )
-from fogzo_repro.terminal import outlive_terminal, say_interrupted
+from fogzo_repro.terminal import outlive_terminal, output_status, say_interrupted
 
 DIVERGED_STATUS = 3
 SUBMITIT = "SUBMITIT_EXECUTOR"  # set in the jobs of hydra/launcher=submitit_*
@@ -85,7 +85,7 @@ class Sweep:
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
-    outlive_terminal("stderr")
+    outlive_terminal("stdout", "stderr")
     plain, command = "--plain" in sys.argv, sys.argv
     # Hydra's parser wants the settings in one piece, behind the flags.
     given = sorted((word for word in command[1:] if word != "--plain"), key=_is_setting)
@@ -131,14 +131,14 @@ def main() -> int:
             cells = sweep.cells = named_cells(typed)
             if plain:
                 print("\n".join(plain_commands(cells, typed)))
-                return 0
+                return output_status()
             if cells:
                 if len(cells) > 1 and not (arguments.multirun and arguments.cfg is None):
                     raise several_cells(typed, cells)
                 words = words_for(cells[0], typed)
             if arguments.help:
                 print(help_of(words))
-                return 0
+                return output_status()
             sys.argv = [command[0], *flags, *words]
             with sweeps_checked(sweep):
                 hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")(job)()
@@ -156,7 +156,8 @@ def main() -> int:
     ranks = sys.modules.get("fogzo_repro.training.ranks")  # only a run has brought it, and torch
     if ranks and 2 not in statuses:
         ranks.leave()
-    return max(statuses)
+    ran = len(statuses) > 1  # else the configuration was shown, by Hydra
+    return max(statuses) if ran else output_status()
 
 
 def help_of(words: Sequence[str]) -> str:
@@ -220,8 +221,7 @@ def run_one(config: RunConfig, label: str, seeds: Sequence[int]) -> int:
         print(described(config))
         if len(seeds) > 1:
             print(f"seeds: {shown_seeds(seeds)}, a run each; above is the first")
-        return 0
-    outlive_terminal("stdout")
+        return output_status()
     try:
         record = execute(config, label=label)
     except Preempted:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, ParamSpec, TextIO, cast
 
@@ -126,49 +127,43 @@ def command_parser(documentation: str | None, name: str | None = None) -> argpar
 def one_line_errors(command: Callable[P, int | None]) -> Callable[P, int]:
     """Have a command print an error that the user can mend in one line.
 
+    What it prints is its result: that this cannot be written is such an error, see `output_status`.
+
     Returns:
-        What gives the exit status: the command's own, 0 where it has none; 2 after an error.
+        What gives the exit status: the command's own, 0 where it has none; 2 after an error, 130
+        where INT has ended it.
     """
 
     @wraps(command)
     def run(*arguments: P.args, **named: P.kwargs) -> int:
+        outlive_terminal("stdout", "stderr")
         try:
-            return command(*arguments, **named) or 0
+            return (command(*arguments, **named) or 0) or output_status()
         except UserError as error:
             error.tell()
             return 2
+        except KeyboardInterrupt:
+            return say_interrupted()
 
     return run
 
 
-@one_line_errors
 def run_tool(tool: Callable[[], None]) -> int:
-    """Run a tool, what it prints being its result, with `one_line_errors`.
+    """Run a tool with `one_line_errors`; return the exit status."""
+    return one_line_errors(tool)()
 
-    That it cannot be written is an error, unless the reader of a pipe has seen enough.
 
-    Returns:
-        The exit status: 0, 2 after an error, 130 where INT has ended it.
+def output_status() -> int:
+    """Return 2, and say why, where standard output has not taken all that was printed, else 0.
+
+    That the reader of a pipe has left is no error: it has seen enough.
     """
-    try:
-        tool()
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        _forget_stdout()
-    except OSError as error:
-        if error.filename is not None:  # of a file; a stream has no name
-            raise
-        _forget_stdout()
-        raise UserError(f"cannot write to standard output: {error.strerror}") from None
-    except KeyboardInterrupt:
-        return say_interrupted()
-    return 0
-
-
-def _forget_stdout() -> None:
-    """Let the interpreter flush what is left into nothing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stdout.flush()
+    lost = getattr(sys.stdout, "lost", None)
+    if not isinstance(lost, OSError) or isinstance(lost, BrokenPipeError):
+        return 0
+    UserError(f"cannot write to standard output: {lost.strerror}").tell()
+    return 2
 
 
 class Unfailing:
@@ -176,21 +171,29 @@ class Unfailing:
 
     Args:
         stream: where the text goes as long as it can.
+
+    Attributes:
+        lost: why something was dropped, the first time.
     """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
+        self.lost: Exception | None = None
 
     def write(self, text: str) -> int:
         """Write a text, or drop it."""
-        with contextlib.suppress(*LOST):
+        try:
             self.stream.write(text)
+        except LOST as error:
+            self.lost = self.lost or error
         return len(text)
 
     def flush(self) -> None:
         """Flush what can be flushed; at its end the interpreter takes a failure for an error."""
-        with contextlib.suppress(*LOST):
+        try:
             self.stream.flush()
+        except LOST as error:
+            self.lost = self.lost or error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -205,7 +208,8 @@ def outlive_terminal(*names: str) -> None:
     """Let the work go on where nobody can be told any more.
 
     A command that was started with closed streams gets them on the null device: the next file that
-    is opened would otherwise take their number, and with it what any library prints.
+    is opened would otherwise take their number, and with it what any library prints. A character
+    that the terminal does not know is replaced by a question mark.
 
     Args:
         names: of the streams, `stdout` and `stderr`, whose failures are passed over from now on.
@@ -221,4 +225,7 @@ def outlive_terminal(*names: str) -> None:
             number = {"stdout": 1, "stderr": 2}[name]
             stream = open(number, "w", closefd=False)  # noqa: SIM115
         if not isinstance(stream, Unfailing):
+            if isinstance(stream, TextIOWrapper):
+                with contextlib.suppress(*LOST):
+                    stream.reconfigure(errors="replace")
             setattr(sys, name, Unfailing(stream))

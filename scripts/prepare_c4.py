@@ -52,7 +52,7 @@ from fogzo_repro.data.c4_shards import (
     tokenize_files,
     write_json,
 )
-from fogzo_repro.terminal import command_parser, first_line, say_interrupted, text_or_path
+from fogzo_repro.terminal import command_parser, first_line, one_line_errors, text_or_path
 from fogzo_repro.tracking.progress import RunProgress
 
 TOKENS_PER_SECOND = 0.8e6  # a core, sentencepiece; for the estimate before the start
@@ -314,22 +314,19 @@ def tokenize(
     return splits
 
 
-def main(line: list[str] | None = None) -> int:
-    """Run; return the exit status."""
+@one_line_errors
+def main(line: list[str] | None = None) -> None:
+    """Run."""
     started = time.monotonic()
+    args = arguments(line)
     try:
-        args = arguments(line)
         manifest = prepare(args)
-    except (UserError, OSError) as error:  # OSError: a disk that is full or cannot be read
-        UserError(error).tell()
-        return 2
-    except KeyboardInterrupt:
-        return say_interrupted()
+    except OSError as error:  # a disk that is full or cannot be read
+        raise UserError(error) from None
     print(f"corpus: {manifest['corpus']}")
     for split, entry in manifest["splits"].items():
         print(f"{split}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
     print(f"wrote {args.out / MANIFEST} after {time.monotonic() - started:.1f} s")
-    return 0
 
 
 if __name__ == "__main__":

@@ -47,14 +47,15 @@ from fogzo_repro.data.imagenet import (
     odd_counts,
     read_class_list,
 )
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.tracking.progress import RunProgress
 
 SHOWN = 10  # bad files named on the terminal
 
 
-def main() -> int:
-    """Check, then write the manifest; return the exit status."""
+@one_line_errors
+def main() -> None:
+    """Check, then write the manifest."""
     parser = command_parser(__doc__)
     parser.add_argument("--root", type=Path, required=True, help="holds train/ and val/")
     parser.add_argument("--full", action="store_true", help="decode every image")
@@ -97,10 +98,8 @@ def main() -> int:
         kept = write_manifest(root, listing, bad)
         if arguments.decoded is not None:
             decode(root, arguments.decoded, kept["train"], arguments.classes, arguments.workers)
-    except (UserError, OSError) as error:  # OSError: a folder that may not be read or written
-        UserError(error).tell()
-        return 2
-    return 0
+    except OSError as error:  # a folder that may not be read or written
+        raise UserError(error) from None
 
 
 def check_root(root: Path) -> None:

@@ -53,12 +53,7 @@ from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.status import over_without_start, run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds
-from fogzo_repro.terminal import (
-    command_parser,
-    one_line_errors,
-    outlive_terminal,
-    say_interrupted,
-)
+from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.training.preemption import hurry
 
 INTERRUPTED_STATUS = 75
@@ -88,29 +83,25 @@ def main() -> int:
     )  # fmt: skip
     arguments, overrides = parser.parse_known_args()
     arguments.deadline = None if arguments.minutes is None else started + 60 * arguments.minutes
-    try:
-        check_overrides(overrides)
-        seeds = evaluation_seeds(arguments.seeds)
-        cells = table_cells(arguments.table, overrides, seeds)
-        if arguments.dry_run:
-            from fogzo_repro.sweeps.dry_run import dry_run
+    check_overrides(overrides)
+    seeds = evaluation_seeds(arguments.seeds)
+    cells = table_cells(arguments.table, overrides, seeds)
+    if arguments.dry_run:
+        from fogzo_repro.sweeps.dry_run import dry_run
 
-            if arguments.claims:
-                from fogzo_repro.sweeps.claimed import needed_part
-
-                table, results = arguments.table.split("/")[0], arguments.records.parent
-                cells, said = needed_part(cells, results, table, seeds)
-                print("\n".join([*said, f"--claims: {len(cells)} cells"]))
-                if not cells:
-                    return 0
-            print("\n".join(dry_run(arguments.table, cells, arguments.records)))
-            return 0
-        outlive_terminal("stdout", "stderr")
         if arguments.claims:
-            return run_claims(arguments, cells, seeds)
-        return run_table(arguments, cells)
-    except KeyboardInterrupt:
-        return say_interrupted()
+            from fogzo_repro.sweeps.claimed import needed_part
+
+            table, results = arguments.table.split("/")[0], arguments.records.parent
+            cells, said = needed_part(cells, results, table, seeds)
+            print("\n".join([*said, f"--claims: {len(cells)} cells"]))
+            if not cells:
+                return 0
+        print("\n".join(dry_run(arguments.table, cells, arguments.records)))
+        return 0
+    if arguments.claims:
+        return run_claims(arguments, cells, seeds)
+    return run_table(arguments, cells)
 
 
 def check_overrides(overrides: list[str]) -> None:

@@ -27,7 +27,7 @@ if not __package__:  # started as a file
 from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import table_files
-from fogzo_repro.terminal import command_parser, one_line_errors, say_interrupted
+from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.training.preemption import Preempted
 
 from .table_cells import table_cells
@@ -47,8 +47,6 @@ def main() -> int:
                 count, failed = count + done, failed + bad
     except Preempted:
         return 75
-    except KeyboardInterrupt:
-        return say_interrupted()
     seconds = time.monotonic() - started
     print(f"{count} cells, {len(failed)} failed, {seconds:.0f} s")
     for line in failed:

@@ -1,5 +1,7 @@
 """The command line: every bad input ends with one line that names the remedy, and status 2."""
 
+import errno
+import io
 import json
 import os
 import resource
@@ -37,6 +39,38 @@ def run_cli(monkeypatch, capsys, *arguments):
         status = error.code
     captured = capsys.readouterr()
     return status, captured.out, captured.err
+
+
+class Lost(io.StringIO):
+    """A standard output that takes nothing."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def write(self, text):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        [*TINY, "dry_run=true"],
+        ["--cfg", "job"],
+        ["experiment=table1/deit-tiny-identity-fogzo", "--plain"],
+    ],
+    ids=lambda words: words[-1],
+)
+def test_what_cannot_be_printed_is_one_line_unless_its_reader_has_left(
+    monkeypatch, capsys, arguments
+):
+    for number, expected in ((errno.EPIPE, 0), (errno.ENOSPC, 2)):
+        monkeypatch.setattr(sys, "stdout", Lost(number))
+        status, _, err = run_cli(monkeypatch, capsys, *arguments)
+        assert status == expected
+        lost = "error: cannot write to standard output: No space left on device\n"
+        assert err == ("" if expected == 0 else lost)
 
 
 BAD = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from fogzo_repro.terminal import command_parser, text_or_path
+from fogzo_repro.terminal import command_parser, one_line_errors, text_or_path
 from tests.conftest import ROOT
 
 TELLING = """
@@ -79,6 +80,22 @@ def test_a_reader_that_has_seen_enough_is_no_error(lines: int) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+def test_a_character_that_the_terminal_does_not_know_is_replaced() -> None:
+    words = [sys.executable, "-c", TOOL.replace("a result", "1 ± 2"), "1"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 ? 2\n\n", "")
+
+
+def test_int_ends_a_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    @one_line_errors
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    assert command() == 130
+    assert capsys.readouterr().err == "interrupted: run the same command again to go on\n"
 
 
 def test_a_path_is_typed_with_a_tilde_and_never_empty(monkeypatch, capsys):

@@ -82,7 +82,7 @@ def _table(running: Sequence[Job]) -> Table:
         cell = job.config.cell
         name = f"{cell.row} | {cell.column}, seed {job.config.seed}"
         step, eta = progress_of(job)
-        table.add_row(name, f"{step}/{job.total_steps}", eta)
+        table.add_row(Text(name), f"{step}/{job.total_steps}", eta)
     return table
 
 

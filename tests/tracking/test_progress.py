@@ -38,3 +38,9 @@ def test_ticks_within_a_second_cost_nothing_and_say_nothing(
         now[0] += 0.05
         progress.tick(step)
     assert not shown
+
+
+def test_a_name_in_brackets_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = RunProgress("run", total=10, done=0)
+    progress.say("run ([/row] | [bold]): 10 steps")
+    assert capsys.readouterr().err == "run ([/row] | [bold]): 10 steps\n"
