@@ -64,6 +64,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[:] = [item for item in items if "cuda" in item.path.read_text()]
 
 
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode
+) -> None:
+    """Say why nothing was run where no chosen file uses a GPU."""
+    if "FOGZO_TEST_GPU" in os.environ and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        terminalreporter.write_line(
+            "FOGZO_TEST_GPU leaves the files that name cuda, and none of the chosen does: unset it"
+        )
+
+
 def pytest_sessionstart() -> None:
     """Collect no garbage while all is imported: it stays, and looking through it takes long."""
     gc.disable()
