@@ -44,6 +44,7 @@ from fogzo_repro.config import (
     ConfigError,
     RunConfig,
     UserError,
+    check_given_once,
     check_own_parts,
     own_files_named,
 )
@@ -129,6 +130,7 @@ def main() -> int:
         try:
             check_own_parts()
             cells = sweep.cells = named_cells(typed)
+            check_given_once(typed)
             if plain:
                 print("\n".join(plain_commands(cells, typed)))
                 return output_status()

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fogzo_repro.config import UserError, did_you_mean, own_files_named
+from fogzo_repro.config import UserError, check_given_once, did_you_mean, own_files_named
 from fogzo_repro.stored import open_run
 from fogzo_repro.terminal import command_parser, run_tool, typed_path
 
@@ -23,8 +23,10 @@ def parse_settings(given: list[str], known: Mapping[str, Callable[[str], Any]]) 
     """Return `key=value` arguments by key, converted.
 
     Raises:
-        UserError: for a key that is not known or a value that cannot be converted.
+        UserError: for a key that is not known or has two values, or a value that cannot be
+            converted.
     """
+    check_given_once(given)
     settings = {}
     for argument in given:
         key, _, value = argument.partition("=")

@@ -37,7 +37,7 @@ if not __package__:  # started as a file
 
     __package__ = "scripts"
 
-from fogzo_repro.config import ConfigError, RunConfig, own_files_named
+from fogzo_repro.config import ConfigError, RunConfig, check_given_once, own_files_named
 from fogzo_repro.project import working_folder
 from fogzo_repro.sweeps.forecast import device_here
 from fogzo_repro.sweeps.jobs import (
@@ -105,7 +105,7 @@ def main() -> int:
 
 
 def check_overrides(overrides: list[str]) -> None:
-    """Refuse words that are no settings of a run, or choose its seed."""
+    """Refuse words that are no settings of a run, choose its seed or contradict each other."""
     for word in overrides:
         if word.startswith("-") or "=" not in word:
             where = "; for a folder of your own set FOGZO_PARTS" * word.startswith("--config-dir")
@@ -114,6 +114,7 @@ def check_overrides(overrides: list[str]) -> None:
             raise ConfigError(f"{word} would run one seed of no cell; give --seeds {word[5:]}")
         if word.startswith("dry_run="):
             raise ConfigError(f"{word} is of a single run; give --dry-run")
+    check_given_once(overrides)
 
 
 def table_cells(

@@ -95,6 +95,13 @@ BAD = {
     "no evaluations": (["eval_every_steps=0"], "eval_every_steps=0 must be at least 1"),
     "evaluations not a number": (["eval_every_steps=often"], "=often is not a whole number"),
     "seed": (["seed=-1"], "seed=-1 is outside"),
+    "two values": (
+        ["seed=1", "estimator=ste", "seed=2"],
+        "seed=1 and seed=2 are given together; give one",
+    ),
+    "a value beside a sweep": (["-m", "seed=0,1", "seed=2"], "seed=0,1 and seed=2 are given"),
+    "two values, one added": (["estimator.n=1", "++estimator.n=2"], "=1 and ++estimator.n=2 are"),
+    "two options": (["estimator=ste", "estimator=fogzo"], "estimator=ste and estimator=fogzo are"),
 }
 
 
@@ -551,7 +558,10 @@ def test_what_all_runs_of_a_sweep_lack_is_said_once(monkeypatch, capsys, tmp_pat
 
 
 def run_error(monkeypatch, capsys, tmp_path, *arguments):
-    status, _, err = run_cli(monkeypatch, capsys, f"output_root={tmp_path}/runs", *TINY, *arguments)
+    given = {word.partition("=")[0] for word in arguments}
+    words = [f"output_root={tmp_path}/runs", *TINY]
+    words = [word for word in words if word.partition("=")[0] not in given]
+    status, _, err = run_cli(monkeypatch, capsys, *words, *arguments)
     assert status == 2, err
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, err

@@ -116,3 +116,8 @@ def test_a_misspelt_setting_names_the_nearest_one():
     with pytest.raises(UserError, match="batches=many"):
         parse_settings(["batches=many"], {"batches": int})
     assert math.isclose(parse_settings(["a=0.5"], {"a": float})["a"], 0.5)
+
+
+def test_a_setting_with_two_values_is_refused():
+    with pytest.raises(UserError, match="batches=2 and batches=3 are given together; give one"):
+        parse_settings(["batches=2", "device=cpu", "batches=3"], {"batches": int, "device": str})

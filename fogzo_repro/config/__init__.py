@@ -33,7 +33,7 @@ from fogzo_repro.config.parts import (
 )
 from fogzo_repro.config.quantizers import RoundConfig, quantizer_label
 from fogzo_repro.config.recipes import RecipeConfig, VisionRecipe
-from fogzo_repro.config.rules import ConfigError, did_you_mean
+from fogzo_repro.config.rules import ConfigError, check_given_once, did_you_mean
 from fogzo_repro.config.run import RunConfig
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS

@@ -19,6 +19,22 @@ def require(rule: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def check_given_once(words: Iterable[str]) -> None:
+    """Refuse a setting with two values on a command line, of which the last one would win.
+
+    Args:
+        words: `key=value`; others are passed over. Of a sweep all values are one word.
+
+    >>> check_given_once(["seed=1", "recipe.lr=0.1", "seed=1"])
+    """
+    given: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        first = given.setdefault(key, word)
+        same = first.partition("=")[2] == value
+        require(same, f"{first} and {word} are given together; give one")
+
+
 def did_you_mean(name: str, known: Iterable[str], before: str = "") -> str:
     """Return the question after a name that is not known, or nothing where no known name is near.
 

@@ -101,6 +101,10 @@ BAD = {
     "override": ([f"{TABLE}/ste", "recipe.rl=1"], "rl"),
     "seed": ([f"{TABLE}/ste", "seed=3"], "give --seeds 3"),
     "dry run": ([f"{TABLE}/ste", "dry_run=true"], "give --dry-run"),
+    "two values": (
+        [f"{TABLE}/ste", "recipe.lr=1", "recipe.lr=2"],
+        "recipe.lr=1 and recipe.lr=2 are given together; give one",
+    ),
     "card": ([f"{TABLE}/ste", "--gpus", "0,99"], "there is no card"),
     "C4": (["table4/lsq-ste", "data_dir=/nowhere", "hardware=cpu"], "prepare_c4.py --source hub"),
     "ImageNet": (
