@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -88,9 +89,12 @@ class ImageDataset:
         """Read the images.
 
         Raises:
-            UserError: where they are missing or damaged, or not what the attributes say.
+            UserError: where they are missing or damaged, of a type or shape that would be taken
+                for something else, or not what the attributes say.
         """
         images = self.read()
+        if wrong := _unusable(images):
+            raise UserError(f"the data {self.fingerprint}: {wrong}")
         found = len(images.train.labels), images.shape, images.classes
         if found != (self.examples, self.shape, self.classes):
             raise UserError(
@@ -98,6 +102,35 @@ class ImageDataset:
                 f"the dataset's file says {self.examples, self.shape, self.classes}"
             )
         return images
+
+
+def _unusable(images: Images) -> str:
+    """Return what of the images could not be trained on, or would be taken for something else."""
+    for split, (pixels, labels) in {"train": images.train, "test": images.test}.items():
+        if _type(pixels) != "uint8" or pixels.dim() != 4:
+            must = "uint8 tensor (N, C, H, W), 0 to 255"
+            return f"the {split} images must be a {must}, not {_found(pixels)}"
+        if _type(labels) != "int64" or labels.shape != pixels.shape[:1]:
+            must = f"int64 tensor of shape {tuple(pixels.shape[:1])}"
+            return f"the {split} labels must be an {must}, not {_found(labels)}"
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < images.classes:
+            return f"the {split} labels must be from 0 to {images.classes - 1}"
+    by_channel = (images.train.pixels.shape[1], 1, 1)
+    for name, value in {"mean": images.mean, "std": images.std}.items():
+        fits = value.shape in ((), by_channel) if isinstance(value, Tensor) else True
+        if not isinstance(value, Tensor | Real) or not fits:
+            return f"{name} must be a number or a tensor {by_channel}, not {_found(value)}"
+    return ""
+
+
+def _type(value: object) -> str:
+    if isinstance(value, Tensor):
+        return str(value.dtype).removeprefix("torch.")
+    return type(value).__name__
+
+
+def _found(value: object) -> str:
+    return f"{_type(value)} {tuple(value.shape)}" if isinstance(value, Tensor) else _type(value)
 
 
 def hold_out(data: Batch, count: int) -> tuple[Batch, Batch]:

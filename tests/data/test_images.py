@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
@@ -146,6 +149,31 @@ def test_a_dataset_that_is_not_what_its_file_says_is_refused(wrong: dict[str, ob
     dataset().checked()
     with pytest.raises(UserError, match=r"the data x: .*\(40, \(3, 6, 5\), 40\).*file says"):
         dataset(**wrong).checked()
+
+
+PIXELS, LABELS = data()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mean": (0.5, 0.5, 0.5)}, r"mean must be a number or .* \(3, 1, 1\), not tuple"),
+        ({"std": torch.ones(3)}, r"std must be .* \(3, 1, 1\), not float32 \(3,\)"),
+        ({"train": Batch(PIXELS / 255, LABELS)}, "train images must be a uint8 .*, not float32"),
+        ({"train": Batch(PIXELS.numpy(), LABELS)}, "train images must be a .*, not ndarray"),
+        ({"test": Batch(PIXELS[:, 0], LABELS)}, r"test images must be .* uint8 \(40, 6, 5\)"),
+        ({"train": Batch(PIXELS, LABELS.int())}, r"labels must be an int64 .*, not int32"),
+        ({"train": Batch(PIXELS, LABELS[1:])}, r"labels .* \(40,\), not int64 \(39,\)"),
+        ({"test": Batch(PIXELS, LABELS + 1)}, "test labels must be from 0 to 39"),
+    ],
+    ids=["tuple", "no axes", "floats", "numpy", "2 axes", "int32", "too few", "range"],
+)
+def test_images_that_would_be_taken_for_something_else_are_refused(
+    change: dict[str, Any], said: str
+) -> None:
+    images = replace(dataset().read(), **change)
+    with pytest.raises(UserError, match=f"the data x: .*{said}"):
+        dataset(read=lambda: images).checked()
 
 
 def test_what_is_held_out_is_the_same_for_all_and_not_trained_on() -> None:
