@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fogzo_repro.estimators.protocol import NO_WEIGHTS, QuantizedWeight
 from fogzo_repro.estimators.replay import RecordedLoss
+from fogzo_repro.estimators.smoothing import SmoothingLaw
 
 MANY_LOSSES = 100  # more than are ever added up in a step, less than a GradScaler begins with
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
@@ -41,6 +42,11 @@ def check_weights(
     trained = None if parameters is None else {id(p) for p in parameters}
     places: list[tuple[int, int, int, str]] = []  # storage, first and last byte, name
     for index, weight in enumerate(weights):
+        if not isinstance(weight, QuantizedWeight):
+            raise ValueError(
+                f"weights[{index}] is a {type(weight).__name__}; give a QuantizedWeight(parameter, "
+                "scale, law)"
+            )
         p = weight.parameter
         name = names.get(id(p))
         if name is None:
@@ -57,6 +63,11 @@ def check_weights(
                 "and would be perturbed as one; give the parameter memory of its own, .contiguous()"
             )
         _check_scale(name, weight)
+        if not isinstance(weight.law, SmoothingLaw):
+            raise ValueError(
+                f"the law of {name} is a {type(weight.law).__name__}; give "
+                "smoothing_law(operator, surrogate)"
+            )
         first = p.data_ptr()
         places.append((p.untyped_storage().data_ptr(), first, first + p.nbytes, name))
     places.sort()

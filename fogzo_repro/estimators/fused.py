@@ -219,10 +219,14 @@ def replace_(
     earlier: Sequence[Tensor] | None,
     bad: Tensor,
 ) -> None:
-    """Put what `weighted` returns into each gradient unless any probe was bad."""
+    """Put what `weighted` returns into each gradient unless any probe was bad.
+
+    Where epsilon is 0, as that of a learned scale that has become 0, no probe has moved the weight:
+    it keeps its gradient.
+    """
     values = _weighted(coefficients, epsilons, directions, earlier)
-    for g, value in zip(gradients, values, strict=True):
-        g.copy_(torch.where(bad > 0, g, value))
+    for g, e, value in zip(gradients, epsilons, values, strict=True):
+        g.copy_(torch.where((bad > 0) | (e == 0), g, value))
 
 
 def outer(a: Tensor, b: Tensor) -> Tensor:

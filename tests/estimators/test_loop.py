@@ -413,6 +413,20 @@ def test_epsilon_follows_a_learned_scale() -> None:
         assert w.epsilon() == pytest.approx(layer.scale.item() * LAW.epsilon_bar)
 
 
+def test_a_scale_that_has_become_zero_leaves_the_gradient_of_its_weights() -> None:
+    model = network()
+    scale = torch.ones(8, 1)
+    weights = [QuantizedWeight(model[0].weight, scale, LAW)]
+    step = FogzoStep(model, sgd(model), weights, noise=NOISE, n=2)
+    scale[2] = 0
+    step.loss(loss_of(model), *batches(1)[0]).backward()
+    ste = model[0].weight.grad.clone()
+    step.estimate()
+    estimated = (model[0].weight.grad != ste).all(1)
+    assert estimated.tolist() == [row != 2 for row in range(8)]
+    assert model[0].weight.grad.isfinite().all()
+
+
 def test_the_same_autocast_holds_for_the_probes() -> None:
     """Around `loss` in the user's code; the estimate comes outside of it."""
     model = network()
@@ -502,6 +516,11 @@ def overlapping(model: Any, w: QuantizedWeight) -> QuantizedWeight:
 
 WRONG = {
     "none": (lambda model, w: [], "the list of quantized weights is empty"),
+    "parameter": (lambda model, w: w.parameter, r"weights\[0\] is a Parameter; give a Quant"),
+    "named law": (
+        lambda model, w: QuantizedWeight(w.parameter, w.scale, "round"),  # type: ignore[arg-type]
+        "the law of 0.weight is a str; give smoothing_law",
+    ),
     "float scale": (scaled(float), "the scale of 0.weight is a float, not a tensor"),
     "zero scale": (scaled(torch.zeros_like), "the scale of 0.weight is zero or not finite"),
     "nan scale": (scaled(lambda s: s * torch.nan), "the scale of 0.weight is zero or not finite"),
