@@ -24,6 +24,7 @@ Otherwise it stands apart, with the reason. Both sides are compared on the row's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +41,15 @@ from fogzo_repro.reporting.results import (
     read_recorded,
 )
 from fogzo_repro.reporting.statistics import Summary
-from fogzo_repro.reporting.wording import DIGITS, NOT_RUN, cell_mean, cell_name, gain, interval
+from fogzo_repro.reporting.wording import (
+    DIGITS,
+    NOT_RUN,
+    cell_mean,
+    cell_name,
+    gain,
+    interval,
+    p_value,
+)
 
 SPLITS = ("train", "val", "test")
 NEEDED = ("beside", "against", "split", "metric", "direction", "no_difference_below")
@@ -354,7 +363,8 @@ def _beside(number: int) -> Callable[[Ranked], str]:
         if judged is None or judged.test is None:
             return ""
         word = WORDS.get(judged.verdict, judged.said)
-        return f"{word}, {gain(judged.test, DIGITS[one.metric])}, p = {judged.deciding_p:.2g}"
+        p = "" if math.isnan(judged.deciding_p) else f", {p_value(judged.deciding_p)}"
+        return f"{word}, {gain(judged.test, DIGITS[one.metric])}{p}"
 
     return said
 

@@ -76,6 +76,12 @@ def test_rows_stand_in_order_with_their_verdicts(results, rules, reference, row)
     assert "| Full precision | - |" in text.partition("## Controls")[2]
 
 
+def test_one_seed_has_no_p(results, rules, reference, row):
+    row("Mine", 0.5, seeds=[3])
+    text = page(ranked(results, rules, "Mine", seeds=[3]))
+    assert "| inconclusive, +0.1" in text and "nan" not in text
+
+
 def test_the_chosen_cell_is_that_of_the_tuning_seeds(results, rules, reference, row, save):
     row("Mine", 0.5)
     for seed in SEEDS:  # better on the seeds that report, which do not choose
