@@ -25,6 +25,7 @@ from typing import Any
 from fogzo_repro import files
 from fogzo_repro.compare import ABSENT, LABELS, flat
 from fogzo_repro.config import PLACES, UserError, did_you_mean
+from fogzo_repro.config.estimators import complement
 from fogzo_repro.config.identity import HOW_COMPUTED, NEUTRAL
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.reporting.figures.drawing import ends_of_sd
@@ -313,7 +314,7 @@ def along_setting(rows: Sequence[Row], by: str) -> tuple[list[Point], str]:
                 continue
             value = row.settings.get(by, ABSENT)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            x = (1 - value if near_one else float(value)) if number else None
+            x = (complement(value) if near_one else float(value)) if number else None
             x = None if near_one and x == 0 else x  # has no place on a logarithmic axis
             label = named(row, others if x is not None else [by, *others])
             panel = f"{split} {metric}"

@@ -103,6 +103,13 @@ def test_a_plot_has_a_point_for_each_value_and_a_level_for_those_without(runs, t
     }  # fmt: skip
 
 
+def test_beta_is_drawn_as_the_noise_in_decimal(runs):
+    found = summary.group(summary.find_runs([runs]))
+    points, axis = summary.along_setting(found, "estimator.beta_min")
+    assert axis == "1 - estimator.beta_min"
+    assert {point.x for point in points} == {1e-9, 1e-3, None}
+
+
 def test_without_a_setting_the_logged_loss_is_drawn_of_unfinished_runs_too(runs, tmp_path):
     (stopped,) = runs.glob("*-ste-s7-*")
     shutil.copytree(stopped, tmp_path / "runs" / stopped.name)

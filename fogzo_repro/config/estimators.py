@@ -59,13 +59,13 @@ class FogzoConfig(SpsaConfig):
             object.__setattr__(self, "beta_min", None)  # it is not known yet
         elif self.noise is not None:
             require(0 <= self.noise <= 1, f"estimator.noise={self.noise} is outside [0, 1]")
-            object.__setattr__(self, "beta_min", _complement(self.noise))
+            object.__setattr__(self, "beta_min", complement(self.noise))
         else:
             beta = self.beta_min
             if beta is None:
                 raise ConfigError("give one of estimator.beta_min, estimator.noise, estimator.rho")
             require(0 <= beta <= 1, f"estimator.beta_min={beta} is outside [0, 1]")
-            object.__setattr__(self, "noise", _complement(beta))
+            object.__setattr__(self, "noise", complement(beta))
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,6 @@ class AveragedConfig(FogzoConfig):
     probe_gradients: ClassVar[bool] = True
 
 
-def _complement(share: float) -> float:
+def complement(share: float) -> float:
     """Return 1 - share, exact in decimal: 1 - 0.999 is 0.001, not 0.0010000000000000009."""
     return float(1 - Decimal(repr(share)))
