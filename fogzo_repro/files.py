@@ -23,6 +23,7 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
+    errno.ENOENT: "put back its folder, which was removed or moved",
     errno.EACCES: "choose a place where you may write",
     errno.EPERM: "choose a place where you may write",
     errno.EFBIG: "allow larger files (ulimit -f, or the file system's own limit)",
@@ -93,25 +94,37 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def append(path: Path, text: str) -> None:
-    """Add whole lines to the end of a file, all or none of them.
+def append(path: Path, text: str, size: int | None = None) -> int:
+    """Add whole lines to the end of a file, all or none of them; return its new size in bytes.
+
+    Args:
+        path: of the file.
+        text: the lines.
+        size: that the file has, where the caller alone writes it; None where that is not known.
 
     Raises:
-        UserError: where they cannot be written; the file is as it was.
+        UserError: where they cannot be written, or the file has another size; it is as it was.
     """
+    content = text.encode()
     try:
         with open(path, "ab", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            left = memoryview(text.encode())
+            found = file.seek(0, os.SEEK_END)
+            if size is not None and found != size:
+                raise UserError(
+                    f"{path} has {found} bytes and not {size}: something else writes it or has put "
+                    "another file in its place; end that, then run the same command again"
+                )
+            left = memoryview(content)
             try:
                 while left:
                     left = left[file.write(left) :]
             except OSError:
                 with contextlib.suppress(OSError):
-                    file.truncate(size)
+                    file.truncate(found)
                 raise
     except OSError as error:
         raise cannot(f"write {path}", error) from None
+    return found + len(content)
 
 
 def cut(path: Path, size: int) -> None:

@@ -86,6 +86,15 @@ def test_lines_are_added_all_or_none_on_a_full_disk(tmp_path: Path) -> None:
     assert path.read_text() == "first\n"
 
 
+def test_lines_are_not_added_to_a_file_that_another_has_written(tmp_path):
+    path = tmp_path / "log"
+    size = files.append(path, "first\n")
+    assert files.append(path, "second\n", size) == path.stat().st_size
+    with pytest.raises(UserError, match="has 13 bytes and not 6: something else writes it"):
+        files.append(path, "third\n", size)
+    assert path.read_text() == "first\nsecond\n"
+
+
 def test_a_half_written_last_line_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"one\ntwo\nthr")

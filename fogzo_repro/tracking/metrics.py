@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fogzo_repro.tracking.wandb import WandbMirror
 
 TIMING = "timing.jsonl"
+CHUNK_BYTES = 2**20
 BINS = 40  # of a run's history
 DIGITS = 5  # significant, in there; enough for a curve, and records stay small
 
@@ -41,44 +43,51 @@ class Journal:
         self.metrics, self.timing = folder / "metrics.jsonl", folder / TIMING
         self.writes = writes
         self.mirrors: list[WandbMirror] = []
+        self.sizes: dict[Path, int] = {}  # of both files, once this process has written them
+        self.summed = self.crc32 = 0  # so many bytes of the metrics, and their checksum
         self.seconds_before = 0.0  # wall time of earlier processes of this run
         self.started = time.monotonic()
 
-    def lacks(self, step: int, metrics_bytes: int | None) -> str | None:
-        """Return what is missing of the metrics up to a checkpoint, if anything.
+    def lacks(self, step: int, state: Mapping[str, Any]) -> str | None:
+        """Return what is wrong with the metrics up to a checkpoint, if anything.
 
         They are on the disk before the checkpoint is, but not every disk keeps its promise. Times
         that are missing hold no run back: `rewind` notes them.
 
         Args:
             step: of the checkpoint.
-            metrics_bytes: see `sync`; None for a checkpoint that does not know.
+            state: in it, what `sync` has returned; a checkpoint of earlier code may lack it.
         """
+        name = self.metrics.name
         size, last = _reach(self.metrics, step)
         if last < step:
-            return f"{self.metrics.name} ends after step {last}"
-        if size < (metrics_bytes or 0):
-            return f"{self.metrics.name} has lost lines up to step {step}"
+            return f"{name} ends after step {last}"
+        if size < (state.get("metrics_bytes") or 0):
+            return f"{name} has lost lines up to step {step}"
+        crc32 = state.get("metrics_crc32")
+        if crc32 is not None and _crc32(self.metrics, 0, state["metrics_bytes"]) != crc32:
+            return f"{name} is not as it was written up to step {step}"
         return None
 
-    def rewind(self, step: int, metrics_bytes: int | None = None) -> None:
+    def rewind(self, step: int, state: Mapping[str, Any]) -> None:
         """Cut what came after a checkpoint, and what is no line.
 
         Args:
             step: of the checkpoint.
-            metrics_bytes: as for `lacks`; an evaluation that came later goes too.
+            state: as for `lacks`; an evaluation that came later goes too.
         """
         for path in (self.metrics, self.timing):
             if self.writes and path.exists():
                 size = _reach(path, step)[0]
-                if path is self.metrics and metrics_bytes is not None:
-                    size = metrics_bytes
+                if path is self.metrics:
+                    size = state.get("metrics_bytes", size)
                 files.cut(path, size)
+        self.sizes, self.summed, self.crc32 = {}, 0, 0
         last = _reach(self.timing, step)[1]
         if self.writes and last < step:
             seconds = max((line["seconds"] for line in self._times()), default=0.0)
             found = {"step": step, "seconds": seconds, "pause": "resume", "lost_from": last + 1}
-            _append(self.timing, [found])
+            self._append(self.timing, [found])
 
     def lost_times(self) -> str:
         """Return which steps have no times, for people; nothing where all have."""
@@ -102,7 +111,7 @@ class Journal:
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Add lines to metrics.jsonl."""
         if self.writes:
-            _append(self.metrics, lines)
+            self._append(self.metrics, lines)
             for mirror in self.mirrors:
                 mirror.append(lines)
 
@@ -114,13 +123,17 @@ class Journal:
             more: `pause`, where no steps are taken for a while, so that it is not a hang.
         """
         if self.writes:
-            _append(self.timing, [{"step": step, "seconds": round(self.seconds(), 4), **more}])
+            line = {"step": step, "seconds": round(self.seconds(), 4), **more}
+            self._append(self.timing, [line])
 
-    def sync(self) -> int:
-        """Bring both files onto the disk; return the size of metrics.jsonl in bytes."""
+    def sync(self) -> dict[str, int]:
+        """Bring both files onto the disk; return size and checksum of the metrics."""
         files.sync(self.metrics)
         files.sync(self.timing)
-        return self.metrics.stat().st_size
+        size = self.metrics.stat().st_size
+        self.crc32 = _crc32(self.metrics, self.summed, size, self.crc32)
+        self.summed = size
+        return {"metrics_bytes": size, "metrics_crc32": self.crc32}
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of metrics.jsonl, of steps and of evaluations, one by one."""
@@ -146,6 +159,10 @@ class Journal:
                 return
             yield found
 
+    def _append(self, path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        self.sizes[path] = files.append(path, text, self.sizes.get(path))
+
     def finish(self, record: dict[str, Any] | None) -> None:
         """Let the mirrors go, with the record of a run that is over; None where it was stopped."""
         for mirror in self.mirrors:
@@ -162,8 +179,13 @@ def stream_metrics(path: Path) -> Iterator[dict[str, Any]]:
     return (files.parse_json(line) for line in files.whole_lines(path))
 
 
-def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    files.append(path, "".join(json.dumps(line) + "\n" for line in lines))
+def _crc32(path: Path, begin: int, end: int, crc32: int = 0) -> int:
+    """Return the checksum of a file's bytes up to `end`, of which those to `begin` have one."""
+    with open(path, "rb") as file:
+        file.seek(begin)
+        while piece := file.read(min(CHUNK_BYTES, end - file.tell())):
+            crc32 = zlib.crc32(piece, crc32)
+    return crc32
 
 
 def _reach(path: Path, step: int) -> tuple[int, int]:

@@ -145,24 +145,20 @@ class Training:
     def resume(self) -> list[str]:
         """Load the newest whole checkpoint; return what there is to say about it."""
         journal = self.journal
-        found = load_checkpoint(
-            self.timetable.folder,
-            lambda step, state: journal.lacks(step, state.get("metrics_bytes")),
-        )
+        found = load_checkpoint(self.timetable.folder, journal.lacks)
         said: list[str] = []
-        metrics_bytes = None
+        state: dict[str, Any] = {}
         if found is not None:
             self.done, tensors, state, said = found
             load_weights(self.model, model_tensors(tensors), self.timetable.folder)
             load_optimizer_tensors(self.step.optimizer, self.model, tensors)
             self.step.bad_streak.fill_(state["bad_streak"])
             self.step.scaler.load_state_dict(state["scaler"])
-            metrics_bytes = state.get("metrics_bytes")
             self.evaluation_due = state.get("evaluation_due", False)
             self.saved = self.done
             said.append(f"resumed after step {self.done} of {self.timetable.total_steps}")
         self.ranks.meet()  # all have read before the first rank writes
-        journal.rewind(self.done, metrics_bytes)
+        journal.rewind(self.done, state)
         self.ranks.meet()  # the files are as the checkpoint is
         for line in journal.lines():
             self._count_dead(line)
@@ -307,8 +303,8 @@ class Training:
         state = {
             "bad_streak": self.step.bad_streak.item(),
             "scaler": scaler,
-            "metrics_bytes": self.journal.sync(),
             "evaluation_due": self.evaluation_due,
+            **self.journal.sync(),
         }
         save_checkpoint(self.timetable.folder, self.done, tensors, state)
         self.saved_at = time.monotonic()

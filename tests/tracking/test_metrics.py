@@ -33,21 +33,21 @@ def journal(folder: Path, steps: int = 3) -> Journal:
 def test_whole_files_lack_nothing(tmp_path: Path) -> None:
     found = journal(tmp_path)
     assert found.lacks(3, found.sync()) is None
-    assert found.lacks(3, None) is None
-    assert found.lacks(0, 0) is None
+    assert found.lacks(3, {}) is None
+    assert found.lacks(0, {"metrics_bytes": 0}) is None
 
 
 def test_steps_that_are_not_there_are_lacking(tmp_path: Path) -> None:
-    assert journal(tmp_path).lacks(4, None) == "metrics.jsonl ends after step 3"
+    assert journal(tmp_path).lacks(4, {}) == "metrics.jsonl ends after step 3"
 
 
 @pytest.mark.parametrize("tail", [b'{"step": 4, "lo', bytes(30), b'{"step": 4}\n', b"null\n"])
 def test_what_follows_is_no_lack_and_is_cut(tmp_path: Path, tail: bytes) -> None:
     found = journal(tmp_path)
-    size, before = found.sync(), found.metrics.read_bytes()
+    state, before = found.sync(), found.metrics.read_bytes()
     found.metrics.write_bytes(before + tail)
-    assert found.lacks(3, size) is None
-    found.rewind(3)
+    assert found.lacks(3, state) is None
+    found.rewind(3, state)
     assert found.metrics.read_bytes() == before
 
 
@@ -56,7 +56,7 @@ def test_zeros_in_the_middle_end_the_file(tmp_path: Path) -> None:
     content = found.metrics.read_bytes().splitlines(keepends=True)
     content[1] = bytes(len(content[1]) - 1) + b"\n"
     found.metrics.write_bytes(b"".join(content))
-    assert found.lacks(3, None) == "metrics.jsonl ends after step 1"
+    assert found.lacks(3, {}) == "metrics.jsonl ends after step 1"
 
 
 def test_a_process_that_only_reads_along_writes_nothing(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_process_that_only_reads_along_writes_nothing(tmp_path: Path) -> None:
     other = Journal(tmp_path, writes=False)
     other.append([{"step": 4, "loss": 0.0}])
     other.time(4)
-    other.rewind(1)
+    other.rewind(1, {})
     assert (found.metrics.read_bytes(), found.timing.read_bytes()) == before
     assert len(list(other.lines())) == 4
 
@@ -97,7 +97,7 @@ def test_a_line_without_a_step_or_seconds_is_lost_like_a_cut_one(tmp_path: Path,
     assert reader.lost_times() == ""
     reader.start_clock()
     assert reader.seconds_before == 500
-    found.rewind(3)
+    found.rewind(3, {})
     assert [json.loads(one) for one in found.timing.read_text().splitlines()] == [
         {"step": 1, "seconds": 500.0},
         {"step": 3, "seconds": 500.0, "pause": "resume", "lost_from": 2},
@@ -110,8 +110,8 @@ def test_metrics_end_at_a_line_whose_step_is_no_number(tmp_path: Path, step: str
     found = journal(tmp_path)
     before = found.metrics.read_bytes()
     found.metrics.write_bytes(before + b'{"step": %s, "loss": 1.0}\n' % step.encode())
-    assert found.lacks(3, None) is None
-    found.rewind(3)
+    assert found.lacks(3, {}) is None
+    found.rewind(3, {})
     assert found.metrics.read_bytes() == before
 
 

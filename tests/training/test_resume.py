@@ -206,14 +206,36 @@ def test_times_that_are_lost_are_noted_and_hold_no_run_back(tmp_path, damage):
     assert "has lost the times of the steps" in read_record(folder)["notes"]
 
 
+def another_digit(path):
+    """What is still a line of JSON, with the step and all else that a line has."""
+    path.write_bytes(path.read_bytes().replace(b'"loss": 2', b'"loss": 1', 1))
+
+
+def a_line_twice(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], *lines]))
+
+
+OTHER_METRICS = {
+    "all lost": (lambda path: path.write_bytes(b""), "ends after step 0"),
+    "nine lines lost": (lines_lost(9), "ends after step"),
+    "another digit": (another_digit, "is not as it was written up to step"),
+    "a line twice": (a_line_twice, "is not as it was written up to step"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b""), lines_lost(9)], ids=["all", "9"])
-def test_metrics_that_reach_no_checkpoint_are_an_error_that_says_so(tmp_path, finished, damage):
+@pytest.mark.parametrize(("damage", "said"), OTHER_METRICS.values(), ids=OTHER_METRICS)
+def test_metrics_that_go_with_no_checkpoint_are_an_error_that_says_so(
+    tmp_path, finished, damage, said
+):
     name, root = "metrics.jsonl", tmp_path / "runs"
-    damage(copied(finished, root) / name)
+    before = (copied(finished, root) / name).read_bytes()
+    damage(run_folder(root) / name)
+    assert (run_folder(root) / name).read_bytes() != before
     assert finish(start(arguments(root, "estimator.noise=1e-4"), tmp_path / "err")) == 2
     (line,) = (tmp_path / "err").read_text().splitlines()
-    assert f"({name} ends after step" in line
+    assert f"({name} {said}" in line
     assert line.endswith("start again with force=true")
 
 
@@ -291,6 +313,30 @@ def test_two_processes_do_not_write_one_run(tmp_path):
     os.kill(first, signal.SIGCONT)
     assert "is being written by another process" in (tmp_path / "second").read_text()
     assert finish(first) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [True, False], ids=["run_again", "left_so"])
+def test_a_run_whose_folder_was_removed_ends_and_leaves_a_later_one_alone(
+    tmp_path, finished, again
+):
+    """Its lock is gone with the folder, so that a second process may begin there."""
+    root, overrides = tmp_path / "runs", ["estimator.noise=1e-4"]
+    first = start(arguments(root, *overrides, "checkpoint_minutes=0"), tmp_path / "err")
+    assert wait_for_step(root, first, 1)
+    os.kill(first, signal.SIGSTOP)
+    shutil.rmtree(run_folder(root))
+    if again:
+        assert finish(start(arguments(root, *overrides), tmp_path / "second")) == 0
+    os.kill(first, signal.SIGCONT)
+    assert finish(first) == 2
+    (line,) = [x for x in (tmp_path / "err").read_text().splitlines() if x.startswith("error")]
+    assert line.endswith(", then run the same command again")
+    if again:
+        assert "something else writes it" in line
+        assert final_bytes(root) == final_bytes(finished)
+    else:
+        assert "put back its folder, which was removed or moved" in line
 
 
 @pytest.mark.slow
