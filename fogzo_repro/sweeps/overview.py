@@ -92,7 +92,8 @@ def progress_of(job: Job) -> tuple[int, str]:
         with open(job.folder / "timing.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
             last = files.parse_json(file.read().splitlines()[-1])
-    except (OSError, ValueError, IndexError, TypeError):  # not there yet, or a line half written
+        left = (job.total_steps - last["step"]) * last["seconds"] / last["step"]
+        return last["step"], clock(left)
+    # Not there yet, a line half written, or damaged until the run cuts it.
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
         return 0, "starting"
-    left = (job.total_steps - last["step"]) * last["seconds"] / last["step"]
-    return last["step"], clock(left)

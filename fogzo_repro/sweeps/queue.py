@@ -1,8 +1,8 @@
 """The queue: works off jobs with several worker processes, and notices those that hang.
 
 A job that fails, diverges, hangs or takes its process down does not stop the rest. A signal (INT,
-TERM) or the deadline stops the workers at their checkpoints; what was running goes on when the
-queue is started again.
+TERM), the deadline or the end of the queue itself, by whatever, stops the workers at their
+checkpoints; what was running goes on when the queue is started again.
 
 A worker runs many jobs, one after another: imports cost several seconds, a run of the shallow
 network about one. It does not import torch before its environment is set.
@@ -23,6 +23,7 @@ import os
 import signal
 import statistics
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.training.preemption import StopRequest, hurry
 
 POLL_SECONDS = 1.0
+MOST_SECONDS = 10.0  # between two looks at the clock, of a process that runs
 FLUSH_STEPS = 100  # training.loop's; not imported from there, which would import torch
 STEPS = 50  # further steps without a line
 LEAST_SECONDS = 60.0
@@ -91,6 +93,7 @@ def work(
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the queue passes a TERM on; a run handles both
+    threading.Thread(target=_stop_with_the_queue, daemon=True).start()
     while True:
         try:
             config = connection.recv()
@@ -104,10 +107,37 @@ def work(
             traceback.print_exc()
             ending = ("crashed", f"{said_with_place(error)}; traceback in {log}")
         sys.stdout.flush()
-        connection.send(ending)
+        with contextlib.suppress(BrokenPipeError):  # the queue is gone
+            connection.send(ending)
         if ending[0] in ("crashed", "stopped"):
             hurry()
             return
+
+
+def _stop_with_the_queue() -> None:
+    """Stop the run of this worker once the queue is killed: the next one finds it locked else."""
+    queue = multiprocessing.parent_process()
+    assert queue is not None
+    queue.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class AwakeClock:
+    """Seconds that go on while this process runs.
+
+    While a terminal or a scheduler has stopped it, it has stopped the workers too, and no run hangs
+    for that.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.looked = time.monotonic()
+
+    def now(self) -> float:
+        """Return them; to be asked now and then."""
+        before, self.looked = self.looked, time.monotonic()
+        self.seconds += min(self.looked - before, MOST_SECONDS)
+        return self.seconds
 
 
 class HangWatch:
@@ -201,9 +231,9 @@ class _Worker:
     watch: HangWatch | None = None
     hangs: str | None = None  # why its process was killed
 
-    def give(self, job: Job) -> None:
+    def give(self, job: Job, now: float) -> None:
         """Hand over a job; that a process has died meanwhile shows when its answer is taken."""
-        self.job, self.watch = job, HangWatch(job.folder, time.monotonic())
+        self.job, self.watch = job, HangWatch(job.folder, now)
         job.forget_failure()
         with contextlib.suppress(BrokenPipeError):
             self.connection.send(job.config)
@@ -249,7 +279,7 @@ def run_queue(
         run: runs one job in a worker.
     """
     waiting, outcome, crew = list(jobs), Outcome(), dict[int, _Worker]()
-    stopping = False
+    stopping, clock = False, AwakeClock()
     on_a_card = -(-workers // max(1, len(gpus)))
     if run is run_job:
         run = partial(run_job, beside=on_a_card - 1)
@@ -265,8 +295,8 @@ def run_queue(
                     if place not in crew:
                         crew[place] = _start(place, workers, gpus, logs, run)
                     if waiting and crew[place].job is None:
-                        crew[place].give(waiting.pop(0))
-                now = time.monotonic()
+                        crew[place].give(waiting.pop(0), clock.now())
+                now = clock.now()
                 running = [w.job for w in crew.values() if w.job]
                 done = len(outcome.finished) + len(outcome.diverged)
                 overview.show(done, running, len(waiting), len(outcome.failed))

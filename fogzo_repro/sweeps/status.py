@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,10 @@ from fogzo_repro.terminal import path_of, stderr
 from fogzo_repro.tracking.records import split_seeds
 
 Run = tuple[str, str, str, str, int]  # table, row, column, scale, seed
+# What reading and taking apart a file raises that is not there, half written or damaged.
+DAMAGED = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError,
+)  # fmt: skip
 OVER = ("done", "diverged")
 STATES = (*OVER, "running", "interrupted", "failed", "stale", "missing")
 
@@ -39,14 +44,18 @@ def known_runs(
             if device is None or _device(path) in (None, device):
                 found |= _of_folder(path.parent)
         for path in sorted(root.glob(f"*/{FAILURE}")):
-            if noted := _read(path):
-                found[_run(noted, noted["scale"])] = "failed"
+            over = (path.parent / "record.json").exists()
+            with contextlib.suppress(*DAMAGED):
+                found |= {} if over else {_run(_read(path)): "failed"}
     for path in sorted(records.glob("*/*.json")):
-        if record := _read(path, tell=True):  # the benches' records are of no cell
-            if device is not None and record["resolved"]["device"] != device:
-                continue
-            for run in split_seeds(record) if "seeds" in record else [record]:
-                found[_run(run, run["scale"])] = _of_record(run)
+        try:
+            record = _read(path)
+            # The benches' records are of no cell.
+            if "row" in record and device in (None, record["resolved"]["device"]):
+                runs = split_seeds(record) if "seeds" in record else [record]
+                found |= {_run(run): _of_record(run) for run in runs}
+        except DAMAGED as error:
+            print(f"left out: {path} is not a record ({error!r})", file=stderr())
     return found
 
 
@@ -115,8 +124,9 @@ def _device(resolved: Path) -> str | None:
         return None
 
 
-def _run(labels: dict[str, Any], scale: str) -> Run:
-    return (labels["table"], labels["row"], labels["column"], scale, labels["seed"])
+def _run(labels: dict[str, Any]) -> Run:
+    table, row, column, scale = (labels[key] for key in ("table", "row", "column", "scale"))
+    return table, row, column, scale, labels["seed"]
 
 
 def _of_record(record: dict[str, Any]) -> str:
@@ -126,27 +136,19 @@ def _of_record(record: dict[str, Any]) -> str:
 
 
 def _of_folder(folder: Path) -> dict[Run, str]:
-    if record := _read(folder / "record.json"):
-        return {_run(record, record["scale"]): _of_record(record)}
-    try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text())
-    # It is being written, or the disk was full.
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return {}
-    if not isinstance(settings, dict) or "cell" not in settings:
-        return {}
+    with contextlib.suppress(*DAMAGED):  # among them that the run is not over
+        record = _read(folder / "record.json")
+        return {_run(record): _of_record(record)}
     state = "running" if files.is_locked(folder / "lock") else "interrupted"
     if state == "interrupted" and (folder / FAILURE).exists():  # also where the disk took no text
         state = "failed"
-    return {_run({**settings["cell"], "seed": settings["seed"]}, settings["scale"]): state}
-
-
-def _read(path: Path, tell: bool = False) -> dict[str, Any]:
-    """Return what a JSON file holds; nothing where it is no whole record or note, and say so."""
     try:
-        content = files.parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        if tell:
-            print(f"left out: {path} is not a record ({error})", file=stderr())
+        settings = yaml.safe_load((folder / "config.yaml").read_bytes())
+        return {_run({**settings["cell"], **settings}): state}
+    except DAMAGED:  # it is being written, or the disk was full
         return {}
-    return content if isinstance(content, dict) and "row" in content else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a file of JSON holds; raise one of DAMAGED where it is no object."""
+    return dict(files.parse_json(path.read_bytes()))

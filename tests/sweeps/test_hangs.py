@@ -93,3 +93,21 @@ def test_a_damaged_file_does_not_stop_the_watch(tmp_path: Path, tail: bytes) -> 
     assert watch.look(1.0) is None
     assert watch.look(100.0) is None
     assert (watch.look(10_000.0) or "").startswith("hangs")
+
+
+def test_a_queue_that_was_stopped_with_its_runs_sees_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a terminal's Ctrl-Z and fg, or by a scheduler that suspends the job."""
+    now = [1000.0]
+    monkeypatch.setattr(queue.time, "monotonic", lambda: now[0])
+    clock = queue.AwakeClock()
+    watch = HangWatch(tmp_path, clock.now())
+    write(tmp_path, (100, 1.0), (200, 2.0))
+    assert watch.look(clock.now()) is None
+    now[0] += 100_000
+    assert watch.look(clock.now()) is None
+    for _ in range(100):
+        now[0] += 1
+        found = watch.look(clock.now())
+    assert (found or "").startswith("hangs")

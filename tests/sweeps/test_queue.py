@@ -22,6 +22,7 @@ from fogzo_repro.sweeps.queue import Ending, Outcome, run_job, run_queue
 from fogzo_repro.sweeps.status import known_runs
 from fogzo_repro.tracking.records import read_record
 from fogzo_repro.training.preemption import StopRequest
+from tests.forked import finish, fork
 
 CRASHING_SEED = 1
 HANGING_SEED = 5
@@ -64,6 +65,15 @@ def save_when_asked(config: RunConfig) -> Ending:
     with StopRequest() as stop:
         while stop.received is None:
             time.sleep(0.01)
+    return "stopped", ""
+
+
+def leave_a_word(config: RunConfig) -> Ending:
+    folder = Path(config.output_root)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "begun").touch()
+    save_when_asked(config)
+    (folder / "saved").touch()
     return "stopped", ""
 
 
@@ -200,6 +210,22 @@ def test_the_deadline_stops_the_queue_as_a_signal_does(
 
 
 @pytest.mark.slow
+def test_a_run_saves_and_leaves_where_its_queue_was_killed(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = make_config()
+    pid = fork(lambda: start(jobs_of(config, 1), tmp_path, run=leave_a_word) and 0)
+    for word in ("begun", "saved"):
+        deadline = time.monotonic() + 60
+        while not (Path(config.output_root) / word).exists():
+            assert time.monotonic() < deadline, f"the run has not {word}"
+            time.sleep(0.05)
+        if word == "begun":
+            os.kill(pid, signal.SIGKILL)
+            assert finish(pid) == -signal.SIGKILL
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 def test_a_miniature_table_with_a_crash_is_completed_by_a_second_queue(
     make_config: Callable[..., RunConfig], tmp_path: Path
@@ -220,3 +246,17 @@ def test_a_miniature_table_with_a_crash_is_completed_by_a_second_queue(
     assert [path.stem for path in filed] == sorted(job.run_id for job in jobs)
     assert {read_record(path)["row"] for path in filed} == {"STE"}
     assert progress_of(jobs[0]) == (5, "0:00")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": 0, "seconds": 1.0}', '{"seconds": 1.0}', "[]", '{"step": 1e999, "seconds": 1e999}'],
+    ids=str,
+)
+def test_times_that_tell_nothing_do_not_stop_the_overview(
+    make_config: Callable[..., RunConfig], line: str
+) -> None:
+    (job,) = jobs_of(make_config(), 1)
+    job.folder.mkdir(parents=True)
+    (job.folder / "timing.jsonl").write_text(line + "\n")
+    assert progress_of(job) == (0, "starting")

@@ -51,8 +51,30 @@ def test_each_state_is_told_from_what_a_run_has_left(make_config: Make, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", bytes(40), b"[1, 2]", b"[" * 20_000 + b"]" * 20_000],
-    ids=["empty", "half", "zeros", "a list", "deep"],
+    [
+        b"",
+        b"{",
+        bytes(40),
+        b"[1, 2]",
+        b"[" * 20_000 + b"]" * 20_000,
+        b"[[1, 2]]",
+        b'{"row": "STE", "column": "-", "seed": 0}',
+        b'{"row": null, "cell": 3, "seeds": 3}',
+        b"\xff\xfe",
+        b'{"row": ["STE"], "table": {}, "column": 1, "scale": 1, "seed": 0}',
+    ],
+    ids=[
+        "empty",
+        "half",
+        "zeros",
+        "a list",
+        "deep",
+        "pairs",
+        "a key lost",
+        "other types",
+        "not UTF-8",
+        "not hashable",
+    ],
 )
 @pytest.mark.parametrize(
     ("name", "state"),
@@ -73,6 +95,16 @@ def test_half_written_files_stop_no_status(
     known = known_runs(tmp_path / "records", [tmp_path / "runs"])
     (run,) = runs_of(job.config.cell, "full", [job.config.seed])
     assert known == ({} if state is None else {run: state})
+
+
+def test_a_run_that_is_over_has_not_failed(make_config: Make, tmp_path: Path) -> None:
+    """Another attempt found it locked, and has noted that."""
+    job = Job(make_config(), "run", 5, 15)
+    job.note_failure("runs/run is being written by another process")
+    (job.folder / "resolved.json").write_text("{}")
+    (job.folder / "record.json").write_text(record(job.config))
+    (run,) = runs_of(job.config.cell, "full", [job.config.seed])
+    assert known_runs(tmp_path, [tmp_path / "runs"]) == {run: "done"}
 
 
 def test_a_failure_that_cannot_be_noted_stops_nothing(make_config: Make, tmp_path: Path) -> None:
