@@ -33,6 +33,7 @@ from fogzo_repro.reporting.ranking import (
     Rules,
     check_places,
     chosen_place,
+    foreseen,
     page,
     rank,
     read_rules,
@@ -41,7 +42,7 @@ from fogzo_repro.reporting.ranking import (
 from fogzo_repro.reporting.results import TUNING_SEEDS, Place, read_recorded
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import command_parser, one_line_errors, stderr
 
 from .run_cells import INTERRUPTED_STATUS, check_overrides, run_table, table_cells
 
@@ -82,6 +83,9 @@ def main() -> int:
     rows = labels(entries)
     seeds = {e.settings["cell.row"]: evaluated(e.seeds) for e in entries}
     check_seeds(entries, rows, rules, known[name])
+    if arguments.dry_run or arguments.run:
+        for row, why in foreseen(arguments.results, rules, seeds, tuning_runs(entries)).items():
+            print(f"{row} will not be ranked: {why}", file=stderr())
     status = 0
     if arguments.dry_run:
         print("\n".join(say_missing(arguments, overrides, rules, name, rows, seeds)))
@@ -113,6 +117,13 @@ def labels(entries: Sequence[Entry]) -> dict[str, list[str]]:
 def evaluated(seeds: Sequence[int]) -> list[int]:
     """Return the seeds that report."""
     return [seed for seed in seeds if seed not in TUNING_SEEDS]
+
+
+def tuning_runs(entries: Sequence[Entry]) -> dict[str, int]:
+    """Return how many runs choose among the cells of each row."""
+    rows = labels(entries)
+    choosing = {e.settings["cell.row"]: len({*e.seeds} & {*TUNING_SEEDS}) for e in entries}
+    return {row: len(cells) * choosing[row] * (len(cells) > 1) for row, cells in rows.items()}
 
 
 def check_seeds(

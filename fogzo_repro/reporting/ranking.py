@@ -132,11 +132,15 @@ def read_rules(file: Path) -> Rules:
     for key in NEEDED:
         if key not in said:
             raise ConfigError(f"{file}: rank.{key} is missing")
-    if said["direction"] not in ("lower", "higher"):
-        raise ConfigError(f"{file}: rank.direction={said['direction']}; give lower or higher")
     if said["metric"] not in DIGITS:
         known = ", ".join(DIGITS)
         raise ConfigError(f"{file}: rank.metric={said['metric']} is none of {known}")
+    better = "higher" if said["metric"] == "top1" else "lower"
+    if said["direction"] != better:
+        raise ConfigError(
+            f"{file}: rank.direction={said['direction']}, and a {better} {said['metric']} is "
+            f"better; give {better}"
+        )
     if said["split"] not in SPLITS:
         raise ConfigError(f"{file}: rank.split={said['split']} is none of {', '.join(SPLITS)}")
     bound = said["no_difference_below"]
@@ -272,6 +276,36 @@ def _on_seeds(cell: CellResult, seeds: Sequence[int], of: str) -> CellResult:
     return CellResult(cell.row, f"{cell.column}, beside {of}", runs)
 
 
+def foreseen(
+    results: Path, rules: Rules, seeds: Mapping[str, Sequence[int]], tuned: Mapping[str, int]
+) -> dict[str, str]:
+    """Return the rows that will not be ranked, with the reason that is known before they are run.
+
+    Args:
+        results: folder with the records.
+        rules: of the ranking.
+        seeds: of each row, those that report.
+        tuned: how many tuning runs each row takes.
+    """
+    other = read_recorded(results, rules.beside)
+    against = [_beside_cell(other, place, rules) for place in rules.against]
+    reasons = {row: _unlike(seeds[row], tuned[row], against, rules) for row in seeds}
+    return {row: reason for row, reason in reasons.items() if reason}
+
+
+def _unlike(seeds: Iterable[int], tuned: int, against: Sequence[Ranked], rules: Rules) -> str:
+    """Return what of a row's seeds and tuning is not that of the cells beside it, if anything."""
+    first, most = against[0].cell, max(beside.tuned for beside in against)
+    theirs = {} if first is None else first.reporting()
+    if not theirs:
+        return f"{cell_name(*rules.against[0])} of {rules.beside} is {NOT_RUN}"
+    if not {*seeds} <= theirs.keys():
+        return f"its seeds are {_said(seeds)}, not among {_said(theirs)}"
+    if most and tuned > most:
+        return f"tuned by {tuned} runs, not {most}"
+    return ""
+
+
 def _apart(
     one: Ranked,
     against: Sequence[Ranked],
@@ -290,15 +324,12 @@ def _apart(
         return f"{len(runs)} of {len(seeds)} runs"
     if lost := one.cell.diverged():
         return f"diverged: seeds {_said(lost)}"
-    first, most = against[0].cell, max(beside.tuned for beside in against)
-    theirs = {} if first is None else first.reporting()
-    if first is None or not theirs:
-        return f"{cell_name(*rules.against[0])} of {rules.beside} is {NOT_RUN}"
-    if not runs.keys() <= theirs.keys():
-        return f"its seeds are {_said(runs)}, not among {_said(theirs)}"
-    if most and one.tuned > most:
-        return f"tuned by {one.tuned} runs, not {most}"
-    mine, their = _facts(next(iter(runs.values()))), _facts(next(iter(theirs.values())))
+    if unlike := _unlike(runs, one.tuned, against, rules):
+        return unlike
+    first = against[0].cell
+    assert first is not None, "else it was not run"
+    mine = _facts(next(iter(runs.values())))
+    their = _facts(next(iter(first.reporting().values())))
     tuned = own.row(tuned_row(one.cell.row, rules))
     free = {"recipe.lr", *_swept(tuned), *_swept(other.row(first.row))}
     for key, value in mine.items():

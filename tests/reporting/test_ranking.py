@@ -5,7 +5,14 @@ import random
 import pytest
 
 from fogzo_repro.config import ConfigError, UserError
-from fogzo_repro.reporting.ranking import check_places, chosen_place, page, rank, read_rules
+from fogzo_repro.reporting.ranking import (
+    check_places,
+    chosen_place,
+    foreseen,
+    page,
+    rank,
+    read_rules,
+)
 from fogzo_repro.reporting.results import read_recorded
 
 OWN = "own"
@@ -112,6 +119,15 @@ def test_another_run_stands_apart_with_its_reason(results, rules, reference, row
     assert mine.apart == said and f"| {said} |" in page(found)
 
 
+def test_what_will_keep_a_row_apart_is_known_before_it_is_run(results, rules, reference):
+    seeds = {"Good": [0, 1], "Other seeds": [1, 20], "Tuned more": SEEDS}
+    tuned = {"Good": 9, "Other seeds": 9, "Tuned more": 12}
+    assert foreseen(results, rules, seeds, tuned) == {
+        "Other seeds": "its seeds are 1, 20, not among 0 to 9",
+        "Tuned more": "tuned by 12 runs, not 9",
+    }
+
+
 def test_a_row_of_fewer_seeds_is_compared_on_these_alone(results, rules, reference, row, save):
     few = SEEDS[2:8]
     row("Mine", 0.5, seeds=few)
@@ -199,14 +215,26 @@ def test_a_cell_that_the_other_table_does_not_have_is_named(rules):
         ("  metric: loss\n", "", "rank.metric is missing"),
         ("metric: loss", "metric: los", "rank.metric=los is none of loss, top1, perplexity"),
         ("split:", "splitt:", r"rank.splitt is not a setting; did you mean split\?"),
-        ("lower", "down", "rank.direction=down; give lower or higher"),
+        ("lower", "higher", "rank.direction=higher, and a lower loss is better; give lower"),
+        ("metric: loss", "metric: top1", "direction=lower, and a higher top1 is better; give h"),
         ("split: train", "split: trane", "rank.split=trane is none of train, val, test"),
         ("0.02", "0", "rank.no_difference_below=0 is not a number above 0"),
         ("[[STE, chosen], [FOGZO n=1, chosen]]", "[STE, chosen]", "is not a list of pairs"),
         ("[[STE, chosen], [FOGZO n=1, chosen]]", "[]", "rank.against names no cell"),
         ("rank:", "rows:", "has no section `rank`"),
     ],
-    ids=["missing", "metric", "key", "direction", "split", "bound", "pairs", "none", "no section"],
+    ids=[
+        "missing",
+        "metric",
+        "key",
+        "direction",
+        "top1",
+        "split",
+        "bound",
+        "pairs",
+        "none",
+        "no section",
+    ],
 )
 def test_a_bad_section_is_one_line(tmp_path, old, new, said):
     assert old in RULES

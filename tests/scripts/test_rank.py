@@ -120,8 +120,14 @@ def test_an_own_estimator_is_tuned_run_and_ranked(mine, here, tmp_path, monkeypa
     )
     assert status == 0, said
     rank_it = (monkeypatch, capsys, rank, "own", "--results", results)
+    text = (mine / "table" / "own.yaml").read_text()
+    (mine / "table" / "own.yaml").write_text(text.replace("[1e-5, 10.0]", "[1e-5, 0.1, 10.0]"))
+    status, said = call(*rank_it, "--dry-run", *more)
+    assert "Signed will not be ranked: tuned by 3 runs, not 2" in said.splitlines()
+    (mine / "table" / "own.yaml").write_text(text)
     status, said = call(*rank_it, "--dry-run", *more)
     assert status == 0 and not (results / "records" / "own").exists()
+    assert "will not be ranked" not in said
     assert [said.count(f" {n} of {n} ") for n in (1, 2)] == [
         2,
         2,
