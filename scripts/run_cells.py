@@ -138,7 +138,8 @@ def visible_gpus(text: str) -> list[str]:
     import torch
 
     count = torch.cuda.device_count()
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = given.split(",") if given else []  # "" would hide the one card from its worker
     names = names if len(names) == count else [str(k) for k in range(count)]
     there = f"{count} CUDA devices are here" + (f", 0 to {count - 1}" if count else "")
     found = []

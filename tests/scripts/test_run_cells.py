@@ -114,6 +114,20 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    ("visible", "count", "asked", "names"),
+    [(None, 1, "0", ["0"]), ("", 1, "0", ["0"]), ("5", 1, "0", ["5"]), ("2,3", 2, "1", ["3"])],
+    ids=str,
+)
+def test_a_worker_sees_the_card_that_it_was_dealt(monkeypatch, visible, count, asked, names):
+    """With one card and no CUDA_VISIBLE_DEVICES its name was empty, which hides the card."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert run_cells.visible_gpus(asked) == names
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
 def test_bad_input_is_one_line_and_status_2(
