@@ -12,14 +12,14 @@ share of documents held out to report on (dataset.validation=heldout); as many o
 to choose settings by (dataset.validation=tuning). The default is QuEST's 0.05%. A validation split
 of the source's own is prepared beside them (dataset.validation=c4).
 
-Run again after an interruption, the same command goes on and ends with the same files.
+Run again after an interruption, the same command goes on and ends with the same files. It also
+checks the shards that are there, and writes damaged ones anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -203,7 +203,7 @@ def check_settings(out: Path, settings: dict) -> None:
     """Refuse a folder that other settings have written; leave ours there."""
     path = out / SETTINGS
     if path.is_file():
-        stored = json.loads(path.read_text())
+        stored = read_settings(path)
         for key in (k for k in settings if stored.get(k) != settings[k]):
             there = "of another tokenizer" if key == "tokenizer_sha256" else f"of another {key}"
             raise UserError(
@@ -212,6 +212,21 @@ def check_settings(out: Path, settings: dict) -> None:
                 f"delete {out}"
             )
     write_json(path, settings)
+
+
+def read_settings(path: Path) -> dict:
+    """Read what `check_settings` has left.
+
+    Raises:
+        UserError: where it is damaged.
+    """
+    try:
+        return dict(files.parse_json(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); delete it if all options are those that {path.parent} "
+            "was begun with, else delete that folder"
+        ) from None
 
 
 def _short(value: object) -> str:

@@ -174,17 +174,20 @@ class _ShardWriter:
 
 
 def read_part(out: Path, prefix: str, index: int) -> Part | None:
-    """Return a part that is whole, or None."""
-    path = _part_path(out, prefix, index)
-    if not path.is_file():
-        return None
-    stored = json.loads(path.read_text())
-    part = Part({s: Shard(**shard) for s, shard in stored["shards"].items()}, stored["stopped"])
-    for shard in part.shards.values():
-        file = out / shard.file
-        if not file.is_file() or file.stat().st_size != 2 * shard.tokens:
-            return None
-    return part
+    """Return a part that is whole, its tokens as they were written, or None."""
+    try:
+        stored = files.parse_json(_part_path(out, prefix, index).read_bytes())
+        part = Part({s: Shard(**shard) for s, shard in stored["shards"].items()}, stored["stopped"])
+        if all(_is_whole(out / shard.file, shard) for shard in part.shards.values()):
+            return part
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not there, or damaged
+        pass
+    return None
+
+
+def _is_whole(path: Path, shard: Shard) -> bool:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
 
 
 def remove_part(out: Path, prefix: str, index: int, part: Part) -> None:

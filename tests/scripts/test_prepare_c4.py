@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -111,6 +112,49 @@ def test_the_wanted_tokens_are_the_first_ones(source, prepared, tmp_path):
     manifest = json.loads((tmp_path / "c4" / "manifest.json").read_text())
     assert manifest["splits"]["train"]["tokens"] == wanted
     assert len(manifest["splits"]["train"]["shards"]) == 3
+
+
+def flip_a_bit(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGE = {
+    **{f"{what} of a part": ("part-train-00002.json", change) for what, change in {
+        "a bit": flip_a_bit, "half": lambda content: content[: len(content) // 2],
+        "nothing": lambda content: b"", "another object": lambda content: b"[1]",
+        "no UTF-8": lambda content: b"\xff" + content,
+    }.items()},
+    "a bit of a shard": ("train-00002.bin", flip_a_bit),
+    "zeros in a shard that is held out": ("train-heldout-00001.bin", lambda c: bytes(len(c))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change"), DAMAGE.values(), ids=DAMAGE)
+def test_the_same_command_mends_damaged_files(source, prepared, tmp_path, name, change):
+    out = tmp_path / "c4"
+    shutil.copytree(prepared, out)
+    (out / name).write_bytes(change((out / name).read_bytes()))
+    assert content(out) != content(prepared)
+    assert prepare_c4.main(line(source, out)) == 0
+    assert content(out) == content(prepared)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"[1]", b"null", b"\xff{}", b"[" * 100_000],
+    ids=["empty", "half", "list", "null", "not_utf8", "deep"],
+)
+def test_damaged_settings_are_one_line_with_the_remedy(source, prepared, tmp_path, capsys, text):
+    out = tmp_path / "c4"
+    shutil.copytree(prepared, out)
+    (out / "settings.json").write_bytes(text)
+    assert prepare_c4.main(line(source, out)) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert "settings.json is damaged" in said and "delete it if all options are those" in said
+    (out / "settings.json").unlink()
+    assert prepare_c4.main(line(source, out)) == 0
+    assert content(out) == content(prepared)
 
 
 @pytest.mark.slow
