@@ -52,6 +52,7 @@ from fogzo_repro.data.c4_shards import (
     tokenize_files,
     write_json,
 )
+from fogzo_repro.data.workers import LOCK_SECONDS
 from fogzo_repro.terminal import command_parser, first_line, one_line_errors, text_or_path
 from fogzo_repro.tracking.progress import RunProgress
 
@@ -60,7 +61,6 @@ CONTEXT = 512
 MOST_HELD_OUT = 1 / 3  # to report on; as many to choose by
 C4_NAME = "C4 (en)"
 SETTINGS = "settings.json"
-LOCK_SECONDS = 10  # workers of a killed process need a moment to go
 
 
 def arguments(line: list[str] | None) -> argparse.Namespace:

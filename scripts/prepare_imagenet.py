@@ -23,7 +23,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +46,7 @@ from fogzo_repro.data.imagenet import (
     odd_counts,
     read_class_list,
 )
+from fogzo_repro.data.workers import worker_pool
 from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.tracking.progress import RunProgress
 
@@ -172,7 +172,7 @@ def check_files(root: Path, listing: Listing, full: bool, workers: int) -> set[s
     names = [f"{s}/{w}/{n}" for s in SPLITS for w, files in listing[s].items() for n in files]
     progress = RunProgress("checking images", len(names), 0)
     bad = set()
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers) as pool:
         found: Iterable[bool] = pool.map(partial(is_whole, root, full), names, chunksize=256)
         for done, (name, whole) in enumerate(zip(names, found, strict=True), 1):
             if not whole:

@@ -14,12 +14,11 @@ import contextlib
 import hashlib
 import json
 import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +28,7 @@ import numpy as np
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4_documents import SourceFile
-from fogzo_repro.data.workers import end_with
+from fogzo_repro.data.workers import worker_pool
 from fogzo_repro.randomness import hash64
 from fogzo_repro.terminal import first_line
 
@@ -245,13 +244,11 @@ def tokenize_files(
     Raises:
         UserError: what a worker raised first.
     """
-    context = multiprocessing.get_context("fork")
-    counter = context.Value("q", 0)
+    counter = multiprocessing.get_context("fork").Value("q", 0)
     parts: dict[int, Part] = {}
     running: dict[Future[Part], int] = {}
     upcoming = 0
-    arguments = (os.getpid(), tokenizer, counter)
-    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+    with worker_pool(workers, partial(_start_worker, tokenizer, counter)) as pool:
         try:
             while True:
                 total = sum(p.train_tokens for p in parts.values())
@@ -275,11 +272,7 @@ def tokenize_files(
                     break
                 for future in wait(running, POLL_SECONDS, FIRST_COMPLETED).done:
                     parts[running.pop(future)] = future.result()
-        except BaseException as error:
-            for worker in multiprocessing.active_children():  # else the pool waits for their files
-                worker.kill()
-            if not isinstance(error, BrokenProcessPool):
-                raise
+        except BrokenProcessPool:
             at = " or ".join(sources[index].name for index in sorted(running.values()))
             raise UserError(
                 f"a worker was ended from outside, at {at}; run the same command again: finished "
@@ -307,9 +300,7 @@ def _first(parts: dict[int, Part], out: Path, prefix: str, wanted: int) -> list[
 _WORKER: dict[str, Any] = {}  # what a worker process keeps from one file to the next
 
 
-def _start_worker(parent: int, tokenizer: Path, counter: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent decides
-    end_with(parent)
+def _start_worker(tokenizer: Path, counter: Any) -> None:
     _WORKER.update(tokenizer=load_tokenizer(tokenizer), counter=counter)
 
 

@@ -13,7 +13,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -36,7 +35,7 @@ from fogzo_repro.data.decoded import (
     shard_bytes,
     shard_name,
 )
-from fogzo_repro.data.workers import end_with
+from fogzo_repro.data.workers import LOCK_SECONDS, worker_pool
 
 SHARD_BYTES = 2**29  # of pixels in a shard, at most, but for an image that is larger
 SPARE_BYTES = 2**26  # left free on the disk
@@ -70,7 +69,7 @@ def plan_tree(root: Path, names: Sequence[str], side: int, workers: int) -> np.n
     Raises:
         UserError: naming a file that is no image.
     """
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers) as pool:
         paths = (root / "train" / name for name in names)
         found = np.array([*pool.map(_seen, paths, chunksize=256)], np.int64).reshape(-1, 4)
     encoded = np.array([os.fsencode(name) for name in names], np.bytes_)
@@ -130,7 +129,7 @@ def write_tree(
     files.make_folder(folder, str(folder))
     versions = decoder_versions()
     plan = _plan(side, versions, rows)
-    with files.locked(folder / "lock", str(folder)):
+    with files.locked(folder / "lock", str(folder), wait=LOCK_SECONDS):
         files.remove_unfinished(folder)
         tree = _whole_tree(folder)
         if tree is not None and tree[0]["plan"] != plan and _has(*tree, rows, versions):
@@ -154,7 +153,7 @@ def write_tree(
                 f"{free / 1e9:.3g} GB free; free some space, or give a smaller --decoded SIDE or a "
                 "list of --classes"
             )
-        with ProcessPoolExecutor(workers, initializer=end_with, initargs=(os.getpid(),)) as pool:
+        with worker_pool(workers) as pool:
             write = partial(write_shard, root, side, plan)
             done = pool.map(write, repeat(folder), range(len(shards)), shards)
             for count, _ in enumerate(done, 1):

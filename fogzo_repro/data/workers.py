@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from fogzo_repro.config import UserError
 
 POLL_SECONDS = 0.5
+LOCK_SECONDS = 10.0  # to wait for a folder's lock: workers of a killed process hold it for a moment
 
 
 def outlive_signals() -> None:
@@ -27,6 +35,38 @@ def outlive_signals() -> None:
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def worker_pool(count: int, begin: Callable[[], object] = bool) -> Iterator[ProcessPoolExecutor]:
+    """Have processes forked from this one: they end with it, and at once where it is interrupted.
+
+    Args:
+        count: how many.
+        begin: is called in each at its start.
+
+    Raises:
+        UserError: where one of them was ended from outside.
+    """
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(count, context, _begin, (os.getpid(), begin)) as pool:
+        try:
+            yield pool
+        except BaseException as error:
+            for worker in multiprocessing.active_children():  # else their work is waited for
+                worker.kill()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    "a worker was ended from outside, as where memory is short; run the same "
+                    "command again, with fewer --workers"
+                ) from None
+            raise
+
+
+def _begin(parent: int, begin: Callable[[], object]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the parent decides
+    end_with(parent)
+    begin()
 
 
 def end_with(parent: int) -> None:
