@@ -278,11 +278,14 @@ def test_the_table_of_the_page_is_one_that_can_be_ranked(tmp_path, monkeypatch, 
     assert [cell.config.estimator.size for cell in cells] == [1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3]
 
 
-def test_the_ranking_of_the_rivals_is_that_of_the_records(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("table", "file"),
+    [("rivals", "ranking.md"), ("mini-rivals-llama", "ranking-mini-llama.md")],
+    ids=["rivals", "mini-rivals-llama"],
+)
+def test_a_kept_ranking_is_that_of_the_records(monkeypatch, tmp_path, capsys, table, file):
     monkeypatch.setenv("FOGZO_PARTS", str(ROOT / "examples" / "rivals"))
     out = tmp_path / "ranking.md"
-    status, _ = call(
-        monkeypatch, capsys, rank, "rivals", "--results", ROOT / "results", "--out", out
-    )
-    kept = (ROOT / "examples" / "rivals" / "ranking.md").read_text()
-    assert status == 0 and out.read_text() == kept, "write it anew: scripts/rank.py rivals --out"
+    status, _ = call(monkeypatch, capsys, rank, table, "--results", ROOT / "results", "--out", out)
+    kept = (ROOT / "examples" / "rivals" / file).read_text()
+    assert status == 0 and out.read_text() == kept, f"write it anew: scripts/rank.py {table} --out"
