@@ -316,7 +316,7 @@ def along_setting(rows: Sequence[Row], by: str) -> tuple[list[Point], str]:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             x = (complement(value) if near_one else float(value)) if number else None
             x = None if near_one and x == 0 else x  # has no place on a logarithmic axis
-            label = named(row, others if x is not None else [by, *others])
+            label = named(row, others if x is not None else [*others, by])
             panel = f"{split} {metric}"
             points.append(Point(panel, label, x, summary.n, summary.mean, *ends_of_sd(summary)))
     if len({p.x for p in points} - {None}) < 2:
@@ -377,6 +377,8 @@ def main() -> None:
                 f"--plot would draw {count} lines, of which no more than {MOST_LINES} can be told "
                 f"apart; give fewer RUNS, as runs/*-lsq-*{fewer}"
             )
+        if any(point.n > 1 for point in points):
+            label += "\nmean ± sd of the seeds"
         print("written:", *draw_groups(points, label, path, course=not by))
 
 
