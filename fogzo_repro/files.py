@@ -39,14 +39,29 @@ def cannot(what: str, error: OSError) -> UserError:
     return UserError(f"cannot {what}: {error.strerror or error}{then}")
 
 
+def unreadable(path: Path, error: OSError) -> UserError | None:
+    """Return in one line that a file is there and cannot be read; None where it is not there.
+
+    What is in it may be whole: nobody is to delete it for that.
+    """
+    if isinstance(error, FileNotFoundError):
+        return None
+    return UserError(
+        f"cannot read {path}: {error.strerror or error}; see that you can, then run the same "
+        "command again"
+    )
+
+
 def make_folder(path: Path, given: str) -> None:
     """Make a folder that the user has `given`, as `output_root=PATH`, and those above it.
 
     Raises:
-        UserError: where it cannot be made.
+        UserError: where it cannot be made, or is there and takes no files.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(
             f"{given} is not writable ({error.strerror}); give a folder of yours"

@@ -37,6 +37,7 @@ if not __package__:  # started as a file
 
     __package__ = "scripts"
 
+from fogzo_repro import files
 from fogzo_repro.config import ConfigError, RunConfig, check_given_once, own_files_named
 from fogzo_repro.project import working_folder
 from fogzo_repro.sweeps.forecast import device_here
@@ -207,6 +208,9 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
         overview.say(line)
     if wanted and (why := why_refused(git_state())):
         overview.say(f"warning: {why}")
+    if wanted and scale != "smoke":  # two steps are no result, and not filed
+        for table in {cell.config.cell.table for cell in cells}:
+            files.make_folder(arguments.records / table, str(arguments.records / table))
     read_images(missing)
     outcome = Outcome()
     if together:
@@ -225,7 +229,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
             overview=overview, deadline=arguments.deadline,
         )  # fmt: skip
         outcome = outcome.with_those_of(queued)
-    if scale != "smoke":  # two steps are no result
+    if scale != "smoke":
         for line in collect(jobs, arguments.records):
             overview.say(f"not filed: {line}")
     return conclude(outcome, wanted, overview)

@@ -147,6 +147,12 @@ def test_a_file_system_without_locks_is_said_and_lets_pass(
     assert not files.is_locked(tmp_path / "lock")
 
 
+def test_a_folder_that_is_there_and_takes_no_files_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match=r"--out DIR is not writable \(Permission denied\); give"):
+        files.make_folder(tmp_path, "--out DIR")
+
+
 def test_a_folder_that_cannot_be_made_is_named_as_it_was_given() -> None:
     with pytest.raises(UserError, match=r"^output_root=/proc/runs is not writable .*of yours$"):
         files.make_folder(Path("/proc/runs/a"), "output_root=/proc/runs")

@@ -165,7 +165,8 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(record, dict):
             raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
-        raise UserError(
+        unreadable = files.unreadable(path, error) if isinstance(error, OSError) else None
+        raise unreadable or UserError(
             f"{path} is not a record ({error}); delete it and run the cell again"
         ) from None
     _check(record, path)
@@ -191,6 +192,7 @@ def _check(record: dict[str, Any], path: Path) -> None:
     for section in SECTIONS:
         _check_type(path, f"config.{section}", record["config"].get(section), dict)
     if "seeds" not in record:
+        _check_history(path, record.get("history") or {})
         for split, values in record["metrics"].get("last", {}).items():
             _check_type(path, f"metrics.last.{split}", values, dict)
             for metric, value in values.items() if record["status"] == "finished" else ():
@@ -213,6 +215,18 @@ def _check(record: dict[str, Any], path: Path) -> None:
             for value, status in zip(values, record["status"], strict=True):
                 if status == "finished":
                     _check_number(path, f"metrics.{split}.{metric}", value)
+
+
+def _check_history(path: Path, history: Any) -> None:
+    """Refuse the columns of a run's course where they are none; early records have no course."""
+    _check_type(path, "history", history, dict)
+    for name, values in history.items():
+        _check_type(path, f"history.{name}", values, list)
+    if len({*map(len, history.values())}) > 1:
+        raise UserError(
+            f"{path} is not a record (the columns of history differ in length); delete it and run "
+            "the cell again"
+        )
 
 
 def _check_type(path: Path, field: str, value: Any, kind: type) -> None:

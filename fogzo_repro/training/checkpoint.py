@@ -57,7 +57,7 @@ def load_checkpoint(
         Step, tensors, state, and a line for each damaged checkpoint that was passed over;
         None where there is none.
     """
-    damaged = []
+    damaged, unreadable = [], None
     for path in reversed(_checkpoints(folder)):
         try:
             head = files.parse_json(path.read_bytes())
@@ -72,9 +72,13 @@ def load_checkpoint(
                 raise ValueError(missing)
         except (OSError, ValueError, KeyError) as error:
             damaged.append(f"{path.stem} is damaged ({error})")
+            if isinstance(error, OSError):
+                unreadable = unreadable or files.unreadable(Path(error.filename or path), error)
             continue
         said = [f"{line}; using the one before" for line in damaged]
         return head["step"], load(content), head["state"], said
+    if unreadable:
+        raise unreadable
     if damaged:
         raise UserError(
             f"no whole checkpoint in {folder}: {', '.join(damaged)}; start again with force=true"

@@ -319,7 +319,9 @@ def test_runs_side_by_side_go_on_with_the_cells_that_are_missing(tmp_path: Path)
 
     for path in (tmp_path / "records" / TABLE).glob("*.json"):
         path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
-    other = python(*command, "estimator.noise=1e-4", "recipe.max_steps=2")
+    fewer = [*command, "estimator.noise=1e-4"]
+    fewer[fewer.index("recipe.max_steps=3")] = "recipe.max_steps=2"
+    other = python(*fewer)
     assert "3 of the missing runs have a record of a GPU: on the CPU, which" in other.stderr
     assert other.stderr.count("not filed: ") == 1
 
@@ -329,3 +331,17 @@ def test_a_dry_run_at_smoke_is_refused_and_trains_nothing() -> None:
     words = ["make", "minis", "SCALE=smoke", "DRY_RUN=1"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "leave out SCALE=smoke or DRY_RUN=1" in done.stderr
+
+
+def test_a_place_that_takes_no_records_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "records").write_text("a file where the folder of records should be")
+    done = python(
+        SCRIPT, "figure-shallow/full-precision", "dataset=digits", "recipe=digits_mlp",
+        "recipe.max_steps=5", "recipe.clip_norm=1e9", "hardware=cpu", "--seeds", "0",
+        "--records", tmp_path / "records", f"output_root={tmp_path}/runs",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"error: {tmp_path}/records/figure-shallow is not writable" in done.stderr
+    assert not (tmp_path / "runs").exists()

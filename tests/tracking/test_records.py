@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,25 @@ def several(seeds: list[int], **changes: Any) -> dict[str, Any]:
         "config": CONFIG,
     }  # fmt: skip
     return dict.fromkeys(SEVERAL_FIELDS, 1) | LABELS | known | OBJECTS | changes
+
+
+def test_nobody_is_told_to_delete_a_record_that_only_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(UserError, match=r"cannot read .*r\.json: Permission denied; see that you"):
+        read_record(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("history", [{"step": [1, 2], "loss": [0.5]}, {"step": 3}, [1]], ids=str)
+def test_a_course_that_is_no_table_is_refused(tmp_path: Path, history: Any) -> None:
+    path = tmp_path / "r.json"
+    write_record(path, single(0, history=history))
+    with pytest.raises(UserError, match=r"is not a record \(.*history.*; delete it and run"):
+        read_record(path)
 
 
 def test_a_record_of_several_seeds_is_read_as_its_runs(tmp_path: Path) -> None:

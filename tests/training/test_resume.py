@@ -9,12 +9,14 @@ import resource
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from short_runs import train
 
 from fogzo_repro import files
 from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import UserError
 from fogzo_repro.plan import make_plan
 from fogzo_repro.run import _check_stored_config
 from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint
@@ -122,6 +124,24 @@ def test_json_that_is_no_checkpoint_is_passed_over(tmp_path, text):
     assert found is not None
     step, _, state, said = found
     assert (step, state) == (1, {"seen": 1}) and "checkpoint-00000002 is damaged" in said[0]
+
+
+def test_nobody_is_told_to_start_again_where_checkpoints_only_cannot_be_read(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {}, {"seen": step})
+    read, denied = Path.read_bytes, {"checkpoint-00000002.safetensors"}
+
+    def guarded(path):
+        if path.name in denied:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", guarded)
+    assert load_checkpoint(tmp_path)[0] == 1
+    denied.add("checkpoint-00000001.json")
+    with pytest.raises(UserError, match=r"cannot read .*2\.safetensors: Permission") as e:
+        load_checkpoint(tmp_path)
+    assert "force" not in str(e.value)
 
 
 @pytest.mark.parametrize("text", ["null", "[]", "3", "{", "[" * 200_000], ids="abcde")
