@@ -15,6 +15,7 @@ from torch import nn
 
 from fogzo_repro import files
 from fogzo_repro.config import RunConfig, UserError, added_files, load_stored
+from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.terminal import stderr
 from fogzo_repro.training.checkpoint import load_checkpoint, load_weights, model_tensors
 from fogzo_repro.training.network import Network, build_network
@@ -70,7 +71,7 @@ def open_run(path: str | Path) -> StoredRun:
     """Read a run folder's configuration.
 
     Raises:
-        UserError: where the path is not a run folder.
+        UserError: where the path is not a run folder, or one of its files was changed.
     """
     folder = Path(path)
     settings, resolved = folder / "config.yaml", folder / "resolved.json"
@@ -80,18 +81,36 @@ def open_run(path: str | Path) -> StoredRun:
             "give the folder that a run has written, <output_root>/<run_id>"
         )
     try:
-        facts = files.parse_json(resolved.read_bytes())["resolved"]
+        written = files.parse_json(resolved.read_bytes())
+        facts = written["resolved"]
         model_arguments, parts = facts["model_arguments"], facts.get("parts", {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{resolved} is damaged ({error!r}); run the run's command again, it writes it anew"
         ) from None
+    if differing := _differing(read_yaml(settings), written):
+        raise UserError(
+            f"{settings} and {resolved.name} beside it differ in {', '.join(differing)}: one was "
+            "changed after the run had written both; run the run's command again, it writes them "
+            "anew"
+        )
     config = load_stored(settings)
     now = added_files(config)
     if changed := [section for section in parts if now.get(section) != parts[section]]:
         said = f"the file of its {' and '.join(changed)} in {config.parts_dir} has changed since"
         print(f"warning: {folder}: {said}; what follows is by the file as it is", file=stderr())
     return StoredRun(folder, config, model_arguments)
+
+
+def _differing(settings: dict[str, Any], written: dict[str, Any]) -> list[str]:
+    """Return the settings that stand in both files of a run folder with different values."""
+    sections = [name for name in written if isinstance(settings.get(name), dict)]
+    return [
+        f"{name}.{key}"
+        for name in sections
+        for key, value in settings[name].items()
+        if key in written[name] and written[name][key] != value
+    ]
 
 
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:

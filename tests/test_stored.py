@@ -9,11 +9,12 @@ import torch
 
 from fogzo_repro import compare, diagnose, evaluate, load_run, run
 from fogzo_repro.__main__ import compose_run
-from fogzo_repro.config import load_stored, parse_stored, to_yaml
+from fogzo_repro.config import UserError, load_stored, parse_stored, to_yaml
 from fogzo_repro.export import export_run, load_export
 from fogzo_repro.stored import open_run
 from fogzo_repro.sweeps.smoke import CONTEXT, VOCABULARY, write_invented_corpus
 from fogzo_repro.training.checkpoint import load_checkpoint
+from tests.short_runs import train
 
 MODELS = [
     "mlp", "resnet18", "resnet50", "deit_tiny", "deit_small",
@@ -181,3 +182,16 @@ def test_the_oldest_perceptron_is_known():
     del settings["recipe"]["no_decay"], settings["hardware"]["sync_batchnorm"]
     old, now = parse_stored(settings), compose_run()
     assert (old.model, old.recipe, old.quantizer) == (now.model, now.recipe, now.quantizer)
+
+
+def test_settings_that_were_changed_after_the_run_are_refused(tmp_path):
+    """Evaluated with three bits, say, weights that were trained with two tell nothing."""
+    folder = train(tmp_path)
+    path = folder / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("weight_bits: 2", "weight_bits: 3").replace("lr: 0.", "lr: 1."))
+    assert path.read_text() != text
+    with pytest.raises(UserError, match=r"differ in quantizer\.weight_bits, recipe\.lr: one was"):
+        open_run(folder)
+    path.write_text(text)
+    assert open_run(folder).config.quantizer.weight_bits == 2
