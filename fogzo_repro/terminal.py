@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -78,14 +79,19 @@ def typed_path(text: str) -> Path:
     """Return the path that a user has typed, with `~` for a home folder.
 
     Raises:
-        ValueError: where there is no such home folder, and for nothing, which would be the current
-            folder, as after `--out=$UNSET`.
+        ValueError: where there is no such home folder, for a name that is too long for the file
+            system, and for nothing, which would be the current folder, as after `--out=$UNSET`.
     """
     if not text.strip():
         raise ValueError("is empty; a dot stands for the current folder")
     path = os.path.expanduser(text)
     if path.startswith("~"):
         raise ValueError("names a home folder that is not there; ./~ begins a name with ~")
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError("is longer than a name may be; give a shorter one") from None
     return Path(path)
 
 

@@ -767,8 +767,9 @@ def test_a_tilde_is_the_home_folder(monkeypatch, capsys, tmp_path):
         (["data_dir="], "", "data_dir= is empty; a dot"),
         (["output_root="], "x", "output_root= is empty"),
         (['data_dir="~nobody-here/x"'], "x", "data_dir=~nobody-here/x names a home folder that"),
+        ([f"output_root={300 * 'x'}"], "x", "is longer than a name may be; give a shorter one"),
     ],
-    ids=["FOGZO_DATA", "data_dir", "output_root", "no such home"],
+    ids=["FOGZO_DATA", "data_dir", "output_root", "no such home", "too long"],
 )
 def test_a_place_that_is_none_is_refused(monkeypatch, capsys, words, data, said):
     monkeypatch.setenv("FOGZO_DATA", data)

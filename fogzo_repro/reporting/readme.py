@@ -25,7 +25,7 @@ def update_pages(root: Path, results: Path) -> None:
         UserError: where the marks are missing.
     """
     for name, generated in PAGES.items():
-        text = (root / name).read_text()
+        text = (root / name).read_bytes().decode()
         if BEGIN not in text or END not in text:
             raise UserError(f"{root / name} lacks the marks {BEGIN} and {END}")
         head, rest = text.split(BEGIN)
