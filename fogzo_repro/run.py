@@ -33,7 +33,7 @@ from fogzo_repro.training.graph import CapturedStep
 from fogzo_repro.training.kept_code import KeptCode, kept_folder
 from fogzo_repro.training.loop import Diverged, Timetable, Training
 from fogzo_repro.training.memory import check_batch_fits
-from fogzo_repro.training.preemption import Preempted, StopRequest
+from fogzo_repro.training.preemption import Preempted, StopRequest, how_to_go_on
 from fogzo_repro.training.ranks import current_ranks
 from fogzo_repro.training.row import course
 from fogzo_repro.training.schedules import learning_rate
@@ -121,9 +121,9 @@ def _run_folder(plan: Plan) -> Iterator[list[str]]:
 
 
 def _empty(folder: Path) -> None:
-    """Remove what an earlier run has left, but the lock."""
+    """Remove what an earlier run has left, but the lock; first the record of what then is gone."""
     try:
-        for path in folder.iterdir():
+        for path in sorted(folder.iterdir(), key=lambda path: path.name != "record.json"):
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
@@ -195,7 +195,7 @@ def _train(plan: Plan, name: str, said: list[str], beside: int) -> dict[str, Any
     except BaseException as error:
         journal.finish(None)
         if isinstance(error, Preempted):
-            log.say(f"{name}: {error}; run the same command again to go on")
+            log.say(f"{name}: {error}; {how_to_go_on(config.force)}")
         if isinstance(error, RuntimeError) and (lost := lost_workers(error)):
             raise lost from None
         if plan.machine.compile and (failure := compile_failure(error)):

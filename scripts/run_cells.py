@@ -55,7 +55,7 @@ from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.status import over_without_start, run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds
 from fogzo_repro.terminal import command_parser, one_line_errors
-from fogzo_repro.training.preemption import hurry
+from fogzo_repro.training.preemption import how_to_go_on, hurry
 
 INTERRUPTED_STATUS = 75
 
@@ -232,7 +232,12 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     if scale != "smoke":
         for line in collect(jobs, arguments.records):
             overview.say(f"not filed: {line}")
-    return conclude(outcome, wanted, overview)
+    status = conclude(outcome, wanted, overview)
+    if outcome.interrupted:
+        overview.say(f"interrupted; {how_to_go_on(cells[0].config.force)}")
+        hurry()
+        return INTERRUPTED_STATUS
+    return status
 
 
 def default_workers(config: RunConfig, gpus: list[str]) -> int:
@@ -266,10 +271,6 @@ def conclude(outcome: Outcome, wanted: int, overview: Overview) -> int:
         f"{len(outcome.finished)} finished, {len(outcome.diverged)} diverged, "
         f"{len(outcome.failed)} failed, {left} not run"
     )
-    if outcome.interrupted:
-        overview.say("interrupted; run the same command again to go on")
-        hurry()
-        return INTERRUPTED_STATUS
     return 1 if outcome.failed else 3 if outcome.diverged else 0
 
 

@@ -77,6 +77,12 @@ class StopRequest:
         StopRequest.active = self._outer
 
 
+def how_to_go_on(force: bool) -> str:
+    """Return what a user is to do with what was interrupted, with or without force=true."""
+    without = " without force=true, which would begin anew," if force else ""
+    return f"run the same command again{without} to go on"
+
+
 def hurry() -> None:
     """Let this process end without looking through all its objects, which takes torch seconds.
 

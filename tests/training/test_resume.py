@@ -18,7 +18,7 @@ from fogzo_repro import files
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError
 from fogzo_repro.plan import make_plan
-from fogzo_repro.run import _check_stored_config
+from fogzo_repro.run import _check_stored_config, _empty
 from fogzo_repro.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.forked import finish, start
 
@@ -55,12 +55,15 @@ def final_bytes(root):
     return {name: (folder / name).read_bytes() for name in names}
 
 
+def steps_of_checkpoints(root):
+    return [int(path.stem.split("-")[1]) for path in root.glob("*/checkpoint-*.json")]
+
+
 def wait_for_step(root, pid, step, timeout=120):
     """Wait until a checkpoint of at least this step is on disk, or the child is gone."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        found = [int(p.stem.split("-")[1]) for p in root.glob("*/checkpoint-*.json")]
-        if max(found, default=-1) >= step:
+        if max(steps_of_checkpoints(root), default=-1) >= step:
             return True
         if os.waitpid(pid, os.WNOHANG)[0]:
             return False
@@ -321,6 +324,42 @@ def test_signal_saves_and_leaves_with_the_requeue_status(tmp_path, finished, num
     assert "run the same command again to go on" in (tmp_path / "err").read_text()
     assert finish(start(arguments(root, *overrides), tmp_path / "err")) == 0
     assert final_bytes(root) == final_bytes(finished)
+
+
+@pytest.mark.slow
+def test_a_forced_run_that_is_stopped_says_that_force_would_begin_anew(tmp_path, finished):
+    root = tmp_path / "runs"
+    shutil.copytree(finished, root)
+    overrides = arguments(root, "estimator.noise=1e-4", "checkpoint_minutes=0")
+    before = run_folder(root).stat().st_ino
+    pid = start([*overrides, "force=true"], tmp_path / "err")
+    deadline = time.monotonic() + 60
+    while not 2 <= min(steps_of_checkpoints(root), default=0) < STEPS - 1:
+        assert time.monotonic() < deadline
+    os.kill(pid, signal.SIGTERM)
+    assert finish(pid) == 75
+    said = (tmp_path / "err").read_text()
+    assert "run the same command again without force=true, which would begin anew, to" in said
+    assert finish(start(overrides, tmp_path / "err")) == 0
+    assert final_bytes(root) == final_bytes(finished) and run_folder(root).stat().st_ino == before
+
+
+def test_a_kill_while_a_folder_is_emptied_leaves_no_finished_run(tmp_path, finished, monkeypatch):
+    """It would be skipped for ever, without the checkpoint that all tools need."""
+    root = tmp_path / "runs"
+    shutil.copytree(finished, root)
+    unlink, gone = Path.unlink, []
+
+    def killed(path, *rest):
+        if gone:
+            raise KeyboardInterrupt
+        gone.append(path.name)
+        unlink(path, *rest)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _empty(run_folder(root))
+    assert gone == ["record.json"]
 
 
 @pytest.mark.slow
