@@ -30,7 +30,12 @@ from fogzo_repro import files
 from fogzo_repro.config import UserError, own_files_named, parse_stored, published
 from fogzo_repro.stored import open_run
 from fogzo_repro.terminal import command_parser, run_tool
-from fogzo_repro.training.checkpoint import another_network, load_weights, read_tensors
+from fogzo_repro.training.checkpoint import (
+    another_network,
+    checksum_of,
+    load_weights,
+    read_tensors,
+)
 from fogzo_repro.training.network import build_network
 
 FORMAT = 1
@@ -75,6 +80,7 @@ def export_run(path: str | Path, out: str | Path) -> Path:
     files.make_folder(folder, f"OUT={out}")
     content = save({k: v.contiguous() for k, v in tensors.items()})
     metadata["sha256"] = hashlib.sha256(content).hexdigest()  # the two files belong together
+    metadata["checksum"] = checksum_of(metadata)
     files.write(folder / WEIGHTS, content)
     files.write(folder / METADATA, json.dumps(metadata, indent=1))
     return folder / WEIGHTS
@@ -101,6 +107,8 @@ def load_export(path: str | Path) -> nn.Module:
         ) from None
     if not readable:
         raise UserError(f"{folder} has format {metadata['format']}, this code reads {FORMAT}")
+    if metadata.get("checksum", own := checksum_of(metadata)) != own:
+        raise UserError(f"{folder / METADATA} was changed since it was written; export again")
     if metadata.get("sha256", digest) != digest:
         raise UserError(f"{folder}: {WEIGHTS} is not the one of {METADATA}; export again")
     tensors = read_tensors(folder / WEIGHTS)

@@ -130,10 +130,21 @@ def test_a_half_written_export_is_none(exported, tmp_path, name, content):
         load_export(tmp_path)
 
 
+def test_settings_that_were_changed_since_are_refused(exported, tmp_path):
+    """An offset of 0 in place of 0.5, say, gives another network without a word."""
+    _, out, _, _ = exported
+    metadata = json.loads((out / METADATA).read_text())
+    metadata["offsets"]["fc1"] += 0.5
+    (tmp_path / METADATA).write_text(json.dumps(metadata))
+    (tmp_path / WEIGHTS).write_bytes((out / WEIGHTS).read_bytes())
+    with pytest.raises(UserError, match=r"export.json was changed since it was written; export"):
+        load_export(tmp_path)
+
+
 def test_a_half_written_export_without_a_checksum_is_named(exported, tmp_path):
     _, out, _, _ = exported
     metadata = json.loads((out / METADATA).read_text())
-    del metadata["sha256"]
+    del metadata["sha256"], metadata["checksum"]  # an export of earlier code
     (tmp_path / METADATA).write_text(json.dumps(metadata))
     (tmp_path / WEIGHTS).write_bytes((out / WEIGHTS).read_bytes()[:-10])
     with pytest.raises(UserError, match=r"weights.safetensors is no whole file of tensors"):

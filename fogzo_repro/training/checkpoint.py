@@ -32,7 +32,7 @@ def save_checkpoint(
     """Write tensors and a state that JSON holds into the run folder; keep the last two steps'."""
     content = pack_tensors(tensors)
     head = {"step": step, "state": state, "sha256": hashlib.sha256(content).hexdigest()}
-    head["checksum"] = _checksum(head)
+    head["checksum"] = checksum_of(head)
     stem = folder / f"checkpoint-{step:08d}"
     files.write(stem.with_suffix(".safetensors"), content)
     files.write(stem.with_suffix(".json"), json.dumps(head, indent=1).encode())
@@ -64,7 +64,7 @@ def load_checkpoint(
             if not isinstance(head, dict):
                 raise ValueError("its JSON is no object")
             content = path.with_suffix(".safetensors").read_bytes()
-            if head.pop("checksum") != _checksum(head):
+            if head.pop("checksum") != checksum_of(head):
                 raise ValueError("its JSON does not match its checksum")
             if hashlib.sha256(content).hexdigest() != head["sha256"]:
                 raise ValueError("its tensors do not match their checksum")
@@ -133,6 +133,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*.json"))
 
 
-def _checksum(head: dict[str, Any]) -> str:
+def checksum_of(head: Mapping[str, Any]) -> str:
+    """Return the sha256 of what JSON holds, but for its own `checksum`."""
     text = json.dumps({k: v for k, v in head.items() if k != "checksum"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
