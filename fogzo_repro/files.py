@@ -23,6 +23,8 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
+    errno.EIO: "see to the disk or network drive",
+    errno.ESTALE: "see to the disk or network drive",
     errno.ENOENT: "put back its folder, which was removed or moved",
     errno.EACCES: "choose a place where you may write",
     errno.EPERM: "choose a place where you may write",
@@ -44,8 +46,25 @@ def unreadable(path: Path, error: OSError) -> UserError | None:
 
     What is in it may be whole: nobody is to delete it for that.
     """
-    if isinstance(error, FileNotFoundError):
-        return None
+    return None if isinstance(error, FileNotFoundError) else _cannot_read(path, error)
+
+
+@contextlib.contextmanager
+def told_where_unreadable(folder: Path) -> Iterator[None]:
+    """Have what cannot be read in a folder told in one line; writing tells of itself.
+
+    Raises:
+        UserError: for a file of the folder, or the folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename and Path(os.fsdecode(error.filename)).is_relative_to(folder):
+            raise _cannot_read(Path(os.fsdecode(error.filename)), error) from None
+        raise
+
+
+def _cannot_read(path: Path, error: OSError) -> UserError:
     return UserError(
         f"cannot read {path}: {error.strerror or error}; see that you can, then run the same "
         "command again"

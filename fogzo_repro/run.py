@@ -82,6 +82,7 @@ def execute(
             plan.total_steps, needs_of(config, plan.network).first_step,
         )  # fmt: skip
     with contextlib.ExitStack() as stack:
+        stack.enter_context(files.told_where_unreadable(plan.folder))
         with ranks.together():
             said = stack.enter_context(_run_folder(plan))
         return _train(plan, name, said, beside)

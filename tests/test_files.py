@@ -66,7 +66,9 @@ def test_a_folder_on_a_failing_disk_is_a_failed_write(tmp_path: Path, monkeypatc
         real(number)
 
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(UserError, match=r"cannot write .*file: Input/output error$"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*file: Input/output error; see to the disk"
+    ):
         files.write(tmp_path / "file", "content")
 
 

@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -284,6 +285,41 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_goes_on(tmp_p
     (line,) = [x for x in (tmp_path / "err").read_text().splitlines() if x.startswith("error")]
     assert "metrics.jsonl: File too large; allow larger files" in line
     assert "Traceback" not in (tmp_path / "err").read_text()
+    assert finish(start(overrides, tmp_path / "err")) == 0
+    assert final_bytes(root) == final_bytes(finished)
+
+
+UNREAD = {  # what is read, and for the how many-th time; the last is read at the end of the run
+    "folder": ("os.scandir", None, 1),
+    "checkpoints": ("os.scandir", None, 2),
+    "metrics": ("open", "metrics.jsonl", 3),
+    "times": ("open", "timing.jsonl", 1),
+    "metrics at the end": ("open", "metrics.jsonl", 5),
+}
+
+
+@pytest.mark.parametrize(("event", "name", "turn"), UNREAD.values(), ids=UNREAD)
+def test_what_a_disk_does_not_give_is_one_line_and_the_same_command_goes_on(
+    tmp_path, finished, event, name, turn
+):
+    root, overrides = tmp_path / "runs", arguments(tmp_path / "runs", "estimator.noise=1e-4")
+    folder = copied(finished, root)
+    left = [turn]
+
+    place = folder / name if name else folder
+
+    def failing(what, details):
+        if what != event or str(details[0]) != str(place) or details[1:2] == ("a",):
+            return
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), details[0])
+
+    status = finish(start(overrides, tmp_path / "err", lambda: sys.addaudithook(failing)))
+    said = (tmp_path / "err").read_text()
+    assert status == 2 and "Traceback" not in said
+    (line,) = [x for x in said.splitlines() if x.startswith("error")]
+    assert f"cannot read {place}: Input/output error; see that" in line
     assert finish(start(overrides, tmp_path / "err")) == 0
     assert final_bytes(root) == final_bytes(finished)
 
