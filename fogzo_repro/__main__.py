@@ -57,7 +57,7 @@ from fogzo_repro.sweeps.tables import (
     shown_seeds,
     table_files,
 )
-from fogzo_repro.terminal import outlive_terminal, output_status, say_interrupted
+from fogzo_repro.terminal import of_a_file, outlive_terminal, output_status, say_interrupted
 
 DIVERGED_STATUS = 3
 SUBMITIT = "SUBMITIT_EXECUTOR"  # set in the jobs of hydra/launcher=submitit_*
@@ -114,9 +114,10 @@ def main() -> int:
             sweep.launched = True
             label = label_of(task, [*words, *typed])
             statuses.append(run_one(config, label, sweep.seeds.get(_but_seed(task), [])))
-        except UserError as error:
+        except (UserError, OSError) as error:
             if tracebacks:
                 raise
+            error = of_a_file(error) if isinstance(error, OSError) else error
             said = with_place(error, task, typed)
             if str(said) not in told:  # all seeds of a sweep lack the same data
                 tell(said)

@@ -104,7 +104,7 @@ def _below(place: Path) -> Iterator[Run]:
     if place.is_file():
         yield from _recorded(place)
         return
-    for folder, inner, names in os.walk(place):
+    for folder, inner, names in os.walk(place, onerror=_tell_left_out):
         if "resolved.json" in names and "config.yaml" in names:
             inner.clear()
             path = Path(folder)
@@ -114,6 +114,10 @@ def _below(place: Path) -> Iterator[Run]:
             for name in sorted(names):
                 if name.endswith(".json"):
                     yield from _recorded(Path(folder, name))
+
+
+def _tell_left_out(error: OSError) -> None:
+    print(f"left out: {error.filename} cannot be read ({error.strerror})", file=stderr())
 
 
 def _recorded(path: Path) -> Iterator[Run]:

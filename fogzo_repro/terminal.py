@@ -29,6 +29,20 @@ class UserError(Exception):
         print("error:", " ".join(str(self).split()), file=stderr())
 
 
+def of_a_file(error: OSError) -> UserError:
+    """Return in one line what the system has refused to do with a file.
+
+    Raises:
+        OSError: the error itself, where it is of no file.
+    """
+    if error.filename is None:
+        raise error
+    path = os.fsdecode(error.filename)
+    return UserError(
+        f"cannot use {path}: {error.strerror}; see that you can, then run the same command again"
+    )
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or what it is where it says nothing.
 
@@ -147,6 +161,9 @@ def one_line_errors(command: Callable[P, int | None]) -> Callable[P, int]:
             return (command(*arguments, **named) or 0) or output_status()
         except UserError as error:
             error.tell()
+            return 2
+        except OSError as error:
+            of_a_file(error).tell()
             return 2
         except KeyboardInterrupt:
             return say_interrupted()

@@ -334,10 +334,7 @@ def main(line: list[str] | None = None) -> None:
     """Run."""
     started = time.monotonic()
     args = arguments(line)
-    try:
-        manifest = prepare(args)
-    except OSError as error:  # a disk that is full or cannot be read
-        raise UserError(error) from None
+    manifest = prepare(args)
     print(f"corpus: {manifest['corpus']}")
     for split, entry in manifest["splits"].items():
         print(f"{split}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")

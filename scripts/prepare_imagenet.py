@@ -82,24 +82,21 @@ def main() -> None:
         parser.error("--classes says what --decoded SIDE decodes; give both")
     if arguments.workers < 1:
         parser.error(f"--workers {arguments.workers} must be at least 1")
-    try:
-        check_root(root)
-        if arguments.val_labels:
-            sort_val(root, arguments.val_labels)
-        listing = {split: list_checked(root / split) for split in SPLITS}
-        compare_classes(root, listing)
-        bad = check_files(root, listing, arguments.full, arguments.workers)
-        if bad and not arguments.leave_out_bad:
-            more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-            raise UserError(
-                f"{len(bad)} files cannot be read: {', '.join(sorted(bad)[:SHOWN])}{more}; "
-                "fetch them again, or give --leave-out-bad"
-            )
-        kept = write_manifest(root, listing, bad)
-        if arguments.decoded is not None:
-            decode(root, arguments.decoded, kept["train"], arguments.classes, arguments.workers)
-    except OSError as error:  # a folder that may not be read or written
-        raise UserError(error) from None
+    check_root(root)
+    if arguments.val_labels:
+        sort_val(root, arguments.val_labels)
+    listing = {split: list_checked(root / split) for split in SPLITS}
+    compare_classes(root, listing)
+    bad = check_files(root, listing, arguments.full, arguments.workers)
+    if bad and not arguments.leave_out_bad:
+        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise UserError(
+            f"{len(bad)} files cannot be read: {', '.join(sorted(bad)[:SHOWN])}{more}; "
+            "fetch them again, or give --leave-out-bad"
+        )
+    kept = write_manifest(root, listing, bad)
+    if arguments.decoded is not None:
+        decode(root, arguments.decoded, kept["train"], arguments.classes, arguments.workers)
 
 
 def check_root(root: Path) -> None:

@@ -73,6 +73,16 @@ def test_what_cannot_be_printed_is_one_line_unless_its_reader_has_left(
         assert err == ("" if expected == 0 else lost)
 
 
+def test_data_that_the_system_does_not_give_are_one_line(monkeypatch, capsys):
+    def unread(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "data/images")
+
+    monkeypatch.setattr("fogzo_repro.run.execute", unread)
+    status, _, err = run_cli(monkeypatch, capsys, *TINY)
+    assert status == 2 and err.count("\n") == 1
+    assert "cannot use data/images: Input/output error; see that you can" in err
+
+
 BAD = {
     "misspelt key": (["estimator.betamin=0.9"], "did you mean estimator.beta_min?"),
     "misspelt group": (["estimatr=ste"], "did you mean estimator?"),

@@ -1,7 +1,9 @@
 """`python -m fogzo_repro.summary`: what differs between runs, means over seeds, plots."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -219,3 +221,20 @@ def test_a_sweep_is_told_apart_in_progress_lines(tmp_path):
 def test_a_run_of_a_table_is_called_by_its_cell(tmp_path):
     folder = train(tmp_path, "estimator=ste", "cell.row=a row", "cell.column=a column")
     assert f"{folder.name} (a row | a column): 10 steps" in (folder / "log.txt").read_text()
+
+
+def test_a_folder_that_cannot_be_read_is_said_to_be_left_out(tmp_path, monkeypatch, capsys):
+    train(tmp_path / "runs")
+    train(tmp_path / "runs" / "more", "seed=1")
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("more"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    monkeypatch.setattr(sys, "argv", ["summary", str(tmp_path / "runs")])
+    summary.main()
+    said = f"left out: {tmp_path}/runs/more cannot be read (Permission denied)"
+    assert said in capsys.readouterr().err

@@ -89,6 +89,18 @@ def test_a_character_that_the_terminal_does_not_know_is_replaced() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "1 ? 2\n\n", "")
 
 
+def test_what_the_system_refuses_to_do_with_a_file_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @one_line_errors
+    def command(path: Path) -> None:
+        path.read_bytes()
+
+    assert command(tmp_path) == 2
+    said = f"cannot use {tmp_path}: Is a directory; see that you can, then run the same command"
+    assert capsys.readouterr().err == f"error: {said} again\n"
+
+
 def test_int_ends_a_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     @one_line_errors
     def command() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import UserError
-from fogzo_repro.terminal import first_line
+from fogzo_repro.terminal import first_line, of_a_file
 
 HUB = "allenai/c4"
 REVISION = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"  # choice: the main branch since 2023
@@ -71,9 +71,18 @@ def source_files(source: str) -> tuple[list[SourceFile], list[SourceFile]]:
 
 
 def _documents_below(folder: Path) -> list[Path]:
-    """Return the *.json.gz below a folder, links to folders followed; hidden ones do not count."""
+    """Return the *.json.gz below a folder, links to folders followed; hidden ones do not count.
+
+    Raises:
+        UserError: for a folder below it that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        if error.filename != str(folder):  # else nothing is there, of which the caller tells
+            raise of_a_file(error)
+
     found, seen = [], set()
-    for where, folders, names in os.walk(folder, followlinks=True):
+    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         if os.path.realpath(where) in seen:  # a link may lead to where we were, or above
             folders.clear()
             continue

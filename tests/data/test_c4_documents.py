@@ -1,7 +1,9 @@
 """Where documents come from: folders, and the hub by `datasets`."""
 
+import errno
 import gzip
 import json
+import os
 
 import pytest
 
@@ -106,3 +108,19 @@ def test_blank_lines_are_skipped(tmp_path):
 def test_what_no_tokenizer_takes_is_named_with_file_and_line(tmp_path, content, message):
     with pytest.raises(UserError, match=f"c4-train.json.gz {message}"):
         documents(tmp_path, content)
+
+
+def test_a_folder_of_documents_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "c4-train.json.gz").touch()
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("b"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(UserError, match=r"cannot use .*/b: Permission denied; see that you can"):
+        source_files(str(tmp_path))
