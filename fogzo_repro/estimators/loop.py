@@ -118,7 +118,7 @@ class FogzoStep:
         self.device = self.weights[0].parameter.device
         self.estimator = Fogzo(n, noise, schedule, self.device)
         self.total_steps = 1 if total_steps is None else check_whole("total_steps", total_steps, 1)
-        self.seed = seed
+        self.seed = check_whole("seed", seed, least=0)
         self.clip_norm = clip_norm
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.steps = 0
@@ -220,7 +220,8 @@ class FogzoStep:
         """
         if not isinstance(state, Mapping) or not {"steps", "seed"} <= state.keys():
             raise ValueError("the state lacks steps or seed; give what state_dict() has returned")
-        self.steps, self.seed = check_whole("steps", state["steps"], least=0), state["seed"]
+        steps, seed = (check_whole(name, state[name], least=0) for name in ("steps", "seed"))
+        self.steps, self.seed = steps, seed
 
     def _begin(self) -> None:
         """Set what depends on the step; its streams are functions of the seed and the step."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from fogzo_repro.estimators.protocol import one_number
 
@@ -124,6 +125,7 @@ class RecordedLoss:
         self.dtype = torch.get_autocast_dtype(device.type)
         self.weight: Tensor | None = None
         self.first: Tensor
+        self.versions: list[int] = []
 
     def take(self) -> Tensor:
         """Return the loss for the first time, for the caller to differentiate.
@@ -140,6 +142,7 @@ class RecordedLoss:
                 "parameters require one"
             )
         self.first = loss.detach()
+        self.versions = _versions(self.batch)
         loss.register_hook(self._keep_weight)
         return loss
 
@@ -149,11 +152,30 @@ class RecordedLoss:
         self.weight = g if self.weight is None else self.weight + g
 
     def again(self) -> Tensor:
-        """Return the loss at the parameters' present values, in float32 at least."""
+        """Return the loss at the parameters' present values, in float32 at least.
+
+        Raises:
+            ValueError: where the batch is no longer what it was.
+        """
+        if _versions(self.batch) != self.versions:
+            raise ValueError(
+                "a tensor of the batch was changed in place since its loss was taken, so that "
+                "probes would see another batch; give loss() a copy, or change it after the step"
+            )
         self.random.restore()
         # A cast that autocast remembers would be of the weights as they were.
         with torch.autocast(
             self.device.type, self.dtype, enabled=self.autocast, cache_enabled=False
         ):
             loss = one_number(self.loss_fn(*self.batch)).detach()
+        self.versions = _versions(self.batch)  # what the function does itself, it does each time
         return loss.to(torch.promote_types(loss.dtype, torch.float32))
+
+
+def _versions(batch: Any) -> list[int]:
+    """Return how often each tensor of a batch was changed in place.
+
+    A view of another tensor counts what is changed elsewhere in it, and is left out.
+    """
+    tensors = (t for t in tree_leaves(batch) if isinstance(t, Tensor))
+    return [t._version for t in tensors if not (t.is_inference() or t._is_view())]

@@ -660,6 +660,45 @@ def test_a_batch_that_is_skipped_after_backward_is_not_in_the_next_estimate() ->
     assert same(weights_of(model), weights_of(other))
 
 
+@pytest.mark.parametrize("nested", [False, True], ids=["tensor", "nested"])
+def test_a_batch_that_is_changed_in_place_before_the_step_is_noticed(nested: bool) -> None:
+    """As where the next batch is copied into the same memory; after the first step, too."""
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    loss_fn = loss_of(model) if not nested else lambda b: loss_of(model)(b["x"], b["more"][0])
+    for _ in range(2):
+        x, y = batches(1)[0]
+        step.loss(loss_fn, *((x, y) if not nested else ({"x": x, "more": [y]},))).backward()
+        if step.steps == 0:
+            step.step()
+    before = weights_of(model)
+    x.copy_(torch.ones_like(x))
+    with pytest.raises(ValueError, match="a tensor of the batch was changed in place since its"):
+        step.step()
+    assert same(weights_of(model), before)
+
+
+def test_a_batch_may_lie_in_a_tensor_whose_other_part_is_filled_meanwhile() -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    places, y = torch.zeros(2, 16, 6), batches(1)[0][1]
+    for index in range(3):
+        step.loss(loss_of(model), places[index % 2], y).backward()
+        places[(index + 1) % 2].copy_(torch.ones(16, 6))
+        step.step()
+
+
+def test_what_a_loss_function_does_to_its_batch_itself_is_no_change() -> None:
+    """Here it comes out the same each time."""
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for x, y in batches(2):
+            step.loss(lambda x, y: loss_of(model)(x.clamp_(0, 1), y), x, y).backward()
+            step.step()
+
+
 def test_a_parameter_that_the_optimizer_lists_twice_is_clipped_once() -> None:
     gradients = []
     for more in (1, 2):
@@ -726,6 +765,7 @@ WRONG_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     *[({"rho": rho}, f"rho={rho} must be a finite number") for rho in (math.inf, math.nan)],
     ({"rho": -72.0}, "rho=-72.0 must be at least 0"),  # as many as there are weights
     *[({"noise": noise}, f"noise={noise!r} must be a finite n") for noise in ("x", math.nan)],
+    *[({"seed": seed}, f"seed={seed!r} must be a whole n") for seed in (None, -1, "a", 1.5)],
     ({"beta": 0.999}, "beta=0.999: give noise, which is 1 - beta, or rho"),
 ]
 
@@ -739,11 +779,17 @@ def test_a_wrong_argument_is_refused_when_the_object_is_made(
         FogzoStep(model, sgd(model), quantized(model), **options)
 
 
-@pytest.mark.parametrize("state", [{}, {"steps": 3}, None, {"steps": "3", "seed": 0}], ids=str)
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"steps": 3}, None, {"steps": "3", "seed": 0}, {"steps": 3, "seed": 1.0}],
+    ids=str,
+)
 def test_a_state_that_is_none_is_refused_and_changes_nothing(state: Any) -> None:
     model = network()
     step = FogzoStep(model, sgd(model), quantized(model), seed=4)
-    with pytest.raises(ValueError, match=r"lacks steps or seed|steps='3' must be a whole number"):
+    with pytest.raises(
+        ValueError, match=r"lacks steps or seed|(steps='3'|seed=1\.0) must be a whole number"
+    ):
         step.load_state_dict(state)
     assert step.state_dict() == {"steps": 0, "seed": 4}
 
