@@ -150,6 +150,8 @@ def check_own_parts() -> None:
         raise ConfigError(f"{folder}, named by --config-dir or FOGZO_PARTS, is not a folder")
     for path in sorted(Path(folder).glob("*/*")):
         section = path.parent.name
+        if path.suffix == ".yaml":
+            _check_encoding(path)
         places = {".yaml": CONFIGS / section, ".py": PACKAGE / FOLDERS.get(section, "-")}
         ours = places.get(path.suffix, CONFIGS) / path.name
         if ours.is_file() and not path.stem.startswith("_") and not path.samefile(ours):
@@ -158,6 +160,16 @@ def check_own_parts() -> None:
                 f"{'' if path.suffix == '.yaml' else f' ({ours.relative_to(PACKAGE.parent)})'}"
                 ", and one of the two would be taken for the other; give yours another name"
             )
+
+
+def _check_encoding(path: Path) -> None:
+    """Refuse a file that Hydra could not read: it would not say which."""
+    try:
+        path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not in UTF-8 ({error}); save it so") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def python_file(section: str, family: str, parts_dir: str | None) -> Path:

@@ -115,7 +115,10 @@ def read_class_list(classes: str) -> list[str]:
     if not path.is_file():
         lists = ", ".join(sorted(p.stem for p in CLASS_LISTS.glob("*.txt")))
         raise UserError(f"dataset.classes={classes} is neither a file nor one of: {lists}")
-    wnids = path.read_text().split()
+    try:
+        wnids = path.read_text("utf-8-sig").split()
+    except UnicodeDecodeError as error:
+        raise UserError(f"dataset.classes={classes} is not a text in UTF-8 ({error})") from None
     for wnid in wnids:
         if not WNID.fullmatch(wnid):
             raise UserError(f"dataset.classes={classes}: {wnid!r} is not a wnid such as n01440764")

@@ -180,7 +180,7 @@ def read_paper(path: Path) -> list[dict[str, str]]:
     """
     path = shipped(path.parents[1], "paper") / path.name
     try:
-        with open(path, newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a BOM
             reader, lines = csv.DictReader(file), []
             for line in reader:
                 if None in line or None in line.values():
@@ -190,8 +190,9 @@ def read_paper(path: Path) -> list[dict[str, str]]:
                     )
                 lines.append(line)
             return lines
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); restore it with git") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot read {path} ({why}); restore it with git") from None
 
 
 def read_results(results: Path, table: str) -> TableResults:

@@ -180,6 +180,15 @@ def test_a_file_with_the_name_of_a_built_in_one_is_refused(mine, file, said):
         assert "give yours another name" in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_file_in_another_encoding_is_named(mine, encoding):
+    folder = mine(recipe__own__yaml="defaults: [digits_mlp, _self_]\n")
+    path = folder / "recipe" / "own.yaml"
+    path.write_bytes("defaults: [digits_mlp, _self_]  # größer\n".encode(encoding))
+    with pytest.raises(ConfigError, match=r"recipe/own\.yaml is not in UTF-8 .*; save it so"):
+        compose_run("recipe=own")
+
+
 @pytest.mark.parametrize("words", [[], ["dataset=digits"], ["scale=smoke"]], ids=str)
 def test_a_model_that_brings_no_data_is_one_line(mine, words):
     mine(model__bare__py="", model__bare__yaml="name: bare\nfamily: bare\nfirst_last: []\n")

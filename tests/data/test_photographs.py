@@ -427,6 +427,15 @@ def test_hidden_files_are_no_images_and_links_to_folders_are_classes(tmp_path: P
     assert after.train.names.tolist() == before.train.names.tolist()
 
 
+def test_a_list_of_classes_may_have_a_mark_of_its_encoding_and_is_in_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_text("n00000002\nn00000001\n", "utf-8-sig")
+    assert read_class_list(str(path)) == ["n00000001", "n00000002"]
+    path.write_text("n00000001\n", "utf-16")
+    with pytest.raises(UserError, match=r"classes\.txt is not a text in UTF-8"):
+        read_class_list(str(path))
+
+
 def test_cmcs_list_names_a_hundred_classes() -> None:
     classes = read_class_list("imagenet100")
     assert len(classes) == 100 and classes[0] == "n01558993"

@@ -175,6 +175,18 @@ def test_a_value_of_the_paper_that_is_no_number_is_one_clear_error(results: Path
         write_table(results, "table3")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_that_a_spreadsheet_has_saved_is_read_or_named(results: Path, encoding: str) -> None:
+    path = results / "paper" / "table3.csv"
+    before = read_paper(path)
+    path.write_bytes(path.read_bytes().decode().encode(encoding))
+    if encoding == "utf-8-sig":
+        assert read_paper(path) == before
+    else:
+        with pytest.raises(UserError, match=r"cannot read .*table3\.csv \('utf-8' codec .*restore"):
+            read_paper(path)
+
+
 def written(titles: str, lines: list[list[str]]) -> str:
     return latex([Column(title, itemgetter(k)) for k, title in enumerate(titles.split())], lines)
 
