@@ -234,7 +234,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
             overview.say(f"not filed: {line}")
     status = conclude(outcome, wanted, overview)
     if outcome.interrupted:
-        overview.say(f"interrupted; {how_to_go_on(cells[0].config.force)}")
+        overview.say(f"interrupted; {how_to_go_on(first.force)}")
         hurry()
         return INTERRUPTED_STATUS
     return status

@@ -34,7 +34,8 @@ class FrozenBuffers:
         modules = [*model.modules()]
         found = (m for m in modules if isinstance(m, _BatchNorm))
         self.norms = [m for m in found if m.track_running_stats]
-        self.owners = [m._buffers for m in modules if m not in {*self.norms}]
+        held_off = {*self.norms}
+        self.owners = [m._buffers for m in modules if m not in held_off]
         self.present: list[Tensor] = []
         self.buffers: list[list[Tensor]] = []  # the same, those of a type together
         self.saved: list[list[Tensor]] = []
