@@ -36,9 +36,11 @@ def save_checkpoint(
     stem = folder / f"checkpoint-{step:08d}"
     files.write(stem.with_suffix(".safetensors"), content)
     files.write(stem.with_suffix(".json"), json.dumps(head, indent=1).encode())
-    kept = {path.stem for path in _checkpoints(folder)[-KEEP:]}
+    # Listed once: what appears later is another process's, which has this folder's name by now.
+    there = sorted(folder.glob("checkpoint-*"))
+    kept = {path.stem for path in [p for p in there if p.suffix == ".json"][-KEEP:]}
     # JSON first: tensors alone are no checkpoint, and those that a kill has left alone go too.
-    for old in sorted(folder.glob("checkpoint-*"), key=lambda path: path.suffix):
+    for old in sorted(there, key=lambda path: path.suffix):
         if old.stem not in kept:
             with contextlib.suppress(OSError):  # one too many does no harm
                 old.unlink()

@@ -434,6 +434,25 @@ def test_a_run_whose_folder_was_removed_ends_and_leaves_a_later_one_alone(
         assert "put back its folder, which was removed or moved" in line
 
 
+def test_a_checkpoint_that_appears_while_old_ones_go_is_left_alone(tmp_path, monkeypatch):
+    """Of a process that was stopped in here, while its folder was removed and another began."""
+    later = [tmp_path / f"checkpoint-00000040.{kind}" for kind in ("safetensors", "json")]
+    usual = Path.glob
+
+    def glob(folder, pattern):
+        found = [*usual(folder, pattern)]
+        for path in later:
+            path.write_bytes(b"")
+        return iter(found)
+
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {}, {})
+    monkeypatch.setattr(Path, "glob", glob)
+    save_checkpoint(tmp_path, 3, {}, {})
+    assert all(path.exists() for path in later)
+    assert not (tmp_path / "checkpoint-00000001.json").exists()
+
+
 @pytest.mark.slow
 def test_interrupted_sweep_goes_on(tmp_path):
     root = tmp_path / "runs"
