@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from fogzo_repro.estimators.smoothing import SmoothingLaw
 
@@ -123,20 +124,19 @@ def shape_(draws: Sequence[Tensor], laws: Sequence[SmoothingLaw]) -> None:
         law.shape_(t)
 
 
-@_compilable
-def scaled_norms(epsilons: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Return the norm of eps * g of each weight, right wherever its type can hold it."""
-    return [safe_norm(e * g) for e, g in zip(epsilons, gradients, strict=True)]
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """Return the norm of all tensors, which are overwritten; no square over- or underflows.
 
+    It is not compiled: that took six seconds for a network of blocks, and saves 0.2% of a step.
 
-def safe_norm(x: Tensor) -> Tensor:
-    """Return the norm of a tensor, which is overwritten; no square of it over- or underflows.
-
-    >>> safe_norm(torch.tensor([3e-30, 4e-30])), safe_norm(torch.tensor([3e30, 4e30]))
-    (tensor(5.0000e-30), tensor(5.0000e+30))
+    >>> total_norm([torch.tensor([3e-30]), torch.tensor([4e-30])])
+    tensor(5.0000e-30)
+    >>> total_norm([torch.tensor([3e30]), torch.tensor([4e30])])
+    tensor(5.0000e+30)
     """
-    unit = unit_of(x.abs().amax())
-    return x.div_(unit).norm() * unit
+    unit = unit_of(get_total_norm(tensors, torch.inf))
+    torch._foreach_div_(tensors, unit)
+    return get_total_norm(tensors) * unit
 
 
 def unit_of(largest: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fogzo_repro.estimators.fused import alphas, rotated, safe_norm, scaled_norms, unrotated
+from fogzo_repro.estimators.fused import alphas, rotated, total_norm, unrotated
 from fogzo_repro.estimators.smoothing import SmoothingLaw
 
 # Returns the loss, a 0-dim tensor, at the current parameters: same batch, same masks, every time.
@@ -121,7 +121,7 @@ class Point:
     @cached_property
     def guide_norm(self) -> Tensor:
         """The norm of epsilon * g over all weights together; 0 where its inverse overflows."""
-        norm = safe_norm(torch.stack(scaled_norms(self.epsilons, self.guides)))
+        norm = total_norm(list(torch._foreach_mul(self.guides, self.epsilons)))
         return torch.where(norm < torch.finfo(norm.dtype).tiny, 0.0, norm)
 
     @cached_property

@@ -64,9 +64,9 @@ CASES = {
     "deit sign": ("vision", ["quantizer=sign", "quantizer.surrogate=tanh"]),
 }
 PASSES = 2 * 3  # with and without a backward pass: what is in front, all blocks, what is behind
-# scaled_norms, mix_, displace_, cross_ and replace_; alphas for computed scales; rotated where
+# mix_, displace_, cross_ and replace_; alphas for computed scales; rotated where
 # there is a rotation, of the guide and of directions, which have an axis more.
-ESTIMATOR = {"sign": 5, "lsq": 6, "quest": 8}
+ESTIMATOR = {"sign": 4, "lsq": 5, "quest": 7}
 
 
 @pytest.mark.slow
