@@ -28,7 +28,7 @@ from fogzo_repro.tracking.environment import command_line, git_state, versions, 
 from fogzo_repro.tracking.metrics import Journal, binned_history
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.tracking.records import SCHEMA_VERSION, make_good, read_record, write_record
-from fogzo_repro.training.compilation import compile_failure
+from fogzo_repro.training.compilation import compile_failure, start_compilers
 from fogzo_repro.training.graph import CapturedStep
 from fogzo_repro.training.kept_code import KeptCode, kept_folder
 from fogzo_repro.training.loop import Diverged, Timetable, Training
@@ -75,17 +75,22 @@ def execute(
             if not quiet:
                 print(f"{name}: {record['status']} before, {_skipped(record)}")
         return record
+    machine = plan.machine
     with ranks.together():
-        plan.task.load(plan.machine.device)  # data that cannot be read leave no run folder behind
+        kept = KeptCode(kept_folder() if machine.compile else None, machine.card, _shape(plan))
+        said = kept.load()  # before any kernel is compiled
+        if machine.compile and machine.device.type == "cuda":
+            start_compilers()
+        plan.task.load(machine.device)  # data that cannot be read leave no run folder behind
         check_batch_fits(
-            config, plan.task, plan.network.model, plan.machine, ranks.world_size,
+            config, plan.task, plan.network.model, machine, ranks.world_size,
             plan.total_steps, needs_of(config, plan.network).first_step,
         )  # fmt: skip
     with contextlib.ExitStack() as stack:
         stack.enter_context(files.told_where_unreadable(plan.folder))
         with ranks.together():
-            said = stack.enter_context(_run_folder(plan))
-        return _train(plan, name, said, beside)
+            said += stack.enter_context(_run_folder(plan))
+        return _train(plan, name, kept, said, beside)
 
 
 def named(run_id: str, config: RunConfig, label: str = "") -> str:
@@ -152,11 +157,9 @@ def _check_stored_config(plan: Plan) -> None:
     files.write(plan.folder / "config.yaml", to_yaml(plan.config))
 
 
-def _train(plan: Plan, name: str, said: list[str], beside: int) -> dict[str, Any]:
+def _train(plan: Plan, name: str, kept: KeptCode, said: list[str], beside: int) -> dict[str, Any]:
     config, machine, folder = plan.config, plan.machine, plan.folder
     task = plan.task
-    kept = KeptCode(kept_folder() if machine.compile else None, machine.card, _shape(plan))
-    said += kept.load()
     step = plan.build_step()
     batch = config.recipe.global_batch_size
     ranks = current_ranks()

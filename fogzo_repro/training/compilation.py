@@ -13,6 +13,7 @@ A model without regions (ResNet, whose blocks differ in shape; a user's) is comp
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -50,6 +51,17 @@ def compile_network(model: nn.Module) -> None:
         quantized = any(getattr(m, "input_quantizer", None) is not None for m in model.modules())
         on_gpu = any(p.is_cuda for p in model.parameters())
         model.compile(dynamic=False, options=RECOMPUTED if quantized and on_gpu else None)
+
+
+def start_compilers() -> None:
+    """Start the processes that compile kernels: it takes them seconds.
+
+    Until they are there the compiler compiles one kernel after another in this process.
+    """
+    with contextlib.suppress(ImportError, AttributeError):  # it has no public name
+        from torch._inductor.async_compile import AsyncCompile
+
+        AsyncCompile.use_process_pool()
 
 
 def compile_failure(error: BaseException) -> UserError | None:

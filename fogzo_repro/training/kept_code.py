@@ -10,8 +10,11 @@ or learning rate):
 
     FOGZO_COMPILED/torch-VERSION-CARD/NAME        FOGZO_COMPILED: ~/.cache/fogzo_repro by default
 
-Its first line says for which torch and card it was made, and the checksum of the rest. It is torch
-that reads the rest, by pickle: take files from nobody whose programs you would not run.
+The first line of the file says for which torch and card it was made, and the checksum of the rest.
+It is torch that reads the rest, by pickle: take files from nobody whose programs you would not run.
+
+Kernels that are written in Triton are not among them. Triton keeps them itself, beside the file in
+`triton`, unless TRITON_CACHE_DIR names another folder.
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ class KeptCode:
         """Give torch what is kept, before anything is compiled; return what there is to say."""
         if self.path is None:
             return []
+        _have_triton_keep(self.path.parent / "triton")
         _forget_earlier_runs()
         try:
             head, _, content = self.path.read_bytes().partition(b"\n")
@@ -111,6 +115,14 @@ class KeptCode:
 
 def _names(info: Any) -> dict[str, set[str]]:
     return {kind: set(names) for kind, names in info.artifacts.items()}
+
+
+def _have_triton_keep(folder: Path) -> None:
+    """Have Triton keep its kernels in a folder, where that can be written and none was named."""
+    if "TRITON_CACHE_DIR" not in os.environ:
+        with contextlib.suppress(UserError):
+            files.make_folder(folder, "FOGZO_COMPILED")
+            os.environ["TRITON_CACHE_DIR"] = str(folder)
 
 
 def _forget_earlier_runs() -> None:

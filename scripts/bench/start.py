@@ -103,8 +103,8 @@ def start(words: tuple[str, ...], folder: Path, name: str, arguments: argparse.N
     environment = os.environ | {
         "FOGZO_COMPILED": str(folder / "kept"),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
-        "TRITON_CACHE_DIR": str(caches / "triton"),
     }
+    environment.pop("TRITON_CACHE_DIR", None)  # the run has Triton keep its kernels with the rest
     began, seconds = time.perf_counter(), None
     process = subprocess.Popen(command, env=environment)
     while process.poll() is None:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from fogzo_repro.training.compilation import start_compilers
 from tests.forked import ROOT, compiling, new_python
 
 SCRIPT = """
@@ -131,3 +132,14 @@ def test_captured_compiled_steps_equal_launched_ones_bit_for_bit(tmp_path, monke
     script.write_text(CAPTURED)
     done = new_python(script, ROOT, *words, *LATER, "quantizer=lsq", *W2A2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_compilers_processes_are_started_where_torch_can(monkeypatch: pytest.MonkeyPatch):
+    from torch._inductor.async_compile import AsyncCompile
+
+    started = []
+    monkeypatch.setattr(AsyncCompile, "use_process_pool", lambda: started.append(1))
+    start_compilers()
+    assert started
+    monkeypatch.delattr(AsyncCompile, "use_process_pool")  # it is no public name
+    start_compilers()

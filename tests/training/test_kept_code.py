@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ SHAPE = {"model": "llama", "batch": 64}
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
     """What torch has compiled by name, given out and taken back as it does."""
     known: dict[str, bytes] = {}
+    monkeypatch.setenv("TRITON_CACHE_DIR", "triton's own")  # no test leaves another behind
 
     def save() -> tuple[bytes, SimpleNamespace] | None:
         content = b"\n".join(k.encode() + b"=" + v for k, v in known.items())
@@ -75,6 +77,23 @@ def test_other_shapes_cards_and_versions_have_files_of_their_own(
     monkeypatch.setattr(torch, "__version__", "9.9.9+cu999")
     assert KeptCode(tmp_path, CARD, SHAPE).load() == []
     assert not compiled
+
+
+def test_kernels_in_triton_are_kept_beside_it(
+    tmp_path: Path, compiled: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = KeptCode(tmp_path / "kept", CARD, SHAPE)
+    code.load()
+    assert os.environ["TRITON_CACHE_DIR"] == "triton's own"  # the user has named it
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    (tmp_path / "file").touch()
+    for nowhere in (None, tmp_path / "file"):
+        KeptCode(nowhere, CARD, SHAPE).load()
+        assert "TRITON_CACHE_DIR" not in os.environ
+    code.load()
+    assert code.path is not None
+    assert Path(os.environ["TRITON_CACHE_DIR"]) == code.path.parent / "triton"
+    assert code.path.parent.joinpath("triton").is_dir()
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -191,6 +210,6 @@ def test_a_run_on_another_machine_compiles_nothing_that_was_kept(tmp_path: Path)
         done = compiling(script, ROOT, machine, seed, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         counts.append([int(word) for word in done.stdout.split()])
-    (_,) = (tmp_path / "kept").glob("torch-*/*")
+    (_,) = (path for path in (tmp_path / "kept").glob("torch-*/*") if path.is_file())
     (missed, _), (missed_again, found) = counts
     assert missed > 0 and missed_again == 0 and found > 0
