@@ -280,8 +280,12 @@ def test_the_table_of_the_page_is_one_that_can_be_ranked(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("table", "file"),
-    [("rivals", "ranking.md"), ("mini-rivals-llama", "ranking-mini-llama.md")],
-    ids=["rivals", "mini-rivals-llama"],
+    [
+        ("rivals", "ranking.md"),
+        ("mini-rivals-llama", "ranking-mini-llama.md"),
+        ("mini-rivals-deit", "ranking-mini-deit.md"),
+    ],
+    ids=["rivals", "mini-rivals-llama", "mini-rivals-deit"],
 )
 def test_a_kept_ranking_is_that_of_the_records(monkeypatch, tmp_path, capsys, table, file):
     monkeypatch.setenv("FOGZO_PARTS", str(ROOT / "examples" / "rivals"))
