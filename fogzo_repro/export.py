@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from fogzo_repro import files
@@ -34,6 +33,7 @@ from fogzo_repro.training.checkpoint import (
     another_network,
     checksum_of,
     load_weights,
+    pack_tensors,
     read_tensors,
 )
 from fogzo_repro.training.network import build_network
@@ -78,7 +78,7 @@ def export_run(path: str | Path, out: str | Path) -> Path:
     }
     folder = Path(out)
     files.make_folder(folder, f"OUT={out}")
-    content = save({k: v.contiguous() for k, v in tensors.items()})
+    content = pack_tensors(tensors)
     metadata["sha256"] = hashlib.sha256(content).hexdigest()  # the two files belong together
     metadata["checksum"] = checksum_of(metadata)
     files.write(folder / WEIGHTS, content)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from short_runs import train
 
 from fogzo_repro import diagnose
@@ -159,6 +160,20 @@ def test_a_half_written_snapshot_is_named(folder, tmp_path):
     (tmp_path / "snapshot-00000010.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"snapshot-00000010\.safetensors is no whole file"):
         rows_of(tmp_path, SMALL)
+
+
+def test_a_snapshot_with_a_flipped_bit_is_named_and_one_without_a_checksum_is_read(
+    folder, tmp_path
+):
+    for name in ("config.yaml", "resolved.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    content = (folder / "snapshot-00000010.safetensors").read_bytes()
+    snapshot = tmp_path / "snapshot-00000010.safetensors"
+    snapshot.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"snapshot-00000010\.safetensors was changed since it was"):
+        rows_of(tmp_path, SMALL)
+    snapshot.write_bytes(save(load(content)))  # as earlier versions wrote it
+    assert rows_of(tmp_path, SMALL)
 
 
 def test_a_folder_that_cannot_be_written_loses_no_result(folder, tmp_path, capsys, monkeypatch):

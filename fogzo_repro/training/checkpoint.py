@@ -24,6 +24,7 @@ from fogzo_repro.config import UserError
 
 KEEP = 2
 MODEL = "model/"  # before the names of the network's tensors
+CHECKSUM = "fogzo_repro.sha256"  # in the header of a file of tensors
 
 
 def save_checkpoint(
@@ -89,20 +90,36 @@ def load_checkpoint(
 
 
 def pack_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Return tensors of any device and layout as the content of a safetensors file."""
-    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    """Return tensors of any device and layout as a safetensors file that holds its checksum."""
+    own = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    return save(own, {CHECKSUM: digest_of(own)})
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a file of tensors that has no checksum beside it: a snapshot, an export.
+    """Read a file of tensors: a snapshot, an export, or one of the user's, without a checksum.
 
     Raises:
-        UserError: where it is not there or not whole.
+        UserError: where it is not there or not whole, or was changed since `pack_tensors` made it.
     """
     try:
-        return load(path.read_bytes())
+        content = path.read_bytes()
+        tensors = load(content)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no whole file of tensors ({error})") from None
+    head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    stored = head.get("__metadata__", {}).get(CHECKSUM)
+    if stored not in (None, digest_of(tensors)):
+        raise UserError(f"{path} was changed since it was written; write it again")
+    return tensors
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the sha256 of all names, shapes, types and values; the tensors lie on the CPU."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def model_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

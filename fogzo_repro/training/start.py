@@ -10,7 +10,6 @@ is not.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,12 @@ from torch import Tensor, nn
 from fogzo_repro.config import RunConfig, UserError, load_stored
 from fogzo_repro.terminal import path_of
 from fogzo_repro.tracking.records import read_record
-from fogzo_repro.training.checkpoint import load_checkpoint, model_tensors, read_tensors
+from fogzo_repro.training.checkpoint import (
+    digest_of,
+    load_checkpoint,
+    model_tensors,
+    read_tensors,
+)
 from fogzo_repro.training.optimizers import QUANTIZERS
 
 
@@ -42,11 +46,7 @@ class Start:
     @cached_property
     def digest(self) -> str:
         """The sha256 of all names, shapes, types and values."""
-        found = hashlib.sha256()
-        for name, tensor in sorted(self.tensors.items()):
-            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+        return digest_of(self.tensors)
 
     def load_into(self, model: nn.Module) -> None:
         """Give a network without quantizers these weights.

@@ -196,6 +196,14 @@ def test_a_torn_file_is_one_line(tmp_path):
         planned(from_(tmp_path / "weights.safetensors"))
 
 
+def test_a_file_of_a_run_with_a_flipped_bit_is_one_line(copy):
+    (checkpoint,) = copy.glob("checkpoint-*.safetensors")
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="was changed since it was written; write it again"):
+        planned(from_(checkpoint))
+
+
 def test_a_run_of_another_network_is_one_line(source):
     words = ["model.hidden=12", from_(source)]
     with pytest.raises(
