@@ -1,5 +1,6 @@
 """Writes small prepared corpora for the tests."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -14,8 +15,10 @@ def write_corpus(data_dir, splits, vocabulary, sha256="0" * 64):
         named = []
         for index, tokens in enumerate(shards):
             name = f"{split}-{index:05d}.bin"
-            np.asarray(tokens, dtype="<u2").tofile(folder / name)
-            named.append({"file": name, "tokens": len(tokens), "documents": 1, "sha256": ""})
+            content = np.asarray(tokens, dtype="<u2").tobytes()
+            (folder / name).write_bytes(content)
+            digest = hashlib.sha256(content).hexdigest()
+            named.append({"file": name, "tokens": len(tokens), "documents": 1, "sha256": digest})
         entries[split] = {
             "documents": len(shards),
             "tokens": sum(map(len, shards)),

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.project import script
@@ -98,7 +101,8 @@ def open_split(corpus: Corpus, split: str, vocabulary: int) -> TokenStream:
             "C4's own split is prepared from a --source with its validation files"
         )
     shards = corpus.manifest["splits"][split]["shards"]
-    return TokenStream([(corpus.folder / s["file"], s["tokens"]) for s in shards], vocabulary)
+    named = [(corpus.folder / s["file"], s["tokens"], s["sha256"]) for s in shards]
+    return TokenStream(named, vocabulary)
 
 
 def enough_documents(documents: int, tokens: int, context: int) -> int:
@@ -116,27 +120,50 @@ class TokenStream:
     """Shards as one stream of tokens, mapped into memory.
 
     Args:
-        shards: paths and their numbers of tokens.
+        shards: paths, their numbers of tokens and their checksums, sha256.
         vocabulary: every token must be below it.
+
+    Attributes:
+        checked: what `check` has found so far; None before it.
     """
 
-    def __init__(self, shards: Sequence[tuple[Path, int]], vocabulary: int) -> None:
-        for path, tokens in shards:
+    def __init__(self, shards: Sequence[tuple[Path, int, str]], vocabulary: int) -> None:
+        for path, tokens, _ in shards:
             size = path.stat().st_size if path.is_file() else 0
             if size != 2 * tokens:
                 raise UserError(
                     f"{path} has {size} bytes, the manifest says {2 * tokens}; delete it and "
                     f"{AGAIN}"
                 )
-        kept = [(path, tokens) for path, tokens in shards if tokens]
-        self.paths = [path for path, _ in kept]
+        kept = [shard for shard in shards if shard[1]]
+        self.paths = [path for path, _, _ in kept]
+        self.checksums = [checksum for _, _, checksum in kept]
         self.shards = [np.memmap(path, dtype="<u2", mode="r") for path in self.paths]
-        self.ends = np.cumsum([tokens for _, tokens in kept], dtype=np.int64)
+        self.ends = np.cumsum([tokens for _, tokens, _ in kept], dtype=np.int64)
         self.vocabulary = vocabulary
+        self.checked: Future[None] | None = None
 
     def __len__(self) -> int:
         """Tokens in all shards."""
         return int(self.ends[-1]) if len(self.ends) else 0
+
+    def check(self, rank: int, world_size: int) -> None:
+        """Begin to compare this rank's share of the shards with their checksums.
+
+        It goes on beside the training, for a second a gigabyte: no start waits for it.
+        """
+        shards = [*zip(self.paths, self.checksums, strict=True)][rank::world_size]
+        self.checked = Future()
+        threading.Thread(target=_check, args=(shards, self.checked), daemon=True).start()
+
+    def raise_damage(self, wait: bool) -> None:
+        """Say what `check` has found; `wait` for its end.
+
+        Raises:
+            UserError: for a shard that cannot be read or is not the one of the manifest.
+        """
+        if self.checked is not None and (wait or self.checked.done()):
+            self.checked.result()
 
     def window(self, start: int, length: int) -> np.ndarray:
         """Return `length` tokens from `start` on, int64, over as many shards as it takes.
@@ -162,7 +189,24 @@ class TokenStream:
 
     def windows(self, starts: Sequence[int], context: int) -> Tensor:
         """Return the windows (B, T + 1) int64 that begin at `starts`."""
+        self.raise_damage(wait=False)
         return torch.from_numpy(np.stack([self.window(s, context + 1) for s in starts]))
+
+
+def _check(shards: Sequence[tuple[Path, str]], checked: Future[None]) -> None:
+    """Compare shards with their checksums; stop at the first that differs."""
+    try:
+        for path, checksum in shards:
+            if files.sha256_of(path) != checksum:
+                raise UserError(
+                    f"{path} does not have the checksum that {MANIFEST} says; {AGAIN}, then with "
+                    "force=true what was trained on it"
+                )
+        checked.set_result(None)
+    except OSError as error:
+        checked.set_exception(files.cannot(f"read {path}", error))
+    except UserError as error:
+        checked.set_exception(error)
 
 
 @dataclass(frozen=True)

@@ -177,16 +177,11 @@ def read_part(out: Path, prefix: str, index: int) -> Part | None:
     try:
         stored = files.parse_json(_part_path(out, prefix, index).read_bytes())
         part = Part({s: Shard(**shard) for s, shard in stored["shards"].items()}, stored["stopped"])
-        if all(_is_whole(out / shard.file, shard) for shard in part.shards.values()):
+        if all(files.sha256_of(out / s.file) == s.sha256 for s in part.shards.values()):
             return part
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not there, or damaged
         pass
     return None
-
-
-def _is_whole(path: Path, shard: Shard) -> bool:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
 
 
 def remove_part(out: Path, prefix: str, index: int, part: Part) -> None:

@@ -107,7 +107,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no whole file of tensors ({error})") from None
     head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    stored = head.get("__metadata__", {}).get(CHECKSUM)
+    stored = (head.get("__metadata__") or {}).get(CHECKSUM)
     if stored not in (None, digest_of(tensors)):
         raise UserError(f"{path} was changed since it was written; write it again")
     return tensors

@@ -68,8 +68,10 @@ class Language:
         self.examples = self.batches(1).windows
 
     def load(self, device: torch.device) -> None:
-        """Remember where batches go; the tokens stay on the disk."""
+        """Remember where batches go, begin to check the tokens; these stay on the disk."""
         self.device = device
+        for stream in (self.validation, self.train):
+            stream.check(self.ranks.rank, self.ranks.world_size)
 
     def batches(self, global_batch_size: int) -> WindowBatches:
         """Return this rank's share of shuffled full batches."""
@@ -86,7 +88,14 @@ class Language:
         """Return the validation split, in full after the last step, then also some training.
 
         `windows` says on how much, so that an interim perplexity is not taken for a final one.
+
+        Raises:
+            UserError: where a shard is damaged; the last evaluation waits until all are checked.
         """
+        if last:
+            with self.ranks.together():
+                self.validation.raise_damage(wait=True)
+                self.train.raise_damage(wait=True)
         bound = len(self.validation) if last else self.interim_windows
         found = {"val": self._evaluate(model, self.validation, bound)}
         if last:

@@ -88,6 +88,19 @@ def test_a_shard_of_another_size_is_named_with_both_sizes(tmp_path):
         open_split(corpus, "train", 250)
 
 
+def test_a_shard_with_other_bytes_is_named_by_the_rank_that_checks_it(tmp_path):
+    corpus = build(write_corpus(tmp_path, {"train": SHARDS}, 250))
+    np.arange(7, dtype="<u2").tofile(tmp_path / "c4" / "train-00001.bin")
+    streams = [open_split(corpus, "train", 250) for _ in range(2)]
+    for rank, stream in enumerate(streams):
+        stream.check(rank, 2)
+    streams[0].raise_damage(wait=True)  # shards 0 and 2
+    with pytest.raises(UserError, match=r"train-00001.bin does not have the checksum that manif"):
+        streams[1].raise_damage(wait=True)
+    with pytest.raises(UserError, match=r"train-00001.bin"):
+        streams[1].windows([0], 8)  # as soon as it is known, at the next batch
+
+
 def test_a_missing_corpus_names_the_command_that_writes_it(tmp_path):
     with pytest.raises(UserError, match=r"scripts/prepare_c4.py --source hub"):
         build(tmp_path)
@@ -102,5 +115,5 @@ def test_a_missing_validation_split_names_those_that_are_there(tmp_path):
 def test_an_empty_shard_is_passed_over(tmp_path):
     (tmp_path / "empty").touch()
     np.arange(9, dtype="<u2").tofile(tmp_path / "full")
-    stream = TokenStream([(tmp_path / "empty", 0), (tmp_path / "full", 9)], 9)
+    stream = TokenStream([(tmp_path / "empty", 0, ""), (tmp_path / "full", 9, "")], 9)
     assert stream.window(0, 9).tolist() == list(range(9))

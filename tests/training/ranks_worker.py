@@ -90,7 +90,7 @@ def windows(ranks: Ranks, device: torch.device) -> WindowBatches:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shard"
         path.write_bytes(tokens.to(torch.uint16).numpy().tobytes())
-        stream = TokenStream([(path, 600)], 20)  # mapped: it outlives the file's name
+        stream = TokenStream([(path, 600, "")], 20)  # mapped: it outlives the file's name
     return WindowBatches(stream, 8, BATCH, device, ranks.rank, ranks.world_size)
 
 

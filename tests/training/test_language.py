@@ -209,6 +209,17 @@ def test_a_run_learns_resumes_to_the_same_bytes_and_says_what_it_evaluated(
     assert json.loads(json.dumps(record)) == record
 
 
+def test_a_run_on_a_shard_with_other_bytes_ends_without_a_record(tmp_path):
+    tokens = [n % VOCABULARY for n in range(1100)]
+    write_corpus(tmp_path, {"train": [tokens], "heldout": [tokens]}, VOCABULARY)
+    shard = tmp_path / "c4" / "train-00000.bin"
+    shard.write_bytes(bytes([shard.read_bytes()[0] ^ 1]) + shard.read_bytes()[1:])
+    words = ["recipe.max_steps=1", "recipe.global_batch_size=8", "estimator=ste"]
+    with pytest.raises(UserError, match=r"train-00000.bin does not have the checksum"):
+        run.execute(config(tmp_path, *words, f"output_root={tmp_path / 'runs'}"), quiet=True)
+    assert not [*tmp_path.rglob("record.json")]
+
+
 @compiles
 @pytest.mark.slow
 def test_the_compiled_step_has_the_eager_gradients_and_its_probes_move_with_the_weights(data_dir):
