@@ -27,6 +27,7 @@ from fogzo_repro.compare import ABSENT, LABELS, flat
 from fogzo_repro.config import PLACES, UserError, did_you_mean
 from fogzo_repro.config.estimators import complement
 from fogzo_repro.config.identity import HOW_COMPUTED, NEUTRAL
+from fogzo_repro.config.rules import spelled
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.reporting.figures.drawing import ends_of_sd
 from fogzo_repro.reporting.figures.groups import Point, draw_groups
@@ -285,9 +286,7 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         short = f"{value:.6g}"
         return short if float(short) == value or abs(1 - value) > 1e-4 else f"{value:.12g}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else HASH.sub(r"\1", str(value))
+    return HASH.sub(r"\1", spelled(value))
 
 
 def named(row: Row, columns: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fogzo_repro.config.rules import spelled
+
 MEANINGS: dict[str, dict[str, str]] = {
     "": {
         "seed": "of every random stream; whole, 0 or more",
@@ -188,7 +190,7 @@ def help_text(
         shown = [
             (
                 f"{section}.{key}".lstrip("."),
-                _spelled(value),
+                spelled(value),
                 meaning(section, key) + listed * ((section, key) == ("quantizer", "surrogate")),
             )
             for key, value in values.items()
@@ -206,9 +208,3 @@ def help_text(
 def meaning(section: str, key: str) -> str:
     """Return what a setting means."""
     return MEANINGS.get(section, {}).get(key, "see its YAML file")
-
-
-def _spelled(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
