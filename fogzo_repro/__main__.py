@@ -18,7 +18,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -51,12 +50,7 @@ from fogzo_repro.config import (
 from fogzo_repro.config.explained import help_text
 from fogzo_repro.config.identity import FREE
 from fogzo_repro.config.parts import names, own_parts
-from fogzo_repro.sweeps.tables import (
-    GROUPS,
-    Entry,
-    shown_seeds,
-    table_files,
-)
+from fogzo_repro.sweeps.tables import GROUPS, Entry, option_files, shown_seeds, table_files
 from fogzo_repro.terminal import of_a_file, outlive_terminal, output_status, say_interrupted
 
 DIVERGED_STATUS = 3
@@ -165,11 +159,7 @@ def main() -> int:
 
 def help_of(words: Sequence[str]) -> str:
     """Return what --help prints: every setting with the value that the command line gives it."""
-    folders = [CONFIGS, *(Path(folder) for folder in [own_parts()] if folder)]
-    options = {
-        group: sorted({path.stem for folder in folders for path in folder.glob(f"{group}/*.yaml")})
-        for group in (*GROUPS, "scale")
-    }
+    options = {group: sorted(option_files(group)) for group in (*GROUPS, "scale")}
     options["experiment"] = [f"{table}/CELL" for table in table_files()]
     return help_text(asdict(compose_run(*words)), options, names("surrogate", own_parts()))
 

@@ -226,28 +226,32 @@ def schema(
         ConfigError: where its YAML or Python file is missing or is not one.
     """
     python_file(section, family, parts_dir)
-    roots = [CONFIGS, *([] if parts_dir is None else [Path(parts_dir)])]
-    for path in (root / section / f"{name}.yaml" for root in roots):
-        if path.is_file():
-            base = SHARED[section]
-            for content in _based_on(path):
-                base = families.get(content.get("family", ""), base)
-            return _dataclass(section, tuple(_types(path).items()), base)
-    raise ConfigError(
-        f"{section}.name={name}: there is no {section}/{name}.yaml, and a part's file has the "
-        f"part's name{_how_to_name_a_folder(parts_dir)}"
-    )
+    path = _yaml_file(section, name, parts_dir)
+    if path is None:
+        raise ConfigError(
+            f"{section}.name={name}: there is no {section}/{name}.yaml, and a part's file has the "
+            f"part's name{_how_to_name_a_folder(parts_dir)}"
+        )
+    base = SHARED[section]
+    for content in _based_on(path):
+        base = families.get(content.get("family", ""), base)
+    return _dataclass(section, tuple(_types(path).items()), base)
 
 
 def labels(section: str, option: str, parts_dir: str | None) -> dict[str, str]:
     """Return the name and the family that the YAML file of an option gives; nothing without one."""
-    roots = [CONFIGS, *([] if parts_dir is None else [Path(parts_dir)])]
-    files = (root / section / f"{option}.yaml" for root in roots)
     found: dict[str, Any] = {}
-    path = next((path for path in files if path.is_file()), None)
+    path = _yaml_file(section, option, parts_dir)
     for content in _based_on(path) if path else []:
         found |= {key: content[key] for key in ("name", "family") if key in content}
     return {k: v for k, v in found.items() if isinstance(v, str) and "${" not in v}
+
+
+def _yaml_file(section: str, option: str, parts_dir: str | None) -> Path | None:
+    """Return the YAML file of an option, the suite's before a user's; None without one."""
+    roots = [CONFIGS, *([] if parts_dir is None else [Path(parts_dir)])]
+    files = (root / section / f"{option}.yaml" for root in roots)
+    return next((path for path in files if path.is_file()), None)
 
 
 @cache

@@ -179,10 +179,10 @@ def table_files() -> dict[str, Path]:
         ConfigError: where one of the user's has the name of one of ours.
     """
     check_own_parts()
-    return _options("table")
+    return option_files("table")
 
 
-def _options(group: str) -> dict[str, Path]:
+def option_files(group: str) -> dict[str, Path]:
     """Return the files of a folder of the configuration by their names."""
     own = own_parts()
     folders = [CONFIGS, *([Path(own)] if own else [])]
@@ -424,7 +424,7 @@ class _Reader:
         if key == "dry_run":
             raise self._mistake(f"{where}: dry_run is said of a command, not in a table")
         if key in (*GROUPS, "scale"):
-            options = _options(key)
+            options = option_files(key)
             if not isinstance(value, str) or ("${" not in value and value not in options):
                 near = did_you_mean(str(value), options)
                 said = f"{key}: {value} is not an option{near}; options: {', '.join(options)}"
