@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro import files
-from fogzo_repro.terminal import stderr
+from fogzo_repro.terminal import first_line, stderr
 
 QUEUE_LENGTH = 1000  # calls of `append`, of up to 100 lines each
 INIT_SECONDS = 20.0
@@ -104,8 +104,7 @@ class WandbMirror:
             try:
                 call()
             except Exception as error:  # a mirror must not stop the run, whatever it raises
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
-                self._say(f"wandb failed ({reason}); the run goes on without it")
+                self._say(f"wandb failed ({first_line(error)}); the run goes on without it")
 
     def _start(self) -> None:
         try:
@@ -113,9 +112,9 @@ class WandbMirror:
         except Exception as error:
             if self.arguments["mode"] != "online":
                 raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            said = f"wandb is not reached ({first_line(error)}); mirrored offline"
             where = f"`wandb sync` in {self.arguments['dir']} sends it later"
-            print(f"wandb is not reached ({reason}); mirrored offline: {where}", file=stderr())
+            print(f"{said}: {where}", file=stderr())
             self._begin(**{**self.arguments, "mode": "offline"})
 
     def _begin(self, **arguments: Any) -> None:
