@@ -106,15 +106,13 @@ def last(records: list[dict[str, Any]], split: str, metric: str) -> dict[int, fl
 
 def stuck(record: dict[str, Any]) -> float:
     """Return the share of weights, in percent, whose derivative is 0 at the end of a run."""
-    import torch
-
     from fogzo_repro import load_run
+    from fogzo_repro.quantization import surrogate_slope
 
     model = load_run(FOLDER / "runs" / record["run_id"])
     zeros = total = 0
     for layer in (model.fc1, model.fc2):
-        weight = layer.weight.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(layer.weight_quantizer(weight).sum(), weight)
+        slope = surrogate_slope(layer.weight_quantizer, layer.weight)
         zeros, total = zeros + int((slope == 0).sum()), total + slope.numel()
     return 100 * zeros / total
 

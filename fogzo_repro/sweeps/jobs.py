@@ -148,11 +148,6 @@ def collect(jobs: Iterable[Job], records: Path) -> list[str]:
     for job in jobs:
         path = job.folder / "record.json"
         if path.is_file():
-            labels = {
-                "table": job.config.cell.table,
-                "row": job.config.cell.row,
-                "column": job.config.cell.column,
-            }
-            line = file_record({**make_good(path), **labels}, records)
+            line = file_record({**make_good(path), **asdict(job.config.cell)}, records)
             said += [line] if line else []
     return said

@@ -119,8 +119,8 @@ def run_elsewhere(runs: Iterable[Run], records: Path, hardware: str, device: str
 def _device(resolved: Path) -> str | None:
     """Return the kind of device of a run folder's resolved.json; None where it cannot be read."""
     try:
-        return str(files.parse_json(resolved.read_bytes())["resolved"]["device"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(_read(resolved)["resolved"]["device"])
+    except DAMAGED:
         return None
 
 
