@@ -122,8 +122,7 @@ def load(path: Path) -> tuple[dict[str, Any], Path | None]:
                 f"{path} has no record.json: not a run folder, or the run is not over; repeat its "
                 "command to end it"
             )
-        metrics = path / "metrics.jsonl"
-        return read_record(path / "record.json"), metrics if metrics.is_file() else None
+        path /= "record.json"
     if not path.exists():
         raise UserError(f"{path} is not there; give a run folder or a record")
     metrics = path.with_name("metrics.jsonl")

@@ -243,8 +243,7 @@ def _in_one_line(error: Exception, words: Sequence[str]) -> UserError:
     if override:
         models = [word.partition("=")[2] for word in words if setting_of(word) == "model"]
         return brings_none(models[-1] if models else "mlp", override[1])
-    lines = [str(error), str(error.__cause__ or "")] if not str(error) else [str(error)]
-    return _unknown_setting(words) or ConfigError(" ".join(lines))
+    return _unknown_setting(words) or ConfigError(str(error) or str(error.__cause__ or ""))
 
 
 def _unknown_setting(words: Sequence[str]) -> ConfigError | None:

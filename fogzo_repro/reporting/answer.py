@@ -128,7 +128,7 @@ def _at_their_best(judged: Sequence[Judged]) -> str:
         one = _claim(judged, (f"FOGZO n=1, {grid} grid", CHOSEN), (f"STE, {grid} grid", CHOSEN))
         if one.verdict in words:
             where = f"under the {grid.replace('_', '-')} grid"
-            said.append(f"{words[one.verdict]} {where},{_lead(one, 3)} nats")
+            said.append(f"{words[one.verdict]} {where},{_lead(one)} nats")
     return f"With rate and noise chosen by each side, {'; '.join(said)}. " if said else ""
 
 
@@ -223,13 +223,13 @@ def _compared(table: TableResults) -> list[str]:
     return [row for row in table.rows if (row, FOGZO) in table.cells]
 
 
-def _lead(one: Judged, digits: int) -> str:
+def _lead(one: Judged) -> str:
     """Return by how much the side that is ahead is so; nothing where none is."""
     if one.verdict not in AHEAD or one.test is None:
         return ""
     sign, test = AHEAD[one.verdict], one.test
     low, high = sorted((sign * test.low, sign * test.high))
-    return f" by {sign * test.gain:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f" by {sign * test.gain:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _of_the_paper(tables: Sequence[TableResults]) -> str:
