@@ -32,6 +32,7 @@ from fogzo_repro.estimators.fused import compile_fused
 from fogzo_repro.estimators.protocol import Estimator, Probes
 from fogzo_repro.estimators.schedule import noise_from_rho, rho_from_noise
 from fogzo_repro.quantization.replace import SharedInput
+from fogzo_repro.terminal import aligned
 from fogzo_repro.training.checkpoint import KEEP
 from fogzo_repro.training.compilation import compile_network
 from fogzo_repro.training.graph import can_capture
@@ -324,7 +325,7 @@ def describe(config: RunConfig) -> str:
     needs = needs_of(config, network)
     facts = {
         "run": plan.run_id,
-        "folder": plan.folder,
+        "folder": str(plan.folder),
         "device": plan.machine.card,
         "precision": plan.result["resolved"]["precision"],
         "steps": f"{plan.total_steps} on {plan.task.examples:,} training examples"
@@ -342,6 +343,4 @@ def describe(config: RunConfig) -> str:
     if noise is not None:
         rho = rho_from_noise(noise, d)
         facts["rho = (1-beta) d / beta"] = f"{rho:.4g} at 1 - beta = {noise:g}"
-    width = max(map(len, facts))
-    text = to_yaml(config)
-    return text + "\n" + "\n".join(f"{k:<{width}}  {v}" for k, v in facts.items())
+    return "\n".join([to_yaml(config), *aligned([*facts.items()])])

@@ -56,15 +56,20 @@ def first_line(error: BaseException) -> str:
     return next(iter(said.strip().splitlines()), f"{type(error).__name__}()")
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]], numbers: bool = False) -> list[str]:
     """Return lines of a table with their columns below each other.
+
+    Columns of `numbers`, all but the first, are set to the right.
 
     >>> aligned([["run", "loss"], ["first", "0.1"]])
     ['run    loss', 'first  0.1']
+    >>> aligned([["run", "loss"], ["first", "0.1"]], numbers=True)
+    ['run    loss', 'first   0.1']
     """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    places = [str.rjust if numbers and k else str.ljust for k in range(len(widths))]
     return [
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        "  ".join(put(text, n) for put, text, n in zip(places, line, widths, strict=True)).rstrip()
         for line in lines
     ]
 

@@ -25,7 +25,7 @@ from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.claimed import needed_cells
 from fogzo_repro.sweeps.status import OVER, STATES, Run, count_states, known_runs, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds, find_entries, table_files
-from fogzo_repro.terminal import command_parser, run_tool
+from fogzo_repro.terminal import aligned, command_parser, run_tool
 
 NOT_NEEDED, OTHERS = "not needed", "other seeds"
 
@@ -70,10 +70,7 @@ def main() -> None:
         counts = [len(cells), len(runs), *(states[s] for s in STATES), len(spare)]
         counts.append(over_on_others(runs, known))
         lines.append([name, *map(str, counts)])
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    for line in lines:
-        first, *rest = zip(line, widths, strict=True)
-        print(f"{first[0]:<{first[1]}}", *(f"{text:>{width}}" for text, width in rest), sep="  ")
+    print("\n".join(aligned(lines, numbers=True)))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from fogzo_repro.sweeps.lanes import group_key
 from fogzo_repro.sweeps.recorded import hours_by_records, recorded_seconds
 from fogzo_repro.sweeps.status import OVER, Run, absent_start, known_runs, run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import find_entries, table_files
+from fogzo_repro.terminal import aligned
 
 if TYPE_CHECKING:
     from fogzo_repro.training.network import Network
@@ -153,8 +154,7 @@ def describe_without_data(config: RunConfig) -> str | None:
             if config.hardware.device != "cpu"
         },
     }
-    width = max(map(len, facts))
-    lines = [f"{key:<{width}}  {value}" for key, value in facts.items()]
+    lines = aligned([*facts.items()])
     lines += [f"missing on this machine: {line}" for line in absent]
     return "\n".join([to_yaml(config), *lines, HOURS])
 
@@ -192,23 +192,13 @@ def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
             lines.append(
                 ["  sum", f"{missing} of {runs}", "", "", "", plain(disk), *blank, *totals]
             )
-    widths = [max(map(len, column)) for column in zip(*_of_columns(lines), strict=True)]
-    texts = [
-        line if isinstance(line, str) else "  ".join(
-            text.ljust(width) if k == 0 else text.rjust(width)
-            for k, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]  # fmt: skip
+    shown = iter(aligned([line for line in lines if not isinstance(line, str)], numbers=True))
+    texts = [line if isinstance(line, str) else next(shown) for line in lines]
     about = (
         "GiB: memory of a run, to which activations come; GB: disk of a run, in a sum of those "
         "that are missing"
     )
     return [*texts, about]
-
-
-def _of_columns(lines: Sequence[list[str] | str]) -> list[list[str]]:
-    return [line for line in lines if not isinstance(line, str)]
 
 
 def _networks(cells: Sequence[Needed]) -> str:
