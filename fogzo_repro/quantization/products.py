@@ -68,7 +68,7 @@ class _Linear(torch.autograd.Function):
         x_codes: Tensor, x_scale: Tensor, weight_codes: Tensor, weight_scale: Tensor,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight)
-        y = product(x_codes.flatten(0, -2), x_scale, weight_codes, weight_scale)
+        y = product(x_codes.flatten(0, -2), weight_codes, x_scale, weight_scale)
         return y.view(*x_codes.shape[:-1], len(weight_codes))
 
     @staticmethod
@@ -78,7 +78,7 @@ class _Linear(torch.autograd.Function):
         return incoming @ weight, for_weight, None, None, None, None
 
 
-def product(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+def product(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor) -> Tensor:
     """Return scale_x (x weight^T) scale_w for codes (M, K) and (N, K), rounded once."""
     by_row, by_column = x_scale.reshape(-1, 1), weight_scale.reshape(1, -1)
     if x.is_cuda:

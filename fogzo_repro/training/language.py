@@ -82,7 +82,7 @@ class Language:
 
     def loss(self, model: nn.Module, batch: TokenBatch) -> Tensor:
         """Return the mean cross-entropy of the next tokens in float32."""
-        return model(batch.windows[:, :-1], batch.windows[:, 1:])
+        return token_loss(model, batch)
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:
         """Return the validation split, in full after the last step, then also some training.
@@ -126,6 +126,11 @@ class Language:
     def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
         """Return None: the batched evaluator runs the MLP."""
         return None
+
+
+def token_loss(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Return the mean cross-entropy of the next tokens in float32."""
+    return model(batch.windows[:, :-1], batch.windows[:, 1:])
 
 
 def window_count(stream: TokenStream, context: int) -> int:

@@ -102,6 +102,7 @@ def sequences(config: RunConfig, device: Any) -> tuple[list[Any], Any, dict[str,
     import torch
 
     from fogzo_repro.data.c4 import TokenBatch
+    from fogzo_repro.training.language import token_loss
     from fogzo_repro.training.ranks import current_ranks
 
     model: Any = config.model
@@ -109,11 +110,7 @@ def sequences(config: RunConfig, device: Any) -> tuple[list[Any], Any, dict[str,
     stream = torch.Generator().manual_seed(current_ranks().rank)
     words = min(32000, model.vocabulary)  # the tokenizer's, whatever the vocabulary
     drawn = [torch.randint(words, shape, generator=stream).to(device) for _ in range(BATCHES)]
-
-    def loss(model: Any, batch: TokenBatch) -> Any:  # as training.language does
-        return model(batch.windows[:, :-1], batch.windows[:, 1:])
-
-    return [TokenBatch(windows) for windows in drawn], loss, {}
+    return [TokenBatch(windows) for windows in drawn], token_loss, {}
 
 
 def build(config: RunConfig, group: str, toy: bool) -> tuple[Any, list[Any], Any]:

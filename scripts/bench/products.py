@@ -86,19 +86,12 @@ def layer(tokens: int, k: int, n: int, device: Any) -> dict[str, float]:
     found = {
         "bf16_ms": milliseconds(lambda: F.linear(*wide), device),
         "int8_unscaled_ms": milliseconds(lambda: torch._int_mm(*integers), device),
-        "float8_by_row_ms": milliseconds(lambda: product(*codes, *by_row), device),
-        "float8_one_scale_ms": milliseconds(lambda: product(*codes, one, one), device),
+        "float8_by_row_ms": milliseconds(lambda: products.product(*codes, *by_row), device),
+        "float8_one_scale_ms": milliseconds(lambda: products.product(*codes, one, one), device),
     }
     found["bf16_over_float8"] = found["bf16_ms"] / found["float8_by_row_ms"]
     print(f"{k} to {n}: {found['bf16_over_float8']:.2f} times as fast", flush=True)
     return found
-
-
-def product(x: Any, weight: Any, x_scale: Any, weight_scale: Any) -> Any:
-    """Return the product of codes as a layer takes it."""
-    from fogzo_repro.quantization import products
-
-    return products.product(x, x_scale, weight, weight_scale)
 
 
 def exact_to(code: int, scales: str, device: Any) -> int:
@@ -117,7 +110,7 @@ def exact_to(code: int, scales: str, device: Any) -> int:
         ones = [torch.ones(shape, device=device) for shape in shapes]
         codes = x.to(products.CODES), weight.to(products.CODES)
         exact = (x.double() @ weight.double().T).bfloat16()
-        if not torch.equal(product(*codes, *ones), exact):
+        if not torch.equal(products.product(*codes, *ones), exact):
             break
         found = k
     return found

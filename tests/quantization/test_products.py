@@ -212,7 +212,7 @@ def test_the_gpu_sums_exactly_up_to_the_largest_sum(features, largest, signs, sc
     shapes = [(), ()] if scales == "one" else [(256, 1), (128, 1)]
     a, b = (torch.rand(s, generator=generator).add(0.5).cuda() for s in shapes)
     exact = (x.double() @ weight.double().T).cuda()
-    found = products.product(x.to(products.CODES).cuda(), a, weight.to(products.CODES).cuda(), b)
+    found = products.product(x.to(products.CODES).cuda(), weight.to(products.CODES).cuda(), a, b)
     exact = exact * (a.double() * b.double().T if a.dim() else a.double() * b.double())
     # One rounding to bf16; the scale's product in float32 may tip a tie.
     assert ((found.double() - exact).abs() <= 2.0**-8 * exact.abs() * (1 + 1e-5)).all()

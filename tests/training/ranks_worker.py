@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fogzo_repro.data import Batch, ImageBatches, MixedBatches, Mixing
-from fogzo_repro.data.c4 import TokenBatch, TokenStream, WindowBatches
+from fogzo_repro.data.c4 import TokenStream, WindowBatches
 from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.estimators.averaged import averaged_gradient
 from fogzo_repro.estimators.fogzo import Fogzo
@@ -24,6 +24,7 @@ from fogzo_repro.models import deit, llama, mlp, resnet
 from fogzo_repro.quantization import quantize_layers
 from fogzo_repro.quantization.uniform import Round
 from fogzo_repro.randomness import generator_for
+from fogzo_repro.training.language import token_loss
 from fogzo_repro.training.network import _perturbed_weight
 from fogzo_repro.training.ranks import Ranks, current_ranks, share_batchnorm
 from fogzo_repro.training.step import TrainStep
@@ -77,11 +78,6 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
     """Return the mean cross-entropy in the model's type."""
     dtype = next(model.parameters()).dtype
     return F.cross_entropy(model(batch.pixels.to(dtype)), batch.labels.to(dtype))
-
-
-def token_loss(model: nn.Module, batch: TokenBatch) -> Tensor:
-    """Return the mean cross-entropy of the next tokens."""
-    return model(batch.windows[:, :-1], batch.windows[:, 1:])
 
 
 def windows(ranks: Ranks, device: torch.device) -> WindowBatches:
