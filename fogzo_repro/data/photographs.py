@@ -229,11 +229,7 @@ class PhotographBatches:
 
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's share of each batch from `start` on; earlier ones are not loaded."""
-        return self.loader.load(self.samples(generator, start))
-
-    def samples(self, generator: torch.Generator, start: int = 0) -> Iterator[list[Sample]]:
-        """Yield what this rank's share of each batch holds, from `start` on."""
-        return samples_of(self.order, self.rank, generator, start)
+        return self.loader.load(samples_of(self.order, self.rank, generator, start))
 
     def across_epochs(
         self, order: Callable[[int], torch.Generator], steps: range

@@ -35,6 +35,7 @@ from fogzo_repro.data.photographs import (
     Photographs,
     Sample,
     all_batches,
+    samples_of,
 )
 from tests.random_directions import stream
 
@@ -93,16 +94,10 @@ def test_an_epoch_with_repeats_touches_a_third_of_the_images() -> None:
 
 @pytest.mark.parametrize("repeats", [1, 3], ids=["plain", "repeated"])
 def test_four_ranks_share_the_batches_of_one(repeats: int) -> None:
-    loader: Any = None
-    alone = PhotographBatches(loader, order(repeats=repeats), 0)
-    start = alone.order.steps - 3
-    whole = list(alone.samples(stream(), start))
-    ranks = [
-        PhotographBatches(loader, order(repeats=repeats, world_size=4), rank).samples(
-            stream(), start
-        )
-        for rank in range(4)
-    ]
+    start = order(repeats=repeats).steps - 3
+    whole = list(samples_of(order(repeats=repeats), 0, stream(), start))
+    shared = order(repeats=repeats, world_size=4)
+    ranks = [samples_of(shared, rank, stream(), start) for rank in range(4)]
     assert len(whole) == 3
     for batch, *shares in zip(whole, *ranks, strict=True):
         assert sorted(batch) == sorted(sample for share in shares for sample in share)
@@ -110,27 +105,22 @@ def test_four_ranks_share_the_batches_of_one(repeats: int) -> None:
 
 
 def test_a_later_start_is_the_rest_of_the_epoch() -> None:
-    loader: Any = None
-    batches = PhotographBatches(loader, order(images=4000, batch_size=64, drop_last=True), 0)
-    assert list(batches.samples(stream(), 17)) == list(batches.samples(stream()))[17:]
+    small = order(images=4000, batch_size=64, drop_last=True)
+    assert list(samples_of(small, 0, stream(), 17)) == list(samples_of(small, 0, stream(), 0))[17:]
 
 
 @pytest.mark.parametrize("repeats", [1, 3], ids=["plain", "repeated"])
 def test_all_of_imagenet_goes_on_where_an_epoch_was_left(repeats: int) -> None:
-    loader: Any = None
-    batches = PhotographBatches(loader, order(repeats=repeats, world_size=4), 2)
-    late = batches.order.steps - 5
-    earlier, later = (list(batches.samples(stream(), k)) for k in (late - 2, late))
+    of_all = order(repeats=repeats, world_size=4)
+    late = of_all.steps - 5
+    earlier, later = (list(samples_of(of_all, 2, stream(), k)) for k in (late - 2, late))
     assert len(later) == 5 and earlier[2:] == later
 
 
 def test_the_last_batch_is_kept_and_cut_to_a_multiple_of_the_ranks() -> None:
-    loader: Any = None
     given = {"images": 23, "batch_size": 8, "repeats": 1, "drop_last": False}
-    assert [len(b) for b in PhotographBatches(loader, order(**given), 0).samples(stream())] == [
-        8, 8, 7,
-    ]  # fmt: skip
-    half = PhotographBatches(loader, order(**given, world_size=2), 1).samples(stream())
+    assert [len(b) for b in samples_of(order(**given), 0, stream(), 0)] == [8, 8, 7]
+    half = samples_of(order(**given, world_size=2), 1, stream(), 0)
     assert [len(b) for b in half] == [4, 4, 3]
 
 
