@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,19 @@ class Tried:
         """Return the mean train loss of a row and its spread."""
         return self.cells[row].summary("train", "loss") if row in self.cells else None
 
-    def test(self, claim: Claimed) -> GainTest | None:
-        """Return the gain of the claimed side; None where a side was not run."""
-        better, worse = self.losses(claim.better), self.losses(claim.worse)
-        return gain_test(better, worse, margin=claim.margin) if better and worse else None
+    @cached_property
+    def tests(self) -> dict[Claimed, GainTest | None]:
+        """The gain of the side that each of the claims is for; None where a side was not run."""
+        found: dict[Claimed, GainTest | None] = {}
+        for claim in CLAIMS:
+            better, worse = self.losses(claim.better), self.losses(claim.worse)
+            is_run = better and worse
+            found[claim] = gain_test(better, worse, margin=claim.margin) if is_run else None
+        return found
 
     def gives(self, claim: Claimed) -> bool:
         """Return whether the means stand in the claim's order."""
-        test = self.test(claim)
+        test = self.tests[claim]
         return test is not None and test.gain > claim.margin
 
     @property
@@ -154,7 +160,7 @@ def write_readings(results: Path) -> tuple[TableResults, list[Tried]]:
 
 def _claim_column(claim: Claimed) -> Column:
     def said(one: Tried) -> str:
-        test = one.test(claim)
+        test = one.tests[claim]
         if test is None:
             return NOT_RUN
         return f"{'yes' if one.gives(claim) else 'no'}, {gain(test, 3)}"
@@ -189,7 +195,7 @@ def _exact(claim: Claimed) -> Columns:
     name = claim.title[0]
 
     def of(take: Callable[[GainTest], float]) -> Callable[[Tried], float | None]:
-        return lambda one: None if (test := one.test(claim)) is None else take(test)
+        return lambda one: None if (test := one.tests[claim]) is None else take(test)
 
     return (
         Column(f"{name}_gain", of(lambda test: test.gain)),
@@ -197,7 +203,7 @@ def _exact(claim: Claimed) -> Columns:
         Column(f"{name}_high", of(lambda test: test.high)),
         Column(f"{name}_p", of(lambda test: test.p)),
         Column(f"{name}_n", of(lambda test: min(test.n))),
-        Column(f"{name}_given", lambda one: "" if one.test(claim) is None else one.gives(claim)),
+        Column(f"{name}_given", lambda one: "" if one.tests[claim] is None else one.gives(claim)),
     )
 
 
