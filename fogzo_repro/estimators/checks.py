@@ -136,14 +136,8 @@ def check_places(places: Iterable[Place]) -> None:
                 f"the model has another tensor in place of {name} since FogzoStep was made, as "
                 f"after .to(...) or load_state_dict(assign=True); {remedy}"
             )
-        if not place.is_weight:
-            continue
-        _check_trainable(name, tensor)
-        if tensor.grad is None:
-            raise ValueError(
-                f"{name} has no gradient after backward: the loss does not depend on it; leave it "
-                "out of the weights"
-            )
+        if place.is_weight:
+            _check_trainable(name, tensor)
 
 
 def _check_trainable(name: str, p: Tensor) -> None:

@@ -14,6 +14,7 @@ so that the estimate stands in `.grad` in the very units in which the STE's grad
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -35,7 +36,12 @@ from fogzo_repro.estimators.checks import (
 from fogzo_repro.estimators.fogzo import Fogzo
 from fogzo_repro.estimators.probes import AveragedProbes, SequentialProbes
 from fogzo_repro.estimators.protocol import Estimate, Probes, QuantizedWeight
-from fogzo_repro.estimators.replay import FrozenBuffers, RandomState, RecordedLoss
+from fogzo_repro.estimators.replay import (
+    BackwardPasses,
+    FrozenBuffers,
+    RandomState,
+    RecordedLoss,
+)
 from fogzo_repro.estimators.schedule import RHO, noise_from_rho
 from fogzo_repro.randomness import derive_seed
 
@@ -125,6 +131,9 @@ class FogzoStep:
         self.losses: list[RecordedLoss] = []
         self.buffers: FrozenBuffers | None = None  # of the model as it is at the first step
         self.null_level: Tensor | None = None
+        self.told_of_idle = False
+        self.passes = BackwardPasses()
+        self.weights[0].parameter.register_post_accumulate_grad_hook(self.passes.added)
         self.directions, self.signs = (torch.Generator(self.device) for _ in range(2))
         self.optimizer.register_step_pre_hook(self._refuse_without_estimate)
 
@@ -139,12 +148,11 @@ class FogzoStep:
         Returns:
             The loss with its graph: divide or scale it as you are used to, and call backward.
         """
-        taken = all(loss.weight is not None for loss in self.losses)
-        if taken and all(w.parameter.grad is None for w in self.weights):
-            self.losses = []  # their gradients were set to None: those batches are skipped
+        self.passes.end()  # one that ended in an error did not say so
         recorded = RecordedLoss(loss_fn, batch, self.device)
         loss = recorded.take()
         self.losses.append(recorded)
+        loss.register_hook(lambda _: self._begin_backward(recorded))
         return loss
 
     @torch.no_grad()
@@ -157,16 +165,24 @@ class FogzoStep:
             What the estimate rested on, in units of the loss.
 
         Raises:
-            ValueError: where there is no loss, backward was not called, or a weight or scale is not
-                what it was (see `check_places`).
+            ValueError: where there is no loss, backward was not called, or was on a loss that was
+                not recorded, or a weight or scale is not what it was (see `check_places`).
             RuntimeError: where the processes of a distributed training hold different weights.
         """
         losses, self.losses = self.losses, []
+        others, self.passes.others = self.passes.others, False
         if not losses:
             raise ValueError("no loss was recorded for this step; take it by loss(loss_fn, *batch)")
         for loss in losses:
             weight_of(loss)  # refuses one without backward
+        if others:
+            raise ValueError(
+                "the gradients hold those of a loss that FogzoStep.loss did not take, and that the "
+                "probes would not see; take it by loss(loss_fn, *batch) too, or call its backward "
+                "after estimate()"
+            )
         check_places(self.places)
+        weights = self._taking_part()
         is_unscaled, inverse = self._scale()
         after = RandomState(self.device)
         try:
@@ -180,7 +196,7 @@ class FogzoStep:
             if _world_size() > 1:
                 probes = AveragedProbes(probes)
             self._begin()
-            estimate = self.estimator(self.weights, probes, self.directions, self.signs)
+            estimate = self.estimator(weights, probes, self.directions, self.signs)
         finally:
             after.restore()
         self.steps += 1
@@ -222,6 +238,38 @@ class FogzoStep:
             raise ValueError("the state lacks steps or seed; give what state_dict() has returned")
         steps, seed = (check_whole(name, state[name], least=0) for name in ("steps", "seed"))
         self.steps, self.seed = steps, seed
+
+    def _begin_backward(self, recorded: RecordedLoss) -> None:
+        """Forget the losses whose gradients were set to None or zero: their batches are skipped."""
+        if not self.passes.begin():
+            return
+        gradients = [w.parameter.grad for w in self.weights if w.parameter.grad is not None]
+        first = self.weights[0].parameter.grad
+        if gradients and (first is None or first._version == self.passes.version):
+            return  # as the last pass has left them
+        self.passes.others = False
+        taken = [x for x in self.losses if x is not recorded and x.weight is not None]
+        if taken and not any(g.any() for g in gradients):
+            self.losses = [x for x in self.losses if x not in taken]
+
+    def _taking_part(self) -> list[QuantizedWeight]:
+        """Return the weights on which the loss of this step depends: those with a gradient."""
+        found = [w for w in self.weights if w.parameter.grad is not None]
+        if not found:
+            raise ValueError(
+                "no quantized weight has a gradient after backward: the loss depends on none of "
+                "them"
+            )
+        if len(found) < len(self.weights) and not self.told_of_idle:
+            self.told_of_idle = True
+            idle = next(p.name for p in self.places if p.is_weight and p.tensor.grad is None)
+            warnings.warn(
+                f"{idle} has no gradient after backward: the loss of this step does not depend on "
+                "it; a weight stays as it is at such steps, of which only the first is told",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return found
 
     def _begin(self) -> None:
         """Set what depends on the step; its streams are functions of the seed and the step."""

@@ -173,6 +173,40 @@ class RecordedLoss:
         return loss.to(torch.promote_types(loss.dtype, torch.float32))
 
 
+class BackwardPasses:
+    """Tells the backward passes of recorded losses from others, by one weight that all reach.
+
+    It refers to no tensor: Python cannot collect a model whose weight has a hook that refers to it.
+
+    Attributes:
+        others: whether another one than a recorded loss's has added to the gradient.
+        version: of the gradient after the last one.
+    """
+
+    def __init__(self) -> None:
+        self.is_recorded = self.others = False
+        self.version = -1
+
+    def begin(self) -> bool:
+        """Note that a recorded loss's pass begins; return False where it is one with another's."""
+        if self.is_recorded or torch.compiler.is_compiling():
+            return False
+        self.is_recorded = True
+        # Torch has no public way to learn that a pass is over, and none at all of a compiled one.
+        torch.autograd.Variable._execution_engine.queue_callback(self.end)
+        return True
+
+    def end(self) -> None:
+        """Note that it is over."""
+        self.is_recorded = False
+
+    def added(self, weight: Tensor) -> None:
+        """Note that a pass has added to the weight's gradient; the weight's hook."""
+        assert weight.grad is not None
+        self.version = weight.grad._version
+        self.others = self.others or not (self.is_recorded or torch.compiler.is_compiling())
+
+
 def _versions(batch: Any) -> list[int]:
     """Return how often each tensor of a batch was changed in place.
 

@@ -1,8 +1,10 @@
 """FogzoStep in a real loop: each silent error of the loop that one would write, and none here."""
 
+import gc
 import math
 import random
 import warnings
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from fogzo_repro.estimators import (
     FogzoStep,
@@ -638,26 +641,146 @@ def test_weights_that_have_changed_between_two_steps_are_refused(name: str) -> N
     assert same(weights_of(model), before) and "\n" not in str(caught.value)
 
 
-def test_a_weight_that_the_loss_does_not_depend_on_is_named() -> None:
+def test_a_loss_that_depends_on_no_quantized_weight_is_refused() -> None:
     model = network()
     step = FogzoStep(model, sgd(model), quantized(model))
     step.loss(lambda x, y: F.cross_entropy(x[:, :3] + model[2].bias, y), *batches(1)[0]).backward()
-    with pytest.raises(ValueError, match=r"0\.weight has no gradient after backward: the loss"):
+    with pytest.raises(ValueError, match="no quantized weight has a gradient after backward"):
         step.step()
 
 
-def test_a_batch_that_is_skipped_after_backward_is_not_in_the_next_estimate() -> None:
+def test_a_layer_that_takes_no_part_in_a_step_keeps_its_weights_and_is_named_once() -> None:
+    """The others have the estimate that they would have without it."""
+
+    def without_first(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model[2](x.repeat(1, 2)[:, :8]), y)
+
+    found, told = [], []
+    for leave_out in (False, True):
+        model = network()
+        weights = quantized(model)[leave_out:]
+        step = FogzoStep(model, sgd(model), weights, noise=NOISE)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for x, y in batches(2):
+                step.loss(without_first, x, y).backward()
+                step.step()
+        found.append(weights_of(model))
+        told.append([str(w.message) for w in caught])
+    assert same(*found) and torch.equal(found[0][0], network()[0].weight)
+    assert len(told[0]) == 1 and "0.weight has no gradient after backward" in told[0][0]
+    assert not told[1]
+
+
+@pytest.mark.parametrize("when", ["before the loss", "before backward"])
+@pytest.mark.parametrize("to_none", [True, False], ids=["none", "zero"])
+def test_a_batch_that_is_skipped_after_backward_is_not_in_the_next_estimate(
+    to_none: bool, when: str
+) -> None:
     model = network()
     optimizer = sgd(model)
     step = FogzoStep(model, optimizer, quantized(model))
     skipped, taken = batches(2)
     step.loss(loss_of(model), *skipped).backward()
-    optimizer.zero_grad()
-    step.loss(loss_of(model), *taken).backward()
+    if when == "before the loss":
+        optimizer.zero_grad(to_none)
+    loss = step.loss(loss_of(model), *taken)
+    if when == "before backward":
+        optimizer.zero_grad(to_none)
+    loss.backward()
     alone = FogzoStep(other := network(), sgd(other), quantized(other))
     alone.loss(loss_of(other), *taken).backward()
     assert step.step().coefficient == alone.step().coefficient
     assert same(weights_of(model), weights_of(other))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_a_micro_batch_that_was_not_recorded_is_refused_at_any_step(first: bool) -> None:
+    model, step = train(network(), batches(1))
+    plain, recorded = batches(2)
+    before = weights_of(model)
+    if first:
+        loss_of(model)(*plain).backward()
+    step.loss(loss_of(model), *recorded).backward()
+    if not first:
+        loss_of(model)(*plain).backward()
+    with pytest.raises(ValueError, match=r"of a loss that FogzoStep\.loss did not take") as said:
+        step.step()
+    assert same(weights_of(model), before) and "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("to_none", [True, False], ids=["none", "zero"])
+@pytest.mark.parametrize("uses", [1, 2], ids=["used once", "used twice"])
+def test_gradients_that_the_estimate_does_not_hold_are_no_fault(uses: int, to_none: bool) -> None:
+    """Those of a warm-up without FOGZO, those that are forgotten, and those added afterwards."""
+    model = network()
+    optimizer = sgd(model)
+    step = FogzoStep(model, optimizer, quantized(model))
+    for _ in range(2):
+        for x, y in batches(2):
+            loss_of(model)(x, y).backward()
+            optimizer.step()
+        loss = step.loss(lambda x, y: sum(loss_of(model)(x, y) for _ in range(uses)), x, y)
+        optimizer.zero_grad(to_none)
+        loss.backward()
+        step.estimate()
+        loss_of(model)(x, y).backward()
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # in the probes
+def test_a_weight_in_two_reentrant_checkpoints_is_no_fault() -> None:
+    """Autograd then adds to its gradient twice in one backward pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Rounded(6, 6))
+    step = FogzoStep(model, sgd(model), quantized(model))
+
+    def loss_fn(x: Tensor, y: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        for _ in range(2):
+            x = checkpoint(model, x, use_reentrant=True)
+        return F.cross_entropy(x, y)
+
+    for x, y in batches(2):
+        step.loss(loss_fn, x, y).backward()
+        step.step()
+
+
+@pytest.mark.slow
+def test_a_compiled_backward_pass_is_no_fault() -> None:
+    found = []
+    for compiled in (False, True):
+        model = network()
+        step = FogzoStep(model, sgd(model), quantized(model), noise=NOISE)
+        backward = torch.compile(Tensor.backward, backend="eager") if compiled else Tensor.backward
+        with torch._dynamo.config.patch(compiled_autograd=compiled):
+            for x, y in batches(2):
+                backward(step.loss(loss_of(model), x, y))
+                step.step()
+        found.append(weights_of(model))
+    assert same(*found)
+
+
+def test_losses_that_go_backward_together_are_all_in_the_estimate() -> None:
+    data, found = batches(2), []
+    for together in (True, False):
+        model = network()
+        step = FogzoStep(model, sgd(model), quantized(model), noise=NOISE)
+        if together:
+            sum(step.loss(loss_of(model), *batch) for batch in data).backward()
+        else:
+            for batch in data:
+                step.loss(loss_of(model), *batch).backward()
+        found.append(step.step().coefficient)
+    torch.testing.assert_close(*found)
+
+
+def test_a_model_that_was_trained_is_collected() -> None:
+    model, step = train(network(), batches(1))
+    left = weakref.ref(model), weakref.ref(step)
+    del model, step
+    gc.collect()
+    assert left[0]() is None and left[1]() is None
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["tensor", "nested"])
