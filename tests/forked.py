@@ -47,6 +47,7 @@ def fork(do: Callable[[], int | None]) -> int:
         # The first such call makes a new pool of threads; several threads must not race for it.
         torch.set_num_threads(torch.get_num_threads())
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so does nohup with this one
         status = do() or 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -21,12 +21,13 @@ LOCK_SECONDS = 10.0  # to wait for a folder's lock: workers of a killed process 
 def outlive_signals() -> None:
     """Leave to the first process what a signal to all processes of a job means.
 
-    A scheduler asks a job to stop by TERM to every process of it, a terminal by INT. The run then
-    saves at the next step boundary, until when it needs its workers. One that is no longer needed
-    is ended by TERM from its parent alone, so only that is heeded; torch's worker ends at any.
+    A scheduler asks a job to stop by TERM to every process of it, a terminal by INT or HUP. The run
+    then saves at the next step boundary, until when it needs its workers. One that is no longer
+    needed is ended by TERM from its parent alone, so only that is heeded; torch's worker ends at
+    any.
     """
-    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    asking = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+    signal.pthread_sigmask(signal.SIG_BLOCK, asking)
     parent = os.getppid()
 
     def wait() -> None:

@@ -1,7 +1,7 @@
 """The queue: works off jobs with several worker processes, and notices those that hang.
 
 A job that fails, diverges, hangs or takes its process down does not stop the rest. A signal (INT,
-TERM), the deadline or the end of the queue itself, by whatever, stops the workers at their
+TERM, HUP), the deadline or the end of the queue itself, by whatever, stops the workers at their
 checkpoints; what was running goes on when the queue is started again.
 
 A worker runs many jobs, one after another: imports cost several seconds, a run of the shallow
@@ -92,7 +92,8 @@ def work(
         with open(log, "a") as file:  # also what a dying interpreter writes
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the queue passes a TERM on; a run handles both
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's: the queue passes a TERM on
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_stop_with_the_queue, daemon=True).start()
     while True:
         try:
@@ -304,6 +305,8 @@ def run_queue(
                     worker.kill_if_hanging(now)
                 busy = {w.connection: place for place, w in crew.items() if w.job is not None}
                 for connection in wait(list(busy), POLL_SECONDS):
+                    # A signal to all processes ends a worker that is starting.
+                    outcome.interrupted |= bool(stop.received)
                     place = busy[connection]  # type: ignore[index]
                     if not _settle(crew[place], outcome):
                         crew.pop(place).connection.close()

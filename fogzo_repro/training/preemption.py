@@ -1,8 +1,9 @@
 """Signals that ask a run to leave: save what is there, then exit with REQUEUE_STATUS.
 
-TERM, USR1, USR2 and INT, as job schedulers send them before they take a machine away. A step, a
-compilation or a save under way is finished; a wait for data ends at once, an evaluation with the
-batch under way. A second INT ends the process at once.
+TERM, USR1, USR2 and INT, as job schedulers send them before they take a machine away, and HUP, of a
+terminal that is closed; nohup has it ignored, and then it stays so. A step, a compilation or a save
+under way is finished; a wait for data ends at once, an evaluation with the batch under way. A
+second INT ends the process at once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:  # whoever waits for signals alone does not wait for torch
     from fogzo_repro.training.ranks import Ranks
 
 REQUEUE_STATUS = 75  # EX_TEMPFAIL: run the same command again, it goes on
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 T = TypeVar("T")
 
@@ -68,7 +69,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         self._outer, StopRequest.active = StopRequest.active, self
-        self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        heard = [s for s in SIGNALS if not (s == signal.SIGHUP and nohup)]
+        self._before = {s: signal.signal(s, self._handle) for s in heard}
         return self
 
     def __exit__(self, *exception: object) -> None:

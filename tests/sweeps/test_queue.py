@@ -87,6 +87,20 @@ def crash_or_run(config: RunConfig) -> Ending:
     return run_job(config)
 
 
+def end_with_the_queue(config: RunConfig) -> Ending:
+    """Stand in for a worker that a signal to all processes ends as it starts."""
+    os.kill(os.getppid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "finished", ""
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.05)
+
+
 def jobs_of(config: RunConfig, count: int) -> list[Job]:
     return [Job(replace(config, seed=s), f"run-{s}", 5, 15) for s in range(count)]
 
@@ -210,16 +224,40 @@ def test_the_deadline_stops_the_queue_as_a_signal_does(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+def test_a_signal_to_all_processes_fails_no_run_whose_worker_was_starting(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    outcome = start(jobs_of(make_config(), 2), tmp_path, run=end_with_the_queue, workers=1)
+    assert outcome.interrupted and not outcome.failed
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_stops_the_queue_and_its_runs_at_their_checkpoints(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = make_config()
+
+    def run() -> int:
+        os.setsid()
+        outcome = start(jobs_of(config, 2), tmp_path, run=leave_a_word, workers=1)
+        return 75 if outcome.interrupted and not outcome.failed else 1
+
+    pid = fork(run)
+    wait_for(Path(config.output_root) / "begun")
+    os.killpg(pid, signal.SIGHUP)
+    assert finish(pid) == 75
+    assert (Path(config.output_root) / "saved").exists()
+
+
+@pytest.mark.slow
 def test_a_run_saves_and_leaves_where_its_queue_was_killed(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = make_config()
     pid = fork(lambda: start(jobs_of(config, 1), tmp_path, run=leave_a_word) and 0)
     for word in ("begun", "saved"):
-        deadline = time.monotonic() + 60
-        while not (Path(config.output_root) / word).exists():
-            assert time.monotonic() < deadline, f"the run has not {word}"
-            time.sleep(0.05)
+        wait_for(Path(config.output_root) / word)
         if word == "begun":
             os.kill(pid, signal.SIGKILL)
             assert finish(pid) == -signal.SIGKILL

@@ -348,7 +348,9 @@ def test_no_whole_checkpoint_is_an_error_with_the_remedy(tmp_path, finished):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT], ids=str
+    "number",
+    [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP],
+    ids=str,
 )
 def test_signal_saves_and_leaves_with_the_requeue_status(tmp_path, finished, number):
     root = tmp_path / "runs"

@@ -124,6 +124,15 @@ def test_waiting_for_the_first_batch(tmp_path, number):
     assert not list(tmp_path.glob("runs/*/checkpoint*"))
 
 
+def test_under_nohup_a_terminal_that_is_closed_stops_nothing(tmp_path):
+    def slow():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts it
+        slow_step(tmp_path, "__call__")()
+
+    assert stopped(tmp_path, slow, signal.SIGHUP)[0] == 0
+    assert len(list(tmp_path.glob("runs/*/record.json"))) == 1
+
+
 def test_waiting_for_a_later_batch(tmp_path, whole):
     status, seconds = stopped(tmp_path, slow_data(tmp_path, 5))
     assert status == 75 and seconds < SOON
