@@ -1,7 +1,7 @@
 """The composition root: builds the parts of one run, trains, writes the record.
 
 A run folder holds config.yaml, resolved.json, metrics.jsonl, timing.jsonl, log.txt, the last two
-checkpoints and, once the run is over, record.json.
+checkpoints and, once the run is over, record.json; forced.txt where a job of Slurm has emptied it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from fogzo_repro.training.schedules import learning_rate
 
 SHAPING = ("n", "probe_fraction")  # what of an estimator tells one compiled step from another
 OF_THE_DATA = ("data", "corpus", "start_from")  # what does not
+FORCED = "forced.txt"
+FORCED_BEFORE = "force=true begins nothing anew here: this job of Slurm did, before it was requeued"
 NO_LOCKS = (
     "warning: the file system of this folder has no locks, so that nothing keeps a second process "
     "from writing into it; start the run once"
@@ -67,13 +69,15 @@ def execute(
     with ranks.together():
         plan = make_plan(config)
         path = plan.folder / "record.json"
-        record = read_record(path) if path.is_file() and not config.force else None
+        anew = config.force and not _emptied_before(plan.folder)
+        record = read_record(path) if path.is_file() and not anew else None
     name = named(plan.run_id, config, label)
     if record is not None:
         if ranks.first:
             record = make_good(path)
             if not quiet:
-                print(f"{name}: {record['status']} before, {_skipped(record)}")
+                why = FORCED_BEFORE if config.force else _skipped(record)
+                print(f"{name}: {record['status']} before, {why}")
         return record
     machine = plan.machine
     with ranks.together():
@@ -89,7 +93,7 @@ def execute(
     with contextlib.ExitStack() as stack:
         stack.enter_context(files.told_where_unreadable(plan.folder))
         with ranks.together():
-            said += stack.enter_context(_run_folder(plan))
+            said += stack.enter_context(_run_folder(plan, anew))
         return _train(plan, name, kept, said, beside)
 
 
@@ -110,8 +114,20 @@ def _skipped(record: dict[str, Any]) -> str:
     )
 
 
+def _emptied_before(folder: Path) -> bool:
+    """Return whether this job has emptied the folder before Slurm took its machine away.
+
+    A command that is given twice in one allocation begins anew twice: nothing was requeued.
+    """
+    job, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    try:
+        return restarts != "0" and (folder / FORCED).read_text(errors="replace") == job
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
-def _run_folder(plan: Plan) -> Iterator[list[str]]:
+def _run_folder(plan: Plan, anew: bool) -> Iterator[list[str]]:
     """Create and lock the run folder, as the first rank; give what there is to say about it."""
     if not current_ranks().first:
         yield []
@@ -120,10 +136,15 @@ def _run_folder(plan: Plan) -> Iterator[list[str]]:
     files.make_folder(folder, f"output_root={plan.config.output_root}")
     with files.locked(folder / "lock", str(folder)) as has_locks:
         files.remove_unfinished(folder)
-        if plan.config.force:
+        said = [] if has_locks else [NO_LOCKS]
+        if anew:
             _empty(folder)
+            if job := os.environ.get("SLURM_JOB_ID"):
+                files.write(folder / FORCED, job)
+        elif plan.config.force:
+            said.append(FORCED_BEFORE)
         _check_stored_config(plan)
-        yield [] if has_locks else [NO_LOCKS]
+        yield said
 
 
 def _empty(folder: Path) -> None:

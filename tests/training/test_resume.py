@@ -382,6 +382,36 @@ def test_a_forced_run_that_is_stopped_says_that_force_would_begin_anew(tmp_path,
     assert final_bytes(root) == final_bytes(finished) and run_folder(root).stat().st_ino == before
 
 
+@pytest.mark.slow
+def test_a_forced_job_that_slurm_requeues_goes_on_and_one_that_is_given_again_begins_anew(
+    tmp_path, finished
+):
+    root, log = tmp_path / "runs", tmp_path / "err"
+    shutil.copytree(finished, root)
+    overrides = arguments(root, "estimator.noise=1e-4", "checkpoint_minutes=0", "force=true")
+
+    def forced(job, restarts=None):
+        slurm = {"SLURM_JOB_ID": job} | ({"SLURM_RESTART_COUNT": restarts} if restarts else {})
+        log.write_text("")
+        return start(overrides, log, lambda: os.environ.update(slurm))
+
+    pid = forced("7")
+    deadline = time.monotonic() + 60
+    while not 2 <= min(steps_of_checkpoints(root), default=0) < STEPS - 1:
+        assert time.monotonic() < deadline
+    os.kill(pid, signal.SIGTERM)
+    assert finish(pid) == 75
+    assert finish(forced("7", "1")) == 0
+    said = "force=true begins nothing anew here: this job of Slurm did, before it was requeued"
+    assert said in log.read_text() and "resumed after step" in log.read_text()
+    assert final_bytes(root) == final_bytes(finished)
+    assert finish(forced("7", "2")) == 0
+    assert f"finished before, {said}" in log.read_text()
+    for job in (["7"], ["8", "1"]):  # by hand in the same allocation; by another job
+        assert finish(forced(*job)) == 0
+        assert said not in log.read_text() and "resumed" not in log.read_text()
+
+
 def test_a_kill_while_a_folder_is_emptied_leaves_no_finished_run(tmp_path, finished, monkeypatch):
     """It would be skipped for ever, without the checkpoint that all tools need."""
     root = tmp_path / "runs"
