@@ -35,6 +35,10 @@ REMEDIES = {
 LOCK_POLL_SECONDS = 0.1
 
 
+class InUse(UserError):
+    """Another process holds the lock."""
+
+
 def cannot(what: str, error: OSError) -> UserError:
     """Return the error in one line: what cannot be done, as `write PATH`, why, and the remedy."""
     remedy = REMEDIES.get(error.errno or 0)
@@ -226,7 +230,7 @@ def locked(path: Path, what: str, wait: float = 1.0) -> Iterator[bool]:
         Whether the file system has locks. Where it has none, nothing keeps another process out.
 
     Raises:
-        UserError: where another process holds the lock.
+        InUse: where another process holds the lock.
     """
     deadline = time.monotonic() + wait
     try:
@@ -236,7 +240,7 @@ def locked(path: Path, what: str, wait: float = 1.0) -> Iterator[bool]:
     with file:
         while (found := _lock(file.fileno(), fcntl.LOCK_EX)) is False:
             if time.monotonic() > deadline:
-                raise UserError(f"{what} is being written by another process")
+                raise InUse(f"{what} is being written by another process")
             time.sleep(LOCK_POLL_SECONDS)
         yield found is not None
 

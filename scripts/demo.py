@@ -88,8 +88,8 @@ def run_cells(seeds: tuple[int, ...]) -> dict[tuple[str, str], list[dict[str, An
         outcome = run_queue(missing, workers=workers, logs=FOLDER / "workers", overview=overview)
         if outcome.interrupted:
             return None
-        for job, why in outcome.failed:
-            raise UserError(f"{job.run_id} failed: {why}")
+        for job, why in outcome.failed + outcome.elsewhere:
+            raise UserError(f"{job.run_id}: {why}")
     records: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for job in jobs:
         cell = job.config.cell

@@ -21,7 +21,8 @@ With --claims the tuning seeds are run first; they choose, and of a sweep only t
 then run on the evaluation seeds. A sweep that has none of its own gets those of --seeds.
 
 Exit status: 0 all runs finished; 1 some failed or hung; 2 an error that the user can mend, in one
-line; 3 some diverged; 75 interrupted or out of --minutes, run the same command again.
+line; 3 some diverged; 75 interrupted, out of --minutes or some are another process's, run the same
+command again.
 """
 
 from __future__ import annotations
@@ -257,7 +258,11 @@ def default_workers(config: RunConfig, gpus: list[str]) -> int:
 
 def conclude(outcome: Outcome, wanted: int, overview: Overview) -> int:
     """Say how the runs ended, and which did not and why; return the exit status."""
-    for title, ended in (("failed", outcome.failed), ("diverged", outcome.diverged)):
+    for title, ended in (
+        ("failed", outcome.failed),
+        ("diverged", outcome.diverged),
+        ("elsewhere", outcome.elsewhere),
+    ):
         for why in dict.fromkeys(why for _, why in ended):  # what all runs lack is said once
             places = [
                 f"{job.config.cell.row} | {job.config.cell.column}, seed {job.config.seed} "
@@ -267,11 +272,15 @@ def conclude(outcome: Outcome, wanted: int, overview: Overview) -> int:
             ]
             overview.say(f"{title}: {'; '.join(places)}: {why}")
     left = wanted - len(outcome.finished) - len(outcome.diverged) - len(outcome.failed)
+    left -= len(outcome.elsewhere)
     overview.say(
         f"{len(outcome.finished)} finished, {len(outcome.diverged)} diverged, "
         f"{len(outcome.failed)} failed, {left} not run"
+        + (f", {len(outcome.elsewhere)} elsewhere" if outcome.elsewhere else "")
     )
-    return 1 if outcome.failed else 3 if outcome.diverged else 0
+    if outcome.failed:
+        return 1
+    return INTERRUPTED_STATUS if outcome.elsewhere else 3 if outcome.diverged else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The queue: works off jobs with several worker processes, and notices those that hang.
 
-A job that fails, diverges, hangs or takes its process down does not stop the rest. A signal (INT,
+A job that fails, diverges, hangs or takes its process down does not stop the rest. One that another
+process has is left to it, and asked for once more when no other is left. A signal (INT,
 TERM, HUP), the deadline or the end of the queue itself, by whatever, stops the workers at their
 checkpoints; what was running goes on when the queue is started again.
 
@@ -36,6 +37,7 @@ from typing import Any
 
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.config.parts import said_with_place
+from fogzo_repro.files import InUse
 from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.terminal import outlive_terminal
@@ -50,21 +52,25 @@ LEAST_SECONDS = 60.0
 PAUSE_SECONDS = 1800.0  # an evaluation or a checkpoint
 START_SECONDS = 3600.0  # before the first line: reading data, compiling
 
-# How a job ended, and a line about it. `finished` and `diverged` leave a record; after `crashed`
-# the process is not used again: an error on the device would spoil all that follows.
+# How a job ended, and a line about it. `finished` and `diverged` leave a record; one that is
+# `elsewhere` is another process's. After `crashed` the process is not used again: an error on the
+# device would spoil all that follows.
 Ending = tuple[str, str]
 
 
 def run_job(config: RunConfig, beside: int = 0) -> Ending:
     """Run one job to its end, or to its checkpoint after a signal; `beside` as for `execute`."""
     from fogzo_repro.run import execute
-    from fogzo_repro.training.preemption import Preempted
+    from fogzo_repro.training.preemption import Preempted, how_to_go_on
 
     try:
         record = execute(config, quiet=True, beside=beside)
         return record["status"], record["notes"]
     except Preempted:
         return "stopped", ""
+    except InUse:
+        then = how_to_go_on(config.force)
+        return "elsewhere", f"another process has it; once that has ended, {then}"
     except UserError as error:
         return "failed", " ".join(str(error).split())
     finally:
@@ -212,6 +218,7 @@ class Outcome:
     finished: list[Job] = field(default_factory=list)
     diverged: list[tuple[Job, str]] = field(default_factory=list)
     failed: list[tuple[Job, str]] = field(default_factory=list)
+    elsewhere: list[tuple[Job, str]] = field(default_factory=list)
     interrupted: bool = False
 
     def with_those_of(self, other: Outcome) -> Outcome:
@@ -220,6 +227,7 @@ class Outcome:
             self.finished + other.finished,
             self.diverged + other.diverged,
             self.failed + other.failed,
+            self.elsewhere + other.elsewhere,
             self.interrupted or other.interrupted,
         )
 
@@ -280,7 +288,7 @@ def run_queue(
         run: runs one job in a worker.
     """
     waiting, outcome, crew = list(jobs), Outcome(), dict[int, _Worker]()
-    stopping, clock = False, AwakeClock()
+    stopping, again, clock = False, False, AwakeClock()
     on_a_card = -(-workers // max(1, len(gpus)))
     if run is run_job:
         run = partial(run_job, beside=on_a_card - 1)
@@ -310,6 +318,9 @@ def run_queue(
                     place = busy[connection]  # type: ignore[index]
                     if not _settle(crew[place], outcome):
                         crew.pop(place).connection.close()
+                if not (waiting or stopping or again or any(w.job for w in crew.values())):
+                    again = True  # the other process may be done by now, or gone
+                    waiting, outcome.elsewhere = [job for job, _ in outcome.elsewhere], []
         finally:
             outcome.interrupted |= bool(stop.received)
             for worker in crew.values():
@@ -352,7 +363,9 @@ def _settle(worker: _Worker, outcome: Outcome) -> bool:
         outcome.diverged.append((job, said))
     elif status == "stopped" or (status == "died" and outcome.interrupted):
         outcome.interrupted = True
+    elif status == "elsewhere":
+        outcome.elsewhere.append((job, said))
     else:
         job.note_failure(said)
         outcome.failed.append((job, said))
-    return status in ("finished", "diverged", "failed")
+    return status in ("finished", "diverged", "failed", "elsewhere")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fogzo_repro import files
 from fogzo_repro.config import RunConfig
 from fogzo_repro.sweeps import queue
 from fogzo_repro.sweeps.jobs import Cell, Job, collect, missing_jobs, plan_jobs
@@ -92,6 +93,15 @@ def end_with_the_queue(config: RunConfig) -> Ending:
     os.kill(os.getppid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGKILL)
     return "finished", ""
+
+
+def held_the_first_time(config: RunConfig) -> Ending:
+    """Stand in for a run that another process ends while this queue has others to run."""
+    folder = Path(config.output_root)
+    held = config.seed == 0 and not (folder / "asked").exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "asked").touch()
+    return ("elsewhere", "another process has it") if held else ("finished", "")
 
 
 def wait_for(path: Path) -> None:
@@ -261,6 +271,34 @@ def test_a_run_saves_and_leaves_where_its_queue_was_killed(
         if word == "begun":
             os.kill(pid, signal.SIGKILL)
             assert finish(pid) == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+def test_a_run_that_another_process_has_is_left_to_it_and_not_noted_as_failed(
+    make_config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from scripts.run_cells import INTERRUPTED_STATUS, conclude
+
+    jobs = plan_jobs([Cell(make_config("estimator=ste"), (0, 1))])
+    jobs[0].folder.mkdir(parents=True)
+    with files.locked(jobs[0].folder / "lock", "the run"):
+        outcome = start(jobs, tmp_path, workers=1)
+    assert (seeds(outcome.finished), outcome.failed) == ([1], [])
+    assert [path.name for path in jobs[0].folder.iterdir()] == ["lock"]
+    assert conclude(outcome, 2, Overview("test", 2, 0)) == INTERRUPTED_STATUS
+    said = capsys.readouterr().err
+    assert f"elsewhere: STE | -, seed 0 ({jobs[0].run_id}): another process has it; once" in said
+    assert "1 finished, 0 diverged, 0 failed, 0 not run, 1 elsewhere" in said
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_run_that_another_process_had_is_asked_for_again_at_the_end(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    outcome = start(jobs_of(make_config(), 3), tmp_path, run=held_the_first_time, workers=1)
+    assert [job.config.seed for job in outcome.finished] == [1, 2, 0]
+    assert not outcome.elsewhere
 
 
 @pytest.mark.slow
