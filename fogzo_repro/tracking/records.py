@@ -166,9 +166,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         unreadable = files.unreadable(path, error) if isinstance(error, OSError) else None
-        raise unreadable or UserError(
-            f"{path} is not a record ({error}); delete it and run the cell again"
-        ) from None
+        raise unreadable or _no_record(path, error) from None
     _check(record, path)
     return record
 
@@ -223,26 +221,21 @@ def _check_history(path: Path, history: Any) -> None:
     for name, values in history.items():
         _check_type(path, f"history.{name}", values, list)
     if len({*map(len, history.values())}) > 1:
-        raise UserError(
-            f"{path} is not a record (the columns of history differ in length); delete it and run "
-            "the cell again"
-        )
+        raise _no_record(path, "the columns of history differ in length")
 
 
 def _check_type(path: Path, field: str, value: Any, kind: type) -> None:
     if type(value) is not kind:
-        raise UserError(
-            f"{path} is not a record ({field} is not {WORDS[kind]}); delete it and run the cell "
-            "again"
-        )
+        raise _no_record(path, f"{field} is not {WORDS[kind]}")
 
 
 def _check_number(path: Path, field: str, value: Any) -> None:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise UserError(
-            f"{path} is not a record ({field} is {value}, not a finite number); delete it and run "
-            "the cell again"
-        )
+        raise _no_record(path, f"{field} is {value}, not a finite number")
+
+
+def _no_record(path: Path, why: object) -> UserError:
+    return UserError(f"{path} is not a record ({why}); delete it and run the cell again")
 
 
 def _seeds(record: dict[str, Any]) -> list[int]:
