@@ -18,7 +18,7 @@ from fogzo_repro import __main__ as cli
 from fogzo_repro.config import ConfigError
 from scripts.table_cells import table_cells
 from tests.conftest import DATA_DIR, ROOT
-from tests.forked import finish, start
+from tests.forked import finish, python, start
 
 
 @pytest.fixture(autouse=True)
@@ -745,12 +745,8 @@ def test_beta_and_noise_name_the_same_run(monkeypatch, capsys, tmp_path):
 def test_mnist_runs_from_the_command_line(tmp_path):
     if not (DATA_DIR / "MNIST").is_dir():
         pytest.skip(f"no MNIST at {DATA_DIR}; set FOGZO_DATA")
-    command = [
-        sys.executable, "-m", "fogzo_repro", f"output_root={tmp_path}", f"data_dir={DATA_DIR}",
-        "recipe.max_steps=2", "hardware=cpu",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    words = [f"output_root={tmp_path}", f"data_dir={DATA_DIR}", "recipe.max_steps=2"]
+    done = python("-m", "fogzo_repro", *words, "hardware=cpu")
     assert done.returncode == 0, done.stderr
     assert "train loss" in done.stdout
     assert Path(tmp_path, done.stdout.split(":")[0], "record.json").is_file()
