@@ -14,6 +14,12 @@ import pytest
 
 from fogzo_repro import files
 from fogzo_repro.config import UserError
+from tests.conftest import FSYNC
+
+
+@pytest.fixture(autouse=True)
+def _waits_for_the_disk(monkeypatch) -> None:
+    monkeypatch.setattr(os, "fsync", FSYNC)
 
 
 def fail(code: int):
