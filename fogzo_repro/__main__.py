@@ -16,6 +16,7 @@ import re
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
@@ -51,7 +52,7 @@ from fogzo_repro.config.explained import help_text
 from fogzo_repro.config.identity import FREE
 from fogzo_repro.config.parts import names, own_parts
 from fogzo_repro.sweeps.tables import GROUPS, Entry, option_files, shown_seeds, table_files
-from fogzo_repro.terminal import of_a_file, outlive_terminal, output_status, say_interrupted
+from fogzo_repro.terminal import of_a_file, outlive_terminal, output_status, say_interrupted, stderr
 
 DIVERGED_STATUS = 3
 SUBMITIT = "SUBMITIT_EXECUTOR"  # set in the jobs of hydra/launcher=submitit_*
@@ -98,7 +99,7 @@ def main() -> int:
         changes["FOGZO_PARTS"] = os.path.abspath(os.path.expanduser(arguments.config_dir))
     statuses = [0]  # of the runs; the first says only that nothing has failed yet
     sweep = Sweep(typed)
-    told: set[str] = set()
+    told: Counter[str] = Counter()  # errors, each with the number of jobs that it ended
 
     def job(composed: Any) -> None:
         sys.argv = command  # for the record
@@ -115,7 +116,7 @@ def main() -> int:
             said = with_place(error, task, typed)
             if str(said) not in told:  # all seeds of a sweep lack the same data
                 tell(said)
-            told.add(str(said))
+            told[str(said)] += 1
             statuses.append(2)
             if SUBMITIT in os.environ:  # another process waits for the status
                 raise
@@ -153,6 +154,7 @@ def main() -> int:
     ranks = sys.modules.get("fogzo_repro.training.ranks")  # only a run has brought it, and torch
     if ranks and 2 not in statuses:
         ranks.leave()
+    say_failed(told, len(statuses) - 1)
     ran = len(statuses) > 1  # else the configuration was shown, by Hydra
     return max(statuses) if ran else output_status()
 
@@ -177,6 +179,13 @@ def tell(error: UserError) -> None:
     """Print an error; of a run's processes, which all compose the same, the first one does."""
     if not isinstance(error, ConfigError) or os.environ.get("RANK", "0") == "0":
         error.tell()
+
+
+def say_failed(told: Counter[str], jobs: int) -> None:
+    """Say at the end of a sweep what ended how many of its jobs: an error is told once in it."""
+    if jobs > 1 and os.environ.get("RANK", "0") == "0":
+        for said, count in told.items():
+            print(f"{count} of {jobs} jobs failed:", " ".join(said.split()), file=stderr())
 
 
 def label_of(overrides: Sequence[str], words: Sequence[str]) -> str:

@@ -561,10 +561,15 @@ def test_a_configuration_is_shown_without_torch():
 
 
 @pytest.mark.slow
-def test_what_all_runs_of_a_sweep_lack_is_said_once(monkeypatch, capsys, tmp_path):
-    words = ["-m", f"output_root={tmp_path}", *TINY, "seed=0,1,2", "recipe.global_batch_size=2000"]
+def test_what_runs_of_a_sweep_lack_is_said_once_and_at_the_end_how_many(
+    monkeypatch, capsys, tmp_path
+):
+    sizes = "recipe.global_batch_size=2000,10"
+    words = ["-m", f"output_root={tmp_path}", *TINY, "seed=0,1", sizes]
     status, _, err = run_cli(monkeypatch, capsys, *words)
-    assert status == 2 and err.count("error: ") == 1
+    (said,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 2 and said.startswith("error: recipe.global_batch_size=2000 ")
+    assert err.splitlines()[-1] == said.replace("error:", "2 of 4 jobs failed:")
 
 
 def run_error(monkeypatch, capsys, tmp_path, *arguments):
