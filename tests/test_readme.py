@@ -307,7 +307,7 @@ def quality(step, estimator):
 
 
 def test_numbers_in_the_prose_are_those_of_the_records():
-    text = " ".join(PAGES["docs/results.md"].split())
+    text = " ".join(PAGES["docs/method.md"].split())
     start, quarter, half, three = (quality(step, "ste") for step in range(4))
     cosines = f"{float(start['cosine']):.2f} at the start to {float(quarter['cosine']):.2f} after"
     assert f"The STE's cosine falls from {cosines} a quarter of the training" in text
@@ -316,6 +316,16 @@ def test_numbers_in_the_prose_are_those_of_the_records():
     weights = 784 * 10 + 10 * 10
     assert f"{weights:,}" in PAGES["docs/method.md"]
     assert f"ρ = {0.001 * weights / 0.999:.0f} for the MLP" in PAGES["docs/method.md"]
+
+
+def test_the_means_of_deep_networks_are_those_of_the_readme():
+    """Both tables have the same rows; that of docs/results.md has full precision too."""
+    means = re.compile(r"(\d\d\.\d\d) ± [\d.]+ \(5\)")
+    told = [means.findall(line) for line in README.splitlines() if means.search(line)]
+    _, table = PAGES["docs/results.md"].split("| | 1−h′ |")
+    rows = [line for line in table.split("\n\n")[0].splitlines() if re.search(r"\d\.\d\d, ", line)]
+    found = [re.findall(r"\d\d\.\d\d", " ".join(row.split("|")[3:])) for row in rows]
+    assert sorted(found) == sorted(told)
 
 
 def test_the_factor_between_estimators_is_that_of_their_passes():

@@ -105,16 +105,25 @@ def _of_readings(results: Path, judged: Sequence[Judged]) -> str:
         "other readings give more. "
         for one, more in elsewhere(tried, best)
     )
-    return (
-        f"**MNIST (Section 4.1)**: {_at_their_best(judged)}At the paper's rate, which is not "
-        "tuned, it depends on how weights are rounded, which the paper leaves open. Of "
-        f"{len(alike)} ways to read it ([readings](results/tables/readings.md)) with levels one "
-        f"standard deviation apart, {full} give{'s' * (full == 1)} the order of all {len(CLAIMS)} "
-        f"of the paper's comparisons by the means of {n} seeds: the {best.reading.grid} grid with "
-        f"derivative {best.reading.derivative}. It is the default here, picked *because* of that; "
-        f"on fresh seeds {said}. {there}Under the integer grid, the default before, of "
-        f"{len(judged) - len(half)} claims: {counted([j for j in judged if j not in half])}."
+    return _points(
+        "**MNIST (Section 4.1)**:",
+        _at_their_best(judged),
+        "At the paper's rate, which is not tuned, it depends on how weights are rounded, which "
+        f"the paper leaves open. Of {len(alike)} ways to read it "
+        "([readings](results/tables/readings.md)) with levels one standard deviation apart, "
+        f"{full} give{'s' * (full == 1)} the order of all {len(CLAIMS)} of the paper's comparisons "
+        f"by the means of {n} seeds: the {best.reading.grid} grid with derivative "
+        f"{best.reading.derivative}. It is the default here, picked *because* of that; on fresh "
+        f"seeds {said}.",
+        there,
+        f"Under the integer grid, the default before, of {len(judged) - len(half)} claims: "
+        f"{counted([j for j in judged if j not in half])}.",
     )
+
+
+def _points(title: str, *said: str) -> str:
+    """Return a list under a title, without what is empty."""
+    return "\n   * ".join([title, *(point.strip() for point in said if point)])
 
 
 def _at_their_best(judged: Sequence[Judged]) -> str:
@@ -190,8 +199,8 @@ def _of_minis(tables: Mapping[str, TableResults], judged: Mapping[str, Sequence[
             f"{open_} controls that tell measured losses from mere noise and rescaling were not "
             "run yet"
         )
-    counts = f"Of {len(claims)} claims: {counted(claims)}"
-    return f"{start}{'. '.join([*sentences, counts])} ({runs}{reported} evaluation runs)."
+    counts = f"Of {len(claims)} claims: {counted(claims)} ({runs}{reported} evaluation runs)"
+    return _points(start.strip(), *(f"{sentence}." for sentence in [*sentences, counts]))
 
 
 def _tally(run: Sequence[Judged]) -> str:

@@ -92,9 +92,10 @@ def test_it_counts_who_is_ahead_and_the_table_says_by_how_much(results: Path, sa
     text = said(results)
     assert "**Deep networks at small scale** (LLaMA-9m, " in text  # the others compare nothing
     assert (
-        "FOGZO n=1 is ahead of the STE in 1 of 1 comparison, behind in 0. At equal cost it is "
-        "ahead in 0 of 1 comparison, behind in 1. With random signs in place of those of its loss "
-        "differences FOGZO is behind in 1 of 1 controls."
+        "FOGZO n=1 is ahead of the STE in 1 of 1 comparison, behind in 0.\n"
+        "   * At equal cost it is ahead in 0 of 1 comparison, behind in 1.\n"
+        "   * With random signs in place of those of its loss differences FOGZO is behind in "
+        "1 of 1 controls.\n"
     ) in text
     *_, gain, at_cost = line(text, "| LLaMA-9m | sign, hardtanh")
     assert re.match(r"\+10\.000 \[\+9\.99\d, \+10\.00\d\]: holds, p = ", gain)
