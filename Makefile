@@ -87,20 +87,10 @@ minis: install  ## run the missing cells of the mini tables: PART='sweep-noise-*
 	echo "left out: mini-finetune, whose runs begin with networks that are trained first: make mini-finetune"; \
 	exit $${status:-0}
 
-# Its runs begin with a cell of mini-resnet18, the tuning runs with a network that was not trained on the images by which
-# they choose. A link in runs/ names each: a run's own name ends in a hash.
-TRAIN = $(BIN)/python -m fogzo_repro $(1) hardware=$(HARDWARE)
-LINKED = $(call TRAIN,$(1)) && ln -sfn "$$(basename "$$($(call TRAIN,$(1)) dry_run=true | sed -n 's/^folder  *//p')")" runs/$(2)
-FIRST = experiment=mini-resnet18/none-full-precision seed=0
-FIRST_TUNING = model=resnet18 scale=mini quantizer=none estimator=ste dataset.held_out=5000 seed=100
-# The dry run names those that are not here and that a missing run begins with.
-ABSENT = case "$$said" in *recipe.start_from=runs/$(1),*) $(2);; esac
 mini-finetune: install  ## train the networks that missing runs of mini-finetune begin with, then these: PART='sweep-*', then all
-	@$(if $(SMOKE),true,said=$$($(call MINI,$@) --dry-run) || exit; \
-	  $(if $(DRY_RUN),echo "$$said"; $(call ABSENT,*,echo "make trains such a network first: 60 epochs"), \
-	  $(call ABSENT,full-precision,$(call LINKED,$(FIRST),full-precision) || exit); \
-	  $(call ABSENT,full-precision-tuning,$(call LINKED,$(FIRST_TUNING),full-precision-tuning) || exit)))
-	@$(if $(DRY_RUN),true,$(call MINI,$@); status=$$?; test $$status -ne 2 || exit 2; $(AFTER) && exit $$status)
+	@$(if $(SMOKE),true,$(BIN)/python scripts/finetune_starts.py "$@/$(PART)" hardware=$(HARDWARE) \
+	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DRY_RUN),--dry-run)) || exit; \
+	  $(call MINI,$@); status=$$?; test $$status -ne 2 || exit 2; $(AFTER) && exit $$status
 
 table1: install  ## Table 1: SEEDS=0..4 HARDWARE=h200 SCALE=smoke GPUS=0,1 MINUTES=8 DRY_RUN=1
 	@$(RUN)

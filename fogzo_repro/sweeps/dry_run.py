@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from fogzo_repro.sweeps.forecast import (
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.lanes import group_key
 from fogzo_repro.sweeps.recorded import hours_by_records, recorded_seconds
-from fogzo_repro.sweeps.status import OVER, Run, absent_start, known_runs, run_elsewhere, runs_of
+from fogzo_repro.sweeps.status import OVER, Run, absent_starts, known_runs, run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import find_entries, table_files
 from fogzo_repro.terminal import aligned
 
@@ -114,13 +113,9 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
     absent = [
         line for most in largest.values() for line in missing_here(most.config, most.forecast)
     ]
-    starts: Counter[str] = Counter()
-    for each in found:
-        if each.missing and (start := absent_start(each.config)):
-            starts[start] += each.missing
     absent += [
         f"recipe.start_from={start}, with which {count} of the missing runs begin"
-        for start, count in starts.items()
+        for start, count in absent_starts(cells, known).items()
     ]
     absent += missing_disk(Path(cells[0].config.output_root), disk)
     lines += [f"missing on this machine: {line}" for line in dict.fromkeys(absent)]

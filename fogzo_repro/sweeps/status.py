@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,16 @@ def absent_start(config: RunConfig) -> str | None:
     """Return the `recipe.start_from` of a run where it is not here; else None."""
     given = config.recipe.start_from
     return given if given is not None and not path_of("start_from", given).exists() else None
+
+
+def absent_starts(cells: Iterable[Cell], known: Mapping[Run, str]) -> Counter[str]:
+    """Count the missing runs of cells by their `recipe.start_from`, where it is not here."""
+    starts: Counter[str] = Counter()
+    for cell in cells:
+        if start := absent_start(cell.config):
+            runs = runs_of(cell.config.cell, cell.config.scale, cell.seeds)
+            starts[start] += sum(known.get(run) not in OVER for run in runs)
+    return +starts
 
 
 def over_without_start(cells: Iterable[Cell], records: Path, device: str) -> list[Cell]:

@@ -157,78 +157,38 @@ def test_after_an_error_make_says_nothing_more(target: str) -> None:
 
 PRETENDED = """#!/bin/sh
 echo "$*" >>called
-case "$*" in
-  *--dry-run) for start in $LACKING; do
-    echo "missing on this machine: recipe.start_from=runs/$start, with which 3 runs begin"; done;;
-  *"seed=100"*dry_run=true) echo "folder      runs/net-s100-b";;
-  *dry_run=true) echo "folder      runs/net-s0-a";;
-  *"-m fogzo_repro"*) mkdir -p runs; exit $TRAINED;;
-esac
+case "$1" in scripts/finetune_starts.py) exit $TRAINED;; esac
 """
 
 
-BOTH = "full-precision full-precision-tuning"
-
-
 def pretend_to_make(
-    folder: Path, *words: str, trained: str = "0", absent: str = BOTH
-) -> tuple[int, list[str], str]:
+    folder: Path, *words: str, trained: str = "0"
+) -> tuple[int, list[list[str]], str]:
     """Have make call something else than Python; return its status, what it called and its last."""
     for name, text in {"python": PRETENDED, "requirements.lock": ""}.items():
         (folder / name).write_text(text)
     (folder / "python").chmod(0o755)
     command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/installed", "BIN=.", *words]
     outside = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
-    outside |= {"TRAINED": trained, "LACKING": absent}
+    outside |= {"TRAINED": trained}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=outside)
-    called = (folder / "called").read_text().splitlines()
+    called = [line.split() for line in (folder / "called").read_text().splitlines()]
     return done.returncode, called, (done.stdout.splitlines() or [""])[-1]
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
-def test_one_command_trains_what_mini_finetune_begins_with_and_runs_it(tmp_path: Path) -> None:
-    status, called, _ = pretend_to_make(tmp_path, "mini-finetune", "HARDWARE=cpu", "PART=sweep-*")
-    assert status == 0
-    dry_run, first, _, second, _, cells, tables = called
-    assert dry_run.rstrip() == f"{cells.rstrip()} --dry-run"
-    assert first == (
-        "-m fogzo_repro experiment=mini-resnet18/none-full-precision seed=0 hardware=cpu"
-    )
-    assert "seed=100" in second and "dataset.held_out=5000" in second
-    assert cells.rstrip() == "scripts/run_cells.py mini-finetune/sweep-* hardware=cpu"
-    assert tables == "scripts/make_tables.py"
-    started = {c.config.recipe.start_from for c in run_cells.table_cells("mini-finetune", [])}
-    links = {f"runs/{path.name}": os.readlink(path) for path in (tmp_path / "runs").iterdir()}
-    assert started == {*links}
-    assert links == {
-        "runs/full-precision": "net-s0-a", "runs/full-precision-tuning": "net-s100-b"
-    }  # fmt: skip
-
-
-@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
-def test_without_its_networks_mini_finetune_is_not_run_and_its_dry_run_trains_none(
-    tmp_path: Path,
-) -> None:
-    status, called, _ = pretend_to_make(tmp_path, "mini-finetune", trained="75")
-    assert status != 0 and len(called) == 2 and not list((tmp_path / "runs").iterdir())
+def test_make_trains_what_mini_finetune_begins_with_and_runs_it(tmp_path: Path) -> None:
+    words = ["mini-finetune", "HARDWARE=cpu", "PART=sweep-*"]
+    status, called, _ = pretend_to_make(tmp_path, *words)
+    same = ["mini-finetune/sweep-*", "hardware=cpu"]
+    first, cells = ["scripts/finetune_starts.py", *same], ["scripts/run_cells.py", *same]
+    assert (status, called) == (0, [first, cells, ["scripts/make_tables.py"]])
     (tmp_path / "called").unlink()
-    status, called, last = pretend_to_make(tmp_path, "mini-finetune", "DRY_RUN=1")
-    assert status == 0 and len(called) == 1 and called[0].endswith("--dry-run")
-    assert last == "make trains such a network first: 60 epochs"
-
-
-@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
-@pytest.mark.parametrize("absent", ["", *BOTH.split()], ids=str)
-def test_mini_finetune_trains_no_network_that_no_missing_run_begins_with(
-    tmp_path: Path, absent: str
-) -> None:
-    status, called, _ = pretend_to_make(tmp_path, "mini-finetune", absent=absent)
-    trained = [c for c in called if "-m fogzo_repro" in c and "dry_run=true" not in c]
-    assert status == 0 and len(trained) == len(absent.split())
-    assert all(("held_out" in c) == ("tuning" in absent) for c in trained)
+    status, called, _ = pretend_to_make(tmp_path, *words, "DRY_RUN=1")
+    assert (status, called) == (0, [[*first, "--dry-run"], [*cells, "--dry-run"]])
     (tmp_path / "called").unlink()
-    _, _, last = pretend_to_make(tmp_path, "mini-finetune", "DRY_RUN=1", absent=absent)
-    assert ("60 epochs" in last) == bool(absent)
+    status, called, _ = pretend_to_make(tmp_path, *words, trained="75")
+    assert status != 0 and called == [first]
 
 
 def finetuned(*words: str) -> list[str]:
@@ -261,7 +221,7 @@ def test_make_minis_says_which_mini_it_leaves_out(tmp_path: Path, words: list[st
     status, called, last = pretend_to_make(tmp_path, "minis", *words)
     assert status == 0 and last.startswith("left out: ") and last.endswith(": make mini-finetune")
     assert {*MINIS, *FINETUNED} == {
-        *(t for t in MINIS if any(t in c for c in called)), last.split()[-1]
+        *(t for t in MINIS if any(t in " ".join(c) for c in called)), last.split()[-1]
     }  # fmt: skip
 
 
