@@ -32,6 +32,7 @@ PHOTOGRAPHS = {  # training images, shape, classes
 ROUGH = ("imagenet100",)  # images are an estimate
 DATA_GB = {"imagenet100": 15.0, "imagenet1k": 150.0}  # about
 SPARE = 1.02  # tokens to prepare, over those that are seen: a split holds whole documents
+SMALL_TEXT = 1e8  # tokens that a mini passes several times (docs/data.md)
 NO_GPU = "no GPU is here"
 MNIST_STEPS = 1170  # of the MLP bench's runs
 
@@ -101,8 +102,13 @@ def forecast(config: RunConfig, networks: dict[str, Network] | None = None) -> F
         "tokens" if language else "images",
         needs.memory,
         needs.disk,
-        2.0 * units if language else _bytes_of_images(config),
+        2.0 * _text(config, units) if language else _bytes_of_images(config),
     )
+
+
+def _text(config: RunConfig, units: float) -> float:
+    """Return how many tokens of text a run needs that sees so many."""
+    return units if config.scale == "full" else min(units, SMALL_TEXT)
 
 
 def _bytes_of_images(config: RunConfig) -> float:
@@ -204,10 +210,13 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
 
         manifest = data_dir / "c4" / MANIFEST
         if not manifest.is_file():
-            return [
-                f"{manifest} is not there; write it with python {script('prepare_c4')} --source "
-                f"hub --tokenizer NAME --out {manifest.parent} --tokens {SPARE * needed.units:.3g}"
-            ]
+            line = (
+                f"{manifest} is not there; write it with python {script('prepare_c4')} "
+                f"--source hub --tokenizer NAME --out {manifest.parent} "
+                f"--tokens {SPARE * _text(config, needed.units):.3g}"
+            )
+            mini = " --held-out 0.005; the recorded runs had another text (docs/data.md)"
+            return [line + mini * (config.scale == "mini")]
         try:
             splits = build(data_dir).manifest["splits"]
         except UserError as error:

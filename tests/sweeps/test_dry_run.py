@@ -67,6 +67,17 @@ def test_the_tokens_to_prepare_are_those_of_the_largest_cell(tmp_path: Path) -> 
     assert 20e9 < float(said[0].split("--tokens ")[1]) < 21e9
 
 
+def test_a_mini_needs_a_small_text_that_keeps_documents_out(tmp_path: Path) -> None:
+    (cell,) = table_cells("mini-llama/hardtanh-ste-6", [])
+    cells = [replace(cell, config=replace(cell.config, data_dir=str(tmp_path)))]
+    (said,) = (
+        line
+        for line in dry_run("mini-llama", cells, RECORDS)
+        if "prepare_c4" in line and "missing on" in line
+    )
+    assert "--tokens 1.02e+08 --held-out 0.005; the recorded runs had another text" in said
+
+
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path) -> None:
     root = tmp_path / "not" / "there"
     assert missing_disk(root, 1) == []
