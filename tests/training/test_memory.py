@@ -18,6 +18,7 @@ from fogzo_repro.plan import needs_of
 from fogzo_repro.quantization import quantize_layers
 from fogzo_repro.quantization.lsq import LsqInput
 from fogzo_repro.training.memory import (
+    SHARE,
     SMALL_TOKEN_BATCHES,
     Need,
     artificial_batch,
@@ -143,11 +144,8 @@ def predicted(model: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "card"), [("llama_30m", 32e9), ("llama_300m", 80e9)], ids=["30m", "300m"]
-)
-def test_the_papers_batch_is_predicted_to_fit_the_papers_card(model: str, card: float) -> None:
-    assert predicted(model) < 0.92 * card  # memory.SHARE
+def test_the_papers_batch_is_predicted_to_fit_the_papers_card() -> None:
+    assert predicted("llama_300m") < SHARE * 80e9
 
 
 @pytest.mark.slow
@@ -156,4 +154,4 @@ def test_the_prediction_bounds_the_measured_peak_from_above() -> None:
     measured = record["networks"]["llama_30m"]["round-w2"]["peak_memory_mb"] * 2**20
     found = predicted("llama_30m")
     assert found == pytest.approx(12.2e9, rel=0.02)  # eager passes; the bench ran compiled
-    assert measured < found
+    assert measured < found < SHARE * 32e9  # the paper's card
