@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.results import ran_alone
+from fogzo_repro.reporting.results import SHARED, ran_alone
 from fogzo_repro.terminal import aligned, command_parser, run_tool
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.tracking.records import read_record
@@ -48,7 +48,7 @@ def sections(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what is compared, by section and dotted key."""
     settings = {k: v for k, v in record["config"].items() if k not in LABELS}
     environment = {k: record[k] for k in ENVIRONMENT}
-    shared = dict.fromkeys(TIMES, "shared its card")  # such a time says nothing of the run
+    shared = dict.fromkeys(TIMES, SHARED)  # such a time says nothing of the run
     return {
         "config": flat(settings),
         "environment": flat({**environment, "resolved": record["resolved"]}),
