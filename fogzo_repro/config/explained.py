@@ -187,11 +187,13 @@ def help_text(
     parts = [EXAMPLES, "\n".join(["Groups, each with its options:", *groups])]
     for section, values in sections.items():
         title = f"Settings of {section}={values.get('name')}" if section else "Settings"
+        meanings = MEANINGS.get(section, {})
         shown = [
             (
                 f"{section}.{key}".lstrip("."),
                 spelled(value),
-                meaning(section, key) + listed * ((section, key) == ("quantizer", "surrogate")),
+                meanings.get(key, "see its YAML file")
+                + listed * ((section, key) == ("quantizer", "surrogate")),
             )
             for key, value in values.items()
             if key not in SAID_BY_THE_GROUP
@@ -203,8 +205,3 @@ def help_text(
         lines = [f"  {name + '=' + value:<42}  {text}".rstrip() for name, value, text in shown]
         parts.append("\n".join([f"{title}:", *lines]))
     return "\n\n".join([*parts, STATUS])
-
-
-def meaning(section: str, key: str) -> str:
-    """Return what a setting means."""
-    return MEANINGS.get(section, {}).get(key, "see its YAML file")

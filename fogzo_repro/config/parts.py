@@ -106,7 +106,9 @@ class QuantizerPart(Part):
 
     def __post_init__(self) -> None:
         for key in ("weight_bits", "activation_bits"):
-            check_bits(f"quantizer.{key}", getattr(self, key))
+            bits = getattr(self, key)
+            said = f"quantizer.{key}={bits} is outside 1..8 (16 is full precision)"
+            require(1 <= bits <= 8 or bits == 16, said)
         choice("quantizer.first_last", self.first_last, FIRST_LAST)
 
 
@@ -118,11 +120,6 @@ SHARED = {
     "quantizer": QuantizerPart,
     "estimator": EstimatorPart,
 }
-
-
-def check_bits(key: str, value: int) -> None:
-    """Refuse a number of bits that no quantizer has."""
-    require(1 <= value <= 8 or value == 16, f"{key}={value} is outside 1..8 (16 is full precision)")
 
 
 def own_parts() -> str | None:

@@ -769,8 +769,6 @@ def test_a_model_goes_with_data_of_its_kind_alone(mine):
     said = "model=bigram does not go with dataset=digits: the model takes tokens and the data are"
     with pytest.raises(ConfigError, match=said):
         compose_run("model=bigram", "dataset=digits")
-    with pytest.raises(ConfigError, match="model=mlp does not go with dataset=c4"):
-        compose_run("model=mlp", "dataset=c4")
     text = BIGRAM_YAML.replace("context: 16\n", "")
     mine(model__bigram__yaml=text)
     with pytest.raises(ConfigError, match=r"model\.context is missing"):
