@@ -58,6 +58,7 @@ def test_it_shows_a_figure_and_ends_with_the_next_command(shown, folder):
 @pytest.mark.slow
 def test_the_records_of_both_quantizers_stand_beside_the_digits(shown):
     assert shown.count("MNIST, 16 seeds, from the records: ") == 2
+    assert "tuned for none" in shown and "tuned rates the STE is ahead on MNIST" in shown
     for clip in (False, True):
         assert demo.compared(*demo.recorded(clip))[1] in shown
 
