@@ -244,16 +244,18 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
 def default_workers(config: RunConfig, gpus: list[str]) -> int:
     """Return how many runs go side by side.
 
-    The MLP is bound by kernel launches, so up to eight share a card; any other network has a card
-    to itself. On the CPU: one for every two cores.
+    The MLP is bound by kernel launches, so up to eight share a card, and its threads on a CPU
+    mostly wait for each other: one core a run, up to eight. Any other network has a card to
+    itself, or two cores.
     """
     import torch
 
     cores = os.cpu_count() or 1
+    mlp = config.model.name == "mlp"
     if config.hardware.device == "cpu" or not torch.cuda.is_available():
-        return max(1, cores // 2)
+        return min(8, cores) if mlp else max(1, cores // 2)
     cards = len(gpus) or 1
-    return cards * max(1, min(8, cores // (2 * cards))) if config.model.name == "mlp" else cards
+    return cards * max(1, min(8, cores // (2 * cards))) if mlp else cards
 
 
 def conclude(outcome: Outcome, wanted: int, overview: Overview) -> int:

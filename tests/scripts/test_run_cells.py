@@ -115,6 +115,22 @@ BAD = {
 
 
 @pytest.mark.parametrize(
+    ("cell", "cores", "workers"),
+    [
+        ("figure-shallow/full-precision", 4, 4),
+        ("figure-shallow/full-precision", 64, 8),
+        ("mini-deit-tiny/round-ste", 4, 2),
+    ],
+)
+def test_on_a_cpu_a_run_of_the_mlp_has_one_core(
+    cell: str, cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    (first, *_) = run_cells.table_cells(cell, ["hardware=cpu"])
+    assert run_cells.default_workers(first.config, []) == workers
+
+
+@pytest.mark.parametrize(
     ("visible", "count", "asked", "names"),
     [(None, 1, "0", ["0"]), ("", 1, "0", ["0"]), ("5", 1, "0", ["5"]), ("2,3", 2, "1", ["3"])],
     ids=str,
