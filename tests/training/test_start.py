@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError, parse_stored, published, result_fields, run_id
 from fogzo_repro.plan import make_plan
 from fogzo_repro.sweeps.lanes import group_key
-from tests.conftest import ROOT
+from tests.forked import python
 from tests.short_runs import train
 
 pytestmark = pytest.mark.slow
@@ -239,13 +237,8 @@ def test_rotated_weights_go_where_weights_are_rotated_and_nowhere_else(source, t
 
 
 def test_the_command_line_says_it_in_one_line(source, tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "fogzo_repro", "dataset=digits", "recipe=digits_mlp",
-            "hardware=cpu", f"output_root={tmp_path}", from_(tmp_path / "nowhere"),
-        ],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    words = ["dataset=digits", "recipe=digits_mlp", "hardware=cpu", f"output_root={tmp_path}"]
+    done = python("-m", "fogzo_repro", *words, from_(tmp_path / "nowhere"))
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: recipe.start_from=") and not list(tmp_path.iterdir())
 
