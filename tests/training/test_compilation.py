@@ -15,17 +15,10 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from torch._dynamo.utils import counters
 
+import tests.traced
 from fogzo_repro.__main__ import compose_run
 from scripts.bench.networks import build
 
-compiled_for_real = torch.compile
-
-
-def traced(function, options=None, **given):  # graphs and guards as ever, but no code generation
-    return compiled_for_real(function, backend="eager", **given)
-
-
-torch.compile = traced
 COMMON = ["scale=smoke", "hardware=cpu", "recipe.global_batch_size=4"]
 FOGZO = ["estimator=fogzo", "estimator.noise=0.01"]
 MODELS = {

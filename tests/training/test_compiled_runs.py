@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.conftest import compiles
 from tests.forked import ROOT, compiling, finish, start
 
 SCRIPT = """
@@ -13,9 +12,10 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from torch._dynamo.utils import counters
 
+import tests.traced
 from tests.short_runs import train
 
-with torch._dynamo.config.patch(recompile_limit=1):
+with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
     for seed in range(3):
         counters.clear()
         train(Path("runs"), "hardware.compile=true", "estimator=ste", f"seed={seed}")
@@ -24,7 +24,6 @@ with torch._dynamo.config.patch(recompile_limit=1):
 
 
 @pytest.mark.slow
-@compiles
 def test_each_run_compiles_its_training_pass_and_no_evaluation(tmp_path):
     """Also when there are more runs in a process than recompilations are allowed."""
     script = tmp_path / "script.py"
@@ -39,11 +38,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
-import torch
+from sklearn import datasets
 from torch._dynamo.utils import counters
 
-from sklearn import datasets
-
+import tests.traced
 from fogzo_repro.data import digits
 from tests.short_runs import train
 
@@ -51,14 +49,6 @@ some = datasets.load_digits()
 some.images, some.target = some.images[:48], some.target[:48]
 datasets.load_digits = lambda: some
 digits.IMAGES, digits.TEST_IMAGES = 48, 8
-compiled_for_real = torch.compile
-
-
-def traced(function, options=None, **given):  # graphs and guards as ever, but no code generation
-    return compiled_for_real(function, backend="eager", **given)
-
-
-torch.compile = traced
 WORDS = [
     "scale=smoke", "model=deit_tiny", "model.depth=1", "recipe=cifar_resnet", "estimator=fogzo",
     "estimator.noise=0.01", "quantizer=round", "recipe.max_steps=4", "recipe.drop_last=false",
