@@ -66,8 +66,8 @@ def build(data_dir: Path) -> Corpus:
         _ = manifest["tokenizer"]["sha256"], manifest["splits"], manifest["corpus"]
     except FileNotFoundError:
         raise UserError(
-            f"{path} is not there; write it with {PREPARE} --source hub "
-            f"--tokenizer NAME --out {path.parent} --tokens 3.1e9, or give data_dir="
+            f"{path} is not there; write it with {PREPARE} --source hub --tokenizer NAME "
+            f"--out {path.parent} --tokens N (docs/data.md: how many), or give data_dir="
         ) from None
     except Exception as error:  # whatever may be wrong with a file
         raise UserError(f"{path} is not a manifest ({error!r}); delete it and {AGAIN}") from None

@@ -75,6 +75,11 @@ def test_a_token_over_the_vocabulary_is_named_with_shard_and_position(tmp_path):
         stream.window(0, 5)
 
 
+def test_no_number_of_tokens_is_told_for_a_run_whose_length_is_not_known(tmp_path):
+    with pytest.raises(UserError, match=r"--tokens N \(docs/data.md: how many\)"):
+        build(tmp_path)
+
+
 def test_a_tokenizer_with_more_entries_than_the_model_is_refused(tmp_path):
     corpus = build(write_corpus(tmp_path, {"train": SHARDS}, 32000))
     with pytest.raises(UserError, match=r"manifest.json.* 32000 entries.*model.vocabulary=32000"):
