@@ -430,8 +430,9 @@ def test_a_scale_that_has_become_zero_leaves_the_gradient_of_its_weights() -> No
     assert model[0].weight.grad.isfinite().all()
 
 
-def test_the_same_autocast_holds_for_the_probes() -> None:
-    """Around `loss` in the user's code; the estimate comes outside of it."""
+@pytest.mark.parametrize("inside", [False, True], ids=["loss alone", "step too"])
+def test_the_same_autocast_holds_for_the_probes(inside: bool) -> None:
+    """Around `loss` in the user's code; around the step too it must keep no cast of a weight."""
     model = network()
     step = FogzoStep(model, sgd(model), quantized(model), noise=NOISE)
     types = []
@@ -440,7 +441,8 @@ def test_the_same_autocast_holds_for_the_probes() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss = step.loss(loss_of(model), x, y)
         loss.backward()
-        with warnings.catch_warnings():
+        around = torch.autocast("cpu", torch.bfloat16, enabled=inside)
+        with around, warnings.catch_warnings():
             warnings.simplefilter("error")
             assert step.step().coefficient != 0
     assert set(types) == {torch.bfloat16} and len(types) == 5 + 3
