@@ -430,9 +430,8 @@ def test_a_scale_that_has_become_zero_leaves_the_gradient_of_its_weights() -> No
     assert model[0].weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["loss alone", "step too"])
-def test_the_same_autocast_holds_for_the_probes(inside: bool) -> None:
-    """Around `loss` in the user's code; around the step too it must keep no cast of a weight."""
+def test_the_same_autocast_holds_for_the_probes() -> None:
+    """Around `loss` in the user's code; the estimate comes outside of it."""
     model = network()
     step = FogzoStep(model, sgd(model), quantized(model), noise=NOISE)
     types = []
@@ -441,11 +440,20 @@ def test_the_same_autocast_holds_for_the_probes(inside: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss = step.loss(loss_of(model), x, y)
         loss.backward()
-        around = torch.autocast("cpu", torch.bfloat16, enabled=inside)
-        with around, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert step.step().coefficient != 0
     assert set(types) == {torch.bfloat16} and len(types) == 5 + 3
+
+
+def test_a_step_inside_autocast_keeps_no_cast_of_a_weight() -> None:
+    """Autocast remembers that of a parameter which a layer takes as it is, without a quantizer."""
+    model = nn.Linear(6, 3)
+    weights = [QuantizedWeight(model.weight, torch.tensor(0.1), LAW)]
+    step = FogzoStep(model, sgd(model), weights, noise=NOISE)
+    with torch.autocast("cpu", torch.bfloat16):
+        step.loss(loss_of(model), *batches(1)[0]).backward()
+        assert step.estimate().coefficient != 0
 
 
 OWN, MORE = torch.Generator(), iter(batches(9))
