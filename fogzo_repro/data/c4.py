@@ -63,7 +63,9 @@ def build(data_dir: Path) -> Corpus:
     try:
         content = path.read_bytes()
         manifest = json.loads(content)
-        _ = manifest["tokenizer"]["sha256"], manifest["splits"], manifest["corpus"]
+        _ = manifest["corpus"], [manifest["tokenizer"][key] for key in ("sha256", "vocabulary")]
+        for split in manifest["splits"].values():
+            _ = split["documents"], split["tokens"], [_said(shard) for shard in split["shards"]]
     except FileNotFoundError:
         raise UserError(
             f"{path} is not there; write it with {PREPARE} --source hub --tokenizer NAME "
@@ -101,8 +103,13 @@ def open_split(corpus: Corpus, split: str, vocabulary: int) -> TokenStream:
             "C4's own split is prepared from a --source with its validation files"
         )
     shards = corpus.manifest["splits"][split]["shards"]
-    named = [(corpus.folder / s["file"], s["tokens"], s["sha256"]) for s in shards]
+    named = [(corpus.folder / name, tokens, sha256) for name, tokens, sha256 in map(_said, shards)]
     return TokenStream(named, vocabulary)
+
+
+def _said(shard: dict[str, Any]) -> tuple[str, int, str]:
+    """Return what a manifest says of a shard: its file, its tokens, its checksum."""
+    return shard["file"], shard["tokens"], shard["sha256"]
 
 
 def enough_documents(documents: int, tokens: int, context: int) -> int:
@@ -205,7 +212,7 @@ def _check(shards: Sequence[tuple[Path, str]], checked: Future[None]) -> None:
         checked.set_result(None)
     except OSError as error:
         checked.set_exception(files.cannot(f"read {path}", error))
-    except UserError as error:
+    except Exception as error:  # whatever it is, somebody waits for an end
         checked.set_exception(error)
 
 

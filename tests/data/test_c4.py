@@ -1,9 +1,12 @@
 """The reader of tokenised C4: windows, order, errors."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4 import (
     TokenStream,
@@ -104,6 +107,23 @@ def test_a_shard_with_other_bytes_is_named_by_the_rank_that_checks_it(tmp_path):
         streams[1].raise_damage(wait=True)
     with pytest.raises(UserError, match=r"train-00001.bin"):
         streams[1].windows([0], 8)  # as soon as it is known, at the next batch
+
+
+def test_whatever_ends_the_check_ends_the_wait_for_it(tmp_path, monkeypatch):
+    stream = open_split(build(write_corpus(tmp_path, {"train": SHARDS}, 250)), "train", 250)
+    monkeypatch.setattr(files, "sha256_of", lambda _: [][0])
+    stream.check(0, 1)
+    assert isinstance(stream.checked.exception(timeout=10), IndexError)
+
+
+@pytest.mark.parametrize("key", ["file", "tokens", "sha256"])
+def test_a_manifest_whose_shards_lack_a_key_is_none(tmp_path, key):
+    path = write_corpus(tmp_path, {"train": SHARDS}, 250) / "c4" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["splits"]["train"]["shards"][0][key]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=f"is not a manifest .*{key}.*; delete it and run"):
+        build(tmp_path)
 
 
 def test_a_missing_corpus_names_the_command_that_writes_it(tmp_path):
