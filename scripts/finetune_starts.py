@@ -12,6 +12,7 @@ Exit status: that of `python -m fogzo_repro`.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from fogzo_repro.sweeps.status import absent_starts, known_runs
 from fogzo_repro.sweeps.tables import evaluation_seeds
 from fogzo_repro.terminal import command_parser, one_line_errors
 
+from .run_cells import check_overrides
 from .table_cells import table_cells
 
 NETWORKS = {  # by recipe.start_from
@@ -48,6 +50,7 @@ def main() -> int:
     parser.add_argument("--seeds", help="evaluation seeds, as 0,1 or 0..4")
     parser.add_argument("--dry-run", action="store_true", help="say which, train none")
     arguments, overrides = parser.parse_known_args()
+    check_overrides(overrides)
     cells = table_cells(arguments.table, overrides, evaluation_seeds(arguments.seeds))
     device = device_here(cells[0].config.hardware.device)
     known = known_runs(working_folder() / "results" / "records", [Path("runs")], device)
@@ -60,8 +63,9 @@ def main() -> int:
         if status := run_one(config, "", []):
             return status
         link = Path(start)
+        link.parent.mkdir(exist_ok=True)  # output_root= may be elsewhere
         link.unlink(missing_ok=True)  # to a run that is gone
-        link.symlink_to(make_plan(config).run_id)
+        link.symlink_to(os.path.relpath(make_plan(config).folder, link.parent))
     return 0
 
 

@@ -22,14 +22,16 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     found: list[RunConfig] = []
 
     def run_one(config: RunConfig, *_: Any) -> int:
-        Path("runs").mkdir(exist_ok=True)
+        Path(config.output_root).mkdir(exist_ok=True)
         found.append(config)
         return 0
 
-    named = SimpleNamespace(run_id="net-s0-a")
+    def make_plan(config: RunConfig) -> SimpleNamespace:
+        return SimpleNamespace(folder=Path(config.output_root, "net-s0-a"))
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(finetune_starts, "run_one", run_one)
-    monkeypatch.setattr(finetune_starts, "make_plan", lambda _: named)
+    monkeypatch.setattr(finetune_starts, "make_plan", make_plan)
     monkeypatch.setattr(finetune_starts, "known_runs", lambda *_: {})
     return found
 
@@ -82,3 +84,22 @@ def test_a_network_that_was_not_trained_ends_it(
 ) -> None:
     monkeypatch.setattr(finetune_starts, "run_one", lambda *_: 3)
     assert start(monkeypatch, "mini-finetune") == 3 and not Path("runs").exists()
+
+
+def test_the_links_lead_to_runs_that_are_kept_elsewhere(
+    trained: list[RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert start(monkeypatch, "mini-finetune", "output_root=mine") == 0
+    Path("mine/net-s0-a").mkdir()
+    assert Path("runs/full-precision").samefile("mine/net-s0-a")
+
+
+@pytest.mark.parametrize("word", ["dry_run=true", "seed=3", "--bogus"])
+def test_words_that_are_no_settings_of_all_runs_are_refused(
+    trained: list[RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    word: str,
+) -> None:
+    assert start(monkeypatch, "mini-finetune", word) == 2 and not trained
+    assert capsys.readouterr().err.startswith(f"error: {word} ")
