@@ -8,7 +8,7 @@ float32 with the quantizers active; perplexity is exp of the mean loss over all 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,14 +93,18 @@ class Language:
             UserError: where a shard is damaged; the last evaluation waits until all are checked.
         """
         if last:
-            with self.ranks.together():
-                self.validation.raise_damage(wait=True)
-                self.train.raise_damage(wait=True)
+            for _ in evaluated(self._checked(), self.ranks):
+                pass
         bound = len(self.validation) if last else self.interim_windows
         found = {"val": self._evaluate(model, self.validation, bound)}
         if last:
             found["train"] = self._evaluate(model, self.train, self.train_windows)
         return found
+
+    def _checked(self) -> Iterator[TokenStream]:
+        for stream in (self.validation, self.train):
+            stream.raise_damage(wait=True)
+            yield stream
 
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, stream: TokenStream, bound: int) -> dict[str, float]:
@@ -109,11 +113,13 @@ class Language:
         windows = min(bound, window_count(stream, self.context))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         stride = EVALUATION_BATCH * self.ranks.world_size
-        own = range(EVALUATION_BATCH * self.ranks.rank, windows, stride)
-        for first in evaluated(own, self.ranks):
-            indices = range(first, min(first + EVALUATION_BATCH, windows))
-            batch = stream.windows([i * self.context for i in indices], self.context)
-            total += self.loss(model, TokenBatch(batch.to(self.device))).double() * len(indices)
+        own = (
+            range(first, min(first + EVALUATION_BATCH, windows))
+            for first in range(EVALUATION_BATCH * self.ranks.rank, windows, stride)
+        )
+        read = (stream.windows([i * self.context for i in k], self.context) for k in own)
+        for batch in evaluated(read, self.ranks):
+            total += self.loss(model, TokenBatch(batch.to(self.device))).double() * len(batch)
         model.train(training)
         loss = self.ranks.sum(total).item() / windows
         perplexity = math.exp(min(loss, 700.0))

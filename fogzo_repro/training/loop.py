@@ -184,8 +184,15 @@ class Training:
             across_epochs(self.data, lambda e: generator_for(timetable.seed, e, "order"), left)
         )
         while self.done < timetable.total_steps:
-            batch = next(batches)
+            batch, error = None, None
+            try:
+                batch = next(batches)
+            except UserError as found:  # of what this process reads
+                error = found
             if self.ranks.any(batch is None):  # all leave before the same step
+                with self.ranks.together():
+                    if error is not None:
+                        raise error
                 self._leave(progress, stop)
             self._one_step(batch)
             progress.tick(self.done)

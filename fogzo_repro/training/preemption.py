@@ -115,13 +115,15 @@ def evaluated(batches: Iterable[T], ranks: Ranks) -> Iterator[T]:
     """Yield the batches of an evaluation.
 
     Raises:
-        EvaluationStopped: at their end, in all processes, where one of them was asked to leave.
+        UserError: at their end, in all processes, where one of them could not read its batches.
+        EvaluationStopped: so too, where one of them was asked to leave.
     """
     asked = False
-    for batch in until_asked(batches):
-        if batch is None:
-            asked = True
-        else:
-            yield batch
+    with ranks.together():
+        for batch in until_asked(batches):
+            if batch is None:
+                asked = True
+            else:
+                yield batch
     if ranks.any(asked):
         raise EvaluationStopped

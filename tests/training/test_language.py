@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import signal
+import threading
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -18,6 +22,7 @@ from fogzo_repro.training.compilation import compile_network
 from fogzo_repro.training.language import Language, c4_language
 from fogzo_repro.training.network import build_network
 from fogzo_repro.training.optimizers import build_optimizer
+from fogzo_repro.training.preemption import EvaluationStopped, StopRequest
 from fogzo_repro.training.step import TrainStep
 from tests.c4_corpus import write_corpus
 from tests.conftest import compiles
@@ -218,6 +223,18 @@ def test_a_run_on_a_shard_with_other_bytes_ends_without_a_record(tmp_path):
     with pytest.raises(UserError, match=r"train-00000.bin does not have the checksum"):
         run.execute(config(tmp_path, *words, f"output_root={tmp_path / 'runs'}"), quiet=True)
     assert not [*tmp_path.rglob("record.json")]
+
+
+def test_a_signal_ends_the_wait_for_the_checksums(data_dir):
+    task = c4_language(config(data_dir), build(data_dir))
+    task.train.checked = Future()
+    late = threading.Timer(5, task.train.checked.set_result, [None])
+    late.start()
+    with StopRequest(), pytest.raises(EvaluationStopped):
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        task.evaluate(Unigram([0.5, 0.5]), last=True)
+    late.cancel()
+    assert not task.train.checked.done()
 
 
 @compiles

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ranks_worker import join
@@ -77,6 +79,39 @@ def test_what_one_process_lacks_ends_both(tmp_path: Path, rank: int) -> None:
     both = [start(words, errors, before=partial(lack, number)) for number in (0, 1)]
     assert [finish(pid) for pid in both] == [2, 2]
     assert errors.read_text() == "error: the data are not here\n"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", ["across_epochs", "evaluated"])
+def test_what_one_process_cannot_read_ends_both(tmp_path: Path, name: str, rank: int) -> None:
+    """In training and in an evaluation: the other one said how its connection was lost."""
+    words = ["dataset=digits", "recipe=digits_mlp", "hardware=cpu", "estimator=ste"]
+    errors, port = tmp_path / "errors", free_port()
+
+    def lose(number: int) -> None:
+        join(number, port)
+        if number == rank:
+            from fogzo_repro.config import UserError
+            from fogzo_repro.training import classification, loop
+
+            module: Any = {"across_epochs": loop, "evaluated": classification}[name]
+            usual = getattr(module, name)
+
+            def one(batches: Iterable[Any]) -> Iterator[Any]:
+                yield next(iter(batches))
+                raise UserError("the disk is gone")
+
+            broken = {
+                "across_epochs": lambda *rest: one(usual(*rest)),
+                "evaluated": lambda batches, ranks: usual(one(batches), ranks),
+            }
+            setattr(module, name, broken[name])
+
+    words += [f"output_root={tmp_path / 'runs'}", "recipe.max_steps=6"]
+    both = [start(words, errors, before=partial(lose, number)) for number in (0, 1)]
+    assert [finish(pid) for pid in both] == [2, 2]
+    assert errors.read_text().count("error: the disk is gone") == 1
+    assert "Traceback" not in errors.read_text()
 
 
 def test_a_folder_that_the_first_process_cannot_write_ends_both(tmp_path: Path) -> None:
