@@ -134,6 +134,7 @@ def total_norm(tensors: list[Tensor]) -> Tensor:
     >>> total_norm([torch.tensor([3e30]), torch.tensor([4e30])])
     tensor(5.0000e+30)
     """
+    tensors = [t for t in tensors if t.numel()]  # an empty one has no largest number
     unit = unit_of(get_total_norm(tensors, torch.inf))
     torch._foreach_div_(tensors, unit)
     return get_total_norm(tensors) * unit

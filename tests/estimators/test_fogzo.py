@@ -296,6 +296,7 @@ def test_a_guide_that_is_not_finite_has_no_finite_norm(bad: float) -> None:
 def test_units_are_powers_of_two_that_round_nothing() -> None:
     x = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(total_norm([x.clone()]), x.norm())
+    assert torch.equal(total_norm([x[:0], x.clone()]), x.norm())
     sizes = torch.tensor([1e-45, 1e-30, 0.75, 1.0, 3.0, 2.0**127, 3e38])
     mantissas = unit_of(sizes).frexp().mantissa
     assert torch.equal(mantissas, torch.full_like(mantissas, 0.5))
