@@ -141,6 +141,11 @@ def check_places(places: Iterable[Place]) -> None:
 
 
 def _check_trainable(name: str, p: Tensor) -> None:
+    if p.is_meta:
+        raise ValueError(
+            f"{name} is on the meta device, without values; list the weights after the model has "
+            "been given its own"
+        )
     if p.dtype.itemsize < 4:
         raise ValueError(
             f"{name} is kept in {p.dtype}, in which a perturbation is lost to rounding; keep "

@@ -17,6 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -52,7 +53,8 @@ class FogzoStep:
     """FOGZO beside any optimizer of torch.
 
     Args:
-        model: in training mode; may be wrapped by DistributedDataParallel or torch.compile.
+        model: in training mode; may be wrapped by DistributedDataParallel or torch.compile. Where
+            the loss runs other modules too, as a discriminator, an nn.ModuleList of all of them.
         optimizer: trains all of the model, the quantized weights included.
         weights: the quantized weights, each parameter listed once.
         rho: energy of the noise over that of the guide, `RHO` where neither it nor `noise` is
@@ -133,7 +135,10 @@ class FogzoStep:
         self.null_level: Tensor | None = None
         self.told_of_idle = False
         self.passes = BackwardPasses()
-        self.weights[0].parameter.register_post_accumulate_grad_hook(self.passes.added)
+        self.passing: list[RecordedLoss] = []  # the losses of the present backward pass
+        for number, weight in enumerate(self.weights):
+            hook = partial(self.passes.added, number)
+            weight.parameter.register_post_accumulate_grad_hook(hook)
         self.directions, self.signs = (torch.Generator(self.device) for _ in range(2))
         self.optimizer.register_step_pre_hook(self._refuse_without_estimate)
 
@@ -148,7 +153,7 @@ class FogzoStep:
         Returns:
             The loss with its graph: divide or scale it as you are used to, and call backward.
         """
-        self.passes.end()  # one that ended in an error did not say so
+        self._end_backward()  # one that ended in an error did not say so
         recorded = RecordedLoss(loss_fn, batch, self.device)
         loss = recorded.take()
         self.losses.append(recorded)
@@ -169,6 +174,7 @@ class FogzoStep:
                 not recorded, or a weight or scale is not what it was (see `check_places`).
             RuntimeError: where the processes of a distributed training hold different weights.
         """
+        self._end_backward()
         losses, self.losses = self.losses, []
         others, self.passes.others = self.passes.others, False
         if not losses:
@@ -199,6 +205,8 @@ class FogzoStep:
             estimate = self.estimator(weights, probes, self.directions, self.signs)
         finally:
             after.restore()
+            for loss in losses:
+                loss.forget()
         self.steps += 1
         if inverse is None or is_unscaled:
             return estimate
@@ -241,16 +249,32 @@ class FogzoStep:
 
     def _begin_backward(self, recorded: RecordedLoss) -> None:
         """Forget the losses whose gradients were set to None or zero: their batches are skipped."""
-        if not self.passes.begin():
+        if torch.compiler.is_compiling():
+            recorded.end_pass(has_added=True)
             return
-        gradients = [w.parameter.grad for w in self.weights if w.parameter.grad is not None]
-        first = self.weights[0].parameter.grad
-        if gradients and (first is None or first._version == self.passes.version):
-            return  # as the last pass has left them
+        self.passing.append(recorded)
+        if not self.passes.begin(self._end_backward):
+            return
+        gradients = [
+            (number, w.parameter.grad)
+            for number, w in enumerate(self.weights)
+            if w.parameter.grad is not None
+        ]
+        taken = [loss for loss in self.losses if loss.is_added]
+        left = [self.passes.versions.get(number) == g._version for number, g in gradients[:1]]
+        if not self.passes.others and (left == [True] or not taken):
+            return  # nothing to forget, or as the last pass has left them: the device is not asked
+        if any(g.any() for _, g in gradients):
+            return
         self.passes.others = False
-        taken = [x for x in self.losses if x is not recorded and x.weight is not None]
-        if taken and not any(g.any() for g in gradients):
-            self.losses = [x for x in self.losses if x not in taken]
+        self.losses = [loss for loss in self.losses if loss is recorded or loss not in taken]
+        recorded.weight, recorded.is_added = None, False
+
+    def _end_backward(self) -> None:
+        for loss in self.passing:
+            loss.end_pass(self.passes.has_added)
+        self.passing = []
+        self.passes.end()
 
     def _taking_part(self) -> list[QuantizedWeight]:
         """Return the weights on which the loss of this step depends: those with a gradient."""

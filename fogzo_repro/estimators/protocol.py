@@ -71,10 +71,14 @@ class QuantizedWeight:
         """Return the STE gradient.
 
         Raises:
-            ValueError: where backward has not been called.
+            ValueError: where backward has not been called, or the gradient is sparse.
         """
         if self.parameter.grad is None:
             raise ValueError("call loss.backward() before the estimator: a weight has no gradient")
+        if self.parameter.grad.is_sparse:
+            raise ValueError(
+                "the gradient of a quantized weight is sparse; make its embedding with sparse=False"
+            )
         return self.parameter.grad.detach()
 
 

@@ -125,6 +125,8 @@ class RecordedLoss:
         self.autocast = torch.is_autocast_enabled(device.type)
         self.dtype = torch.get_autocast_dtype(device.type)
         self.weight: Tensor | None = None
+        self.is_added = False  # whether the weight is of passes that have added to gradients
+        self.handed: Tensor | None = None  # by the present pass
         self.first: Tensor
         self.versions: list[int] = []
 
@@ -142,15 +144,30 @@ class RecordedLoss:
                 "the loss has no gradient: take it outside torch.no_grad(), of a model whose "
                 "parameters require one"
             )
-        self.first = loss.detach()
+        self.first = loss.detach().clone()  # `loss /= k` changes it in place
         self.versions = _versions(self.batch)
         loss.register_hook(self._keep_weight)
         return loss
 
     def _keep_weight(self, gradient: Tensor) -> None:
-        """Take what backward hands to the loss; a second backward adds to it, as to `.grad`."""
-        g = gradient.detach().squeeze()
-        self.weight = g if self.weight is None else self.weight + g
+        """Take what backward hands to the loss."""
+        self.handed = gradient.detach().squeeze()
+
+    def end_pass(self, has_added: bool) -> None:
+        """Count what the pass has handed to the loss; a second pass adds to it, as to `.grad`.
+
+        One of torch.autograd.grad, which leaves `.grad` alone, counts where there is no other.
+        """
+        handed, self.handed = self.handed, None
+        if handed is None or (self.is_added and not has_added):
+            return
+        if self.weight is not None and self.is_added == has_added:
+            handed = self.weight + handed
+        self.weight, self.is_added = handed, has_added
+
+    def forget(self) -> None:
+        """Let go of the batch: a caller may keep the loss, whose hooks refer to this object."""
+        del self.batch, self.loss_fn
 
     def again(self) -> Tensor:
         """Return the loss at the parameters' present values, in float32 at least.
@@ -168,43 +185,60 @@ class RecordedLoss:
         with torch.autocast(
             self.device.type, self.dtype, enabled=self.autocast, cache_enabled=False
         ):
-            loss = one_number(self.loss_fn(*self.batch)).detach()
+            try:
+                loss = one_number(self.loss_fn(*self.batch)).detach()
+            except RuntimeError as error:
+                if "does not require grad" not in str(error):
+                    raise
+                raise RuntimeError(
+                    "the loss function takes a gradient itself, and probes are taken without: put "
+                    "that part of it inside `with torch.enable_grad():`"
+                ) from error
         self.versions = _versions(self.batch)  # what the function does itself, it does each time
         return loss.to(torch.promote_types(loss.dtype, torch.float32))
 
 
 class BackwardPasses:
-    """Tells the backward passes of recorded losses from others, by one weight that all reach.
+    """Tells the backward passes of recorded losses from others, by the weights that they reach.
 
     It refers to no tensor: Python cannot collect a model whose weight has a hook that refers to it.
 
     Attributes:
-        others: whether another one than a recorded loss's has added to the gradient.
-        version: of the gradient after the last one.
+        is_recorded: whether the present pass is of a recorded loss.
+        has_added: whether it has added to a gradient.
+        others: whether another one than a recorded loss's has added to a gradient.
+        versions: of the gradients after the last addition, by the number of the weight.
     """
 
     def __init__(self) -> None:
-        self.is_recorded = self.others = False
-        self.version = -1
+        self.is_recorded = self.has_added = self.others = False
+        self.versions: dict[int, int] = {}
 
-    def begin(self) -> bool:
-        """Note that a recorded loss's pass begins; return False where it is one with another's."""
-        if self.is_recorded or torch.compiler.is_compiling():
+    def begin(self, end: Callable[[], None]) -> bool:
+        """Note that a recorded loss's pass begins; return False where it is one with another's.
+
+        Args:
+            end: called when it is over.
+        """
+        if self.is_recorded:
             return False
         self.is_recorded = True
-        # Torch has no public way to learn that a pass is over, and none at all of a compiled one.
-        torch.autograd.Variable._execution_engine.queue_callback(self.end)
+        # Torch has no public way to learn that a pass is over.
+        torch.autograd.Variable._execution_engine.queue_callback(end)
         return True
 
     def end(self) -> None:
         """Note that it is over."""
-        self.is_recorded = False
+        self.is_recorded = self.has_added = False
 
-    def added(self, weight: Tensor) -> None:
-        """Note that a pass has added to the weight's gradient; the weight's hook."""
+    def added(self, number: int, weight: Tensor) -> None:
+        """Note that a pass has added to the gradient of a weight; that weight's hook."""
+        if torch.compiler.is_compiling():  # a compiled pass does not tell when it is over
+            return
         assert weight.grad is not None
-        self.version = weight.grad._version
-        self.others = self.others or not (self.is_recorded or torch.compiler.is_compiling())
+        self.versions[number] = weight.grad._version
+        self.has_added = True
+        self.others = self.others or not self.is_recorded
 
 
 def _versions(batch: Any) -> list[int]:

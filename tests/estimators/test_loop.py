@@ -6,6 +6,7 @@ import random
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -527,6 +528,10 @@ def overlapping(model: Any, w: QuantizedWeight) -> QuantizedWeight:
     return QuantizedWeight(model[0].weight, w.scale, LAW)
 
 
+def on_meta(model: Any, w: QuantizedWeight) -> list[QuantizedWeight]:
+    return quantized(model.to("meta"))
+
+
 WRONG = {
     "none": (lambda model, w: [], "the list of quantized weights is empty"),
     "parameter": (lambda model, w: w.parameter, r"weights\[0\] is a Parameter; give a Quant"),
@@ -554,6 +559,7 @@ WRONG = {
     "expanded": (expanded, r"several elements of 0.weight share one place .*\.contiguous\(\)"),
     "overlapping": (overlapping, r"several elements of 0.weight share one place in memory"),
     "shared": (shared, r"\d.weight and \d.weight share memory"),
+    "meta": (on_meta, "0.weight is on the meta device, without values"),
     "another model's": (
         lambda model, w: quantized(network()),
         r"weights\[0\], of shape \(8, 6\), is not a parameter of the model",
@@ -706,11 +712,13 @@ def test_a_batch_that_is_skipped_after_backward_is_not_in_the_next_estimate(
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
 def test_a_micro_batch_that_was_not_recorded_is_refused_at_any_step(first: bool) -> None:
+    """The gradients are changed in place in between, as by clipping or DistributedDataParallel."""
     model, step = train(network(), batches(1))
     plain, recorded = batches(2)
     before = weights_of(model)
     if first:
         loss_of(model)(*plain).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-2)
     step.loss(loss_of(model), *recorded).backward()
     if not first:
         loss_of(model)(*plain).backward()
@@ -783,6 +791,178 @@ def test_losses_that_go_backward_together_are_all_in_the_estimate() -> None:
                 step.loss(loss_of(model), *batch).backward()
         found.append(step.step().coefficient)
     torch.testing.assert_close(*found)
+
+
+def estimate_of(
+    backward: Callable[[FogzoStep, nn.Sequential, Tensor], Any],
+) -> list[Tensor]:
+    """Return the estimate after a backward pass of the first batch's loss that is done so."""
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model), noise=NOISE)
+    backward(step, model, step.loss(loss_of(model), *batches(1)[0]))
+    step.estimate()
+    return [w.parameter.grad for w in step.weights]
+
+
+def halved_in_place(step: FogzoStep, model: nn.Sequential, loss: Tensor) -> None:
+    loss /= 2
+    loss.backward()
+
+
+def looked_at(step: FogzoStep, model: nn.Sequential, loss: Tensor) -> None:
+    for p in (model[0].weight, model[2].bias):
+        torch.autograd.grad(loss, p, retain_graph=True)
+    loss.backward(retain_graph=True)
+    torch.autograd.grad(loss, model[0].weight)
+
+
+def by_hand(step: FogzoStep, model: nn.Sequential, loss: Tensor) -> None:
+    for p, g in zip(model.parameters(), torch.autograd.grad(loss, model.parameters()), strict=True):
+        p.grad = g
+
+
+def begun_anew(step: FogzoStep, model: nn.Sequential, loss: Tensor) -> None:
+    loss.backward(retain_graph=True)
+    model.zero_grad()
+    loss.backward()
+
+
+def after_zeros_of_old(step: FogzoStep, model: nn.Sequential, loss: Tensor) -> None:
+    loss_of(model)(*batches(1)[0]).backward()
+    for p in model.parameters():
+        p.grad.data.zero_()
+    loss.backward()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("backward", "factor"),
+    [
+        (halved_in_place, 0.5),
+        (looked_at, 1),
+        (by_hand, 1),
+        (begun_anew, 1),
+        (after_zeros_of_old, 1),
+    ],
+)
+def test_a_loss_counts_as_the_gradient_holds_it(backward: Any, factor: float) -> None:
+    usual = estimate_of(lambda step, model, loss: loss.backward())
+    for one, other in zip(estimate_of(backward), usual, strict=True):
+        torch.testing.assert_close(one, other * factor)
+
+
+def test_micro_batches_whose_gradients_are_added_up_elsewhere_all_count() -> None:
+    data, found = batches(2), []
+    for elsewhere in (True, False):
+        model = network()
+        step = FogzoStep(model, sgd(model), quantized(model), noise=NOISE)
+        parts = [step.loss(loss_of(model), *batch) for batch in data]
+        if elsewhere:
+            gradients = [torch.autograd.grad(loss, model.parameters()) for loss in parts]
+            for p, both in zip(model.parameters(), zip(*gradients, strict=True), strict=True):
+                p.grad = sum(both)
+        else:
+            for loss in parts:
+                loss.backward()
+        found.append(step.step().coefficient)
+    torch.testing.assert_close(*found)
+
+
+def test_an_unrecorded_loss_on_any_quantized_weight_is_refused() -> None:
+    def penalty_on_last(step: FogzoStep, model: nn.Sequential, loss: Tensor) -> None:
+        loss.backward()
+        model[2].weight.square().sum().backward()
+
+    with pytest.raises(ValueError, match=r"of a loss that FogzoStep\.loss did not take"):
+        estimate_of(penalty_on_last)
+
+
+class Failing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("to_none", [True, False], ids=["none", "zero"])
+def test_a_batch_whose_backward_pass_has_failed_is_not_in_the_next_estimate(to_none: bool) -> None:
+    """The last layer had its gradient by then, and the first had none yet."""
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model), noise=NOISE)
+    failed, taken = batches(2)[::-1]
+    hidden = lambda x: Failing.apply(model[:2](x))  # noqa: E731
+    loss = step.loss(lambda x, y: F.cross_entropy(model[2](hidden(x)), y), *failed)
+    with pytest.raises(KeyboardInterrupt):
+        loss.backward()
+    step.optimizer.zero_grad(to_none)
+    step.loss(loss_of(model), *taken).backward()
+    step.estimate()
+    usual = estimate_of(lambda step, model, loss: loss.backward())
+    assert same([w.parameter.grad for w in step.weights], usual)
+
+
+def test_a_loss_function_that_takes_a_gradient_is_told_how() -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+
+    def loss_fn(x: Tensor, enabled: bool) -> Tensor:
+        with torch.enable_grad() if enabled else nullcontext():
+            x = x.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+            return slope.square().sum()
+
+    x, _ = batches(1)[0]
+    step.loss(loss_fn, x, False).backward()
+    with pytest.raises(RuntimeError, match="takes a gradient itself") as said:
+        step.step()
+    assert "\n" not in str(said.value)
+    step.loss(loss_fn, x, True).backward()
+    step.step()
+
+
+def test_a_loss_that_is_kept_does_not_keep_its_batch() -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    x, y = batches(1)[0]
+    loss = step.loss(loss_of(model), x, y)
+    loss.backward()
+    step.step()
+    left = weakref.ref(x)
+    del x
+    gc.collect()
+    assert left() is None
+
+
+@pytest.mark.parametrize("to_none", [True, False], ids=["none", "zero"])
+def test_two_networks_against_each_other_are_no_fault(to_none: bool) -> None:
+    """The first's loss adds to the gradients of the second, which forgets them before its own."""
+    one, two = network(), network()
+    steps = [
+        FogzoStep(nn.ModuleList([one, two]), sgd(one), quantized(one)),
+        FogzoStep(two, sgd(two), quantized(two)),
+    ]
+    losses = [
+        lambda x: F.softplus(two(one(x).repeat(1, 2))).mean(),
+        lambda x: F.softplus(-two(one(x).detach().repeat(1, 2))).mean(),
+    ]
+    for x, _ in batches(3):
+        for step, loss_fn in zip(steps, losses, strict=True):
+            step.optimizer.zero_grad(to_none)
+            step.loss(loss_fn, x).backward()
+            step.estimate()
+            step.optimizer.step()
+
+
+def test_a_sparse_gradient_is_refused_in_one_line() -> None:
+    model = nn.Embedding(4, 3, sparse=True)
+    step = FogzoStep(model, sgd(model), [QuantizedWeight(model.weight, torch.ones(()), LAW)])
+    step.loss(lambda i: model(i).square().mean(), torch.arange(3)).backward()
+    with pytest.raises(ValueError, match="sparse=False") as said:
+        step.step()
+    assert "\n" not in str(said.value)
 
 
 def test_a_model_that_was_trained_is_collected() -> None:
