@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from fogzo_repro.estimators.smoothing import SmoothingLaw
 
@@ -125,28 +124,18 @@ def shape_(draws: Sequence[Tensor], laws: Sequence[SmoothingLaw]) -> None:
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
-    """Return the norm of all tensors, which are overwritten; no square over- or underflows.
+    """Return the norm of all tensors together, which float64 takes: no square over- or underflows.
 
-    It is not compiled: that took six seconds for a network of blocks, and saves 0.2% of a step.
+    In float32 the norm of ten million numbers is a thousandth too low on a CPU. It is not compiled:
+    that took six seconds for a network of blocks, and saves 0.2% of a step.
 
     >>> total_norm([torch.tensor([3e-30]), torch.tensor([4e-30])])
     tensor(5.0000e-30)
     >>> total_norm([torch.tensor([3e30]), torch.tensor([4e30])])
     tensor(5.0000e+30)
     """
-    tensors = [t for t in tensors if t.numel()]  # an empty one has no largest number
-    unit = unit_of(get_total_norm(tensors, torch.inf))
-    torch._foreach_div_(tensors, unit)
-    return get_total_norm(tensors) * unit
-
-
-def unit_of(largest: Tensor) -> Tensor:
-    """Return the power of two to measure numbers by of which this is the largest.
-
-    Dividing by it and multiplying with it rounds nothing.
-    """
-    limits = torch.finfo(largest.dtype)
-    return largest.log2().floor().exp2().clamp(limits.tiny, limits.max)
+    norms = torch._foreach_norm(tensors, 2, dtype=torch.float64)
+    return torch.stack(norms).norm().to(tensors[0].dtype)
 
 
 @_compilable

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from fogzo_repro.config import RunConfig
 from fogzo_repro.data import Images
-from fogzo_repro.estimators.fused import unit_of
 from fogzo_repro.estimators.schedule import noise_at, start_step
 from fogzo_repro.estimators.smoothing import widest
 from fogzo_repro.training.batched import losses_of_levels, mean_cross_entropy
@@ -336,6 +335,15 @@ def _noise(config: RunConfig, t: int, total: int) -> float:
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return each lane's norm over all tensors together, (S, C)."""
-    unit = unit_of(torch.stack([x.abs().amax((-2, -1)) for x in tensors]).amax(0))
+    unit = _unit_of(torch.stack([x.abs().amax((-2, -1)) for x in tensors]).amax(0))
     parts = [torch.linalg.vector_norm(x / unit[..., None, None], dim=(-2, -1)) for x in tensors]
     return torch.linalg.vector_norm(torch.stack(parts), dim=0) * unit
+
+
+def _unit_of(largest: Tensor) -> Tensor:
+    """Return the power of two to measure numbers by of which this is the largest.
+
+    Dividing by it and multiplying with it rounds nothing.
+    """
+    limits = torch.finfo(largest.dtype)
+    return largest.log2().floor().exp2().clamp(limits.tiny, limits.max)
