@@ -240,7 +240,10 @@ def locked(path: Path, what: str, wait: float = 1.0) -> Iterator[bool]:
     with file:
         while (found := _lock(file.fileno(), fcntl.LOCK_EX)) is False:
             if time.monotonic() > deadline:
-                raise InUse(f"{what} is being written by another process")
+                raise InUse(
+                    f"{what} is being written by another process; once that has ended, run the "
+                    "same command again"
+                )
             time.sleep(LOCK_POLL_SECONDS)
         yield found is not None
 

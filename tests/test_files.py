@@ -123,7 +123,7 @@ def test_a_lock_keeps_others_out_and_is_seen(tmp_path: Path) -> None:
         assert has_locks
         assert files.is_locked(path)
         with (
-            pytest.raises(UserError, match="the folder is being written by another process"),
+            pytest.raises(UserError, match="the folder is being written by another process; once"),
             files.locked(path, "the folder", wait=0),
         ):
             pass
