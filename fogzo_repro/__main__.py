@@ -4,8 +4,8 @@ A cell of configs/table/*.yaml is run by ``experiment=TABLE/CELL``; with ``-m`` 
 or a glob. The flag ``--plain`` prints the command that a cell stands for, and starts nothing.
 
 Exit status: 0 finished or skipped; 2 an error that the user can mend, in one line; 3 a run
-diverged; 75 stopped by a signal with the checkpoint written, run the same command again; 130 ended
-by INT before the run began, or by a second one.
+diverged, and none had an error; 75 stopped by a signal with the checkpoint written, run the same
+command again; 130 ended by INT before the run began, or by a second one.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def main() -> int:
         ranks.leave()
     say_failed(told, len(statuses) - 1)
     ran = len(statuses) > 1  # else the configuration was shown, by Hydra
-    return max(statuses) if ran else output_status()
+    return (2 if 2 in statuses else max(statuses)) if ran else output_status()
 
 
 def help_of(words: Sequence[str]) -> str:

@@ -159,7 +159,7 @@ def run_missing(
         return status
     places = chosen_places(arguments.results, rules, name, rows)
     wanted = reporting_cells(arguments.table, overrides, places)
-    return max(status, run_table(arguments, wanted)) if wanted else status
+    return (run_table(arguments, wanted) if wanted else 0) or status
 
 
 def say_missing(

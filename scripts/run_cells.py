@@ -167,7 +167,7 @@ def run_claims(
         return status
     table = arguments.table.split("/")[0]
     claimed = claimed_part(cells, arguments.records.parent, table, seeds)
-    return max(status, run_table(arguments, claimed) if claimed else 0)
+    return (run_table(arguments, claimed) if claimed else 0) or status
 
 
 def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:

@@ -565,11 +565,12 @@ def test_what_runs_of_a_sweep_lack_is_said_once_and_at_the_end_how_many(
     monkeypatch, capsys, tmp_path
 ):
     sizes = "recipe.global_batch_size=2000,10"
-    words = ["-m", f"output_root={tmp_path}", *TINY, "seed=0,1", sizes]
-    status, _, err = run_cli(monkeypatch, capsys, *words)
+    words = ["-m", f"output_root={tmp_path}", *TINY, "seed=0,1", sizes, "recipe.lr=1e30"]
+    status, out, err = run_cli(monkeypatch, capsys, *words)
     (said,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert status == 2 and said.startswith("error: recipe.global_batch_size=2000 ")
     assert err.splitlines()[-1] == said.replace("error:", "2 of 4 jobs failed:")
+    assert out.count(": diverged") == 2  # which the errors stand before
 
 
 def run_error(monkeypatch, capsys, tmp_path, *arguments):
