@@ -1,5 +1,6 @@
 """What the tests have in common: where real data lie, a tiny quantized network, one thread."""
 
+import errno
 import gc
 import os
 import sys
@@ -182,3 +183,15 @@ def tiny(make_tiny: Callable[..., TinyNetwork]) -> TinyNetwork:
     network = make_tiny()
     network.backward()
     return network
+
+
+def deny_folder(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have the system refuse to list folders of a name, which it does not refuse to root."""
+    scandir = os.scandir
+
+    def denied(path: str) -> Any:
+        if str(path).endswith(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)

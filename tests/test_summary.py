@@ -1,9 +1,7 @@
 """`python -m fogzo_repro.summary`: what differs between runs, means over seeds, plots."""
 
 import csv
-import errno
 import json
-import os
 import shutil
 import statistics
 import sys
@@ -14,6 +12,7 @@ import pytest
 from fogzo_repro import summary
 from fogzo_repro.config import UserError
 from fogzo_repro.terminal import run_tool
+from tests.conftest import deny_folder
 from tests.forked import python
 from tests.reporting.conftest import make_record
 from tests.short_runs import train
@@ -226,14 +225,7 @@ def test_a_run_of_a_table_is_called_by_its_cell(tmp_path):
 def test_a_folder_that_cannot_be_read_is_said_to_be_left_out(tmp_path, monkeypatch, capsys):
     train(tmp_path / "runs")
     train(tmp_path / "runs" / "more", "seed=1")
-    scandir = os.scandir
-
-    def denied(path):
-        if str(path).endswith("more"):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", denied)
+    deny_folder(monkeypatch, "more")
     monkeypatch.setattr(sys, "argv", ["summary", str(tmp_path / "runs")])
     summary.main()
     said = f"left out: {tmp_path}/runs/more cannot be read (Permission denied)"

@@ -157,7 +157,7 @@ class TokenStream:
     def check(self, rank: int, world_size: int) -> None:
         """Begin to compare this rank's share of the shards with their checksums.
 
-        It goes on beside the training, for a second a gigabyte: no start waits for it.
+        It goes on beside the training: no start waits for it.
         """
         shards = [*zip(self.paths, self.checksums, strict=True)][rank::world_size]
         self.checked = Future()

@@ -26,7 +26,10 @@ COUNTED = (".", ":!results")  # no run reads results/, and new records must not 
 
 
 def command_line() -> str:
-    """Return the command as a user would type it from the project's folder."""
+    """Return the command as a user would type it from the project's folder.
+
+    Of what lies elsewhere the last name is told alone: a record is published.
+    """
     path = Path(sys.argv[0]).resolve()
     shown = path.relative_to(TOP) if path.is_relative_to(TOP) else Path(path.name)
     what = [str(shown)]
@@ -36,7 +39,18 @@ def command_line() -> str:
         what = ["-m", f"scripts.bench.{shown.stem}"]
     elif INSTALLED and shown.parent == Path("scripts"):
         what = ["-m", f"fogzo_repro.scripts.{shown.stem}"]
-    return shlex.join([*_launcher(), *what, *sys.argv[1:]])
+    return shlex.join([*_launcher(), *what, *map(_without_folders, sys.argv[1:])])
+
+
+def _without_folders(word: str) -> str:
+    """Return a word of a command, an absolute path in it by its last name.
+
+    >>> _without_folders("data_dir=/home/me/data"), _without_folders("/tmp/out/start.json")
+    ('data_dir=data', 'start.json')
+    """
+    key, equals, value = word.rpartition("=")
+    path = Path(value)
+    return f"{key}{equals}{path.name}" if path.is_absolute() and path.name else word
 
 
 def _launcher() -> list[str]:

@@ -1,15 +1,14 @@
 """Where documents come from: folders, and the hub by `datasets`."""
 
-import errno
 import gzip
 import json
-import os
 
 import pytest
 
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4_documents import source_files
 from fogzo_repro.data.c4_shards import split_of
+from tests.conftest import deny_folder
 
 
 def test_a_folder_without_documents_is_refused(tmp_path):
@@ -114,13 +113,6 @@ def test_a_folder_of_documents_that_cannot_be_read_is_not_left_out(tmp_path, mon
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "c4-train.json.gz").touch()
-    scandir = os.scandir
-
-    def denied(path):
-        if str(path).endswith("b"):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", denied)
+    deny_folder(monkeypatch, "b")
     with pytest.raises(UserError, match=r"cannot use .*/b: Permission denied; see that you can"):
         source_files(str(tmp_path))

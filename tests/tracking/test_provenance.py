@@ -131,5 +131,7 @@ def test_command_is_what_was_typed(monkeypatch, launcher, name):
         monkeypatch.delenv(variable, raising=False)
     for variable, value in LAUNCHERS[launcher].items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setattr("sys.argv", [str(ROOT / name), "seed=1", "output_root=my runs"])
-    assert command_line() == f"{launcher} {STARTED[name]} seed=1 'output_root=my runs'"
+    words = ["seed=1", "output_root=my runs", "data_dir=/home/me/data", "--out", "/tmp/a/b.json"]
+    monkeypatch.setattr("sys.argv", [str(ROOT / name), *words])
+    told = "seed=1 'output_root=my runs' data_dir=data --out b.json"
+    assert command_line() == f"{launcher} {STARTED[name]} {told}"
