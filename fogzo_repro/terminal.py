@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -139,13 +140,42 @@ def text_or_path(text: str) -> str:
     return str(path_argument(text))
 
 
+def number(text: str) -> float:
+    """Return a number of a command line, for argparse: nan and inf would be no limit to anything.
+
+    >>> number("3.1e9")
+    3100000000.0
+    """
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a finite number, at least 0")
+    return value
+
+
+def whole_number(text: str) -> int:
+    """Return a whole number of a command line, for argparse."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be at least 0")
+    return value
+
+
+def at_least_one(text: str) -> int:
+    """Return a whole number above 0 of a command line, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
+    return value
+
+
 def command_parser(documentation: str | None, name: str | None = None) -> argparse.ArgumentParser:
     """Return a parser whose --help shows a command's whole documentation, examples included.
 
     It is that of the command's module; the name is given where it is not the file's.
     """
     parser = argparse.ArgumentParser(name, description=documentation, formatter_class=_Help)
-    parser.register("type", Path, path_argument)  # what `type=Path` stands for
+    for kind, read in ((Path, path_argument), (float, number), (int, whole_number)):
+        parser.register("type", kind, read)  # what `type=Path` and so on stand for
     return parser
 
 

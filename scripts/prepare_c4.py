@@ -53,7 +53,13 @@ from fogzo_repro.data.c4_shards import (
     write_json,
 )
 from fogzo_repro.data.workers import LOCK_SECONDS
-from fogzo_repro.terminal import command_parser, first_line, one_line_errors, text_or_path
+from fogzo_repro.terminal import (
+    at_least_one,
+    command_parser,
+    first_line,
+    one_line_errors,
+    text_or_path,
+)
 from fogzo_repro.tracking.progress import RunProgress
 
 TOKENS_PER_SECOND = 0.8e6  # a core, sentencepiece; for the estimate before the start
@@ -93,7 +99,7 @@ def arguments(line: list[str] | None) -> argparse.Namespace:
         help="tokens of the source's own validation split",
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes; 1 or more"
+        "--workers", type=at_least_one, default=os.cpu_count() or 1, help="processes; 1 or more"
     )
     return parser.parse_args(line)
 
@@ -135,12 +141,10 @@ def corpus_name(args: argparse.Namespace, files: list[SourceFile]) -> str:
 
 def settings_of(args: argparse.Namespace, tokenizer: Path, files: list[SourceFile]) -> dict:
     """Return all that decides the shards' content, and the corpus's name."""
-    if not 0 <= args.held_out <= MOST_HELD_OUT:
+    if args.held_out > MOST_HELD_OUT:
         raise UserError(f"--held-out {args.held_out} is outside [0, {MOST_HELD_OUT:.2f}]")
-    if not 1 <= args.tokens < math.inf or args.workers < 1:
-        raise UserError("--tokens and --workers must be at least 1")
-    if not 0 <= args.validation_tokens < math.inf:
-        raise UserError(f"--validation-tokens {args.validation_tokens} must be at least 0")
+    if args.tokens < 1:
+        raise UserError(f"--tokens {args.tokens} must be at least 1")
     content = tokenizer.read_bytes()
     on_hub = args.source == "hub"
     return {

@@ -47,7 +47,7 @@ from fogzo_repro.data.imagenet import (
     read_class_list,
 )
 from fogzo_repro.data.workers import worker_pool
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from fogzo_repro.tracking.progress import RunProgress
 
 SHOWN = 10  # bad files named on the terminal
@@ -59,7 +59,9 @@ def main() -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--root", type=Path, required=True, help="holds train/ and val/")
     parser.add_argument("--full", action="store_true", help="decode every image")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; 1 or more")
+    parser.add_argument(
+        "--workers", type=at_least_one, default=os.cpu_count(), help="processes; 1 or more"
+    )
     parser.add_argument(
         "--val-labels",
         type=Path,
@@ -80,8 +82,6 @@ def main() -> None:
         parser.error(f"--decoded {arguments.decoded} must be at least 16")
     if arguments.classes and arguments.decoded is None:
         parser.error("--classes says what --decoded SIDE decodes; give both")
-    if arguments.workers < 1:
-        parser.error(f"--workers {arguments.workers} must be at least 1")
     check_root(root)
     if arguments.val_labels:
         sort_val(root, arguments.val_labels)

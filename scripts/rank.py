@@ -42,7 +42,7 @@ from fogzo_repro.reporting.ranking import (
 from fogzo_repro.reporting.results import TUNING_SEEDS, Place, read_recorded
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
-from fogzo_repro.terminal import command_parser, one_line_errors, stderr
+from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors, stderr
 
 from .run_cells import INTERRUPTED_STATUS, check_overrides, run_table, table_cells
 
@@ -62,7 +62,9 @@ def main() -> int:
         "--results", type=Path, default=working_folder() / "results",
         help="folder with paper/ and records/",
     )  # fmt: skip
-    parser.add_argument("--workers", type=int, help="runs at a time; 1 or more [by the cards]")
+    parser.add_argument(
+        "--workers", type=at_least_one, help="runs at a time; 1 or more [by the cards]"
+    )
     parser.add_argument("--gpus", default="", help="cards to deal to the workers, as 0,1")
     parser.add_argument(
         "--minutes", type=float, help="stop after so many minutes, with checkpoints"

@@ -55,7 +55,7 @@ from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.status import over_without_start, run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from fogzo_repro.training.preemption import how_to_go_on, hurry
 
 INTERRUPTED_STATUS = 75
@@ -72,7 +72,9 @@ def main() -> int:
         help="TABLE or TABLE/CELL, in which * stands for any letters; then any setting=value",
     )
     parser.add_argument("--seeds", help="evaluation seeds, as 0,1 or 0..4; tuning seeds stay")
-    parser.add_argument("--workers", type=int, help="runs at a time; 1 or more [by the cards]")
+    parser.add_argument(
+        "--workers", type=at_least_one, help="runs at a time; 1 or more [by the cards]"
+    )
     parser.add_argument("--gpus", default="", help="cards to deal to the workers, as 0,1")
     parser.add_argument(
         "--minutes", type=float, help="stop after so many minutes, with checkpoints"

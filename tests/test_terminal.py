@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from fogzo_repro.terminal import command_parser, one_line_errors, text_or_path
+from fogzo_repro.terminal import (
+    at_least_one,
+    command_parser,
+    one_line_errors,
+    text_or_path,
+)
 from tests.conftest import ROOT
 
 TELLING = """
@@ -124,3 +129,23 @@ def test_a_path_is_typed_with_a_tilde_and_never_empty(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             parser.parse_args([f"--source={text}"])
         assert f"argument --source: {text!r} {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        (float, "nan", "must be a finite number, at least 0"),
+        (float, "inf", "must be a finite number, at least 0"),
+        (float, "-1", "must be a finite number, at least 0"),
+        (int, "-1", "must be at least 0"),
+        (at_least_one, "0", "must be at least 1"),
+    ],
+    ids=["nan", "inf", "negative", "whole", "count"],
+)
+def test_a_number_that_limits_nothing_is_refused(kind, text, said, capsys):
+    parser = command_parser("What it does.")
+    parser.add_argument("--number", type=kind)
+    assert parser.parse_args(["--number=2"]).number == 2
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--number={text}"])
+    assert f"argument --number: {text!r} {said}\n" in capsys.readouterr().err

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from fogzo_repro.config import UserError
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.terminal import at_least_one, command_parser
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks, leave
 from scripts.bench.clock import Clock
 from scripts.bench.networks import build, configure
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--networks", default=",".join(NETWORKS), help="which ones, comma-separated"
     )
-    parser.add_argument("--steps", type=int, default=50, help="timed; 1 or more")
+    parser.add_argument("--steps", type=at_least_one, default=50, help="timed; 1 or more")
     parser.add_argument("--warm-up", type=int, default=5, help="steps before the clock starts")
     parser.add_argument("--toy", action="store_true", help="tiny networks, a check on the CPU")
     arguments = parser.parse_args()

@@ -35,7 +35,7 @@ from unittest import mock
 
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError, build_part
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from scripts.bench.record import head, read_committed, tell_moved, write
 
 RECIPES = ("resnet18", "deit_tiny")
@@ -48,9 +48,11 @@ def main() -> None:
     """Measure both recipes, write one JSON file."""
     parser = command_parser(__doc__)
     parser.add_argument("--data-dir", required=True, help="holds imagenet/")
-    parser.add_argument("--workers", type=int, default=16, help="processes; 1 or more")
-    parser.add_argument("--images", type=int, default=20_000, help="of each way, at the least")
-    parser.add_argument("--batch", type=int, default=256, help="images; 1 or more")
+    parser.add_argument("--workers", type=at_least_one, default=16, help="processes; 1 or more")
+    parser.add_argument(
+        "--images", type=at_least_one, default=20_000, help="of each way, at the least"
+    )
+    parser.add_argument("--batch", type=at_least_one, default=256, help="images; 1 or more")
     parser.add_argument("--decoded", type=int, metavar="SIDE", help="of a decoded tree in DIR")
     parser.add_argument("--train", action="store_true", help="train by the command too, on a GPU")
     parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from fogzo_repro.estimators.loop import FogzoStep
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from fogzo_repro.training.optimizers import set_lr
 from scripts.bench.clock import LR, Clock, spread
 from scripts.bench.networks import build, configure
@@ -41,7 +41,9 @@ def main() -> int:
     """Measure, write one JSON file; status 1 where `FogzoStep` waits for the device."""
     parser = command_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
-    parser.add_argument("--steps", type=int, default=50, help="timed of each way; 1 or more")
+    parser.add_argument(
+        "--steps", type=at_least_one, default=50, help="timed of each way; 1 or more"
+    )
     parser.add_argument("--warm-up", type=int, default=10, help="of each way; 5 or more on a GPU")
     parser.add_argument("--toy", action="store_true", help="a tiny network, a check on the CPU")
     arguments = parser.parse_args()

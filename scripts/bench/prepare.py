@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.data.c4 import MANIFEST
-from fogzo_repro.terminal import command_parser
+from fogzo_repro.terminal import at_least_one, command_parser
 from fogzo_repro.training.machine import processor_name
 from scripts.bench.record import head, read_committed, tell_moved, write
 
@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder of *.json.gz")
     parser.add_argument("--tokenizer", type=Path, required=True, help="holds tokenizer.model")
     parser.add_argument("--workers", default="1,2", help="numbers of processes, comma-separated")
-    parser.add_argument("--repeat", type=int, default=20, help="times that the files are read")
+    parser.add_argument(
+        "--repeat", type=at_least_one, default=20, help="times that the files are read"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro import files
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from scripts.bench.networks import NETWORKS, cases, configure, measure
 from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
 
@@ -55,10 +55,10 @@ def main() -> int:
     parser.add_argument("groups", nargs="+", choices=NETWORKS, help="which networks")
     parser.add_argument("--out", required=True, help="JSON file; {group} stands for the group")
     parser.add_argument("--cases", help="comma-separated, as 'resnet18 none,resnet18 round-w2'")
-    parser.add_argument("--steps", type=int, default=50, help="timed; 1 or more")
+    parser.add_argument("--steps", type=at_least_one, default=50, help="timed; 1 or more")
     parser.add_argument("--warm-up", type=int, default=5, help="steps before the clock starts")
     parser.add_argument(
-        "--side-by-side", type=int, default=11, help="processes that compile at a time"
+        "--side-by-side", type=at_least_one, default=11, help="processes that compile at a time"
     )
     parser.add_argument("--patience", type=float, default=900, help="seconds for compiling")
     parser.add_argument(

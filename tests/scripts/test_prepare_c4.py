@@ -305,8 +305,7 @@ def test_what_a_killed_worker_left_is_cleared_away(source, prepared, tmp_path):
 
 
 ARGUMENTS = {
-    "tokens": (["--tokens", "nan"], "--tokens and --workers must be at least 1"),
-    "validation": (["--validation-tokens", "-5"], "--validation-tokens -5.0 must be at least 0"),
+    "tokens": (["--tokens", "0"], "--tokens 0.0 must be at least 1"),
     "share": (["--held-out", "0.6"], "--held-out 0.6 is outside"),
     "out": (["--out", "/proc/c4"], "--out /proc/c4 is not writable"),
 }
