@@ -32,7 +32,7 @@ from fogzo_repro.config import (
     setting_names,
 )
 from fogzo_repro.config.parse import BROUGHT, brings_none
-from fogzo_repro.config.parts import own_parts
+from fogzo_repro.config.parts import own_folder_hint, own_parts
 from fogzo_repro.config.rules import spelled
 from fogzo_repro.project import script
 from fogzo_repro.sweeps.tables import GROUPS, Entry, find_entries, table_files
@@ -235,7 +235,8 @@ def _in_one_line(error: Exception, words: Sequence[str]) -> UserError:
                 return unknown
         if error.options:
             near, options = did_you_mean(name, error.options), ", ".join(error.options)
-            return ConfigError(f"{group}={name} is not an option{near}; options: {options}")
+            hint = "" if near else own_folder_hint(own_parts())
+            return ConfigError(f"{group}={name} is not an option{near}; options: {options}{hint}")
     elif isinstance(error, OSError) and error.filename:
         why = (error.strerror or "").lower()
         return ConfigError(f"{error.filename}: {why}; a sweep writes to output_root, give another")

@@ -495,6 +495,16 @@ def test_what_a_table_does_not_have_is_named(monkeypatch, capsys, tmp_path, tiny
     assert err.startswith("error: ") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "word", ["experiment=own/ste", "estimator=cage", "quantizer.surrogate=erf"]
+)
+def test_how_a_folder_of_the_users_is_named_is_told(word, monkeypatch, capsys):
+    """What is not there may lie in one; beside a near name it is more likely a slip."""
+    monkeypatch.delenv("FOGZO_PARTS", raising=False)
+    status, _, err = run_cli(monkeypatch, capsys, word)
+    assert status == 2 and err.endswith("; a folder of yours is named by FOGZO_PARTS\n")
+
+
 def test_a_table_with_a_mistake_is_named(monkeypatch, capsys, tiny_table):
     tiny_table.write_text(TABLE.replace("columns:", "colums:"))
     status, _, err = run_cli(monkeypatch, capsys, "experiment=tiny/ste")

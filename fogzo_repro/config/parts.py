@@ -181,7 +181,7 @@ def python_file(section: str, family: str, parts_dir: str | None) -> Path:
             return path
     raise ConfigError(
         f"{section}: there is no Python file for the family {family}; it would be "
-        f"{' or '.join(map(str, places))}{_how_to_name_a_folder(parts_dir)}"
+        f"{' or '.join(map(str, places))}{own_folder_hint(parts_dir)}"
     )
 
 
@@ -201,8 +201,9 @@ def _folders(section: str, parts_dir: str | None) -> list[Path]:
     return [PACKAGE / FOLDERS[section], *own]
 
 
-def _how_to_name_a_folder(parts_dir: str | None) -> str:
-    return "" if parts_dir else "; a folder of yours is named by --config-dir or FOGZO_PARTS"
+def own_folder_hint(parts_dir: str | None) -> str:
+    """Return how a folder of the user's is named, for an error about what may lie in one."""
+    return "" if parts_dir else "; a folder of yours is named by FOGZO_PARTS"
 
 
 def schema(
@@ -227,7 +228,7 @@ def schema(
     if path is None:
         raise ConfigError(
             f"{section}.name={name}: there is no {section}/{name}.yaml, and a part's file has the "
-            f"part's name{_how_to_name_a_folder(parts_dir)}"
+            f"part's name{own_folder_hint(parts_dir)}"
         )
     base = SHARED[section]
     for content in _based_on(path):

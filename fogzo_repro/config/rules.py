@@ -67,10 +67,10 @@ def _nearest(name: str, known: set[str]) -> str | None:
     return elsewhere[0] if len(elsewhere) == 1 else None
 
 
-def choice(key: str, value: object, options: tuple[object, ...]) -> None:
-    """Refuse a value that is not among the options, with the list."""
+def choice(key: str, value: object, options: tuple[object, ...], hint: str = "") -> None:
+    """Refuse a value that is not among the options, with the list and a hint."""
     said = ", ".join(map(spelled, options))
-    require(value in options, f"{key}={spelled(value)} is not an option; options: {said}")
+    require(value in options, f"{key}={spelled(value)} is not an option; options: {said}{hint}")
 
 
 def spelled(value: object) -> str:

@@ -9,7 +9,7 @@ from fogzo_repro.config.datasets import C4Config, ImageNetConfig
 from fogzo_repro.config.estimators import AveragedConfig, FogzoConfig, SpsaConfig
 from fogzo_repro.config.hardware import CellConfig, HardwareConfig, NoTracker, WandbConfig
 from fogzo_repro.config.models import DeiTConfig, LlamaConfig, MlpConfig, ResNetConfig
-from fogzo_repro.config.parts import names
+from fogzo_repro.config.parts import names, own_folder_hint
 from fogzo_repro.config.quantizers import (
     LsqConfig,
     NoQuantizer,
@@ -88,7 +88,8 @@ class RunConfig:
             start = f"{operator}_"
             known = names("surrogate", self.parts_dir)
             options = tuple(n.removeprefix(start) for n in known if n.startswith(start))
-            choice("quantizer.surrogate", self.quantizer.surrogate, options)
+            hint = own_folder_hint(self.parts_dir)
+            choice("quantizer.surrogate", self.quantizer.surrogate, options, hint)
 
 
 # The rules of built-in families; a part of another family has its YAML file's keys and types.

@@ -49,7 +49,7 @@ from fogzo_repro.config import (
     did_you_mean,
     read_yaml,
 )
-from fogzo_repro.config.parts import own_parts
+from fogzo_repro.config.parts import own_folder_hint, own_parts
 from fogzo_repro.reporting.results import TUNING_SEEDS
 
 # Settings that choose among files. So does `scale`, which comes after the cell: see `Entry.node`.
@@ -199,7 +199,8 @@ def find_entries(name: str, files: Mapping[str, Path]) -> list[Entry]:
     table, _, pattern = name.partition("/")
     if table not in files:
         near = did_you_mean(table, files)
-        raise ConfigError(f"{table} is not a table{near}; tables: {', '.join(sorted(files))}")
+        hint = "" if near else own_folder_hint(own_parts())
+        raise ConfigError(f"{table} is not a table{near}; tables: {', '.join(sorted(files))}{hint}")
     entries = _read_once(files[table], files[table].stat().st_mtime_ns)
     found = [entry for entry in entries if fnmatchcase(entry.name, pattern or "*")]
     if not found:
