@@ -9,6 +9,8 @@ Shapes: S seeds, C cells.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ from typing import Any
 
 import torch
 
-from fogzo_repro import METHOD_VERSION
+from fogzo_repro import METHOD_VERSION, files
 from fogzo_repro.config import RunConfig, UserError, published
 from fogzo_repro.data import Images
 from fogzo_repro.plan import evaluations_per_step
@@ -31,7 +33,7 @@ from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.tracking.records import SCHEMA_VERSION, file_record
 from fogzo_repro.training.lanes import Lanes
 from fogzo_repro.training.machine import Machine, resolve_machine
-from fogzo_repro.training.preemption import Preempted, StopRequest
+from fogzo_repro.training.preemption import Preempted, StopRequest, how_to_go_on
 from fogzo_repro.training.tasks import build_task
 
 MOST_IMAGES = 10_000  # of a pass of the evaluation
@@ -61,23 +63,77 @@ def train_lanes(
             if stop.received or late:
                 raise Preempted(stop.received or "out of time")
 
-        for group in groups(cells):
+        waiting, again = groups(cells), False
+        held: list[list[LaneCell]] = []
+        while waiting:
+            group = waiting.pop(0)
             try:
-                found = train_group(group, check)
+                _book(group, _records_of(group, records, check, say), outcome)
             except Preempted:
                 outcome.interrupted = True
                 return outcome
-            for cell, record in zip(group, found, strict=True):
-                line = file_record(record, records)
-                if line:
-                    say(f"not filed: {line}")
-                for seed, status in zip(record["seeds"], record["status"], strict=True):
-                    job = Job(replace(cell.config, seed=seed), cell.run_id, cell.total_steps, 0)
-                    if status == "finished":
-                        outcome.finished.append(job)
-                    else:
-                        outcome.diverged.append((job, record["notes"][str(seed)]))
+            except files.InUse:
+                held.append(group)
+            if not (waiting or again):
+                again = True  # the other process may be done by now, or gone
+                waiting, held = held, []
+    for cell in itertools.chain(*held):
+        why = f"another process has it; once that has ended, {how_to_go_on(cell.config.force)}"
+        outcome.elsewhere += [(job, why) for job in _jobs(cell)]
     return outcome
+
+
+def _jobs(cell: LaneCell) -> list[Job]:
+    """Return the runs of a cell."""
+    configs = [replace(cell.config, seed=seed) for seed in cell.seeds]
+    return [Job(config, cell.run_id, cell.total_steps, 0) for config in configs]
+
+
+def _book(group: Sequence[LaneCell], found: Sequence[Mapping[str, Any]], outcome: Outcome) -> None:
+    """Add to `outcome` how the runs of cells ended, by their records."""
+    for cell, record in zip(group, found, strict=True):
+        for job, status in zip(_jobs(cell), record["status"], strict=True):
+            if status == "finished":
+                outcome.finished.append(job)
+            else:
+                outcome.diverged.append((job, record["notes"][str(job.config.seed)]))
+
+
+def _records_of(
+    group: Sequence[LaneCell],
+    records: Path,
+    check: Callable[[], None],
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Return the record of each cell; train and file those that no other process has filed.
+
+    Raises:
+        InUse: where another process trains one of them.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    missing: list[LaneCell] = []
+    with contextlib.ExitStack() as stack:
+        for path in {_lock_of(cell): None for cell in group}:  # one for two cells of one run
+            stack.enter_context(files.locked(path, path.stem))
+        for cell in group:
+            path = records / cell.config.cell.table / f"{cell.run_id}.json"
+            if path.is_file() and not cell.config.force:
+                found[cell.run_id] = files.parse_json(path.read_text())
+            else:
+                missing.append(cell)
+        trained = train_group(missing, check) if missing else []
+        for cell, record in zip(missing, trained, strict=True):
+            found[cell.run_id] = record
+            if line := file_record(record, records):
+                say(f"not filed: {line}")
+    return [found[cell.run_id] for cell in group]
+
+
+def _lock_of(cell: LaneCell) -> Path:
+    """Return the file that whoever makes the record of a cell has locked; its folder is made."""
+    folder = Path(cell.config.output_root) / "lanes"
+    files.make_folder(folder, f"output_root={cell.config.output_root}")
+    return folder / f"{cell.run_id}.lock"
 
 
 def train_group(

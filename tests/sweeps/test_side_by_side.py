@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from fogzo_repro import run
+from fogzo_repro import files, run
 from fogzo_repro.config import RunConfig
 from fogzo_repro.data import digits
 from fogzo_repro.sweeps import side_by_side
@@ -133,7 +133,7 @@ def test_a_group_leaves_a_record_a_cell_and_is_then_over(make_config: Make, tmp_
     outcome, _ = train(cells, tmp_path)
     assert len(outcome.finished) == 4 and not outcome.interrupted
     paths = sorted((tmp_path / "miniature").glob("*.json"))
-    assert len(paths) == 2 and not (tmp_path / "runs").exists()
+    assert len(paths) == 2 and not list((tmp_path / "runs").glob("*/*.json"))
     record = json.loads(paths[0].read_text())
     assert record["resolved"]["evaluator"] == "lanes" and "seed" not in record["config"]
     assert (record["lanes"], record["steps"], record["perturbed_weights"]) == (4, 5, 7940)
@@ -165,6 +165,35 @@ def test_a_seed_with_a_record_of_its_own_is_not_trained_again(
     assert planned.seeds == (1,)
     (forced,) = plan_lanes([Cell(replace(config, force=True), (0, 1))], tmp_path)
     assert forced.seeds == (0, 1)
+
+
+def test_cells_that_another_process_trains_are_left_to_it(
+    make_config: Make, tmp_path: Path
+) -> None:
+    cells = [Cell(make_config("estimator=ste", f"cell.column={c}"), (0,)) for c in "ab"]
+    cells.append(Cell(make_config(*FOGZO), (0,)))
+    (held, _, _) = planned = plan_lanes(cells, tmp_path)
+    lock = Path(held.config.output_root) / "lanes" / f"{held.run_id}.lock"
+    lock.parent.mkdir(parents=True)
+    with files.locked(lock, "the cell"):
+        outcome = train_lanes(planned, tmp_path, pytest.fail, None)
+    assert [job.run_id for job in outcome.finished] == [planned[2].run_id]
+    assert {why for _, why in outcome.elsewhere} == {
+        "another process has it; once that has ended, run the same command again to go on"
+    }
+    assert len(losses(tmp_path)) == 1
+
+
+def test_what_another_process_has_filed_meanwhile_is_not_trained_again(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [Cell(make_config("estimator=ste"), (0,))]
+    planned = plan_lanes(cells, tmp_path)
+    train(cells, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    outcome = train_lanes(planned, tmp_path, pytest.fail, None)
+    assert len(outcome.finished) == 1
+    assert before and before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
 
 
 def test_parts_change_nothing(
