@@ -1,4 +1,4 @@
-r"""FOGZO: first-order-guided zeroth-order gradient descent (PAPER 1, Algorithm 1).
+r"""FOGZO: first-order-guided zeroth-order gradient descent (arXiv 2510.23926, Algorithm 1 [sum]).
 
     v_i = sqrt(beta) s_i g^ + sqrt(1 - beta) u_i,     g^ = g / ||g|| from the STE,  s_i = +-1
     G   = 1/n sum_i [L(theta + eps v_i) - L(theta - eps v_i)] / (2 eps) v_i
@@ -78,12 +78,12 @@ def algorithm_1(
     """
     here = Point(weights)  # eps_l, the guides g_l and ||eps g||
     total = Total(here, n)
-    for u in draw(here, n, generator):  # line 2, for a block of pairs i at once
+    for u in draw(here, n, generator):  # u_i, for a block of pairs i at once
         s = random_signs(len(u[0]), u[0], signs)  # +-1 with probability 1/2 each
-        v = mixed(u, here, s * sqrt_beta, sqrt_noise)  # line 3: sqrt(beta) s g^ + sqrt(1 - beta) u
+        v = mixed(u, here, s * sqrt_beta, sqrt_noise)  # v = sqrt(beta) s g^ + sqrt(1 - beta) u
         losses = probes(here, v)  # L+ at theta + eps v, L- at theta - eps v
-        c = (losses.plus - losses.minus) / 2  # line 4
-        total.add(c, v, losses.flips)  # line 5: G_l += 1/n c v_l / eps_l
+        c = (losses.plus - losses.minus) / 2
+        total.add(c, v, losses.flips)  # G_l += 1/n c v_l / eps_l
     return total.write()
 
 
