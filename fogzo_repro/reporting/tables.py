@@ -225,8 +225,8 @@ class Form:
         more: those that LaTeX does without.
         exact: the columns of the CSV.
         tuning: the section on the tuning seeds.
-        apart: sweeps stand in the section on the tuning seeds alone; such a table is written in
-            LaTeX too.
+        apart: sweeps have rows of their own, which stand in the section on the tuning seeds alone;
+            such a table is written in LaTeX too.
     """
 
     title: str
@@ -347,7 +347,8 @@ def write_table(results: Path, table: str) -> TableResults:
     check_claimed(results, table)
     form, found = FORMS[table], read_results(results, table)
     lines = read_lines(results, found)
-    main = [line for line in lines if not (form.apart and form.tuning.has(line))]
+    below = [line for line in lines if form.tuning.has(line) and (form.apart or line.only_tuned)]
+    main = [line for line in lines if line not in below]
     judged = judged_claims(results, found)
     folder = results / "tables"
     folder.mkdir(parents=True, exist_ok=True)
@@ -393,7 +394,7 @@ def _cells_run(found: TableResults) -> str:
     cells = found.cells.values()
     said = f"{ran(found)} of {len(cells)} cells run"
     alone = sum(bool(cell.runs) and not cell.reporting() for cell in cells)
-    return said + (f" ({alone} on the seeds that choose alone)" if alone else "")
+    return said + (f" ({alone} on the seeds that choose alone: below)" if alone else "")
 
 
 def _page(

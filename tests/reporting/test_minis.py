@@ -125,7 +125,7 @@ def test_the_page_names_the_corpus_and_what_the_records_chose(
     write_table(results, TABLE)
     text = (results / "tables" / f"{TABLE}.md").read_text()
     cells = len(read_results(results, TABLE).cells)
-    assert f"2 of {cells} cells run (2 on the seeds that choose alone), on some text." in text
+    assert f"2 of {cells} cells run (2 on the seeds that choose alone: below), on some" in text
     assert (
         "| sign, hardtanh | FOGZO | noise | 1e-08 | 7.9e-05 | 0.0006 | 100 | on the edge " in text
     )

@@ -116,6 +116,12 @@ def test_tuning_seeds_do_not_enter_the_reported_mean(results: Path, save: Save) 
     assert "| 1.0000 ± – (1) |" in line_of(results, "| STE, integer grid | lr=0.032")
 
 
+def test_a_cell_of_tuning_seeds_alone_is_not_called_not_run(results: Path, save: Save) -> None:
+    save("STE, integer grid", "lr=0.008", 100, 5.0)
+    write_table(results, TABLE)
+    assert line_of(results, "| STE, integer grid | lr=0.008").endswith("| 5.0000 ± – (1) |")
+
+
 def test_796_is_shown_under_both_countings(results: Path, save: Save) -> None:
     save("FOGZO n=10, half_integer grid", "1-beta=0.001", 0, 1.0)
     save("n-SPSA n=7960, half_integer grid", "-", 0, 1.0)
