@@ -50,7 +50,7 @@ from fogzo_repro.plan import build_estimator, probe_budget, probe_gradients, pro
 from fogzo_repro.randomness import derive_seed, generator_for
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
 from fogzo_repro.reporting.statistics import jackknife
-from fogzo_repro.stored import StoredRun, open_run
+from fogzo_repro.stored import StoredRun, open_run, tell_skipped
 from fogzo_repro.terminal import command_parser, run_tool, typed_path
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import load_weights, read_tensors
@@ -254,7 +254,7 @@ def diagnose(
     """Measure at all snapshots of a run, with progress.
 
     Raises:
-        UserError: where the run has no snapshots or no quantized weights.
+        UserError: where the run has no snapshots or no quantized weights, or its data are damaged.
     """
     snapshots = sorted(run.folder.glob("snapshot-*.safetensors"))
     if not snapshots:
@@ -265,7 +265,8 @@ def diagnose(
     if not network.weights:
         raise UserError(f"{run.folder} has no quantized weights, so there is nothing to estimate")
     network.check_laws("diagnose")
-    diagnosis = Diagnosis(run, network, run.task(data_dir, device), effort, device)
+    task = run.task(data_dir, device)
+    diagnosis = Diagnosis(run, network, task, effort, device)
     pairs = diagnosis.pairs * len(snapshots)
     progress = RunProgress("diagnose, probe pairs", pairs, 0)
     done, rows = 0.0, []
@@ -280,6 +281,7 @@ def diagnose(
             rows += diagnosis.snapshot(path, report)
     finally:
         progress.close()
+    tell_skipped(task)
     return rows
 
 

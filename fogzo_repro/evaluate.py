@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fogzo_repro.config import UserError, check_given_once, did_you_mean, own_files_named
-from fogzo_repro.stored import open_run
+from fogzo_repro.stored import open_run, tell_skipped
 from fogzo_repro.terminal import command_parser, run_tool, typed_path
 
 
@@ -66,7 +66,9 @@ def main() -> None:
 
     run = open_run(arguments.run)
     network, step = run.trained_network(device)
-    metrics = run.task(settings.get("data_dir"), device).evaluate(network.model, last=True)
+    task = run.task(settings.get("data_dir"), device)
+    metrics = task.evaluate(network.model, last=True)
+    tell_skipped(task)
     print(f"{run.folder.resolve().name} after step {step}")
     for split, values in metrics.items():
         print(f"  {split:<6}", *(f"{name} {value!r}" for name, value in values.items()), sep="  ")

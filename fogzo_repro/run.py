@@ -214,9 +214,11 @@ def _train(plan: Plan, name: str, kept: KeptCode, said: list[str], beside: int) 
     status, notes = "finished", ""
     try:
         with StopRequest() as stop:
-            training.run(progress, stop)
-    except Diverged as error:
-        status, notes = "diverged", str(error)
+            try:
+                training.run(progress, stop)
+            except Diverged as error:
+                status, notes = "diverged", str(error)
+            skipped = task.skipped()
     except BaseException as error:
         journal.finish(None)
         if isinstance(error, Preempted):
@@ -231,7 +233,7 @@ def _train(plan: Plan, name: str, kept: KeptCode, said: list[str], beside: int) 
         for line in kept.save():
             log.say(f"{name}: {line}")
         progress.close()
-    if skipped := task.skipped():
+    if skipped:
         since = f" since step {resumed_at}" if resumed_at else ""
         notes = f"{notes} {len(skipped)} unreadable images were replaced{since}".lstrip()
         for line in skipped:

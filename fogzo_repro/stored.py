@@ -67,6 +67,16 @@ class StoredRun:
         return task
 
 
+def tell_skipped(task: Task) -> None:
+    """Say which examples were replaced in what a tool has measured, before it tells the result.
+
+    Raises:
+        UserError: where the data were damaged.
+    """
+    for line in task.skipped():
+        print(f"warning: replaced {line}", file=stderr())
+
+
 def open_run(path: str | Path) -> StoredRun:
     """Read a run folder's configuration.
 

@@ -10,6 +10,7 @@ import fogzo_repro
 from fogzo_repro.config import UserError
 from fogzo_repro.evaluate import main, parse_settings
 from fogzo_repro.stored import open_run
+from fogzo_repro.training.classification import InMemoryImages
 from tests.forked import python
 
 
@@ -32,6 +33,13 @@ def test_evaluate_prints_the_numbers_of_the_record_to_the_last_digit(folder, cap
     numbers = {float(word) for word in said if word.replace(".", "").isdigit() and "." in word}
     assert len(expected) == 4
     assert expected == numbers
+
+
+def test_what_was_replaced_in_the_data_is_told(folder, capsys, monkeypatch):
+    monkeypatch.setattr(InMemoryImages, "skipped", lambda task: ["a.jpg: truncated"])
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(folder), "device=cpu"])
+    main()
+    assert "warning: replaced a.jpg: truncated" in capsys.readouterr().err
 
 
 def test_load_run_gives_the_weights_of_the_checkpoint_without_data(folder, tmp_path, monkeypatch):

@@ -126,7 +126,14 @@ class Language:
         return {"loss": loss, "perplexity": perplexity, "windows": windows}
 
     def skipped(self) -> list[str]:
-        """Return nothing: the data are checked as a whole."""
+        """Return nothing: a damaged shard ends the run. Waits until all are checked.
+
+        Raises:
+            UserError: in all processes, where a shard is damaged.
+        """
+        with self.ranks.together():
+            for _ in self._checked():
+                pass
         return []
 
     def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:

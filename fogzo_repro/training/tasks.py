@@ -65,7 +65,11 @@ class Task(Protocol):
         ...
 
     def skipped(self) -> list[str]:
-        """Return which examples were left out as unreadable; all ranks must ask."""
+        """Return which examples were left out as unreadable; all ranks must ask, at the end.
+
+        Raises:
+            UserError: where what was read is not what it should be, so that no result stands.
+        """
         ...
 
     def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:

@@ -5,19 +5,23 @@ import math
 import os
 import signal
 import threading
+import time
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from fogzo_repro import run
+from fogzo_repro import diagnose, run
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError, build_part
-from fogzo_repro.data.c4 import TokenBatch, build, open_split
+from fogzo_repro.data.c4 import TokenBatch, _check, build, open_split
 from fogzo_repro.models.head_loss import linear_cross_entropy
 from fogzo_repro.plan import probe_pairs
+from fogzo_repro.stored import open_run
 from fogzo_repro.training.compilation import compile_network
 from fogzo_repro.training.language import Language, c4_language
 from fogzo_repro.training.network import build_network
@@ -214,15 +218,44 @@ def test_a_run_learns_resumes_to_the_same_bytes_and_says_what_it_evaluated(
     assert json.loads(json.dumps(record)) == record
 
 
-def test_a_run_on_a_shard_with_other_bytes_ends_without_a_record(tmp_path):
+@pytest.fixture
+def short(tmp_path):
+    """A run of one step on a corpus of its own."""
     tokens = [n % VOCABULARY for n in range(1100)]
     write_corpus(tmp_path, {"train": [tokens], "heldout": [tokens]}, VOCABULARY)
-    shard = tmp_path / "c4" / "train-00000.bin"
+    words = ["recipe.max_steps=1", "recipe.global_batch_size=8", "snapshots=1"]
+    return config(tmp_path, *words, f"output_root={tmp_path / 'runs'}")
+
+
+def change_a_byte(data_dir):
+    shard = Path(data_dir) / "c4" / "train-00000.bin"
     shard.write_bytes(bytes([shard.read_bytes()[0] ^ 1]) + shard.read_bytes()[1:])
-    words = ["recipe.max_steps=1", "recipe.global_batch_size=8", "estimator=ste"]
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e37], ids=["finished", "diverged"])
+def test_a_run_on_a_shard_with_other_bytes_ends_without_a_record(short, monkeypatch, lr):
+    change_a_byte(short.data_dir)
+    monkeypatch.setattr("fogzo_repro.data.c4._check", partial(later, _check))
+    short = replace(short, recipe=replace(short.recipe, lr=lr, max_steps=3))
     with pytest.raises(UserError, match=r"train-00000.bin does not have the checksum"):
-        run.execute(config(tmp_path, *words, f"output_root={tmp_path / 'runs'}"), quiet=True)
-    assert not [*tmp_path.rglob("record.json")]
+        run.execute(short, quiet=True)
+    assert not [*Path(short.output_root).rglob("record.json")]
+
+
+def later(check, shards, checked):
+    """Check shards after what is read of them was used."""
+    time.sleep(1)
+    check(shards, checked)
+
+
+def test_a_diagnosis_on_a_shard_with_other_bytes_has_no_result(short, monkeypatch):
+    folder = Path(short.output_root) / run.execute(short, quiet=True)["run_id"]
+    change_a_byte(short.data_dir)
+    monkeypatch.setattr("fogzo_repro.data.c4._check", partial(later, _check))
+    monkeypatch.setattr(diagnose, "SIZES", (1,))
+    effort = diagnose.Effort(directions=4, batches=2, draws=2)
+    with pytest.raises(UserError, match=r"train-00000.bin does not have the checksum"):
+        diagnose.diagnose(open_run(folder), None, torch.device("cpu"), lambda _: effort)
 
 
 def test_a_signal_ends_the_wait_for_the_checksums(data_dir):
