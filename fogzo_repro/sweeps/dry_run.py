@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +15,25 @@ from fogzo_repro.sweeps.forecast import (
     NO_GPU,
     Forecast,
     Hours,
+    Peak,
     device_here,
     forecast,
     loader_rates,
     missing_disk,
     missing_here,
+    peak_memory,
     plain,
     read_benches,
     run_hours,
 )
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.lanes import group_key
-from fogzo_repro.sweeps.recorded import hours_by_records, recorded_seconds
+from fogzo_repro.sweeps.recorded import (
+    Seconds,
+    hours_by_records,
+    peak_by_records,
+    recorded_seconds,
+)
 from fogzo_repro.sweeps.status import OVER, Run, absent_starts, known_runs, run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import find_entries, table_files
 from fogzo_repro.terminal import aligned
@@ -36,20 +43,25 @@ if TYPE_CHECKING:
 
 HOURS = (
     "hours are training steps by results/records/bench, or what runs took that have a record; "
-    "~ estimated from another size or quantizer; ≤ of runs that shared their card with others, and "
-    "alone take less; L: what the recorded loader takes to decode the images, which is longer; "
-    "evaluation comes on top, and loading where it was not measured"
+    "~ estimated from another size, quantizer or estimator; ≤ of runs that shared their card with "
+    "others, and alone take less; L: what the recorded loader takes to decode the images, which is "
+    "longer; evaluation comes on top, and loading where it was not measured"
+)
+ABOUT_MEMORY = (
+    "the most memory that was measured on a card, beside which torch reserves up to half as much; "
+    "~ estimated from another batch, quantizer or estimator; + without the activations"
 )
 
 
 @dataclass(frozen=True)
 class Needed:
-    """A cell, what a run of it takes, how many of its runs are missing, hours a run by card."""
+    """A cell, what a run takes, how many are missing, hours a run by card, its memory there."""
 
     cell: Cell
     forecast: Forecast
     missing: int
     hours: dict[str, Hours | None]
+    peak: Peak | None
 
     @property
     def config(self) -> RunConfig:
@@ -70,7 +82,7 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
     roots = {Path(cell.config.output_root) for cell in cells}
     known = known_runs(records, roots, device)
     bench = shipped(records.parent, "records/bench")
-    recorded = recorded_seconds(records)
+    recorded = {} if on_cpu else recorded_seconds(records)
     benches, rates = {} if on_cpu else read_benches(bench), loader_rates(bench)
     found = []
     networks: dict[str, Network] = {}
@@ -88,7 +100,7 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
             by_bench = run_hours(config, needed.steps, measured, rates)
             by_records = hours_by_records(config, needed.steps, recorded.get(card, {}))
             hours[card] = (by_records if side_by_side else by_bench) or by_records
-        found.append(Needed(cell, needed, len(left), hours))
+        found.append(Needed(cell, needed, len(left), hours, _peak(config, benches, recorded)))
     disk = sum(each.forecast.disk * each.missing for each in found)
     largest: dict[str, Needed] = {}  # by dataset: of the most data
     for each in found:
@@ -131,7 +143,9 @@ def describe_without_data(config: RunConfig) -> str | None:
     results = working_folder() / "results"
     bench = shipped(results, "records/bench")
     rates, about = loader_rates(bench), "~" if needed.rough else ""
-    recorded = {} if group_key(config) else recorded_seconds(results / "records")
+    on_cpu = config.hardware.device == "cpu"
+    benches = {} if on_cpu else read_benches(bench)
+    recorded = {} if on_cpu or group_key(config) else recorded_seconds(results / "records")
 
     def hours(card: str, measured: list[dict[str, Any]]) -> Hours | None:
         by_bench = run_hours(config, needed.steps, measured, rates)
@@ -141,13 +155,9 @@ def describe_without_data(config: RunConfig) -> str | None:
         "steps": f"{about}{needed.steps:,}, {about}{_short(needed.units)} {needed.unit}",
         "parameters": f"{needed.parameters:,}",
         "d (perturbed weights)": f"{needed.perturbed:,}",
-        "memory": f"{needed.memory / 2**30:.2f} GiB, to which activations and data come",
+        "memory": _memory(needed, _peak(config, benches, recorded)) + f" GiB; {ABOUT_MEMORY}",
         "disk": f"{plain(needed.disk / 1e9)} GB; data: {plain(needed.data / 1e9)} GB",
-        **{
-            f"hours, {card}": _said(hours(card, measured))
-            for card, measured in read_benches(bench).items()
-            if config.hardware.device != "cpu"
-        },
+        **{f"hours, {card}": _said(hours(card, measured)) for card, measured in benches.items()},
     }
     lines = aligned([*facts.items()])
     lines += [f"missing on this machine: {line}" for line in absent]
@@ -173,7 +183,7 @@ def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
                     f"{each.missing} of {len(each.cell.seeds)}",
                     f"{about}{needed.steps:,}",
                     f"{about}{_short(needed.units)} {needed.unit}",
-                    f"{needed.memory / 2**30:.2f}",
+                    _memory(needed, each.peak),
                     plain(needed.disk / 1e9),
                     *(_said(each.hours[card]) for card in cards),
                     *(_total([each], card) for card in cards),
@@ -189,11 +199,25 @@ def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
             )
     shown = iter(aligned([line for line in lines if not isinstance(line, str)], numbers=True))
     texts = [line if isinstance(line, str) else next(shown) for line in lines]
-    about = (
-        "GiB: memory of a run, to which activations come; GB: disk of a run, in a sum of those "
-        "that are missing"
-    )
+    about = f"GiB: {ABOUT_MEMORY}; GB: disk of a run, in a sum of those that are missing"
     return [*texts, about]
+
+
+def _peak(
+    config: RunConfig,
+    benches: Mapping[str, list[dict[str, Any]]],
+    recorded: Mapping[str, Seconds],
+) -> Peak | None:
+    """Return the memory that a run takes on a card, by what was measured."""
+    measured = [record for records in benches.values() for record in records]
+    return peak_memory(config, measured) or peak_by_records(config, recorded)
+
+
+def _memory(needed: Forecast, peak: Peak | None) -> str:
+    """Return the GiB of a run."""
+    if peak is None:
+        return f"{needed.memory / 2**30:.2f}+"
+    return f"{'~' * peak.scaled}{plain(peak.memory / 2**30)}"
 
 
 def _networks(cells: Sequence[Needed]) -> str:

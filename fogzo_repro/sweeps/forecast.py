@@ -5,7 +5,8 @@ network or quantizer that was not measured itself is estimated and marked so: a 
 measured one of the nearest size with its quantizer, by FLOP a token, 6 (N_non-embedding + V d) +
 6 L d T; a quantizer that no record has by 2-bit round. Other networks are not scaled: unknown. The
 benches time training steps with data on the card. Where photographs are decoded more slowly than
-that, by the record of the loader, a run takes as long as its loader; evaluation comes on top.
+that, by the record of the loader, a run takes as long as its loader; evaluation comes on top. The
+memory of a step is known from them too, of a network that was measured itself.
 """
 
 from __future__ import annotations
@@ -268,6 +269,14 @@ class _Step:
     far: tuple[bool, float] = (False, 0.0)
 
 
+@dataclass(frozen=True)
+class Peak:
+    """Bytes that a run takes on a card at most, and whether of another batch or quantizer."""
+
+    memory: float
+    scaled: bool
+
+
 def read_benches(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the bench records of training steps by card, those of processors left out."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -345,6 +354,26 @@ def _step_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) ->
     return min(found, key=lambda one: one[0])[1] if found else None
 
 
+def peak_memory(config: RunConfig, benches: list[dict[str, Any]]) -> Peak | None:
+    """Return what a run takes of a card's memory, by records of its network; None without any."""
+    found: list[Peak] = []
+    for record in benches:
+        measured = _measured(config, record)
+        if measured is not None:
+            figures, substituted = measured
+            factor = _units_at_once(config) / figures["units_per_step"]
+            memory = factor * 2**20 * figures["peak_memory_mb"]
+            found.append(Peak(memory, substituted or factor != 1))
+    return min(found, key=lambda peak: (peak.scaled, -peak.memory), default=None)
+
+
+def _units_at_once(config: RunConfig) -> int:
+    """Return how many images or tokens are in memory at a time."""
+    recipe = config.recipe
+    examples = recipe.micro_batch_size if recipe.accumulate else recipe.global_batch_size
+    return int(examples or 1) * getattr(config.model, "context", 1)
+
+
 def flop_per_token(model: Any) -> float:
     """Return the FLOP of a training token, as scripts/bench/steps.py counts them."""
     d, layers = model.width, model.layers
@@ -354,17 +383,30 @@ def flop_per_token(model: Any) -> float:
 
 def _network(config: RunConfig, record: dict[str, Any]) -> _Step | None:
     """Return the step of a network by a record of scripts/bench/steps.py."""
-    language = config.dataset.name == "c4"
-    if config.scale != "full" or record["bench"] != ("language" if language else "vision"):
-        return None
-    if language:
-        return _language(config, record["networks"])
-    found = _of_quantizer(record["networks"].get(config.model.name, {}), config)
-    if found is None or found[0]["size"] != getattr(config.dataset, "image_size", 28):
+    if config.dataset.name == "c4":
+        return _language(config, record["networks"]) if _is_of_kind(config, record) else None
+    found = _measured(config, record)
+    if found is None:
         return None
     figures, substituted = found
     factor = config.recipe.global_batch_size / figures["units_per_step"]
     return _step(figures, (substituted, 0.0), factor)
+
+
+def _is_of_kind(config: RunConfig, record: dict[str, Any]) -> bool:
+    """Return whether a bench's networks are of the run's scale and kind."""
+    kind = "language" if config.dataset.name == "c4" else "vision"
+    return config.scale == "full" and record.get("bench") == kind
+
+
+def _measured(config: RunConfig, record: dict[str, Any]) -> tuple[dict[str, Any], bool] | None:
+    """Return the figures of the run's very network, and whether of another quantizer."""
+    if not _is_of_kind(config, record):
+        return None
+    found = _of_quantizer(record["networks"].get(config.model.name, {}), config)
+    if found is None or found[0].get("size") != getattr(config.dataset, "image_size", None):
+        return None
+    return found
 
 
 def _language(config: RunConfig, networks: dict[str, Any]) -> _Step | None:

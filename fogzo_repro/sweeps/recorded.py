@@ -1,14 +1,15 @@
-"""How long runs take that are like those which have a committed record.
+"""How long runs take, and how much memory, that are like those which have a committed record.
 
 For what the benches do not time: runs at scale mini, and runs that train side by side, where a
 run's time is its share of the group's. A quantizer without a record is estimated by another one's,
-more probe pairs than were recorded in proportion; both are marked, and so are times of runs that
-shared their card, where none had it to itself: it would take less.
+an estimator without one by FOGZO's where it takes probes and by the STE's where not, more probe
+pairs than were recorded in proportion; all are marked, and so are times of runs that shared their
+card, where none had it to itself: it would take less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from fogzo_repro import files
 from fogzo_repro.config import RunConfig, quantizer_label
 from fogzo_repro.reporting.results import ran_alone
-from fogzo_repro.sweeps.forecast import Hours
+from fogzo_repro.sweeps.forecast import Hours, Peak
 from fogzo_repro.sweeps.lanes import group_key
 
 
@@ -33,10 +34,11 @@ class Kind(NamedTuple):
 
 
 class Took(NamedTuple):
-    """The median seconds of a step, and whether they are of runs that shared their card."""
+    """The median seconds of a step, whether of runs that shared their card; the most memory."""
 
     seconds: float
     shared: bool
+    memory: float
 
 
 Seconds = dict[Kind, Took]
@@ -44,23 +46,29 @@ Seconds = dict[Kind, Took]
 
 def recorded_seconds(records: Path) -> dict[str, Seconds]:
     """Return by card the median seconds of a step of each kind of run that has a record."""
-    found: dict[str, dict[Kind, dict[bool, list[float]]]] = {}
+    found: dict[str, dict[Kind, list[Took]]] = {}
     for path in sorted(records.glob("*/*.json")):
         try:
             record = files.parse_json(path.read_bytes())
             hours = record["gpu_hours"] / len(record.get("seeds", [0]))
             kind = _kind(record["config"], "seeds" in record)
-            seconds = 3600 * hours / record["steps"]
             shared = not (kind.side_by_side or ran_alone(record))
+            took = Took(3600 * hours / record["steps"], shared, 2**20 * record["peak_memory_mb"])
         except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             continue  # a bench, a diagnosis, or damaged: tables say so
         if hours:
-            of_kind = found.setdefault(record["hardware"], {}).setdefault(kind, {})
-            of_kind.setdefault(shared, []).append(seconds)
+            found.setdefault(record["hardware"], {}).setdefault(kind, []).append(took)
     return {
-        card: {kind: Took(median(v[min(v)]), min(v)) for kind, v in kinds.items()}
+        card: {kind: _typical(runs) for kind, runs in kinds.items()}
         for card, kinds in found.items()
     }
+
+
+def _typical(runs: Sequence[Took]) -> Took:
+    """Return the median time, of runs that had their card to themselves where there are any."""
+    shared = all(run.shared for run in runs)
+    seconds = median(run.seconds for run in runs if run.shared == shared)
+    return Took(seconds, shared, max(run.memory for run in runs))
 
 
 def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, Took]) -> Hours | None:
@@ -72,6 +80,8 @@ def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, Took]
     if getattr(config.estimator, "probe_gradients", False):  # passes of the STE, 1 + 2n a step
         steps *= 1 + 2 * wanted.pairs
         wanted = wanted._replace(estimator="ste", pairs=0)
+    elif all(kind.estimator != wanted.estimator for kind in seconds):
+        wanted = wanted._replace(estimator="fogzo" if wanted.pairs else "ste")
     near = {k: s for k, s in seconds.items() if k[:4] == wanted[:4] and k.pairs <= wanted.pairs}
     if not near:
         return None
@@ -79,6 +89,23 @@ def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, Took]
     slowest = max((t for k, t in near.items() if k.pairs == pairs), key=lambda t: (not t.shared, t))
     hours = steps * slowest.seconds * (wanted.pairs / pairs if pairs else 1) / 3600
     return Hours(hours, True, shared=slowest.shared)
+
+
+def peak_by_records(config: RunConfig, recorded: Mapping[str, Seconds]) -> Peak | None:
+    """Return the most that runs of this network took on any card; None without a record of one.
+
+    Those of its own estimator and quantizer alone count where there are any.
+    """
+    wanted = _kind(asdict(config), group_key(config) is not None)
+    near = [
+        (kind, took.memory)
+        for seconds in recorded.values()
+        for kind, took in seconds.items()
+        if (kind[:2], kind.side_by_side) == (wanted[:2], False) and not wanted.side_by_side
+    ]
+    same = [memory for kind, memory in near if kind == wanted]
+    memory = max(same or [memory for _, memory in near], default=None)
+    return None if memory is None else Peak(memory, not same)
 
 
 def _kind(config: Mapping[str, Any], side_by_side: bool) -> Kind:

@@ -21,10 +21,11 @@ from fogzo_repro.sweeps.forecast import (
     forecast,
     loader_rates,
     missing_disk,
+    peak_memory,
     read_benches,
     run_hours,
 )
-from fogzo_repro.sweeps.recorded import hours_by_records, recorded_seconds
+from fogzo_repro.sweeps.recorded import hours_by_records, peak_by_records, recorded_seconds
 from fogzo_repro.sweeps.status import known_runs
 from scripts.table_cells import table_cells
 from tests.composed import TABLES, composed
@@ -253,6 +254,34 @@ def test_a_size_that_was_not_measured_is_scaled_by_flop_and_marked() -> None:
 def test_a_network_that_was_not_measured_is_unknown() -> None:
     record = {"bench": "vision", "networks": {"resnet18": {"round-w2": {"size": 224}}}}
     assert run_hours(config("table2/resnet50-lsq-ste"), 1000, [record]) is None
+    assert peak_memory(config("table2/resnet50-lsq-ste"), [record]) is None
+    assert peak_memory(config("table1/llama-9m-identity-ste"), [bench("language")]) is None
+
+
+@pytest.mark.parametrize(
+    ("cell", "group", "network", "factor", "scaled"),
+    [
+        ("table3/95m-quest-fogzo", "language-quantizers", ("llama_30m", "quest-w2a2"), 1, False),
+        ("table1/resnet18-identity-ste", "vision", ("resnet18", "round-w2"), 1, False),
+        ("table1/resnet18-tanh-ste", "vision", ("resnet18", "round-w2"), 1, True),
+        ("table1/deit-tiny-identity-ste", "vision", ("deit_tiny", "round-w2"), 4, True),
+    ],
+    ids=["llama", "resnet", "another quantizer", "another batch"],
+)
+def test_the_memory_of_a_run_is_the_peak_that_was_measured(
+    cell: str, group: str, network: tuple[str, str], factor: int, scaled: bool
+) -> None:
+    record, (name, quantizer) = bench(group), network
+    peak = peak_memory(config(cell), [record])
+    assert peak is not None and peak.scaled == scaled
+    assert peak.memory == factor * 2**20 * record["networks"][name][quantizer]["peak_memory_mb"]
+
+
+def test_a_dry_run_says_the_measured_memory_and_what_is_not_measured() -> None:
+    cells = [*composed("table3")[:1], *table_cells("table1/llama-9m-identity-ste", [])]
+    quest, small = (x.split() for x in dry_run("table3", cells, RECORDS) if " of 5 " in x)
+    assert "7.3" in quest  # GiB; 1.41 without the activations
+    assert "0.71+" in small
 
 
 def test_a_card_counts_by_its_training_benches_alone() -> None:
@@ -266,6 +295,7 @@ def test_a_card_counts_by_its_training_benches_alone() -> None:
 
 def record_of(folder: Path, name: str, run: RunConfig, hours: float, **changes: Any) -> None:
     made = {"config": asdict(run), "gpu_hours": hours, "steps": 100, "hardware": "a card"}
+    made["peak_memory_mb"] = 1024 * hours
     made["command"] = "python -m fogzo_repro"
     (folder / "t").mkdir(exist_ok=True)
     (folder / "t" / f"{name}.json").write_text(json.dumps(made | changes))
@@ -289,6 +319,21 @@ def test_runs_at_scale_mini_take_what_recorded_ones_took(tmp_path: Path) -> None
     found = [hours_by_records(c, 100, seconds) for c in (lsq, other)]
     assert [(h.hours, h.scaled) for h in found if h] == [(2.0, False), (2.0, True)]
     assert hours_by_records(config("mini-llama/lsq-ste"), 100, seconds) is None
+
+
+def test_an_estimator_without_a_record_takes_what_the_ste_or_fogzo_takes(tmp_path: Path) -> None:
+    ste, fogzo = (config(f"mini-deit-tiny/lsq-{name}") for name in ("ste", "fogzo"))
+    record_of(tmp_path, "ste", ste, 2.0)
+    record_of(tmp_path, "fogzo", fogzo, 3.0)
+    recorded = recorded_seconds(tmp_path)
+    for known, hours in ((ste, 2.0), (fogzo, 3.0)):
+        own = replace(known, estimator=replace(known.estimator, name="own"))
+        found, peak = hours_by_records(own, 100, recorded["a card"]), peak_by_records(own, recorded)
+        assert found is not None and (found.hours, found.scaled) == (hours, True)
+        assert peak is not None and (peak.memory, peak.scaled) == (3 * 2**30, True)
+        peak = peak_by_records(known, recorded)
+        assert peak is not None and (peak.memory, peak.scaled) == (hours * 2**30, False)
+    assert peak_by_records(config("mini-llama/lsq-ste"), recorded) is None
 
 
 def test_a_run_at_scale_mini_without_its_data_has_the_hours_of_recorded_ones(
