@@ -207,6 +207,7 @@ STEPS = (
     Column("× STE, probes on 1/4, 1/8", _in_parts),
     Column("× (STE + two forwards)", _ratio("fogzo_over_parts")),
     Column("FOGZO × floor", _over_floor),
+    Column("peak GiB", lambda bench: f"{bench.figures['peak_memory_mb'] / 1024:.1f}"),
     Column("record", lambda bench: _link(bench.path)),
 )
 KINDS = {  # the key of a record: whether a processor's is shown, and what is said of it
