@@ -103,13 +103,13 @@ def forecast(config: RunConfig, networks: dict[str, Network] | None = None) -> F
         "tokens" if language else "images",
         needs.memory,
         needs.disk,
-        2.0 * _text(config, units) if language else _bytes_of_images(config),
+        2 * _tokens_to_prepare(config, units) if language else _bytes_of_images(config),
     )
 
 
-def _text(config: RunConfig, units: float) -> float:
-    """Return how many tokens of text a run needs that sees so many."""
-    return units if config.scale == "full" else min(units, SMALL_TEXT)
+def _tokens_to_prepare(config: RunConfig, units: float) -> float:
+    """Return how many tokens to prepare for a run that sees so many."""
+    return SPARE * (units if config.scale == "full" else min(units, SMALL_TEXT))
 
 
 def _bytes_of_images(config: RunConfig) -> float:
@@ -214,7 +214,7 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
             line = (
                 f"{manifest} is not there; write it with python {script('prepare_c4')} "
                 f"--source hub --tokenizer NAME --out {manifest.parent} "
-                f"--tokens {SPARE * _text(config, needed.units):.3g}"
+                f"--tokens {_tokens_to_prepare(config, needed.units):.3g}"
             )
             mini = " --held-out 0.005; the recorded runs had another text (docs/data.md)"
             return [line + mini * (config.scale == "mini")]
