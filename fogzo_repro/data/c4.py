@@ -29,6 +29,7 @@ from fogzo_repro.project import script
 
 MANIFEST = "manifest.json"
 LEAST_WINDOWS = 64  # a validation split with fewer says nothing, PAPER 4
+TOKENIZER = "meta-llama/Llama-2-7b-hf"  # QuEST's (RECIPES C.2)
 PREPARE = f"python {script('prepare_c4')}"
 AGAIN = f"run {PREPARE} again"
 
@@ -68,8 +69,9 @@ def build(data_dir: Path) -> Corpus:
             _ = split["documents"], split["tokens"], [_said(shard) for shard in split["shards"]]
     except FileNotFoundError:
         raise UserError(
-            f"{path} is not there; write it with {PREPARE} --source hub --tokenizer NAME "
-            f"--out {path.parent} --tokens N (docs/data.md: how many), or give data_dir="
+            f"{path} is not there; write it with {PREPARE} --source hub "
+            f"--tokenizer {TOKENIZER} --out {path.parent} --tokens N (docs/data.md: how many), or "
+            "give data_dir="
         ) from None
     except Exception as error:  # whatever may be wrong with a file
         raise UserError(f"{path} is not a manifest ({error!r}); delete it and {AGAIN}") from None

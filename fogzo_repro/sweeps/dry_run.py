@@ -278,8 +278,11 @@ def _trial(table: str, found: Sequence[Needed]) -> list[str]:
             f"{command} dataset=imagenet1k dataset.allow_partial=true"
         )
     elif config.dataset.name == "c4":
+        from fogzo_repro.data.c4 import TOKENIZER
+
         lines.append(
-            f"a cell on a little text: python {script('prepare_c4')} --source hub --tokenizer NAME "
-            f"--out DIR/c4 --tokens 2e6 --held-out 0.02, then {command} data_dir=DIR"
+            f"a cell on a little text: python {script('prepare_c4')} --source hub "
+            f"--tokenizer {TOKENIZER} --out DIR/c4 --tokens 2e6 --held-out 0.02, then {command} "
+            "data_dir=DIR"
         )
     return lines

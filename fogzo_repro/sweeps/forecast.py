@@ -207,13 +207,13 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
         ready = (tree / "manifest.json").is_file()
         return [] if ready else [f"{tree} was not checked; run {check}"]
     if name == "c4":
-        from fogzo_repro.data.c4 import MANIFEST, build
+        from fogzo_repro.data.c4 import MANIFEST, TOKENIZER, build
 
         manifest = data_dir / "c4" / MANIFEST
         if not manifest.is_file():
             line = (
                 f"{manifest} is not there; write it with python {script('prepare_c4')} "
-                f"--source hub --tokenizer NAME --out {manifest.parent} "
+                f"--source hub --tokenizer {TOKENIZER} --out {manifest.parent} "
                 f"--tokens {_tokens_to_prepare(config, needed.units):.3g}"
             )
             mini = " --held-out 0.005; the recorded runs had another text (docs/data.md)"

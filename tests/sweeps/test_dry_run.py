@@ -64,6 +64,7 @@ def test_the_tokens_to_prepare_are_those_of_the_largest_cell(tmp_path: Path) -> 
     ]
     lines = dry_run("table3", cells, RECORDS)
     (said,) = (x for x in lines if x.startswith("missing on") and "prepare_c4" in x)
+    assert "--tokenizer meta-llama/Llama-2-7b-hf --out" in said  # QuEST's, RECIPES C.2
     assert said.endswith("--tokens 2.04e+10")
     assert any(line.endswith("data: c4 41 GB") for line in lines)  # two bytes a token of these
 
