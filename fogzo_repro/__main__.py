@@ -318,6 +318,9 @@ def sweeps_checked(sweep: Sweep) -> Iterator[None]:
             composed = loader.load_sweep_config(self.config, list(job))
             parse_composed(composed, composed.hydra, sweep.typed)
         sweep.composing, sweep.launched = (), True
+        if "submitit_folder" in self.config.hydra.launcher:  # the jobs say nothing here
+            where = os.path.dirname(self.config.hydra.launcher.submitit_folder)
+            print(f"waiting for jobs ({len(batch)}), which write to {where}", file=stderr())
 
     def jobs_of_all(overrides: list[Override], most: int | None) -> list[list[list[str]]]:
         for override in overrides:

@@ -60,6 +60,8 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(tmp_path: Path) -> No
     assert (record["status"], record["steps"]) == ("finished", 1500)
     log = (timing[0].parent / "log.txt").read_text()
     assert "SIGUSR2: saved after step" in log and "resumed after step" in log
+    said = f"waiting for jobs (1), which write to {tmp_path / 'runs' / '.submitit'}\n"
+    assert said in (tmp_path / "err").read_text()
 
 
 def test_no_slurm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
