@@ -155,13 +155,13 @@ def describe_without_data(config: RunConfig) -> str | None:
         "steps": f"{about}{needed.steps:,}, {about}{_short(needed.units)} {needed.unit}",
         "parameters": f"{needed.parameters:,}",
         "d (perturbed weights)": f"{needed.perturbed:,}",
-        "memory": _memory(needed, _peak(config, benches, recorded)) + f" GiB; {ABOUT_MEMORY}",
+        "memory": f"{_memory(needed, _peak(config, benches, recorded))} GiB",
         "disk": f"{plain(needed.disk / 1e9)} GB; data: {plain(needed.data / 1e9)} GB",
         **{f"hours, {card}": _said(hours(card, measured)) for card, measured in benches.items()},
     }
     lines = aligned([*facts.items()])
     lines += [f"missing on this machine: {line}" for line in absent]
-    return "\n".join([to_yaml(config), *lines, HOURS])
+    return "\n".join([to_yaml(config), *lines, f"memory: {ABOUT_MEMORY}", HOURS])
 
 
 def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
