@@ -73,8 +73,8 @@ def pass_sizes(config: RunConfig, images: int, setting: str) -> list[tuple[int, 
     recipe = config.recipe
     found = [(images, setting)]
     if recipe.accumulate and recipe.micro_batch_size:
-        most = min(images, recipe.micro_batch_size)
-        found = [(images % most or most, f"recipe.micro_batch_size={recipe.micro_batch_size}")]
+        most = recipe.micro_batch_size
+        found = [(images % most or most, f"recipe.micro_batch_size={most}")]
     fraction = getattr(config.estimator, "probe_fraction", 1.0)
     if fraction < 1:
         seen = max(1, round(fraction * images))

@@ -122,6 +122,27 @@ def test_a_later_start_draws_what_the_whole_epoch_would() -> None:
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(whole[3:], rest, strict=True))
 
 
+def test_each_batch_of_a_run_is_mixed_by_a_draw_of_its_own() -> None:
+    """A function of the epoch's seed and of its place in the epoch."""
+    pixels = torch.zeros(40, 1, 2, 2)
+    plain = ImageBatches(EpochOrder(40, 20), 0, Batch(pixels, torch.arange(40)))
+    mixup = Mixing(0.8, 0.0, 1.0, 0.5, 0.0)
+    mixed = MixedBatches(plain, mixup, lambda p: p.float(), 40)
+
+    def order(epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(100 + epoch)
+
+    shares = []
+    for step, batch in enumerate(mixed.across_epochs(order, range(4))):
+        with drawn_from(derive_seed(100 + step // 2, step % 2, "mixing")):
+            np.random.rand()
+            share = np.random.beta(0.8, 0.8)
+        largest = batch.labels.amax(1).tolist()
+        assert largest == pytest.approx([max(share, 1 - share)] * 20, abs=1e-6)
+        shares.append(round(share, 6))
+    assert len({*shares}) == 4
+
+
 @pytest.mark.parametrize("size", [8, 12, 10, 7], ids=lambda s: f"size{s}")
 def test_shares_split_a_batch_without_overlap(size: int) -> None:
     shares = torch.cat([rank_share(size, rank, 2) for rank in range(2)])
