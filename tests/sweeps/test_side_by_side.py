@@ -9,7 +9,9 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from fogzo_repro.sweeps.queue import Outcome
 from fogzo_repro.sweeps.side_by_side import memory_of, parts, train_lanes
 from fogzo_repro.tracking.records import read_runs
 from fogzo_repro.training.lanes import Lanes
+from fogzo_repro.training.machine import resolve_machine
 from tests.live_bytes import peak_bytes
 
 Make = Callable[..., RunConfig]
@@ -194,6 +197,34 @@ def test_what_another_process_has_filed_meanwhile_is_not_trained_again(
     outcome = train_lanes(planned, tmp_path, pytest.fail, None)
     assert len(outcome.finished) == 1
     assert before and before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+
+
+def test_the_records_of_a_group_share_out_the_hours_of_its_card(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [
+        Cell(make_config(*FOGZO, f"recipe.lr={lr}", f"cell.column=at-{lr}"), (0, 5, 6))
+        for lr in (0.004, 0.02)
+    ]
+    (group,) = groups(plan_lanes(cells, tmp_path))
+    assert [record["gpu_hours"] for record in side_by_side.train_group(group)] == [0.0, 0.0]
+
+    lanes = side_by_side._columns(
+        [cell.config for cell in group], (0, 5, 6), digits.read(), resolve_machine(group[0].config),
+        0, lambda done: None,
+    )  # fmt: skip
+    card = SimpleNamespace(device=torch.device("cuda"), card="a card", peak_memory_mb=lambda: 1.0)
+    task = SimpleNamespace(images=digits.read(), load=lambda device: None)
+    clock = iter([1000.0, 1000.0 + 3 * 3600])
+    monkeypatch.setattr(side_by_side, "resolve_machine", lambda config: card)
+    monkeypatch.setattr(side_by_side, "build_task", lambda config: task)
+    monkeypatch.setattr(side_by_side, "_columns", lambda *given: lanes)
+    monkeypatch.setattr(side_by_side, "RunProgress", MagicMock())
+    monkeypatch.setattr(side_by_side.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    records = side_by_side.train_group(group)
+    assert [record["gpu_hours"] for record in records] == [1.5, 1.5]
+    assert [record["wall_seconds"] for record in records] == [3 * 3600.0] * 2
 
 
 def test_parts_change_nothing(
