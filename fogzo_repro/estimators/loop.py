@@ -134,6 +134,7 @@ class FogzoStep:
         self.buffers: FrozenBuffers | None = None  # of the model as it is at the first step
         self.null_level: Tensor | None = None
         self.told_of_idle = False
+        self.is_copy = False
         self.passes = BackwardPasses()
         self.passing: list[RecordedLoss] = []  # the losses of the present backward pass
         for number, weight in enumerate(self.weights):
@@ -153,6 +154,7 @@ class FogzoStep:
         Returns:
             The loss with its graph: divide or scale it as you are used to, and call backward.
         """
+        self._refuse_copy()
         self._end_backward()  # one that ended in an error did not say so
         recorded = RecordedLoss(loss_fn, batch, self.device)
         loss = recorded.take()
@@ -174,6 +176,7 @@ class FogzoStep:
                 not recorded, or a weight or scale is not what it was (see `check_places`).
             RuntimeError: where the processes of a distributed training hold different weights.
         """
+        self._refuse_copy()
         self._end_backward()
         losses, self.losses = self.losses, []
         others, self.passes.others = self.passes.others, False
@@ -338,6 +341,19 @@ class FogzoStep:
             raise RuntimeError(
                 f"step {self.steps}: the processes hold different weights and train no longer as "
                 "one; start all with the same weights, seed and FogzoStep"
+            )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Fill a copy, of this object or of what holds it, or one that was pickled."""
+        self.__dict__.update(state, is_copy=True)
+
+    def _refuse_copy(self) -> None:
+        """Refuse to train by a copy: the hooks stay with the weights and optimizer of the first."""
+        if self.is_copy:
+            raise RuntimeError(
+                "this FogzoStep is a copy, without the hooks on weights and optimizer; make a "
+                "FogzoStep of the copied ones, and give it the state_dict() of the first by "
+                "load_state_dict()"
             )
 
     def _refuse_without_estimate(self, *_: Any) -> None:

@@ -2,12 +2,13 @@
 
 import gc
 import math
+import pickle
 import random
 import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,23 @@ def test_a_closure_that_looks_up_its_batch_is_noticed() -> None:
         (step.loss(lambda: loss_of(model)(x, y)) / 2).backward()  # noqa: B023
     with pytest.warns(RuntimeWarning, match=r"micro-batch 1 of 2 .* Give the batch as arguments"):
         step.step()
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy, deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+    ids=["shallow", "deep", "pickled"],
+)
+def test_a_copy_says_that_it_has_no_hooks(copied: Callable[[Any], Any]) -> None:
+    """It may be made: whoever copies a model may copy a step that is its attribute."""
+    model, step = train(network(), batches(1))
+    other = copied(step)
+    with pytest.raises(RuntimeError, match="this FogzoStep is a copy"):
+        other.loss(loss_of(other.model), *batches(1)[0])
+    with pytest.raises(RuntimeError, match="this FogzoStep is a copy"):
+        other.estimate()
+    step.loss(loss_of(model), *batches(1)[0]).backward()
+    step.step()
 
 
 def test_the_estimate_is_what_is_clipped() -> None:
