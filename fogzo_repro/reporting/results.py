@@ -265,7 +265,7 @@ def _refusal(record: dict[str, Any], table: str) -> str | None:
     if record["method_version"] != METHOD_VERSION:
         return f"stale, method_version {record['method_version']} and not {METHOD_VERSION}"
     if record["dirty"] is not False:
-        return "not from a clean commit"
+        return "not from a clean commit; commit its files and give its command again"
     if record["scale"] != scale:
         return f"scale {record['scale']}"
     dataset = record["config"]["dataset"]

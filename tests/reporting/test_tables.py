@@ -132,8 +132,8 @@ def test_796_is_shown_under_both_countings(results: Path, save: Save) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"dirty": True}, "not from a clean commit"),
-        ({"dirty": None}, "not from a clean commit"),
+        ({"dirty": True}, "not from a clean commit; commit its files and give its command again"),
+        ({"dirty": None}, "not from a clean commit; commit its files and give its command again"),
         ({"scale": "smoke"}, "scale smoke"),
         ({"scale": "mini"}, "scale mini"),
         ({"method_version": METHOD_VERSION - 1}, "stale"),
