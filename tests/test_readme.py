@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -353,7 +354,7 @@ def test_commands_are_understood(command, mine, monkeypatch):
         understood_by_hydra(words[words.index("fogzo_repro") + 1 :])
     elif words[:3] == ["python", "-m", "fogzo_repro"]:
         if words[3:4] == ["--config-dir"]:
-            monkeypatch.setenv("FOGZO_PARTS", str(mine))
+            monkeypatch.setenv("FOGZO_PARTS", str(mine if words[4] == "mine" else ROOT / words[4]))
             del words[3:5]
         understood_by_hydra(words[3:])
     elif words[0] == "python":
@@ -385,6 +386,21 @@ def understood_by_argparse(module, words, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_only)
     with pytest.raises(ParsedError):
         importlib.import_module(module).main()
+
+
+def test_the_run_that_is_made_again_is_that_of_its_record(monkeypatch):
+    (command,) = (line for line in COMMANDS if "experiment=rivals/" in line)
+    (comparison,) = (line for line in COMMANDS if "compare results/records/" in line)
+    folder, *words = shlex.split(command)[4:]
+    monkeypatch.setenv("FOGZO_PARTS", str(ROOT / folder))
+    (cell,) = named_cells(words)
+    made = json.loads(json.dumps(asdict(compose_run(*words_for(cell, words)))))
+    record, again = shlex.split(comparison)[3:]
+    (run,) = read_runs(ROOT / record)
+    assert again == f"runs/{run['run_id']}"
+    assert made["seed"] == run["seed"]
+    for key in ("model", "dataset", "quantizer", "estimator", "recipe"):
+        assert made[key] | run["config"][key] == made[key]  # some settings are younger
 
 
 @pytest.mark.slow
