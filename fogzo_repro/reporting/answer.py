@@ -20,7 +20,7 @@ from fogzo_repro.reporting.claims import (
 )
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, STE
-from fogzo_repro.reporting.minis import FINETUNED, Choice, choices, held_out, network
+from fogzo_repro.reporting.minis import FINETUNED, held_out, network
 from fogzo_repro.reporting.minis import TITLES as MINIS
 from fogzo_repro.reporting.readings import CLAIMS, RATE, SPACING, elsewhere, picked, read_readings
 from fogzo_repro.reporting.results import (
@@ -74,9 +74,8 @@ def answer(results: Path, found: Sequence[TableResults]) -> str:
     absent = [line for line in lines if {line.ste, line.fogzo, line.equal_cost} == {NOT_RUN}]
     shown = [line for line in lines if line not in absent or line.quantizer.endswith("(default)")]
     numbered = [f"{k}. {sentence}" for k, sentence in enumerate(sentences, 1)]
-    both = [line.ste + line.fogzo for line in shown]
-    below = BELOW + IN_BRACKETS * any("[" in said for said in both)
-    below += EDGE * any("edge" in said for said in both) + _not_run(absent)
+    edge = any("edge" in line.ste + line.fogzo for line in shown)
+    below = BELOW + EDGE * edge + _not_run(absent)
     parts = ["\n".join(numbered), ABOVE, markdown(COLUMNS, shown), below]
     return "\n\n".join(parts)
 
@@ -108,8 +107,8 @@ def _of_readings(results: Path, judged: Sequence[Judged]) -> str:
     return _points(
         "**MNIST (Section 4.1)**:",
         _at_their_best(judged),
-        "At the paper's rate, which is not tuned, it depends on how weights are rounded, which "
-        f"the paper leaves open. Of {len(alike)} ways to read it "
+        "At the paper's learning rate, which is not tuned, it depends on how weights are rounded, "
+        f"which the paper leaves open. Of {len(alike)} ways to read it "
         "([readings](results/tables/readings.md)) with levels one standard deviation apart, "
         f"{full} give{'s' * (full == 1)} the order of all {len(CLAIMS)} of the paper's comparisons "
         f"by the means of {n} seeds: the {best.reading.grid} grid with derivative "
@@ -138,7 +137,7 @@ def _at_their_best(judged: Sequence[Judged]) -> str:
         if one.verdict in words:
             where = f"under the {grid.replace('_', '-')} grid"
             said.append(f"{words[one.verdict]} {where},{_lead(one)} nats")
-    return f"With rate and noise chosen by each side, {'; '.join(said)}. " if said else ""
+    return f"With learning rate and noise chosen by each side, {'; '.join(said)}. " if said else ""
 
 
 def _claim(judged: Sequence[Judged], better: Place, worse: Place, metric: str = "loss") -> Judged:
@@ -263,13 +262,13 @@ def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Compar
 
 
 def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
-    made, (split, metric) = choices(found), held_out(found.table)
+    split, metric = held_out(found.table)
     for row in _compared(found):
         gains = (_gain(_against(side, found, judged, row)) for side in (STE, EQUAL))
         cells = [found.cells.get((row, name)) for name in (STE, FOGZO, EQUAL)]
         ste, fogzo, cost = (cell_mean(cell, split, metric, DIGITS[metric]) for cell in cells)
         ste, fogzo = (
-            _tuned(found, made, row, side) if said == NOT_RUN else said
+            _tuned(found, row, side) if said == NOT_RUN else said
             for said, side in ((ste, STE), (fogzo, FOGZO))
         )
         yield Compared(network(found.table), row, METRICS[metric], ste, fogzo, cost, *gains)
@@ -286,18 +285,10 @@ def _limits(found: TableResults, cell: CellResult) -> str:
     return "".join(f", {note}" for note in notes)
 
 
-def _tuned(found: TableResults, made: Sequence[Choice], row: str, side: str) -> str:
-    """Return the loss on tuning seeds of the last sweep that has chosen, in brackets."""
-    own = [c for c in made if (c.row, c.side) == (row, side)]
-    if not own:
-        begun = (c for c in found.cells.values() if c.row.startswith(f"{row}: {side}, "))
-        return "[tuning begun]" if any(c.tuning_losses() for c in begun) else NOT_RUN
-    choice = own[-1]
-    losses = choice.cell.tuning_losses()
-    noise = "" if choice.cell.noise is None else f", 1−β={choice.cell.noise:g}"
-    edge = ", edge" * choice.edge
-    mean = sum(losses.values()) / len(losses)
-    return f"[{mean:.3f} ({len(losses)}), lr={choice.cell.rate:g}{noise}{edge}]"
+def _tuned(found: TableResults, row: str, side: str) -> str:
+    """Return whether a side that reports nothing has runs on the tuning seeds."""
+    sweeps = (cell for cell in found.cells.values() if cell.row.startswith(f"{row}: {side}, "))
+    return "tuned, not run" if any(cell.tuning_losses() for cell in sweeps) else NOT_RUN
 
 
 COLUMNS: Columns = (
@@ -321,11 +312,5 @@ BELOW = (
     "one that was not chosen. At equal cost the STE trains as much longer as a FOGZO step takes "
     "longer. p is Holm's over all claims of a table; on the deep networks a verdict needs "
     "p < 0.025, since seeds may be added once."
-)
-IN_BRACKETS = (
-    " In square brackets, where no other seeds were run: held-out loss in nats of the tuning runs "
-    "at the chosen values; it was chosen by and has one or two seeds, reports nothing and is not "
-    "to be compared; a rate beside a noise is the recipe's, where no other is named in the table's "
-    "page."
 )
 EDGE = " Edge: no value beyond the chosen one was tried."
