@@ -22,7 +22,6 @@ import torch
 
 from fogzo_repro import METHOD_VERSION, files
 from fogzo_repro.config import RunConfig, UserError, published, to_yaml
-from fogzo_repro.data.photographs import lost_workers
 from fogzo_repro.plan import Plan, evaluations_per_step, make_plan, needs_of
 from fogzo_repro.tracking.environment import command_line, git_state, versions, why_refused
 from fogzo_repro.tracking.metrics import Journal, binned_history
@@ -223,8 +222,6 @@ def _train(plan: Plan, name: str, kept: KeptCode, said: list[str], beside: int) 
         journal.finish(None)
         if isinstance(error, Preempted):
             log.say(f"{name}: {error}; {how_to_go_on(config.force)}")
-        if isinstance(error, RuntimeError) and (lost := lost_workers(error)):
-            raise lost from None
         if plan.machine.compile and (failure := compile_failure(error)):
             log.keep(traceback.format_exc())
             raise failure from None

@@ -7,8 +7,10 @@ alone: ranks, workers and an interruption do not matter.
 from __future__ import annotations
 
 import multiprocessing.queues
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -168,7 +170,8 @@ class PhotographLoader:
         while True:
             try:
                 if batches is None:
-                    batches = iter(loader)
+                    with ends_are_found_in_the_wait():
+                        batches = iter(loader)
                 loaded = next(batches)
             except StopIteration:
                 return
@@ -182,11 +185,21 @@ class PhotographLoader:
             yield loaded
 
 
-def lost_workers(error: BaseException) -> UserError | None:
-    """Return in one line what became of the loaders' workers, where that is the error.
+@contextmanager
+def ends_are_found_in_the_wait() -> Iterator[None]:
+    """Keep torch, which starts workers in here, from raising at once where one of them ends.
 
-    torch raises it wherever this process is when one of its children ends.
+    It would raise from the signal, in the midst of a step in which other processes wait for this
+    one. Who waits for a batch looks for lost workers every few seconds, where all can leave.
     """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+
+
+def lost_workers(error: BaseException) -> UserError | None:
+    """Return in one line what became of the loaders' workers, where that is the error."""
     said = first_line(error)
     if isinstance(error, RuntimeError) and "DataLoader worker (pid" in said:
         return UserError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from ranks_worker import join
 
 from fogzo_repro import plan as plan_module
 from fogzo_repro import run
@@ -23,7 +26,7 @@ from fogzo_repro.data import photographs
 from fogzo_repro.training.imagenet import ImageNet
 from fogzo_repro.training.loop import Training
 from fogzo_repro.training.ranks import Ranks
-from tests.forked import finish, start
+from tests.forked import finish, free_port, start
 
 MODELS = {
     "resnet18": "imagenet_resnet", "resnet50": "imagenet_resnet",
@@ -138,6 +141,35 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it_with_its_loaders(
             return
         time.sleep(0.05)
     raise AssertionError("a process of the run is still there")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_loses_its_loader_in_a_step_ends_both(tmp_path: Path, rank: int) -> None:
+    """It left the step at once, in which the other one waits for its gradients."""
+    errors, port = tmp_path / "errors", free_port()
+
+    def lose(number: int) -> None:
+        join(number, port)
+        one_step = Training._one_step
+
+        def step(self: Training, batch: Any) -> None:
+            if number == rank and self.done == 1:
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+                time.sleep(1)
+            one_step(self, batch)
+
+        Training._one_step = step  # type: ignore[method-assign]
+
+    arguments = [
+        *ENTRY, "recipe.max_steps=100000", "hardware.workers=1",
+        f"data_dir={tiny_tree(tmp_path)}", f"output_root={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    both = [start(arguments, errors, before=partial(lose, number)) for number in (0, 1)]
+    assert [finish(pid) for pid in both] == [2, 2], errors.read_text()
+    said = errors.read_text()
+    assert said.count("error: DataLoader worker (pid") == 1 and "Traceback" not in said
 
 
 @pytest.mark.slow
