@@ -35,6 +35,7 @@ from fogzo_repro.data.augmentation import UnreadableImage
 from fogzo_repro.data.imagenet import CHECK, Files
 
 VERSION = 2
+MADE_BY = ("side", "filter", "decoder", "plan", "images")  # of a manifest, what a run reads
 HEAD_BYTES = 64
 ROW = [
     ("shard", "<u4"), ("offset", "<u8"), ("height", "<u4"), ("width", "<u4"),
@@ -86,7 +87,11 @@ class DecodedFiles:
         """
         shard, offset, height, width = self.rows[index].tolist()
         if shard not in self._shards:
-            self._shards[shard] = np.memmap(self.folder / shard_name(shard), np.uint8, "r")
+            path = self.folder / shard_name(shard)
+            try:
+                self._shards[shard] = np.memmap(path, np.uint8, "r")
+            except (OSError, ValueError) as error:  # gone, or emptied, since the run began
+                raise UnreadableImage(f"{path}: {error}") from None
         size = height * width * 3
         found = self._shards[shard][offset : offset + size]
         if not self._checked[index]:
@@ -99,16 +104,26 @@ class DecodedFiles:
         return found.reshape(height, width, 3)
 
 
-def open_decoded(wanted: Files, side: int) -> DecodedFiles:
+def open_decoded(wanted: Files, side: int, classes: str | None = None) -> DecodedFiles:
     """Return the training images of a run from the decoded tree of that side beside their files.
+
+    Args:
+        wanted: the images.
+        side: of the tree.
+        classes: the list that they are of, for the command that writes the tree; None for all.
 
     Raises:
         UserError: where it is not there, is of other images, or a file of it is damaged.
     """
     root = wanted.folder.parent
-    folder, remedy = folder_of(root, side), command(root, side)
-    manifest = read_manifest(folder, remedy)
+    folder, write = folder_of(root, side), command(root, side, classes)
+    manifest = read_manifest(folder, write)
     remedy = command(root, side, manifest["classes"])
+    if manifest["side"] != side:
+        raise UserError(
+            f"{folder} was decoded at a side of {manifest['side']}, not {side}; rename it to "
+            f"{folder_of(root, manifest['side']).name} and run {write}"
+        )
     rows = read_rows(folder, manifest, remedy)
     plan, shards = manifest["plan"], int(rows["shard"].max()) + 1
     checksums = np.concatenate(
@@ -121,7 +136,7 @@ def open_decoded(wanted: Files, side: int) -> DecodedFiles:
             f"{folder} has {len(wanted.names) - len(missing):,} of the {len(wanted.names):,} "
             f"training images, the first that is missing is "
             f"{os.fsdecode(wanted.names[missing[0]])}: it was decoded from another tree or list of "
-            f"classes; delete it and run {command(root, side)}"
+            f"classes; delete it and run {write}"
         )
     made = [manifest[key] for key in ("side", "filter", "decoder")]
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode())
@@ -146,6 +161,8 @@ def read_manifest(folder: Path, remedy: str) -> dict[str, Any]:
         content = json.loads(path.read_text())
         if content["version"] != VERSION:
             raise ValueError(f"version {content['version']}")
+        if lacking := [key for key in MADE_BY if key not in content]:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
         return {"classes": None, **content}
     except FileNotFoundError:
         raise UserError(f"{path} is not there: no whole decoded tree; run {remedy}") from None

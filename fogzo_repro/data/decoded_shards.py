@@ -140,16 +140,16 @@ def write_tree(
         shards = [rows[rows["shard"] == shard] for shard in range(int(rows["shard"].max()) + 1)]
         there = sum(path.stat().st_size for path in folder.glob("*.pixels"))
         need = sum(map(shard_bytes, shards))
-        free = shutil.disk_usage(folder).free
+        more, free = need - there + SPARE_BYTES, shutil.disk_usage(folder).free
         print(
             f"decoded at a shorter side of at most {side}: {len(rows):,} images, "
             f"{need / 1e9:.3g} GB in {len(shards):,} files under {folder}, "
             f"{there / 1e9:.3g} GB of them are there",
             flush=True,
         )
-        if need - there + SPARE_BYTES > free:
+        if more > free:
             raise UserError(
-                f"{folder} needs {(need - there) / 1e9:.3g} GB more and its disk has "
+                f"{folder} needs {more / 1e9:.3g} GB more and its disk has "
                 f"{free / 1e9:.3g} GB free; free some space, or give a smaller --decoded SIDE or a "
                 "list of --classes"
             )

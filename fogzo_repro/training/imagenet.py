@@ -58,8 +58,10 @@ class ImageNet:
         self.fingerprint = index.fingerprint
         self.train: Files | DecodedFiles = index.train
         if config.dataset.decoded is not None:
-            side = config.dataset.decoded
-            self.train = open_decoded(index.train, side)
+            side, dataset = config.dataset.decoded, config.dataset
+            # A list is decoded as a whole alone: a part of one by all the images that there are.
+            classes = None if dataset.allow_partial else dataset.classes
+            self.train = open_decoded(index.train, side, classes)
             self.fingerprint += f"/decoded:{side}-{self.train.digest}"
             self.corpus = f"{config.dataset.name} decoded at a shorter side of {side}"
         self.examples = len(index.train.names)

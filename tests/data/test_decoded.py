@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -182,10 +183,21 @@ def another_image(data_dir: Path, folder: Path) -> None:
     picture().save(data_dir / "imagenet/train/n00000001/new.JPEG")
 
 
+def without(key: str) -> Callable[[Path, Path], Any]:
+    def damage(data_dir: Path, folder: Path) -> None:
+        content = json.loads((folder / "manifest.json").read_text())
+        del content[key]
+        (folder / "manifest.json").write_text(json.dumps(content))
+
+    return damage
+
+
 DAMAGE: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "missing": (lambda d, f: shutil.rmtree(f), "manifest.json is not there: no whole decoded tree"),
     "unfinished": (lambda d, f: (f / "manifest.json").unlink(), "no whole decoded tree"),
     "manifest": (lambda d, f: (f / "manifest.json").write_text("{}"), "is not a manifest"),
+    "manifest-short": (without("plan"), "is not a manifest .it lacks plan"),
+    "side": (lambda d, f: shutil.copytree(write(d, 41), f, dirs_exist_ok=True), "at a side of 41"),
     "list": (lambda d, f: flip_a_bit(f / "images.npy", -3), "images.npy is damaged"),
     "shard-gone": (lambda d, f: (f / "00001.pixels").unlink(), "00001.pixels cannot be read"),
     "shard-short": (
@@ -207,7 +219,7 @@ def test_a_wrong_tree_is_one_line_with_the_command_that_mends_it(
     assert str(caught.value).endswith(f"imagenet --decoded {SIDE}") and "\n" not in str(
         caught.value
     )
-    if "delete" in message:
+    if re.search("delete|side", message):
         shutil.rmtree(folder_of(data_dir / "imagenet", SIDE))
     write(data_dir)
     opened(data_dir)
@@ -229,13 +241,37 @@ def test_a_damaged_image_is_named_when_it_is_read_and_mended_by_the_command(
     assert all(found.pixels(i).size for i in range(12))
 
 
+LOSSES = {"gone": Path.unlink, "emptied": lambda path: path.write_bytes(b"")}
+
+
+@pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
+def test_a_shard_that_is_lost_before_it_is_read_is_one_line(
+    data_dir: Path, lose: Callable[[Path], Any]
+) -> None:
+    shard = write(data_dir) / "00000.pixels"
+    photographs = Photographs(opened(data_dir), training_view(RESNET, 32), False)
+    loader = PhotographLoader(photographs, 1, torch.device("cpu"))
+    lose(shard)
+    with pytest.raises(UserError, match=rf"cannot decode .*00000\.pixels.*; run .*{SIDE}$"):
+        list(loader.load([[Sample(0, 0)]]))
+
+
+def test_the_command_for_a_tree_that_is_not_there_decodes_the_classes_of_the_run(
+    data_dir: Path,
+) -> None:
+    """A tenth of ImageNet, and of the hours and gigabytes that all of it takes."""
+    with pytest.raises(UserError, match=rf"run .* --decoded {SIDE} --classes imagenet100$"):
+        open_decoded(build(data_dir, None, True).train, SIDE, "imagenet100")
+
+
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = SimpleNamespace(free=10**6)
     monkeypatch.setattr(decoded_shards.shutil, "disk_usage", lambda _: free)
-    with pytest.raises(UserError, match=r"GB more and its disk has 0.001 GB free; free some space"):
+    with pytest.raises(UserError, match=r"GB more and its disk has 0.001 GB free; free") as said:
         write(data_dir)
+    assert float(re.search(r"needs ([\d.e-]+) GB more", str(said.value)).group(1)) > 0.001
     assert not list(folder_of(data_dir / "imagenet", SIDE).glob("*.pixels"))
 
 
