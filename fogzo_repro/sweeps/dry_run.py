@@ -47,6 +47,7 @@ HOURS = (
     "others, and alone take less; L: what the recorded loader takes to decode the images, which is "
     "longer; evaluation comes on top, and loading where it was not measured"
 )
+NO_HOURS = "no hours are recorded for a CPU"
 ABOUT_MEMORY = (
     "the most memory that was measured on a card, beside which torch reserves up to half as much; "
     "~ estimated from another batch, quantizer or estimator; + without the activations"
@@ -118,7 +119,7 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
         f"{len(cells)} cells, {sum(len(cell.seeds) for cell in cells)} runs",
         *run_elsewhere(to_run, records, hardware.name, device),
         *(f"GPU-hours of the missing runs on one {c}: {_total(found, c)}" for c in benches),
-        "hours on a CPU: unknown" if on_cpu else "other cards: unknown, no bench record of them",
+        NO_HOURS if on_cpu else "other cards: unknown, no bench record of them",
         f"disk: {plain(disk / 1e9)} GB for the run folders; data: {sizes or 'none'}",
         *([] if on_cpu else [HOURS]),
     ]
@@ -161,7 +162,9 @@ def describe_without_data(config: RunConfig) -> str | None:
     }
     lines = aligned([*facts.items()])
     lines += [f"missing on this machine: {line}" for line in absent]
-    return "\n".join([to_yaml(config), *lines, f"memory: {ABOUT_MEMORY}", HOURS])
+    return "\n".join(
+        [to_yaml(config), *lines, f"memory: {ABOUT_MEMORY}", NO_HOURS if on_cpu else HOURS]
+    )
 
 
 def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:

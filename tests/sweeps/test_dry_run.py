@@ -15,7 +15,7 @@ import torch
 from fogzo_repro import __main__ as cli
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError, to_yaml
-from fogzo_repro.sweeps.dry_run import dry_run
+from fogzo_repro.sweeps.dry_run import describe_without_data, dry_run
 from fogzo_repro.sweeps.forecast import (
     flop_per_token,
     forecast,
@@ -97,8 +97,14 @@ def test_runs_on_a_cpu_have_no_hours_of_a_card_and_no_record_of_one() -> None:
     cells = table_cells("figure-shallow/full-precision", ["hardware=cpu"], (2000,))
     lines = dry_run("figure-shallow", cells, RECORDS)
     assert any("  1 of 1  " in line for line in lines)
-    assert "hours on a CPU: unknown" in lines
+    assert "no hours are recorded for a CPU" in lines
     assert not any("NVIDIA" in line for line in lines)
+
+
+def test_a_run_on_a_cpu_says_that_it_has_no_hours(tmp_path: Path) -> None:
+    run = compose_run("model=llama_9m", "hardware=cpu", f"data_dir={tmp_path}")
+    text = describe_without_data(run)
+    assert text is not None and text.splitlines()[-1] == "no hours are recorded for a CPU"
 
 
 @pytest.mark.parametrize("card", [False, True], ids=["no card", "a card"])
