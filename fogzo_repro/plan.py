@@ -321,7 +321,10 @@ def describe(config: RunConfig) -> str:
     config = plan.config  # with rho resolved
     network, estimator = plan.network, config.estimator
     d = network.perturbed
-    evaluations = evaluations_per_step(estimator)
+    evaluations, seen = evaluations_per_step(estimator), getattr(estimator, "probe_fraction", 1.0)
+    total, part = evaluations["total"], ""
+    if seen < 1:
+        total, part = round(3 + seen * (total - 3), 3), f" on {seen:g} of the batch"
     needs = needs_of(config, network)
     facts = {
         "run": plan.run_id,
@@ -332,8 +335,8 @@ def describe(config: RunConfig) -> str:
         + (f" of {plan.task.corpus}" if plan.task.corpus else ""),
         "parameters": network.described_parameters,
         "d (perturbed weights)": f"{d:,}",
-        "evaluations per step": f"{evaluations['probes']} probes; "
-        f"{evaluations['total']} with the STE pass as 3 forwards",
+        "evaluations per step": f"{evaluations['probes']} probes{part}; "
+        f"{total} with the STE pass as 3 forwards",
         "evaluator": plan.result["resolved"]["evaluator"],
         "memory": f"{needs.memory / 2**20:,.1f} MiB for weights, gradients, optimizer and "
         "estimator; activations and data come on top",

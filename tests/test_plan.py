@@ -117,6 +117,26 @@ def test_the_disk_is_that_of_the_checkpoints_and_snapshots(tmp_path: Path) -> No
     assert needs.disk == pytest.approx(sum(f.stat().st_size for f in files), rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["estimator=ste"], "0 probes; 3 with"),
+        (["estimator=fogzo"], "2 probes; 5 with"),
+        (
+            ["estimator=fogzo", "estimator.probe_fraction=0.25"],
+            "2 probes on 0.25 of the batch; 3.5",
+        ),
+    ],
+    ids=["ste", "fogzo", "part"],
+)
+def test_a_dry_run_counts_probes_by_the_part_of_the_batch_that_they_see(
+    words: list[str], said: str
+) -> None:
+    lines = plan.describe(digits(*words)).splitlines()
+    (line,) = (x for x in lines if x.startswith("evaluations per step"))
+    assert said in line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", CELLS.values(), ids=CELLS.keys())
 def test_the_run_and_the_table_foretell_the_same(overrides: list[str]) -> None:

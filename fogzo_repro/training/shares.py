@@ -69,16 +69,23 @@ def check_normalised(
 
 
 def pass_sizes(config: RunConfig, images: int, setting: str) -> list[tuple[int, str]]:
-    """Return how many images the passes over a batch have, and by which setting."""
+    """Return how many images the smallest passes over a batch have, and by which setting.
+
+    These are the passes over the batch and, where they see a part of it, those of the probes.
+    """
     recipe = config.recipe
-    found = [(images, setting)]
-    if recipe.accumulate and recipe.micro_batch_size:
-        most = recipe.micro_batch_size
-        found = [(images % most or most, f"recipe.micro_batch_size={most}")]
+    most = recipe.micro_batch_size if recipe.accumulate else None
+    if most:
+        setting = f"recipe.micro_batch_size={most}"
+
+    def last(count: int) -> int:
+        return count % most or most if most else count
+
+    found = [(last(images), setting)]
     fraction = getattr(config.estimator, "probe_fraction", 1.0)
     if fraction < 1:
         seen = max(1, round(fraction * images))
-        found.append((seen, f"estimator.probe_fraction={fraction}"))
+        found.append((last(seen), f"estimator.probe_fraction={fraction}"))
     return found
 
 

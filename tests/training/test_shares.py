@@ -83,8 +83,17 @@ def test_whether_a_place_is_normalised_is_found_without_a_trace():
         (["recipe.micro_batch_size=32", "recipe.accumulate=true"], 20, [20]),
         (["estimator.probe_fraction=0.03"], 64, [64, 2]),
         (["estimator.probe_fraction=0.03"], 10, [10, 1]),
+        (
+            [
+                "recipe.micro_batch_size=32",
+                "recipe.accumulate=true",
+                "estimator.probe_fraction=0.52",
+            ],
+            64,
+            [32, 1],
+        ),
     ],
-    ids=["whole", "one pass", "rest", "even", "short", "probes", "least"],
+    ids=["whole", "one pass", "rest", "even", "short", "probes", "least", "rest of the probes"],
 )
 def test_the_sizes_of_the_passes_over_a_batch(words, images, sizes):
     config = compose_run(*RESNET, "recipe.global_batch_size=64", *words)
