@@ -322,7 +322,8 @@ def describe(config: RunConfig) -> str:
     network, estimator = plan.network, config.estimator
     d = network.perturbed
     evaluations, seen = evaluations_per_step(estimator), getattr(estimator, "probe_fraction", 1.0)
-    total, part = evaluations["total"], ""
+    total: float = evaluations["total"]
+    part = ""
     if seen < 1:
         total, part = round(3 + seen * (total - 3), 3), f" on {seen:g} of the batch"
     needs = needs_of(config, network)
