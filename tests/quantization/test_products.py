@@ -193,6 +193,26 @@ def test_a_machine_that_cannot_says_so_in_one_line_when_asked_and_else_goes_on()
     assert not network.exact_products
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("quantizer=round",),
+        ("quantizer=quest", "quantizer.activation_bits=4"),
+        ("quantizer=quest", "quantizer.activation_bits=2", "quantizer.hadamard=none",
+         "model.width=24", "model.heads=2", "model.hidden=40"),
+    ],
+    ids=["inputs", "bits", "widths"],
+)  # fmt: skip
+def test_a_network_without_a_layer_for_them_is_refused_where_they_are_asked_for(words, monkeypatch):
+    monkeypatch.setattr("fogzo_repro.training.network.has_products", lambda device: True)
+    command = ["model=llama_9m", "model.layers=1", "model.vocabulary=32", *words]
+    asked = compose_run(*command, "hardware.exact_products=true")
+    with pytest.raises(UserError, match=r"^hardware\.exact_products=true: no linear .*it out$"):
+        build_network(asked, {}, torch.device("cpu"))
+    where_faster = compose_run(*command, "hardware.exact_products=null")
+    assert not build_network(where_faster, {}, torch.device("cpu")).exact_products
+
+
 @pytest.mark.skipif(not (GPU and products.has_products(torch.device("cuda"))), reason="no Hopper")
 @pytest.mark.parametrize("features", [640, 1280, 1792, 3584, 5120])
 @pytest.mark.parametrize("largest", [3, 7], ids=["2bit", "3bit"])
