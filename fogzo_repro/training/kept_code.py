@@ -84,6 +84,10 @@ class KeptCode:
             return [self._not_used("it is damaged")]
         if made_for != self.made_for:
             return [self._not_used("it is of torch {torch} on {card}".format(**made_for))]
+        # It makes torch's cache folder. Where it cannot, that is the error: `load_cache_artifacts`
+        # would pass over it, and the next import end in another.
+        import torch._dynamo
+
         try:
             info = torch.compiler.load_cache_artifacts(content)
         except OSError as error:  # torch's own cache folder

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,6 +199,34 @@ def test_a_compiler_that_cannot_build_is_found_by_trying(tmp_path: Path) -> None
     broken.chmod(0o755)
     with torch._inductor.config.patch({"cpp.cxx": (str(broken),)}):
         assert why_not_compiled() == "g++: fatal error: no part of it compiles"
+
+
+NO_FOLDER = """
+import hashlib, json, os, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+os.environ |= {"TORCHINDUCTOR_CACHE_DIR": sys.argv[0], "TRITON_CACHE_DIR": ""}  # a file
+from fogzo_repro.training.kept_code import KeptCode
+
+code = KeptCode(Path("kept"), "CPU", {})
+code.path.parent.mkdir(parents=True)
+head = {**code.made_for, "sha256": hashlib.sha256(b"code").hexdigest()}
+code.path.write_bytes(json.dumps(head).encode() + b"\\ncode")
+try:
+    code.load()
+except OSError as error:
+    print(error.filename)
+"""
+
+
+@pytest.mark.slow
+def test_where_torch_cannot_make_its_cache_folder_that_is_the_error(tmp_path: Path) -> None:
+    """In a new process: torch does so when its compiler is first imported."""
+    (script := tmp_path / "script.py").write_text(NO_FOLDER)
+    command = [sys.executable, str(script), str(ROOT)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == str(script), done.stderr
 
 
 @compiles
