@@ -130,7 +130,7 @@ bench-cards: install  ## measure the step of several cards in one run: CARDS=4, 
 	  --out results/records/bench/cards-$(HARDWARE).json
 
 bench-loader: install  ## measure how fast photographs are loaded: DATA=..., WORKERS=16, DECODED=256, TRAIN=1
-	@$(BIN)/python -m scripts.bench.loader --data-dir "$$FOGZO_DATA" --workers $(or $(WORKERS),16) \
+	@$(BIN)/python -m scripts.bench.loader --data-dir "$${FOGZO_DATA:-data}" --workers $(or $(WORKERS),16) \
 	  $(if $(DECODED),--decoded $(DECODED)) $(if $(TRAIN),--train) \
 	  --out results/records/bench/loader-$(HARDWARE).json
 
@@ -139,7 +139,7 @@ bench-prepare: install  ## measure how fast C4 is tokenised: SOURCE=folder of *.
 	  --out results/records/bench/prepare-$(HARDWARE).json
 
 bench-start: install  ## measure how long a run takes to its first steps on one GPU: DATA=..., about 5 minutes
-	@$(BIN)/python -m scripts.bench.start --data-dir "$$FOGZO_DATA" --out results/records/bench/start-$(HARDWARE).json
+	@$(BIN)/python -m scripts.bench.start --data-dir "$${FOGZO_DATA:-data}" --out results/records/bench/start-$(HARDWARE).json
 
 clean:  ## remove what the demo and the tools left; runs/ and results/ stay
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

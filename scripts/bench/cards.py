@@ -28,7 +28,7 @@ from fogzo_repro.terminal import at_least_one, command_parser
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks, leave
 from scripts.bench.clock import Clock
 from scripts.bench.networks import build, configure
-from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
+from scripts.bench.record import check_gpu, check_out, head, read_committed, tell_moved, write
 
 NETWORKS = {
     "resnet18": "vision", "deit_tiny": "vision", "llama_30m": "language", "resnet50": "vision",
@@ -48,13 +48,17 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=5, help="steps before the clock starts")
     parser.add_argument("--toy", action="store_true", help="tiny networks, a check on the CPU")
     arguments = parser.parse_args()
+    names = arguments.networks.split(",")
+    if unknown := sorted({*names} - {*NETWORKS}):
+        parser.error(f"no network {', '.join(unknown)}; there are {', '.join(NETWORKS)}")
     ranks = current_ranks()
     if ranks.world_size == 1:
         raise UserError("start it with torchrun --nproc-per-node=N, N above 1")
     check_gpu(arguments.toy)
+    check_out(arguments.out)
     committed = read_committed()
     content: dict[str, Any] = {}
-    for name in arguments.networks.split(","):
+    for name in names:
         found, card = measure(name, ranks, arguments)
         content = content or head("cards", CONTENDER, card) | {
             "processes": ranks.world_size, "cards": {},

@@ -36,7 +36,7 @@ from unittest import mock
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError, build_part
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
-from scripts.bench.record import head, read_committed, tell_moved, write
+from scripts.bench.record import check_out, head, read_committed, tell_moved, write
 
 RECIPES = ("resnet18", "deit_tiny")
 LEAST_ROUNDS = 5  # of one batch of each worker
@@ -47,7 +47,7 @@ EPOCHS = 5  # of a run by the command
 def main() -> None:
     """Measure both recipes, write one JSON file."""
     parser = command_parser(__doc__)
-    parser.add_argument("--data-dir", required=True, help="holds imagenet/")
+    parser.add_argument("--data-dir", type=Path, required=True, help="holds imagenet/")
     parser.add_argument("--workers", type=at_least_one, default=16, help="processes; 1 or more")
     parser.add_argument(
         "--images", type=at_least_one, default=20_000, help="of each way, at the least"
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="train by the command too, on a GPU")
     parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     arguments = parser.parse_args()
+    check_out(arguments.out)
     committed = read_committed()
 
     import torch
@@ -64,6 +65,8 @@ def main() -> None:
     from fogzo_repro.training.machine import processor_name
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if arguments.train and gpu is None:
+        raise UserError("--train measures steps on a GPU, and no CUDA device is here; leave it out")
     card = f"{processor_name()}, {arguments.workers} workers" + (f", {gpu}" if gpu else "")
     record = {
         **head("loader", "files_pillow: decoded and augmented by Pillow alone", card),
@@ -91,8 +94,12 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     words = [f"model={model}", "dataset=imagenet1k", "dataset.allow_partial=true"]
     config = compose_run(*words)
-    data_dir = Path(arguments.data_dir)
-    files = build_part("dataset", config.dataset, config.parts_dir, data_dir=data_dir).train
+    files = build_part(
+        "dataset", config.dataset, config.parts_dir, data_dir=arguments.data_dir
+    ).train
+    sources = {"files": files}
+    if arguments.decoded is not None:
+        sources["decoded"] = open_decoded(files, arguments.decoded)
     view = training_view(config.recipe, config.dataset.image_size)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     found: dict[str, Any] = {}
@@ -105,9 +112,6 @@ def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with mock.patch.object(augmentation, "_jpeg_decoder", lambda: None):
         way("files_pillow", Photographs(files, view, False), cpu)
     way("files_cpu", Photographs(files, view, False), cpu)
-    sources = {"files": files}
-    if arguments.decoded is not None:
-        sources["decoded"] = open_decoded(files, arguments.decoded)
     for name, source in sources.items():
         halved = Photographs(source, view, False, halved=True)
         way(f"{name}_cut", halved, cpu, finished=False)

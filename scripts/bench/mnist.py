@@ -30,7 +30,7 @@ from fogzo_repro.config import RunConfig
 from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.step import TrainStep
-from scripts.bench.record import head, read_committed, tell_moved, write
+from scripts.bench.record import check_out, head, read_committed, tell_moved, write
 
 
 def synchronize() -> None:
@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="the record to write; a JSON file")
     parser.add_argument("--quick", action="store_true", help="one repetition of everything")
     arguments = parser.parse_args()
+    check_out(arguments.out)
     hardware = arguments.hardware.removeprefix("hardware=")
     repetitions = 1 if arguments.quick else 5
 

@@ -17,25 +17,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro.config import UserError
 from fogzo_repro.data.c4 import MANIFEST
-from fogzo_repro.terminal import at_least_one, command_parser
+from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from fogzo_repro.training.machine import processor_name
-from scripts.bench.record import head, read_committed, tell_moved, write
+from scripts.bench.record import check_out, head, read_committed, tell_moved, write
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@one_line_errors
 def main() -> None:
     """Measure, write one JSON file."""
     parser = command_parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="folder of *.json.gz")
     parser.add_argument("--tokenizer", type=Path, required=True, help="holds tokenizer.model")
-    parser.add_argument("--workers", default="1,2", help="numbers of processes, comma-separated")
+    parser.add_argument(
+        "--workers", type=counts, default=(1, 2), help="numbers of processes, comma-separated"
+    )
     parser.add_argument(
         "--repeat", type=at_least_one, default=20, help="times that the files are read"
     )
     parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     arguments = parser.parse_args()
+    check_out(arguments.out)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         source.mkdir()
@@ -43,12 +48,18 @@ def main() -> None:
         for index in range(arguments.repeat):
             for file in sources:
                 (source / f"{index:05d}-{file.name}").symlink_to(file.resolve())
-        counts = [int(count) for count in arguments.workers.split(",")]
-        results = {str(n): measure(n, source, arguments.tokenizer, Path(folder)) for n in counts}
+        results = {
+            str(n): measure(n, source, arguments.tokenizer, Path(folder)) for n in arguments.workers
+        }
     record = head("prepare", "one process", processor_name()) | {"prepare": results}
     committed = read_committed()
     write(arguments.out, record)
     tell_moved(record, committed, ("prepare",), arguments.out.name)
+
+
+def counts(said: str) -> tuple[int, ...]:
+    """Read numbers of processes, separated by commas."""
+    return tuple(map(at_least_one, said.split(",")))
 
 
 def measure(workers: int, source: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
@@ -61,7 +72,8 @@ def measure(workers: int, source: Path, tokenizer: Path, folder: Path) -> dict[s
         "--workers", str(workers),
     ]  # fmt: skip
     started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise UserError("scripts/prepare_c4.py failed, see above")
     seconds = time.perf_counter() - started
     splits = json.loads((out / MANIFEST).read_text())["splits"]
     tokens = sum(split["tokens"] for split in splits.values())
@@ -71,4 +83,4 @@ def measure(workers: int, source: Path, tokenizer: Path, folder: Path) -> dict[s
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,7 +22,7 @@ from typing import Any
 
 from fogzo_repro.terminal import command_parser, one_line_errors
 from scripts.bench.clock import times
-from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
+from scripts.bench.record import check_gpu, check_out, head, read_committed, tell_moved, write
 
 LAYERS = {  # tokens, and (K, N) of each kind of layer
     "llama_30m": (32768, [(640, 640), (640, 1792), (1792, 640)]),
@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--toy", action="store_true", help="tiny products, a check on the CPU")
     arguments = parser.parse_args()
     check_gpu(arguments.toy)
+    check_out(arguments.out)
     device = torch.device("cpu" if arguments.toy else "cuda")
     card = "cpu" if arguments.toy else torch.cuda.get_device_name(device)
     committed = read_committed()

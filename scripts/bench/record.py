@@ -32,6 +32,17 @@ def check_gpu(toy: bool) -> None:
         raise UserError("no CUDA device is here; --toy checks on the CPU that it runs")
 
 
+def check_out(path: Path) -> None:
+    """Refuse at once a record that could not be written after all is measured; make its folder.
+
+    Raises:
+        UserError: naming --out.
+    """
+    files.make_folder(path.parent, f"--out {path}")
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; give the name of a JSON file in it")
+
+
 def head(bench: str, contender: str, card: str) -> dict[str, Any]:
     """Return the first lines of a bench's record: its card or processor, its contender in words."""
     from fogzo_repro.tracking.environment import command_line, git_state, versions
@@ -43,8 +54,7 @@ def head(bench: str, contender: str, card: str) -> dict[str, Any]:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Write a record, its folder made where it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a record, whose folder `check_out` has made."""
     files.write(path, json.dumps(record, indent=1) + "\n")
 
 

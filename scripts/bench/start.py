@@ -24,7 +24,7 @@ from typing import Any
 
 from fogzo_repro.config import UserError
 from fogzo_repro.terminal import command_parser, one_line_errors
-from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
+from scripts.bench.record import check_gpu, check_out, head, read_committed, tell_moved, write
 
 STEPS = 20
 LLAMA = ("model=llama_30m", f"eval_every_steps={STEPS}")  # else it is evaluated every second step
@@ -49,6 +49,7 @@ def main() -> int:
     parser.add_argument("--toy", action="store_true", help="the MLP, a check on the CPU")
     arguments = parser.parse_args()
     check_gpu(arguments.toy)
+    check_out(arguments.out)
     commands = TOY if arguments.toy else COMMANDS
     asked = arguments.cases.split(",") if arguments.cases else [*commands]
     if unknown := sorted({*asked} - {*commands}):

@@ -42,7 +42,7 @@ from typing import Any
 from fogzo_repro import files
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from scripts.bench.networks import NETWORKS, cases, configure, measure
-from scripts.bench.record import check_gpu, head, read_committed, tell_moved, write
+from scripts.bench.record import check_gpu, check_out, head, read_committed, tell_moved, write
 
 CONTENDER = "an STE step of the same network and quantizer; a step without a quantizer"
 PAPER_RATIO = 1.58  # a FOGZO step in STE steps, PAPER 2, "Table 4"
@@ -72,6 +72,8 @@ def main() -> int:
         files.write(Path(arguments.out), json.dumps(measure(arguments.groups[0], arguments)))
         return 0
     check_gpu(arguments.toy)
+    for group in arguments.groups:
+        check_out(Path(arguments.out.replace("{group}", group)))
     waiting = [(group, case) for group in arguments.groups for case in cases(group)]
     if arguments.cases:
         asked = arguments.cases.split(",")

@@ -18,7 +18,7 @@ from fogzo_repro.data import photographs
 from fogzo_repro.data.images import Batch
 from fogzo_repro.sweeps.forecast import flop_per_token
 from fogzo_repro.training.network import build_network
-from scripts.bench import loader, loop, products, start, steps
+from scripts.bench import loader, loop, mnist, prepare, products, start, steps
 from scripts.bench.clock import Clock
 from scripts.bench.floor import Products, Rates, floors, products_of
 from scripts.bench.networks import build, measure
@@ -256,6 +256,54 @@ def test_a_bench_of_a_card_says_at_once_that_there_is_none(tmp_path, monkeypatch
     assert "error: no CUDA device is here; --toy checks" in capsys.readouterr().err
 
 
+BENCHES = {
+    "mnist": (mnist, ["hardware=cpu"]),
+    "steps": (steps, ["vision", "--toy"]),
+    "loop": (loop, ["--toy"]),
+    "products": (products, ["--toy"]),
+    "start": (start, ["--toy"]),
+    "loader": (loader, ["--data-dir", "."]),
+    "prepare": (prepare, ["--source", ".", "--tokenizer", "."]),
+}
+
+
+@pytest.mark.parametrize(("bench", "words"), BENCHES.values(), ids=BENCHES)
+@pytest.mark.parametrize("out", [".", "file/record.json"], ids=["folder", "in a file"])
+def test_a_record_that_cannot_be_written_is_told_before_anything_is_measured(
+    tmp_path, monkeypatch, capsys, bench, words, out
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["bench", *words, "--out", str(tmp_path / out)])
+    assert bench.main() == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: --out {tmp_path}") and said.err.count("\n") == 1
+    assert not said.out
+
+
+def test_a_text_that_cannot_be_prepared_is_no_traceback(tmp_path, monkeypatch, capfd):
+    words = ["--source", str(tmp_path), "--tokenizer", str(tmp_path), "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", ["prepare", *words, "--out", str(tmp_path / "out.json")])
+    assert prepare.main() == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["error:", "error:"]
+    assert lines[1].endswith("scripts/prepare_c4.py failed, see above")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_what_a_loaders_bench_lacks_is_told_before_anything_is_measured(
+    tmp_path, monkeypatch, capsys
+):
+    for split in ("train", "val"):
+        (images := tmp_path / "imagenet" / split / "n00000001").mkdir(parents=True)
+        (images / "1.JPEG").touch()
+    monkeypatch.setattr(loader, "rate", None)
+    words = ["loader", "--data-dir", str(tmp_path), "--out", str(tmp_path / "loader.json")]
+    for more, said in ((["--train"], "no CUDA device"), (["--decoded", "77"], "decoded-77")):
+        monkeypatch.setattr(sys, "argv", [*words, *more])
+        assert loader.main() == 2
+        assert said in capsys.readouterr().err
+
+
 def test_the_record_has_each_layer_the_head_and_how_far_sums_are_exact(tmp_path, monkeypatch):
     path = tmp_path / "products.json"
     monkeypatch.setattr("sys.argv", ["products", "--toy", "--out", str(path)])
@@ -311,6 +359,8 @@ def test_what_was_measured_is_kept_when_a_bench_is_ended(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loader, "measure", lambda model, _: {"images_per_s": 1.0, "ways": {}})
     monkeypatch.setattr(loader, "trained", trained)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
     out = tmp_path / "loader.json"
     monkeypatch.setattr("sys.argv", ["loader", "--data-dir", ".", "--train", "--out", str(out)])
     assert loader.main() == 130
