@@ -119,7 +119,7 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
         f"{len(cells)} cells, {sum(len(cell.seeds) for cell in cells)} runs",
         *run_elsewhere(to_run, records, hardware.name, device),
         *(f"GPU-hours of the missing runs on one {c}: {_total(found, c)}" for c in benches),
-        NO_HOURS if on_cpu else "other cards: unknown, no bench record of them",
+        NO_HOURS if on_cpu else f"other cards: unknown{_to_measure(cells)}",
         f"disk: {plain(disk / 1e9)} GB for the run folders; data: {sizes or 'none'}",
         *([] if on_cpu else [HOURS]),
     ]
@@ -235,6 +235,17 @@ def _networks(cells: Sequence[Needed]) -> str:
         else:
             said.append(part)
     return said[0]
+
+
+def _to_measure(cells: Sequence[Cell]) -> str:
+    """Return how the hours on a card become known, which is by a bench at full scale alone."""
+    kinds = {
+        "language" if cell.config.dataset.name == "c4" else "vision"
+        for cell in cells
+        if cell.config.scale == "full" and cell.config.model.name != "mlp"
+    }
+    commands = " and ".join(f"make bench-{kind}" for kind in sorted(kinds, reverse=True))
+    return f" until {commands} HARDWARE=NAME measured them" if kinds else ""
 
 
 def _total(cells: Sequence[Needed], card: str) -> str:

@@ -80,6 +80,20 @@ def test_a_mini_needs_a_small_text_that_keeps_documents_out(tmp_path: Path) -> N
     assert "--tokens 1.02e+08 --held-out 0.005; the recorded runs had another text" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "table3/95m-quest-ste",
+            "; make bench-language on one with HARDWARE=, as a100, then tells",
+        ),
+        ("mini-llama/hardtanh-ste", ""),  # records tell
+    ],
+)
+def test_what_measures_another_card_is_said(name: str, said: str) -> None:
+    assert f"other cards: unknown{said}" in dry_run(name, table_cells(name, []), RECORDS)
+
+
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path) -> None:
     root = tmp_path / "not" / "there"
     assert missing_disk(root, 1) == []
