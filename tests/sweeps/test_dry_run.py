@@ -85,7 +85,7 @@ def test_a_mini_needs_a_small_text_that_keeps_documents_out(tmp_path: Path) -> N
     [
         (
             "table3/95m-quest-ste",
-            "; make bench-language on one with HARDWARE=, as a100, then tells",
+            " until make bench-language HARDWARE=NAME measured them",
         ),
         ("mini-llama/hardtanh-ste", ""),  # records tell
     ],
