@@ -34,26 +34,22 @@ class Tested:
     """A hypothesis with what the records say of it.
 
     Attributes:
-        claim: as it was written down.
-        statistic: its name.
+        line: of claims.csv, as it was written down.
         value: of the statistic; nan where a side was not run.
         low: lower end of its 95% interval, nan where it has none.
         high: its upper end.
         n: seeds, or rows for a rank correlation.
         verdict: one of `claims.VERDICTS`.
         note: what limits it.
-        source: whose hypothesis it is.
     """
 
-    claim: str
-    statistic: str
-    value: float
-    low: float
-    high: float
-    n: int
-    verdict: str
-    note: str
-    source: str
+    line: dict[str, str]
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    verdict: str = NOT_RUN
+    note: str = ""
 
 
 def read_tested(results: Path, found: TableResults) -> list[Tested]:
@@ -63,26 +59,19 @@ def read_tested(results: Path, found: TableResults) -> list[Tested]:
         UserError: for a statistic or a cell that is not known.
     """
     path = results / "paper" / "claims.csv"
-    lines = [e for e in read_paper(path) if e["table"] == found.table and e["statistic"]]
     tested = []
-    for line in lines:
-        if line["statistic"] not in STATISTICS:
-            known = ", ".join(STATISTICS)
-            wrong = f"{line['id']} has statistic={line['statistic']}; options: {known}"
-            raise UserError(f"{path}: claim {wrong}")
+    for line in read_paper(path):
+        name = line["statistic"]
+        if line["table"] != found.table or not name:
+            continue
+        where = f"{path}: claim {line['id']}"
+        if name not in STATISTICS:
+            raise UserError(f"{where} has statistic={name}; options: {', '.join(STATISTICS)}")
         try:
-            value, low, high, n, verdict, note = STATISTICS[line["statistic"]](found, line)
+            tested.append(STATISTICS[name](found, line))
         except KeyError as error:
-            raise UserError(f"{path}: claim {line['id']} names the unknown cell {error}") from None
-        said = Tested(
-            line["claim"], line["statistic"], value, low, high, n, verdict, note, line["source"]
-        )
-        tested.append(said)
+            raise UserError(f"{where} names the unknown cell {error}") from None
     return tested
-
-
-Said = tuple[float, float, float, int, str, str]  # value, low, high, n, verdict, note
-UNDECIDED: Said = (math.nan, math.nan, math.nan, 0, NOT_RUN, "")
 
 
 def gains(found: TableResults, split: str, metric: str) -> dict[str, tuple[float, GainTest]]:
@@ -99,15 +88,15 @@ def gains(found: TableResults, split: str, metric: str) -> dict[str, tuple[float
     return points
 
 
-def _rank_correlation(found: TableResults, line: dict[str, str]) -> Said:
+def _rank_correlation(found: TableResults, line: dict[str, str]) -> Tested:
     points = [*gains(found, line["split"], line["metric"]).values()]
-    if len(points) < 3:
-        return UNDECIDED
-    value, p = spearman([held for held, _ in points], [test.gain for _, test in points])
     n = len(points)
-    if n < ENOUGH_SEEDS:
-        return value, math.nan, math.nan, n, "inconclusive", f"only {n} rows, p = {p:.2g}"
-    return value, math.nan, math.nan, n, _decided(value > 0, p < LEVEL), f"p = {p:.2g}"
+    if n < 3:
+        return Tested(line)
+    value, p = spearman([held for held, _ in points], [test.gain for _, test in points])
+    note = f"p = {p:.2g}" if n >= ENOUGH_SEEDS else f"only {n} rows, p = {p:.2g}"
+    verdict = _decided(value > 0, n >= ENOUGH_SEEDS and p < LEVEL)
+    return Tested(line, value, n=n, verdict=verdict, note=note)
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
@@ -129,28 +118,29 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     return round(value, 12), extreme / len(orders)
 
 
-def _excess_loss(found: TableResults, line: dict[str, str]) -> Said:
+def _excess_loss(found: TableResults, line: dict[str, str]) -> Tested:
     cell, best = _cell(found, line, "better"), chosen(found, line["better_row"])
     tried = [c for c in found.row(line["better_row"]) if c.tuning_losses()]
     if best is None or not cell.tuning_losses() or len(tried) < 2:
-        return UNDECIDED
+        return Tested(line)
     ours, theirs = cell.tuning_losses(), best.tuning_losses()
-    differences = [ours[seed] - theirs[seed] for seed in ours]
-    value, n = math.fsum(differences) / len(differences), len(differences)
+    n = len(ours)
+    value = math.fsum(ours[seed] - theirs[seed] for seed in ours) / n
     verdict = _decided(value <= float(line["margin"]), n >= ENOUGH_SEEDS)
     note = f"best {best.column}" + (f", only {n} seeds" if n < ENOUGH_SEEDS else "")
-    return value, math.nan, math.nan, n, verdict, note
+    return Tested(line, value, n=n, verdict=verdict, note=note)
 
 
-def _share_of_gain(found: TableResults, line: dict[str, str]) -> Said:
+def _share_of_gain(found: TableResults, line: dict[str, str]) -> Tested:
     cell, ste = _cell(found, line, "better"), _cell(found, line, "worse")
     share = share_of_gain(found, cell, ste, line["split"], line["metric"])
     if share is None:
-        return UNDECIDED
+        return Tested(line)
     value, low, high, n = share
     margin = float(line["margin"])
     note = "" if n >= ENOUGH_SEEDS else f"only {n} seeds"
-    return value, low, high, n, _decided(low > margin, not note and not low <= margin <= high), note
+    verdict = _decided(low > margin, not note and not low <= margin <= high)
+    return Tested(line, value, low, high, n, verdict, note)
 
 
 def share_of_gain(
@@ -179,7 +169,7 @@ def _cell(found: TableResults, line: dict[str, str], side: str) -> CellResult:
     return found.cells[line[f"{side}_row"], line[f"{side}_column"]]
 
 
-STATISTICS: dict[str, Callable[[TableResults, dict[str, str]], Said]] = {
+STATISTICS: dict[str, Callable[[TableResults, dict[str, str]], Tested]] = {
     "rank correlation": _rank_correlation,
     "excess loss": _excess_loss,
     "share of gain": _share_of_gain,
@@ -194,10 +184,10 @@ def _value(tested: Tested) -> str:
 
 
 HYPOTHESES: Columns = (
-    Column("hypothesis", lambda tested: tested.claim),
-    Column("statistic", lambda tested: tested.statistic),
+    Column("hypothesis", lambda tested: tested.line["claim"]),
+    Column("statistic", lambda tested: tested.line["statistic"]),
     Column("value [95%]", _value),
     Column("n", lambda tested: tested.n or ""),
     Column("verdict", lambda tested: tested.verdict + (f" ({tested.note})" if tested.note else "")),
-    Column("source", lambda tested: tested.source),
+    Column("source", lambda tested: tested.line["source"]),
 )

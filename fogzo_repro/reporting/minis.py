@@ -82,7 +82,8 @@ def sections(results: Path, found: TableResults) -> list[str]:
     made, kept = choices(found), probes(found)
     parts = ["## Chosen", ABOUT_CHOICES, markdown(CHOICES, made) if made else "Nothing yet."]
     tested = read_tested(results, found)
-    if found.table in TITLES and "rank correlation" not in {one.statistic for one in tested}:
+    statistics = {one.line["statistic"] for one in tested}
+    if found.table in TITLES and "rank correlation" not in statistics:
         raise UserError(
             f"{results}/paper/claims.csv has no rank correlation on {found.table}; restore it with "
             "git"

@@ -216,7 +216,7 @@ def test_p_between_the_halves_is_inconclusive_in_a_table_that_may_be_looked_at_t
 
 def said_of(results: Path, start: str) -> Any:
     found = read_tested(results, read_results(results, TABLE))
-    return next(t for t in found if t.claim.startswith(start))
+    return next(t for t in found if t.line["claim"].startswith(start))
 
 
 @pytest.mark.slow
