@@ -24,7 +24,6 @@ from fogzo_repro.reporting.minis import FINETUNED, held_out, network
 from fogzo_repro.reporting.minis import TITLES as MINIS
 from fogzo_repro.reporting.readings import CLAIMS, RATE, SPACING, elsewhere, picked, read_readings
 from fogzo_repro.reporting.results import (
-    FRESH_SEEDS,
     CellResult,
     Place,
     TableResults,
@@ -39,7 +38,10 @@ GRIDS = {"half_integer": "round, half-integer grid (default)", "integer": "round
 METRICS = {
     "loss": "train loss (nats)", "top1": "test top-1 (%)", "perplexity": "held-out perplexity",
 }  # fmt: skip
-AHEAD = {"holds": 1, "contradicted": -1}  # the sign of a gain that is told as a lead
+LEADS = {  # by verdict: the sign of the gain, and who is ahead
+    "holds": (1, "FOGZO n=1 is ahead of the STE"),
+    "contradicted": (-1, "the STE is ahead of FOGZO n=1"),
+}
 EQUAL = "STE, equal cost"
 RANDOM = "FOGZO, random sign"
 CONTROLS = RANDOM, "FOGZO, beta=1", "STE over two points, equal cost"
@@ -72,7 +74,7 @@ def answer(results: Path, found: Sequence[TableResults]) -> str:
         _of_the_paper([t for t in found if scale_of(t.table) == "full" and t.table != SHALLOW]),
     ]
     absent = [line for line in lines if {line.ste, line.fogzo, line.equal_cost} == {NOT_RUN}]
-    shown = [line for line in lines if line not in absent or line.quantizer.endswith("(default)")]
+    shown = [line for line in lines if line not in absent]
     numbered = [f"{k}. {sentence}" for k, sentence in enumerate(sentences, 1)]
     edge = any("edge" in line.ste + line.fogzo for line in shown)
     below = BELOW + EDGE * edge + _not_run(absent)
@@ -97,8 +99,6 @@ def _of_readings(results: Path, judged: Sequence[Judged]) -> str:
     full = sum(t.given == len(CLAIMS) for t in alike)
     n = len(best.losses("STE"))
     half = [j for j in judged if j.claim.id.startswith("half-")]
-    fresh = any(seed >= FRESH_SEEDS for j in half if j.better is not None for seed in j.better.runs)
-    said = f"of {len(half)} claims on it: {counted(half)}" if fresh else "it was not run yet"
     there = "".join(
         f"At lr {one.reading.rate:g} it gives {one.given} of the {len(CLAIMS)}, and {len(more)} "
         "other readings give more. "
@@ -113,7 +113,7 @@ def _of_readings(results: Path, judged: Sequence[Judged]) -> str:
         f"{full} give{'s' * (full == 1)} the order of all {len(CLAIMS)} of the paper's comparisons "
         f"by the means of {n} seeds: the {best.reading.grid} grid with derivative "
         f"{best.reading.derivative}. It is the default here, picked *because* of that; on fresh "
-        f"seeds {said}.",
+        f"seeds of {len(half)} claims on it: {counted(half)}.",
         there,
         f"Under the integer grid, the default before, of {len(judged) - len(half)} claims: "
         f"{counted([j for j in judged if j not in half])}.",
@@ -127,16 +127,16 @@ def _points(title: str, *said: str) -> str:
 
 def _at_their_best(judged: Sequence[Judged]) -> str:
     """Say which side is ahead where both chose their rate, and FOGZO its noise; by how much."""
-    words = {
-        "holds": "FOGZO n=1 is ahead of the STE",
-        "contradicted": "the STE is ahead of FOGZO n=1",
-    }
     said = []
     for grid in GRIDS:
         one = _claim(judged, (f"FOGZO n=1, {grid} grid", CHOSEN), (f"STE, {grid} grid", CHOSEN))
-        if one.verdict in words:
-            where = f"under the {grid.replace('_', '-')} grid"
-            said.append(f"{words[one.verdict]} {where},{_lead(one)} nats")
+        if one.verdict in LEADS and one.test is not None:
+            (sign, ahead), test = LEADS[one.verdict], one.test
+            low, high = sorted((sign * test.low, sign * test.high))
+            said.append(
+                f"{ahead} under the {grid.replace('_', '-')} grid, by {sign * test.gain:.3f} "
+                f"[{low:.3f}, {high:.3f}] nats"
+            )
     return f"With learning rate and noise chosen by each side, {'; '.join(said)}. " if said else ""
 
 
@@ -166,48 +166,33 @@ def _of_minis(tables: Mapping[str, TableResults], judged: Mapping[str, Sequence[
     named = "; ".join(
         MINIS[t.table] + ("" if " on " in MINIS[t.table] else trained_on(t)) for t in told
     )
-    start = f"**Deep networks at small scale**{named and f' ({named})'}: "
-    runs = f"{tuning} tuning runs and "
-    if not reported:
-        return f"{start}{runs}no evaluation run, so that no verdict stands on whether FOGZO helps."
     controls = [one for one in claims if one.claim.worse[1] in CONTROLS]
     random = [one for one in controls if one.claim.worse[1] == RANDOM and one.test is not None]
+    trained = [one for side in (STE, EQUAL) for one in _run_against(side, finetuned, judged)]
     sentences = [
-        f"{where} {_tally(compared)}"
-        for where, compared in (
-            (
-                "With as many steps, each side at the rate that it chose, FOGZO n=1 is ahead of "
-                "the STE",
-                _run_against(STE, minis, judged),
-            ),
-            ("At equal cost it is ahead", _run_against(EQUAL, minis, judged)),
-            (
-                "From a trained network, equal cost counted too, it is ahead",
-                [x for side in (STE, EQUAL) for x in _run_against(side, finetuned, judged)],
-            ),
-        )
-        if compared
+        "With as many steps, each side at the rate that it chose, FOGZO n=1 is ahead of the STE "
+        + _tally(_run_against(STE, minis, judged)),
+        f"At equal cost it is ahead {_tally(_run_against(EQUAL, minis, judged))}",
+        f"From a trained network, equal cost counted too, it is ahead {_tally(trained)}",
+        "With random signs in place of those of its loss differences FOGZO is behind in "
+        f"{sum(one.verdict == 'holds' for one in random)} of {len(random)} controls",
     ]
-    if random:
-        sentences.append(
-            "With random signs in place of those of its loss differences FOGZO is behind in "
-            f"{sum(one.verdict == 'holds' for one in random)} of {len(random)} controls"
-        )
     if open_ := sum(one.verdict == NOT_RUN for one in controls):
         sentences.append(
             f"{open_} controls that tell measured losses from mere noise and rescaling were not "
             "run yet"
         )
-    counts = f"Of {len(claims)} claims: {counted(claims)} ({runs}{reported} evaluation runs)"
-    return _points(start.strip(), *(f"{sentence}." for sentence in [*sentences, counts]))
+    runs = f"{tuning} tuning runs and {reported} evaluation runs"
+    sentences.append(f"Of {len(claims)} claims: {counted(claims)} ({runs})")
+    title = f"**Deep networks at small scale**{named and f' ({named})'}:"
+    return _points(title, *(f"{sentence}." for sentence in sentences))
 
 
 def _tally(run: Sequence[Judged]) -> str:
     """Return in how many of the comparisons which side is ahead."""
     count = Counter(one.verdict for one in run)
     same = f", no different in {count['no difference']}" if count["no difference"] else ""
-    compared = f"{len(run)} comparison{'s' * (len(run) != 1)}"
-    return f"in {count['holds']} of {compared}, behind in {count['contradicted']}{same}"
+    return f"in {count['holds']} of {len(run)} comparisons, behind in {count['contradicted']}{same}"
 
 
 def _run_against(
@@ -229,15 +214,6 @@ def _against(side: str, found: TableResults, judged: Sequence[Judged], row: str)
 def _compared(table: TableResults) -> list[str]:
     """Return the rows of a table in which FOGZO stands beside the STE."""
     return [row for row in table.rows if (row, FOGZO) in table.cells]
-
-
-def _lead(one: Judged) -> str:
-    """Return by how much the side that is ahead is so; nothing where none is."""
-    if one.verdict not in AHEAD or one.test is None:
-        return ""
-    sign, test = AHEAD[one.verdict], one.test
-    low, high = sorted((sign * test.low, sign * test.high))
-    return f" by {sign * test.gain:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _of_the_paper(tables: Sequence[TableResults]) -> str:
