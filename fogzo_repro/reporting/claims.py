@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fogzo_repro.config import UserError
@@ -69,6 +69,9 @@ class Claim:
         if self.bound is None:
             return ""
         return f"{100 * self.bound:g}%" if self.relative else f"{self.bound:g}"
+
+
+Compared = tuple[Claim, CellResult | None, CellResult | None]
 
 
 @dataclass(frozen=True)
@@ -294,26 +297,27 @@ def judged_claims(folder: Path, results: TableResults) -> list[Judged]:
 
 
 def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:
-    """Put every claim of a table to the tests."""
-    level = LEVEL / 2 if scale_of(results.table) == "mini" else LEVEL  # a mini has two looks
-    pairs = [named_cells(results, claim) for claim in claims]
-    tests = [_test(claim, *pair, level) for claim, pair in zip(claims, pairs, strict=True)]
+    """Put every claim of a table to the tests, and note which choice may not be the best."""
+    compared = [(claim, *named_cells(results, claim)) for claim in claims]
+    return [
+        replace(one, note="; ".join(filter(None, [one.note, *_edges(results, one)])))
+        for one in judge_cells(results.table, compared)
+    ]
+
+
+def judge_cells(table: str, compared: Sequence[Compared]) -> list[Judged]:
+    """Put claims to the tests, each given with its two cells."""
+    level = LEVEL / 2 if scale_of(table) == "mini" else LEVEL  # a mini has two looks
+    tests = [_test(*one, level) for one in compared]
     ps = [math.nan if t is None else t.p for t in tests]
     same_ps = [math.nan if t is None else t.p_same for t in tests]
-    bounded = [p for p, claim in zip(same_ps, claims, strict=True) if claim.bound is not None]
-    adjusted, same = (
-        holm(found, waiting=sum(map(math.isnan, stated)))
-        for found, stated in ((ps, ps), (same_ps, bounded))
-    )
-    judged = []
-    for claim, (better, worse), test, p, p_same in zip(
-        claims, pairs, tests, adjusted, same, strict=True
-    ):
-        verdict, notes = _verdict(claim, better, worse, test, p, p_same, level)
-        if verdict != NOT_RUN:
-            notes += _edges(results, claim, better, worse)
-        judged.append(Judged(claim, better, worse, test, p, p_same, verdict, "; ".join(notes)))
-    return judged
+    bounded = [p for p, (claim, *_) in zip(same_ps, compared, strict=True) if claim.bound]
+    adjusted = holm(ps, waiting=sum(map(math.isnan, ps)))
+    same = holm(same_ps, waiting=sum(map(math.isnan, bounded)))
+    return [
+        Judged(*one, test, p, p_same, *_verdict(*one, test, p, p_same, level))
+        for one, test, p, p_same in zip(compared, tests, adjusted, same, strict=True)
+    ]
 
 
 def counted(judged: Sequence[Judged]) -> str:
@@ -365,37 +369,31 @@ def _verdict(
     p: float,
     p_same: float,
     level: float,
-) -> tuple[str, list[str]]:
-    """Return the verdict, and notes on what limits it."""
+) -> tuple[str, str]:
+    """Return the verdict, and a note on what limits it."""
     if better is None or worse is None:
-        return NOT_RUN, ["the tuning sweep is not complete"]
+        return NOT_RUN, "the tuning sweep is not complete"
     lost = [f"{c.row}, seed {s}" for c in (better, worse) for s in c.diverged()]
-    notes = [f"diverged: {'; '.join(lost)}"] if lost else []
+    diverged = f"diverged: {'; '.join(lost)}" if lost else ""
     if test is None:
-        return NOT_RUN, notes
+        return NOT_RUN, diverged
     if min(test.n) < ENOUGH_SEEDS:
-        return "inconclusive", [f"only {min(test.n)} seeds", *notes]
+        return "inconclusive", f"only {min(test.n)} seeds" + (f"; {diverged}" if lost else "")
     if lost:
-        return "inconclusive", notes
+        return "inconclusive", diverged
     if p_same < level:
         small = f"a gain of {test.gain:+.2g} is there, p = {p:.2g}"
-        return "no difference", [small] if p < level else []
+        return "no difference", small if p < level else ""
     if p < level:
-        return ("holds" if test.gain > claim.margin else "contradicted"), []
-    return "inconclusive", [f"could have seen {test.visible:.2g}"]
+        return ("holds" if test.gain > claim.margin else "contradicted"), ""
+    return "inconclusive", f"could have seen {test.visible:.2g}"
 
 
-def _edges(
-    results: TableResults, claim: Claim, better: CellResult | None, worse: CellResult | None
-) -> list[str]:
+def _edges(results: TableResults, one: Judged) -> list[str]:
     """Return notes for each side whose value was chosen on the edge, or not among all it has."""
-    sides = ((better, claim.better[1]), (worse, claim.worse[1]))
+    if one.verdict == NOT_RUN:
+        return []
+    sides = (one.better, one.claim.better[1]), (one.worse, one.claim.worse[1])
     cells = [cell for cell, column in sides if cell is not None and column == CHOSEN]
-    return [
-        *(
-            f"{c.column} of {c.row} is on the edge of its grid"
-            for c in cells
-            if on_edge(results, c)
-        ),
-        *(f"{name} of {c.row} was not tuned" for c in cells for name in untuned(results, c)),
-    ]
+    on = [f"{c.column} of {c.row} is on the edge of its grid" for c in cells if on_edge(results, c)]
+    return on + [f"{x} of {c.row} was not tuned" for c in cells for x in untuned(results, c)]

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import ConfigError, UserError, did_you_mean, read_yaml
-from fogzo_repro.reporting.claims import CHOSEN, Claim, Judged, chosen, judge, on_edge
+from fogzo_repro.reporting.claims import CHOSEN, Claim, Judged, chosen, judge_cells, on_edge
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.results import (
     TUNING_SEEDS,
@@ -78,8 +78,7 @@ class Ranked:
     Attributes:
         label: of its row, and of its column where the rules name that.
         cell: the one that it is ranked with; None where none is chosen yet.
-        split: of the metric.
-        metric: which stands for it.
+        summary: of the metric over the evaluation seeds.
         tuned: how many tuning runs chose the cell.
         edge: no value beyond the chosen one was tried.
         compared: what became of it beside each cell of `against`; None where that is itself.
@@ -88,8 +87,7 @@ class Ranked:
 
     label: str
     cell: CellResult | None
-    split: str
-    metric: str
+    summary: Summary | None
     tuned: int
     edge: bool
     compared: tuple[Judged | None, ...] = ()
@@ -99,11 +97,6 @@ class Ranked:
     def record(self) -> dict[str, Any] | None:
         """A record of the cell, for what all its runs share."""
         return None if self.cell is None else self.cell.any_record
-
-    @property
-    def summary(self) -> Summary | None:
-        """The metric over the evaluation seeds."""
-        return None if self.cell is None else self.cell.summary(self.split, self.metric)
 
 
 @dataclass(frozen=True)
@@ -203,16 +196,13 @@ def rank(
         one = _added(own, row, columns, seeds[row], rules)
         checked.append(replace(one, apart=_apart(one, against, own, other, seeds[row], rules)))
     ranked = [one for one in checked if not one.apart]
-    cells: dict[Place, CellResult] = {}
-    claims = []
-    for one in ranked:
-        for beside in against:
-            if one.cell is not None and beside.cell is not None:
-                sides = one.cell, _on_seeds(beside.cell, seeds[one.cell.row], one.label)
-                cells |= {(side.row, side.column): side for side in sides}
-                claims.append(_claim(_id(one, beside), *sides, rules))
-    merged = TableResults(table, cells, [])
-    judged = {j.claim.id: j for j in judge(merged, claims)}
+    compared = [
+        (_claim(one, beside, rules), one.cell, _on_seeds(beside.cell, seeds[one.label]))
+        for one in ranked
+        for beside in against
+        if beside.cell is not None
+    ]
+    judged = {j.claim.id: j for j in judge_cells(table, compared)}
     ranked = [
         replace(one, compared=tuple(judged.get(_id(one, beside)) for beside in against))
         for one in ranked
@@ -232,10 +222,10 @@ def _added(
     tuned = own.row(tuned_row(row, rules))
     cell = None if place is None else own.cells.get(place, CellResult(*place, {}))
     if cell is not None:  # records of other seeds, as of a table that was changed, do not count
-        cell = replace(cell, runs={s: r for s, r in cell.runs.items() if s in seeds})
+        cell = _on_seeds(cell, seeds)
     of = next((c for c in tuned if cell is not None and c.column == cell.column), None)
     edge = len(columns) > 1 and of is not None and on_edge(own, of)
-    return Ranked(row, cell, rules.split, rules.metric, _tuning_runs(tuned), edge)
+    return Ranked(row, cell, _summary(cell, rules), _tuning_runs(tuned), edge)
 
 
 def _beside_cell(other: TableResults, place: Place, rules: Rules) -> Ranked:
@@ -244,7 +234,11 @@ def _beside_cell(other: TableResults, place: Place, rules: Rules) -> Ranked:
     cell = chosen(other, row) if is_chosen else other.cells.get(place)
     tuned = _tuning_runs(other.row(row)) if is_chosen else 0
     edge = is_chosen and cell is not None and on_edge(other, cell)
-    return Ranked(cell_name(*place), cell, rules.split, rules.metric, tuned, edge)
+    return Ranked(cell_name(*place), cell, _summary(cell, rules), tuned, edge)
+
+
+def _summary(cell: CellResult | None, rules: Rules) -> Summary | None:
+    return None if cell is None else cell.summary(rules.split, rules.metric)
 
 
 def check_places(rules: Rules, known: Mapping[str, Sequence[str]]) -> None:
@@ -270,10 +264,8 @@ def _tuning_runs(cells: Sequence[CellResult]) -> int:
     return sum(len(cell.reporting(tuning=True)) for cell in cells)
 
 
-def _on_seeds(cell: CellResult, seeds: Sequence[int], of: str) -> CellResult:
-    """Return a cell with the runs of these seeds alone, those of the row `of`, named so."""
-    runs = {seed: run for seed, run in cell.runs.items() if seed in seeds}
-    return CellResult(cell.row, f"{cell.column}, beside {of}", runs)
+def _on_seeds(cell: CellResult, seeds: Sequence[int]) -> CellResult:
+    return replace(cell, runs={seed: run for seed, run in cell.runs.items() if seed in seeds})
 
 
 def foreseen(
@@ -367,12 +359,12 @@ def _id(one: Ranked, beside: Ranked) -> str:
     return f"{one.label} beside {beside.label}"
 
 
-def _claim(name: str, better: CellResult, worse: CellResult, rules: Rules) -> Claim:
+def _claim(one: Ranked, beside: Ranked, rules: Rules) -> Claim:
     return Claim(
-        id=name,
-        claim=f"{better.row} is better than {worse.row}",
-        better=(better.row, better.column),
-        worse=(worse.row, worse.column),
+        id=_id(one, beside),
+        claim=f"{one.label} is better than {beside.label}",
+        better=(one.label, "-"),
+        worse=(beside.label, "-"),
         split=rules.split,
         metric=rules.metric,
         direction=rules.direction,
@@ -386,7 +378,7 @@ def _claim(name: str, better: CellResult, worse: CellResult, rules: Rules) -> Cl
 WORDS = {"holds": "better", "contradicted": "worse"}
 
 
-def _beside(number: int) -> Callable[[Ranked], str]:
+def _beside(number: int, digits: int) -> Callable[[Ranked], str]:
     """Return what is said of a row beside a cell of `against`."""
 
     def said(one: Ranked) -> str:
@@ -395,7 +387,7 @@ def _beside(number: int) -> Callable[[Ranked], str]:
             return ""
         word = WORDS.get(judged.verdict, judged.said)
         p = "" if math.isnan(judged.deciding_p) else f", {p_value(judged.deciding_p)}"
-        return f"{word}, {gain(judged.test, DIGITS[one.metric])}{p}"
+        return f"{word}, {gain(judged.test, digits)}{p}"
 
     return said
 
@@ -436,7 +428,10 @@ def page(ranking: Ranking) -> str:
     shown = (
         Column("", lambda one: numbers[id(one)]),
         *_columns(rules),
-        *(Column(f"beside {cell_name(*p)}", _beside(k)) for k, p in enumerate(rules.against)),
+        *(
+            Column(f"beside {cell_name(*place)}", _beside(number, DIGITS[rules.metric]))
+            for number, place in enumerate(rules.against)
+        ),
     )
     why = Column("why", lambda one: one.apart)
     parts = [
