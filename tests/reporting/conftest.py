@@ -1,7 +1,8 @@
-"""Invented records of the shallow figure, in a temporary folder."""
+"""Invented records of the shallow figure, in a temporary folder, and what is made of records."""
 
 from __future__ import annotations
 
+import csv
 import random
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from fogzo_repro import METHOD_VERSION
 from fogzo_repro.reporting.results import read_paper
+from fogzo_repro.reporting.tables import write_table
 from fogzo_repro.tracking.records import write_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +23,23 @@ INVENTED = {  # train loss by 1 - beta for n = 1; by n for n-SPSA
     "0.334": 1.6, "0.1": 1.4, "0.001": 0.82, "0.0001": 0.644, "1e-05": 0.584, "1e-06": 0.592,
     "0": 0.65, "1": 1.84, "10": 1.2, "100": 0.9, "1990": 0.745, "7960": 0.733,
 }  # fmt: skip
+
+Save = Callable[..., dict[str, Any]]
+
+
+def page(results: Path, table: str = TABLE) -> str:
+    """Write a table; return its page."""
+    write_table(results, table)
+    return (results / "tables" / f"{table}.md").read_text()
+
+
+def line_of(text: str, start: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith(start))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def make_record(
@@ -63,7 +82,7 @@ def results(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def save(results: Path) -> Callable[..., dict[str, Any]]:
+def save(results: Path) -> Save:
     """Write a record made by `make_record` to the results folder."""
 
     def write(*arguments: Any, **changes: Any) -> dict[str, Any]:
@@ -77,7 +96,7 @@ def save(results: Path) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def full_table(results: Path, save: Callable[..., dict[str, Any]]) -> Path:
+def full_table(results: Path, save: Save) -> Path:
     """Every cell on ten evaluation seeds, the tuned rows on the tuning seeds too."""
     draw = random.Random(0)
     for cell in read_paper(results / "paper" / f"{TABLE}.csv"):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +13,7 @@ from fogzo_repro.reporting.answer import answer
 from fogzo_repro.reporting.results import read_results
 from fogzo_repro.reporting.tables import FORMS
 from tests.conftest import ROOT
-
-Save = Callable[..., dict[str, Any]]
+from tests.reporting.conftest import Save
 
 
 def said(results: Path) -> str:

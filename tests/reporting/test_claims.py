@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,16 +22,12 @@ from fogzo_repro.reporting.minis import TITLES as MINIS
 from fogzo_repro.reporting.results import read_paper, read_results
 from fogzo_repro.reporting.tables import PAPER_TITLES, write_table
 from tests.conftest import ROOT
+from tests.reporting.conftest import Save, line_of, page
 
 TABLE = "figure-shallow"
 STE = ("STE, integer grid", "lr=0.032")
 FOGZO = ("FOGZO n=1, integer grid", "1-beta=0.001")
 LATE = "70% STE + 30% FOGZO, 3.0B tokens"
-TABLE_4_CONFIG = {
-    "model": {"name": "llama_30m"}, "dataset": {"name": "c4"}, "quantizer": {},
-    "estimator": {"name": "ste"}, "recipe": {},
-}  # fmt: skip
-Save = Callable[..., dict[str, Any]]
 
 
 def verdict_of(results: Path, claim: str = "fogzo-0.999-better") -> Judged:
@@ -85,10 +79,8 @@ def test_other_numbers_of_seeds_are_compared_without_pairs(results: Path, save: 
     judged = verdict_of(results)
     assert judged.test is not None and not judged.test.paired
     assert judged.test.n == (6, 5) and judged.test.gain == pytest.approx(0.103)
-    write_table(results, TABLE)
-    text = (results / "tables" / f"{TABLE}.md").read_text()
-    (line,) = [x for x in text.splitlines() if "0.999 n=1 is better than the STE (integer" in x]
-    assert "| 6, 5 |" in line
+    start = "| FOGZO beta=0.999 n=1 is better than the STE (integer"
+    assert "| 6, 5 |" in line_of(page(results), start)
 
 
 @pytest.mark.parametrize(
@@ -115,11 +107,10 @@ def test_a_gain_shown_to_be_below_the_bound_is_no_difference(
 def test_a_bound_in_percent_is_one_of_the_worse_sides_mean(results: Path, save: Save) -> None:
     # perplexity 100.2 against 100.0: +0.2 is within 0.5% of 100, and not within 0.15%
     path = results / "paper" / "claims.csv"
-    place = {"table": "table4", "config": TABLE_4_CONFIG}
     for seed, noise in enumerate((0.0, 0.01, -0.01, 0.02, -0.02)):
         for column, value in (("LSQ-STE, 3.522B tokens", 100.2 + noise), (LATE, 100.0)):
             metrics = {"last": {"val": {"perplexity": value}, "train": {"loss": 1.0}}, "best": {}}
-            save("30M", column, seed, 0.0, **place, metrics=metrics)
+            save("30M", column, seed, 0.0, table="table4", metrics=metrics)
     found = read_results(results, "table4")
     (judged,) = judge(found, read_claims(path, "table4"))
     assert judged.said == "no difference above 0.5%"
@@ -158,9 +149,7 @@ def test_a_choice_on_the_edge_of_its_grid_is_marked(
     assert (
         "is on the edge of its grid" in verdict_of(results, "fogzo-beats-tuned-ste").note
     ) == edge
-    write_table(results, TABLE)
-    text = (results / "tables" / f"{TABLE}.md").read_text()
-    assert ("chosen, on the edge of its grid" in text) == edge
+    assert ("chosen, on the edge of its grid" in page(results)) == edge
 
 
 def test_a_diverged_run_forbids_a_clear_verdict(results: Path, save: Save) -> None:
@@ -219,20 +208,18 @@ def test_fresh_seeds_take_the_place_of_those_that_were_looked_at(results: Path, 
     assert judged.test is not None and judged.test.n == (5, 6) and not judged.test.paired
 
 
-@pytest.mark.parametrize("grid", ["half-", ""], ids=["default", "earlier"])
-def test_each_reading_has_the_same_claims(grid: str) -> None:
+def test_both_grids_of_section_4_1_have_the_same_claims() -> None:
     claims = {c.id: c for c in read_claims(ROOT / "results/paper/claims.csv", TABLE)}
-    other = {"half-": "", "": "half-"}[grid]
-    for name in (n.removeprefix(grid) for n in claims if n.startswith("half-") == (grid != "")):
-        one, two = claims[grid + name], claims[other + name]
-        assert (one.margin, one.bound, one.direction) == (two.margin, two.bound, two.direction)
-        rows = {one.better[0], one.worse[0]}
-        assert {row.split(", ")[-1] for row in rows} == {
-            "half_integer grid" if grid else "integer grid"
-        }
-        assert {row.replace("half_integer", "integer") for row in rows} == {
-            row.replace("half_integer", "integer") for row in (two.better[0], two.worse[0])
-        }
+    halves = {name for name in claims if name.startswith("half-")}
+    assert claims.keys() == {name.removeprefix("half-") for name in halves} | halves
+    assert len(halves) == 7
+    for name in halves:
+        half, whole = claims[name], claims[name.removeprefix("half-")]
+        assert (half.margin, half.bound) == (whole.margin, whole.bound)
+        assert half.direction == whole.direction
+        for one, other in ((half.better, whole.better), (half.worse, whole.worse)):
+            assert one[0].endswith("half_integer grid")
+            assert one[0].replace("half_integer", "integer") == other[0]
 
 
 def test_a_claim_about_an_unknown_cell_is_one_clear_error(results: Path) -> None:
@@ -247,11 +234,7 @@ def test_a_claim_about_an_unknown_cell_is_one_clear_error(results: Path) -> None
     [
         (",lower,0.3,", ",lower,much,", "margin=much; give a number"),
         (",lower,0.3,", ",lower,nan,", "margin=nan; give a number"),
-        (
-            ",lower,0.3,",
-            ",lower,0.3,0.1,",
-            "not as many values as the first line",
-        ),
+        (",lower,0.3,", ",lower,0.3,0.1,", "not as many values as the first line"),
         (",margin,", ",marign,", "has no column margin; restore it with git"),
         (",lower,0.3,", ",down,0.3,", "lower or"),
         (",lower,0,0.02,", ",lower,0,some,", "no_difference_below=some; give a number"),
@@ -282,12 +265,6 @@ def test_a_claim_that_is_taken_out_is_missed(results: Path, table: str) -> None:
         with pytest.raises(UserError, match=f"has no (claim|rank correlation) on {table}"):
             check_claimed(results, table)
             sections(results, read_results(results, table))
-
-
-def test_both_grids_of_section_4_1_have_the_same_claims() -> None:
-    ids = {line.split(",")[0] for line in CLAIMED if ",figure-shallow," in line}
-    halves = {name.removeprefix("half-") for name in ids if name.startswith("half-")}
-    assert halves == {name for name in ids if not name.startswith("half-")} and len(halves) == 7
 
 
 def test_what_has_a_claim_does_not_say_why_it_has_none() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import pytest
 from fogzo_repro.reporting.figures.curves import write_curves
 from fogzo_repro.reporting.figures.panels import looks, panels
 from fogzo_repro.reporting.figures.sweeps import write_sweeps
-from fogzo_repro.reporting.figures.time import pareto_front, write_time
+from fogzo_repro.reporting.figures.time import write_time
 from fogzo_repro.reporting.results import TableResults, read_results
+from tests.reporting.conftest import Save, read_csv
 
 Draw = Callable[[Path, TableResults], bool]
-Save = Callable[..., dict[str, Any]]
 STE, FOGZO = "LSQ-STE, 3.522B tokens", "70% STE + 30% FOGZO, 3.0B tokens"
 SWEEP = "30M: 70% STE + 30% FOGZO"
 
@@ -26,19 +25,11 @@ def save_run(save: Save) -> Save:
     """Write a record of Table 4 with a history of three steps."""
 
     def write(column: str, seed: int, value: float, row: str = "30M", **changes: Any) -> Any:
-        estimator = {"name": "ste"}
-        if column.startswith("1-beta"):
-            estimator |= {"name": "fogzo", "noise": float(column.split("=")[1])}
-        config = {
-            "model": {"name": "llama_30m"}, "dataset": {"name": "c4"}, "quantizer": {},
-            "estimator": estimator, "recipe": {"lr": 1e-3},
-        }  # fmt: skip
         losses = {"train": {"loss": value / 10}, "val": {"loss": 3.0, "perplexity": value}}
         history = {"step": [10.0, 20.0, 30.0], "loss": [9.0, value / 5, value / 10]}
         made = {
-            "table": "table4", "config": config, "metrics": {"last": losses, "best": {}},
-            "history": history, "hardware": "NVIDIA H200", "wall_seconds": 7200.0,
-            "perturbed_weights": 1000,
+            "table": "table4", "metrics": {"last": losses, "best": {}}, "history": history,
+            "hardware": "NVIDIA H200", "wall_seconds": 7200.0, "perturbed_weights": 1000,
         }  # fmt: skip
         return save(row, column, seed, 0.0, **made | changes)
 
@@ -49,8 +40,7 @@ def drawn(draw: Draw, results: Path) -> list[dict[str, str]]:
     """Draw Table 4 at full scale; return what the CSV holds."""
     assert draw(results / "figures" / "t", read_results(results, "table4"))
     (image,) = (results / "figures").glob("*.png")
-    with open(image.with_suffix(".csv"), newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(image.with_suffix(".csv"))
 
 
 @pytest.mark.parametrize("draw", [write_curves, write_sweeps, write_time], ids=lambda d: d.__name__)
@@ -106,8 +96,7 @@ def test_full_precision_stands_in_the_other_panels_and_lookalikes_are_left_out(
             save_run(column, 0, 40.0, row, **table)
     save_run("-", 0, 30.0, "full precision", **table)
     assert write_curves(results / "figures" / "t", read_results(results, "mini-llama"))
-    with open(results / "figures" / "t.csv", newline="") as file:
-        found = {(p["panel"], p["method"]) for p in csv.DictReader(file)}
+    found = {(p["panel"], p["method"]) for p in read_csv(results / "figures" / "t.csv")}
     assert found == {(row, method) for row in rows for method in ("STE", "FOGZO", "full precision")}
 
 
@@ -134,10 +123,6 @@ def test_a_sweep_shows_the_tuning_seeds_and_what_they_chose(results: Path, save_
 def test_a_diverged_run_is_in_no_panel(results: Path, save_run: Save) -> None:
     save_run(STE, 0, 40.0, status="diverged", metrics={})
     assert panels(read_results(results, "table4")) == {}
-
-
-def test_the_front_leaves_out_what_another_cell_beats_in_both() -> None:
-    assert pareto_front([(2, 2), (1, 3), (3, 2.5), (2, 4), (4, 1)]) == [(1, 3), (2, 2), (4, 1)]
 
 
 @pytest.mark.parametrize(

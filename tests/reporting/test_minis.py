@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,11 +15,10 @@ from fogzo_repro.reporting.figures.minis import write_gain, write_noise
 from fogzo_repro.reporting.hypotheses import read_tested, spearman
 from fogzo_repro.reporting.minis import FINETUNED, TITLES, choices
 from fogzo_repro.reporting.results import read_paper, read_results
-from fogzo_repro.reporting.tables import write_table
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
 from tests.conftest import ROOT
+from tests.reporting.conftest import Save, page, read_csv
 
-Save = Callable[..., dict[str, Any]]
 TABLE = "mini-llama"
 HARDTANH = "sign, hardtanh"
 TABLES = [*TITLES, *FINETUNED]
@@ -143,8 +140,7 @@ def test_the_page_names_the_corpus_and_what_the_records_chose(
 ) -> None:
     for column, loss in (("1-beta=1e-08", 4.0), ("1-beta=1e-09", 4.1)):
         save_mini(f"{HARDTANH}: FOGZO, noise", column, 100, loss)
-    write_table(results, TABLE)
-    text = (results / "tables" / f"{TABLE}.md").read_text()
+    text = page(results, TABLE)
     cells = len(read_results(results, TABLE).cells)
     assert f"2 of {cells} cells run (2 on the seeds that choose alone: below), on some" in text
     assert (
@@ -233,9 +229,10 @@ def test_the_rank_correlation_is_of_gain_and_what_the_ste_holds_back(
     assert said.note == "p = 0.0004"  # 2 of 7! orders
     found = read_results(results, TABLE)
     assert write_gain(results / "figures" / "gain", [found])
-    with open(results / "figures" / "gain.csv", newline="") as file:
-        points = [(p["quantizer"], round(float(p["mean"]), 6)) for p in csv.DictReader(file)]
-    assert points == [(row, round(0.01 * k**2, 6)) for k, row in enumerate(rows)]
+    points = read_csv(results / "figures" / "gain.csv")
+    assert [(p["quantizer"], round(float(p["mean"]), 6)) for p in points] == [
+        (row, round(0.01 * k**2, 6)) for k, row in enumerate(rows)
+    ]
 
 
 def test_the_exact_p_of_a_rank_correlation_is_scipys() -> None:
@@ -275,8 +272,7 @@ def test_the_share_of_the_gain_that_cheaper_probes_keep(
             save_mini(HARDTANH, "FOGZO, probes=0.25, start=0.0", seed, part, wall_seconds=130.0)
     said = said_of(results, "H3: sign, hardtanh: probes on a quarter")
     assert said.verdict == verdict
-    write_table(results, TABLE)
-    text = (results / "tables" / f"{TABLE}.md").read_text()
+    text = page(results, TABLE)
     cheapest = "keeps three quarters of the gain is FOGZO, probes=0.25, start=0.0, with 0.80 ["
     assert (cheapest in text) == (verdict == "holds")
     assert ("1.30 times the STE's time" in text) == (verdict == "holds")
@@ -301,9 +297,8 @@ def test_the_noise_is_drawn_beside_the_ste_at_both_rates(results: Path, save_min
     for rate, loss in (("0.0006", 4.2), ("0.0012", 4.1), ("0.0003", 4.3)):
         save_mini(f"{HARDTANH}: STE, rate", f"lr={rate}", 100, loss)
     assert write_noise(results / "figures" / "t", read_results(results, TABLE))
-    with open(results / "figures" / "t.csv", newline="") as file:
-        drawn = [(p["method"], float(p["rate"])) for p in csv.DictReader(file)]
-    assert sorted(drawn) == [
+    drawn = read_csv(results / "figures" / "t.csv")
+    assert sorted((p["method"], float(p["rate"])) for p in drawn) == [
         ("FOGZO", 6e-4), ("FOGZO", 6e-4), ("STE, its chosen rate", 1.2e-3),
         ("STE, the recipe's rate", 6e-4),
     ]  # fmt: skip

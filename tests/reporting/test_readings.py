@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,14 +26,15 @@ from fogzo_repro.reporting.readings import (
     write_readings,
 )
 from tests.conftest import ROOT
+from tests.reporting.conftest import Save, read_csv
 
-Save = Callable[..., dict[str, Any]]
+SaveReading = Callable[..., None]
 ALL = {STE: 0.9, SPSA: 1.9, SPSA_7960: 0.74, FOGZO: 0.8, FOGZO_10: 0.73}  # gives every claim
 SEEDS = (1000, 1001, 1002)
 
 
 @pytest.fixture
-def save_reading(save: Save) -> Callable[..., None]:
+def save_reading(save: Save) -> SaveReading:
     """Write the cells of a reading, n-SPSA's with derivative 1 alone, as the table has them."""
 
     def write(
@@ -76,7 +75,7 @@ def given(results: Path) -> dict[str, int]:
     ids=["A", "B", "C", "D"],
 )
 def test_each_claim_is_given_by_the_means_alone(
-    results: Path, save_reading: Callable[..., None], row: str, loss: float
+    results: Path, save_reading: SaveReading, row: str, loss: float
 ) -> None:
     save_reading(ALL)
     (one,) = read_readings(results)[1]
@@ -93,16 +92,14 @@ def test_margins_are_those_of_the_claims_that_were_written_down() -> None:
     assert [stated[name] for name in ids] == [claim.margin for claim in CLAIMS]
 
 
-def test_n_spsa_is_shared_by_the_derivatives(
-    results: Path, save_reading: Callable[..., None]
-) -> None:
+def test_n_spsa_is_shared_by_the_derivatives(results: Path, save_reading: SaveReading) -> None:
     save_reading(ALL)
     save_reading(ALL, clip=True)
     assert list(given(results).values()) == [4, 4]
 
 
 def test_the_most_claims_win_and_then_what_quest_has(
-    results: Path, save_reading: Callable[..., None]
+    results: Path, save_reading: SaveReading
 ) -> None:
     save_reading(ALL | {FOGZO: 0.95})
     save_reading(ALL, clip=True)
@@ -119,7 +116,7 @@ def test_the_most_claims_win_and_then_what_quest_has(
 
 @pytest.mark.parametrize("other", [{"spacing": 2.0}, {"rate": 0.008}], ids=["spacing", "rate"])
 def test_the_default_is_picked_at_spacing_1_and_the_papers_rate(
-    results: Path, save_reading: Callable[..., None], other: dict[str, float]
+    results: Path, save_reading: SaveReading, other: dict[str, float]
 ) -> None:
     save_reading(ALL | {FOGZO: 0.95}, grid="integer")
     save_reading(ALL, **other)
@@ -127,9 +124,7 @@ def test_the_default_is_picked_at_spacing_1_and_the_papers_rate(
     assert best is not None and (best.reading.grid, best.given) == ("integer", 3)
 
 
-def test_the_page_says_what_was_picked_and_why(
-    results: Path, save_reading: Callable[..., None]
-) -> None:
+def test_the_page_says_what_was_picked_and_why(results: Path, save_reading: SaveReading) -> None:
     save_reading(ALL)
     save_reading({STE: 0.7, FOGZO: 0.8}, grid="integer", clip=True, spacing=2.0)
     save_reading(ALL | {FOGZO: 0.95}, rate=0.008)
@@ -143,12 +138,11 @@ def test_the_page_says_what_was_picked_and_why(
 
 
 def test_the_figure_shows_the_paired_gain_at_both_noises(
-    results: Path, save_reading: Callable[..., None]
+    results: Path, save_reading: SaveReading
 ) -> None:
     save_reading(ALL | {"FOGZO n=1, 1-beta=1e-05": 0.7})
     assert write_figure(results / "figures" / "t", read_readings(results)[1])
-    with open(results / "figures" / "t.csv", newline="") as file:
-        points = list(csv.DictReader(file))
+    points = read_csv(results / "figures" / "t.csv")
     assert [(p["noise"], round(float(p["mean"]), 9)) for p in points] == [
         ("0.001", 0.0998), ("1e-05", 0.1998),
     ]  # fmt: skip

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,8 @@ from fogzo_repro import METHOD_VERSION
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.figures.shallow import write_accuracy
 from fogzo_repro.reporting.results import read_results
-from fogzo_repro.reporting.tables import write_table
 from scripts import make_tables
-
-ROOT = Path(__file__).resolve().parents[2]
-TABLE = "figure-shallow"
-Save = Callable[..., dict[str, Any]]
-
-
-def line_of(results: Path, start: str) -> str:
-    text = (results / "tables" / f"{TABLE}.md").read_text()
-    return next(line for line in text.splitlines() if line.startswith(start))
+from tests.reporting.conftest import ROOT, TABLE, Save, line_of, page, read_csv
 
 
 def hashes(results: Path) -> dict[str, str]:
@@ -68,9 +57,8 @@ def test_committed_results_are_those_of_the_committed_records(tmp_path: Path) ->
 def test_a_cell_shows_mean_sd_count_and_interval(results: Path, save: Save) -> None:
     for seed, loss in enumerate((1.0, 2.0, 3.0)):
         save("STE, integer grid", "lr=0.032", seed, loss, top1=70.0 + loss)
-    write_table(results, TABLE)
     # sd 1, t(0.975, 2) = 4.302653, half = 4.302653 / sqrt(3) = 2.484138
-    line = line_of(results, "| STE, integer grid | lr=0.032")
+    line = line_of(page(results), "| STE, integer grid | lr=0.032")
     assert "| 2.0000 ± 1.0000 (3) | [-0.4841, 4.4841] | 72.00 ± 1.00 (3) |" in line
     assert "| 0 / 3 |" in line
 
@@ -80,53 +68,47 @@ def test_the_accuracy_that_is_drawn_is_that_of_the_test_images(results: Path, sa
         save("FOGZO n=1, integer grid", "1-beta=0.001", seed, 1.0, top1=80.0 + seed)
     save("FOGZO n=1, integer grid", "1-beta=0.001", 100, 1.0, top1=10.0)
     assert write_accuracy(results / "figures" / f"{TABLE}-accuracy", read_results(results, TABLE))
-    with open(results / "figures" / f"{TABLE}-accuracy.csv") as file:
-        (point,) = csv.DictReader(file)
+    (point,) = read_csv(results / "figures" / f"{TABLE}-accuracy.csv")
     assert (point["noise"], point["perturbed"], point["n"]) == ("0.001", "7940", "2")
     assert float(point["mean"]) == 80.5
 
 
 def test_rho_is_noise_times_d_over_beta(results: Path, save: Save) -> None:
     save("FOGZO n=1, integer grid", "1-beta=0.001", 0, 1.0)
-    write_table(results, TABLE)
-    assert "| 7.95 | 1170 | 2 / 5 |" in line_of(results, "| FOGZO n=1, integer grid | 1-beta=0.001")
+    line = line_of(page(results), "| FOGZO n=1, integer grid | 1-beta=0.001")
+    assert "| 7.95 | 1170 | 2 / 5 |" in line
 
 
 def test_a_diverged_run_is_printed_and_not_averaged(results: Path, save: Save) -> None:
     save("STE, integer grid", "lr=0.032", 0, 1.0)
     lost = {"status": "diverged", "notes": "step 7: loss nan", "metrics": {}}
     save("STE, integer grid", "lr=0.032", 1, 9.0, **lost)
-    write_table(results, TABLE)
-    assert "1.0000 ± – (1), 1 diverged" in line_of(results, "| STE, integer grid | lr=0.032")
-    assert line_of(results, "- STE, integer grid (lr=0.032), seed 1").endswith(
-        "seed 1: step 7: loss nan"
-    )
+    text = page(results)
+    assert "1.0000 ± – (1), 1 diverged" in line_of(text, "| STE, integer grid | lr=0.032")
+    assert "- STE, integer grid (lr=0.032), seed 1: step 7: loss nan" in text.splitlines()
 
 
 def test_a_cell_whose_runs_all_diverged_is_not_called_not_run(results: Path, save: Save) -> None:
     save("STE, integer grid", "lr=0.032", 0, 9.0, status="diverged", notes="", metrics={})
-    write_table(results, TABLE)
-    assert "| 1 diverged |" in line_of(results, "| STE, integer grid | lr=0.032")
+    assert "| 1 diverged |" in line_of(page(results), "| STE, integer grid | lr=0.032")
 
 
 def test_tuning_seeds_do_not_enter_the_reported_mean(results: Path, save: Save) -> None:
     save("STE, integer grid", "lr=0.032", 0, 1.0)
     save("STE, integer grid", "lr=0.032", 100, 5.0)
-    write_table(results, TABLE)
-    assert "| 1.0000 ± – (1) |" in line_of(results, "| STE, integer grid | lr=0.032")
+    assert "| 1.0000 ± – (1) |" in line_of(page(results), "| STE, integer grid | lr=0.032")
 
 
 def test_a_cell_of_tuning_seeds_alone_is_not_called_not_run(results: Path, save: Save) -> None:
     save("STE, integer grid", "lr=0.008", 100, 5.0)
-    write_table(results, TABLE)
-    assert line_of(results, "| STE, integer grid | lr=0.008").endswith("| 5.0000 ± – (1) |")
+    line = line_of(page(results), "| STE, integer grid | lr=0.008")
+    assert line.endswith("| 5.0000 ± – (1) |")
 
 
 def test_796_is_shown_under_both_countings(results: Path, save: Save) -> None:
     save("FOGZO n=10, half_integer grid", "1-beta=0.001", 0, 1.0)
     save("n-SPSA n=7960, half_integer grid", "-", 0, 1.0)
-    write_table(results, TABLE)
-    assert "| 796 / 692.3 |" in line_of(results, "| FOGZO n=10 beta=0.999 is no worse")
+    assert "| 796 / 692.3 |" in line_of(page(results), "| FOGZO n=10 beta=0.999 is no worse")
 
 
 @pytest.mark.parametrize(
@@ -144,9 +126,9 @@ def test_a_record_that_may_not_stand_there_is_refused_by_name(
     results: Path, save: Save, change: dict[str, Any], reason: str
 ) -> None:
     record = save("STE, integer grid", "lr=0.032", 0, 1.0, **change)
-    found = write_table(results, TABLE)
+    assert line_of(page(results), f"- {record['run_id']}.json: {reason}")
+    found = read_results(results, TABLE)
     assert not found.cells["STE, integer grid", "lr=0.032"].runs
-    assert line_of(results, f"- {record['run_id']}.json: {reason}")
     assert found.refused[0].startswith(f"{record['run_id']}.json: {reason}")
 
 
