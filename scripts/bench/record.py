@@ -14,7 +14,7 @@ from fogzo_repro.project import TOP
 
 COMMITTED = TOP / "results" / "records" / "bench"
 MOVED = 0.03  # a share
-SAME = ("bench", "hardware", "processes")  # of two records that can be compared
+SAME = ("bench", "hardware", "processes", "batch", "decoded")  # where two compared records say it
 # What is compared: milliseconds, seconds, MiB, rates of work, and ratios of times.
 FIGURE = re.compile(r"(_ms|_mb|_over_[a-z_]+|^ratio|^seconds|^(images|tokens)_per_s)$")
 LEFT_OUT = {"floor", "estimator_memory", "compile_seconds"}  # no speed, or of the compiler's mood
@@ -81,7 +81,8 @@ def tell_moved(
     what = f"{record['bench']} {' '.join(where[1:])}".strip()
     for name in sorted(committed, key=lambda name: (name != own_name, name)):
         old = committed[name]
-        same = all(old.get(key, record.get(key)) == record.get(key) for key in SAME)
+        said = [(old.get(key), record.get(key)) for key in SAME]
+        same = all(a == b or a is None or b is None for a, b in said)
         then, now = at(old, where), at(record, where)
         if not same or then is None or now is None:
             continue

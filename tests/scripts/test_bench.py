@@ -151,6 +151,19 @@ def test_a_bench_is_compared_with_the_record_of_its_card_and_of_its_own_file_fir
     ]
 
 
+@pytest.mark.parametrize(
+    ("now", "compared"),
+    [({}, True), ({"batch": 64}, False), ({"decoded": 512}, False), ({"decoded": None}, True)],
+    ids=["same", "batch", "another side", "no decoded tree"],
+)
+def test_a_loaders_bench_is_compared_with_one_of_the_same_batch_and_side(now, compared, capsys):
+    old = {"bench": "loader", "hardware": "card", "batch": 256, "decoded": 256}
+    old |= {"recipes": {"resnet18": {"images_per_s": 100.0}}}
+    new = {**old, **now, "recipes": {"resnet18": {"images_per_s": 50.0}}}
+    tell_moved(new, {"loader.json": old}, ("recipes", "resnet18"))
+    assert ("images_per_s 100 -> 50" in capsys.readouterr().out) == compared
+
+
 def test_a_record_names_its_contender_card_and_versions():
     found = head("vision", "somebody", "a card")
     assert {"command", "commit", "dirty"} <= set(found)
