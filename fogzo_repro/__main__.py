@@ -238,17 +238,17 @@ def run_one(config: RunConfig, label: str, seeds: Sequence[int]) -> int:
 
 def described(config: RunConfig) -> str:
     """Return what `dry_run=true` prints, also where the data or the card are not here."""
-    from fogzo_repro.plan import describe
+    from fogzo_repro.plan import describe, make_plan
+    from fogzo_repro.sweeps.dry_run import describe_on_cards, describe_without_data
 
     try:
-        return describe(config)
+        plan = make_plan(config)
     except UserError:
-        from fogzo_repro.sweeps.dry_run import describe_without_data
-
         found = describe_without_data(config)
         if found is None:
             raise
         return found
+    return "\n".join([describe(plan), *describe_on_cards(plan.config, plan.total_steps)])
 
 
 def summary(record: dict, label: str = "") -> str:

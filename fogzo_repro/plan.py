@@ -315,9 +315,8 @@ def evaluations_per_step(estimator: Any) -> dict[str, int]:
     return {"probes": probes, "total": (3 if probe_gradients(estimator) else 1) * probes + 3}
 
 
-def describe(config: RunConfig) -> str:
+def describe(plan: Plan) -> str:
     """Return what `dry_run=true` prints: the resolved run, and what it takes."""
-    plan = make_plan(config)
     config = plan.config  # with rho resolved
     network, estimator = plan.network, config.estimator
     d = network.perturbed

@@ -113,7 +113,8 @@ def test_the_disk_is_that_of_the_checkpoints_and_snapshots(tmp_path: Path) -> No
     folder = tmp_path / run.execute(config, quiet=True)["run_id"]
     files = [*folder.glob("*.safetensors"), *folder.glob("checkpoint-*.json")]
     assert len(files) == 2 + 2 + 2
-    needs = plan.needs_of(config, plan.make_plan(config).network)
+    planned = plan.make_plan(config)
+    needs = plan.needs_of(config, planned.network)
     assert needs.disk == pytest.approx(sum(f.stat().st_size for f in files), rel=0.05)
 
 
@@ -132,7 +133,7 @@ def test_the_disk_is_that_of_the_checkpoints_and_snapshots(tmp_path: Path) -> No
 def test_a_dry_run_counts_probes_by_the_part_of_the_batch_that_they_see(
     words: list[str], said: str
 ) -> None:
-    lines = plan.describe(digits(*words)).splitlines()
+    lines = plan.describe(plan.make_plan(digits(*words))).splitlines()
     (line,) = (x for x in lines if x.startswith("evaluations per step"))
     assert said in line
 
@@ -142,9 +143,10 @@ def test_a_dry_run_counts_probes_by_the_part_of_the_batch_that_they_see(
 def test_the_run_and_the_table_foretell_the_same(overrides: list[str]) -> None:
     config = digits(*overrides)
     foretold = forecast(config)
-    needs = plan.needs_of(config, plan.make_plan(config).network)
+    planned = plan.make_plan(config)
+    needs = plan.needs_of(config, planned.network)
     assert (foretold.memory, foretold.disk) == (needs.memory, needs.disk)
-    said = next(x for x in plan.describe(config).splitlines() if x.startswith("memory "))
+    said = next(x for x in plan.describe(planned).splitlines() if x.startswith("memory "))
     assert said.split()[1] == f"{needs.memory / 2**20:,.1f}"
 
 
@@ -155,7 +157,8 @@ def test_the_check_before_the_start_counts_what_comes_with_the_first_step(
     monkeypatch.setattr(run, "check_batch_fits", lambda *given: asked.append(given))
     config = digits("estimator=fogzo", "recipe.max_steps=1", f"output_root={tmp_path}")
     run.execute(config, quiet=True)
-    needs = plan.needs_of(config, plan.make_plan(config).network)
+    planned = plan.make_plan(config)
+    needs = plan.needs_of(config, planned.network)
     assert asked[0][-1] == needs.optimizer + needs.estimator
 
 

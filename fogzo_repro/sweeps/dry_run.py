@@ -141,30 +141,51 @@ def describe_without_data(config: RunConfig) -> str | None:
     absent = missing_here(config, needed)
     if all(line.startswith(NO_GPU) for line in absent):  # the run would go on without one
         return None
-    results = working_folder() / "results"
-    bench = shipped(results, "records/bench")
-    rates, about = loader_rates(bench), "~" if needed.rough else ""
-    on_cpu = config.hardware.device == "cpu"
-    benches = {} if on_cpu else read_benches(bench)
-    recorded = {} if on_cpu or group_key(config) else recorded_seconds(results / "records")
-
-    def hours(card: str, measured: list[dict[str, Any]]) -> Hours | None:
-        by_bench = run_hours(config, needed.steps, measured, rates)
-        return by_bench or hours_by_records(config, needed.steps, recorded.get(card, {}))
-
+    about = "~" if needed.rough else ""
+    peak, hours = _on_cards(config, needed.steps)
     facts = {
         "steps": f"{about}{needed.steps:,}, {about}{_short(needed.units)} {needed.unit}",
         "parameters": f"{needed.parameters:,}",
         "d (perturbed weights)": f"{needed.perturbed:,}",
-        "memory": f"{_memory(needed, _peak(config, benches, recorded))} GiB",
+        "memory": f"{_memory(needed, peak)} GiB",
         "disk": f"{plain(needed.disk / 1e9)} GB; data: {plain(needed.data / 1e9)} GB",
-        **{f"hours, {card}": _said(hours(card, measured)) for card, measured in benches.items()},
+        **{f"hours, {card}": _said(one) for card, one in hours.items()},
     }
     lines = aligned([*facts.items()])
     lines += [f"missing on this machine: {line}" for line in absent]
+    on_cpu = config.hardware.device == "cpu"
     return "\n".join(
         [to_yaml(config), *lines, f"memory: {ABOUT_MEMORY}", NO_HOURS if on_cpu else HOURS]
     )
+
+
+def describe_on_cards(config: RunConfig, steps: int) -> list[str]:
+    """Return what a run of so many steps takes on cards, as far as it is known, in lines."""
+    peak, hours = _on_cards(config, steps)
+    facts, legends = {}, []
+    if peak is not None:
+        facts["memory on a card"] = f"{_gigabytes(peak)} GiB"
+        legends.append(f"memory: {ABOUT_MEMORY}")
+    if known := {f"hours, {card}": _said(one) for card, one in hours.items() if one is not None}:
+        facts |= known
+        legends.append(HOURS)
+    return [*aligned([*facts.items()]), *legends]
+
+
+def _on_cards(config: RunConfig, steps: int) -> tuple[Peak | None, dict[str, Hours | None]]:
+    """Return the memory of a run on a card, and its hours by card, by what was measured."""
+    if config.hardware.device == "cpu":
+        return None, {}
+    results = working_folder() / "results"
+    bench = shipped(results, "records/bench")
+    rates, benches = loader_rates(bench), read_benches(bench)
+    recorded = {} if group_key(config) else recorded_seconds(results / "records")
+    hours = {
+        card: run_hours(config, steps, measured, rates)
+        or hours_by_records(config, steps, recorded.get(card, {}))
+        for card, measured in benches.items()
+    }
+    return _peak(config, benches, recorded), hours
 
 
 def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
@@ -220,6 +241,10 @@ def _memory(needed: Forecast, peak: Peak | None) -> str:
     """Return the GiB of a run."""
     if peak is None:
         return f"{needed.memory / 2**30:.2f}+"
+    return _gigabytes(peak)
+
+
+def _gigabytes(peak: Peak) -> str:
     return f"{'~' * peak.scaled}{plain(peak.memory / 2**30)}"
 
 

@@ -357,15 +357,25 @@ def test_an_estimator_without_a_record_takes_what_the_ste_or_fogzo_takes(tmp_pat
     assert peak_by_records(config("mini-llama/lsq-ste"), recorded) is None
 
 
-def test_a_run_at_scale_mini_without_its_data_has_the_hours_of_recorded_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("cell", "memory"),
+    [("mini-llama/round-fogzo", "memory"), ("mini-deit-tiny/round-fogzo", "memory on a card")],
+    ids=["without its data", "planned"],
+)
+def test_a_run_at_scale_mini_has_the_hours_and_the_memory_of_recorded_ones(
+    cell: str,
+    memory: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["experiment=mini-llama/round-fogzo", f"data_dir={tmp_path}", "dry_run=true"]
+    words = [f"experiment={cell}", f"data_dir={tmp_path}", "dry_run=true"]
     monkeypatch.setattr(sys, "argv", ["fogzo_repro/__main__.py", *words])
     monkeypatch.chdir(ROOT)
     assert cli.main() == 0
-    (line,) = (x for x in capsys.readouterr().out.splitlines() if "hours, NVIDIA H100" in x)
-    assert re.search(r" ≤?~?0\.\d+$", line)
+    said = capsys.readouterr().out
+    assert re.search(r"^hours, NVIDIA H100 80GB HBM3  ≤?~?0\.\d+$", said, re.M)
+    assert re.search(rf"^{memory} +3\.\d GiB$", said, re.M)
 
 
 def test_times_of_runs_that_shared_their_card_are_bounds_and_no_times(tmp_path: Path) -> None:

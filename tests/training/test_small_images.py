@@ -57,7 +57,8 @@ def test_a_run_with_crops_and_mixing_that_is_killed_in_mid_epoch_ends_with_the_s
 )
 def test_a_dry_run_reads_and_downloads_nothing(tmp_path: Path, words: list[str]) -> None:
     data_dir = tmp_path / "data"
-    said = describe(configure(*words, f"data_dir={data_dir}", f"output_root={tmp_path / 'runs'}"))
+    folders = f"data_dir={data_dir}", f"output_root={tmp_path / 'runs'}"
+    said = describe(make_plan(configure(*words, *folders)))
     assert "steps" in said and "training examples" in said
     assert not list(tmp_path.iterdir())
 
