@@ -33,6 +33,15 @@ class Column:
 Columns = tuple[Column, ...]
 
 
+def parts(prefix: str, value: Callable[[Any], Any], *names: str) -> Columns:
+    """Return a column for each of these attributes of a value, empty where the value is None."""
+
+    def part(name: str) -> Callable[[Any], Any]:
+        return lambda line: getattr(value(line), name, None)
+
+    return tuple(Column(prefix + name, part(name)) for name in names)
+
+
 def filled(columns: Sequence[Column], lines: Sequence[Any]) -> list[Column]:
     """Return the columns that have something to say in at least one line."""
     texts = zip(*_body(columns, lines), strict=True)

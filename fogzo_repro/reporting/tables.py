@@ -16,8 +16,8 @@ from typing import Any
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting import minis, verdicts
-from fogzo_repro.reporting.claims import Judged, check_claimed, chosen, judged_claims, on_edge
-from fogzo_repro.reporting.columns import Column, Columns, csv_of, filled, latex, markdown
+from fogzo_repro.reporting.claims import check_claimed, chosen, judged_claims, on_edge
+from fogzo_repro.reporting.columns import Column, Columns, csv_of, filled, latex, markdown, parts
 from fogzo_repro.reporting.results import (
     TUNING_SEEDS,
     CellResult,
@@ -48,8 +48,7 @@ class Line:
         paper: the paper's value as it was transcribed, empty where not known.
         quest: the value that QuEST's authors published, likewise.
         source: where the value is from, or what the cell is for.
-        best: the tuning seeds have chosen this cell among those of its row.
-        edge: no value beyond the chosen one was tried.
+        choice: said where the tuning seeds have chosen this cell among those of its row.
     """
 
     table: str
@@ -59,13 +58,7 @@ class Line:
     paper: str
     quest: str
     source: str
-    best: bool
-    edge: bool
-
-    @property
-    def digits(self) -> int:
-        """Decimal places of the metric."""
-        return DIGITS[self.metric]
+    choice: str
 
     @property
     def record(self) -> dict[str, Any] | None:
@@ -108,23 +101,12 @@ def _interval(split: str, metric: str) -> Column:
 
 def _numbers(prefix: str, summary: Callable[[Line], Summary | None]) -> Columns:
     """Return the columns of a summary in full precision."""
-
-    def take(of: Callable[[Summary], float]) -> Callable[[Line], float | None]:
-        return lambda line: None if (s := summary(line)) is None else of(s)
-
-    return (
-        Column(f"{prefix}mean", take(lambda s: s.mean)),
-        Column(f"{prefix}sd", take(lambda s: s.sd)),
-        Column(f"{prefix}n", take(lambda s: s.n)),
-        Column(f"{prefix}low", take(lambda s: s.low)),
-        Column(f"{prefix}high", take(lambda s: s.high)),
-    )
+    return parts(prefix, summary, "mean", "sd", "n", "low", "high")
 
 
 def _tuned(line: Line) -> str:
     """Return the metric on the tuning seeds, and whether the cell was chosen by it."""
-    said = mean_sd(line.summary(tuning=True), line.digits)
-    return said + ", chosen" * line.best + ", on the edge of its grid" * line.edge
+    return mean_sd(line.summary(tuning=True), DIGITS[line.metric]) + line.choice
 
 
 TABLE = Column("table", lambda line: line.table)
@@ -170,7 +152,9 @@ PAPER_SHOWN = (
     ROW, COLUMN, METRIC, Column("paper", lambda line: line.paper), OURS,
     Column(
         "difference",
-        lambda line: "" if line.difference is None else f"{line.difference:+.{line.digits}f}",
+        lambda line: (
+            "" if line.difference is None else f"{line.difference:+.{DIGITS[line.metric]}f}"
+        ),
     ),
 )  # fmt: skip
 QUEST = Column("QuEST", lambda line: line.quest)
@@ -347,12 +331,11 @@ def write_table(results: Path, table: str) -> TableResults:
     check_claimed(results, table)
     form, found = FORMS[table], read_results(results, table)
     lines = read_lines(results, found)
-    below = [line for line in lines if form.tuning.has(line) and (form.apart or line.only_tuned)]
-    main = [line for line in lines if line not in below]
-    judged = judged_claims(results, found)
+    tuned = [line for line in lines if form.tuning.has(line)]
+    main = [x for x in lines if not (form.tuning.has(x) and (form.apart or x.only_tuned))]
     folder = results / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    files.write(folder / f"{table}.md", _page(results, form, found, main, lines, judged))
+    files.write(folder / f"{table}.md", _page(results, found, main, tuned))
     files.write(folder / f"{table}.csv", csv_of(form.exact, lines))
     if form.apart:
         files.write(folder / f"{table}.tex", latex(form.shown, main))
@@ -378,13 +361,13 @@ def read_lines(results: Path, found: TableResults) -> list[Line]:
                 f"{path}: {place[0]} | {place[1]} has value={entry['value']}; give a number or none"
             ) from None
         cell = found.cells[place]
-        tuned = [c for c in found.row(cell.row) if c.tuning_losses()]
-        is_best = cell is best[place[0]] and len(tuned) > 1  # one value alone was not chosen
+        tuned, choice = [c for c in found.row(cell.row) if c.tuning_losses()], ""
+        if cell is best[cell.row] and len(tuned) > 1:  # one value alone was not chosen
+            choice = ", chosen" + ", on the edge of its grid" * on_edge(found, cell)
         lines.append(
             Line(
                 found.table, cell, entry["split"], entry["metric"], entry["value"],
-                published.get(place, ""), entry["source"],
-                is_best, is_best and on_edge(found, cell),
+                published.get(place, ""), entry["source"], choice,
             )
         )  # fmt: skip
     return lines
@@ -397,35 +380,25 @@ def _cells_run(found: TableResults) -> str:
     return said + (f" ({alone} on the seeds that choose alone: below)" if alone else "")
 
 
-def _page(
-    results: Path,
-    form: Form,
-    found: TableResults,
-    main: Sequence[Line],
-    lines: Sequence[Line],
-    judged: Sequence[Judged],
-) -> str:
-    tuned = [line for line in lines if form.tuning.has(line)]
+def _page(results: Path, found: TableResults, main: Sequence[Line], tuned: Sequence[Line]) -> str:
+    form = FORMS[found.table]
     diverged = [
         f"- {cell_name(c.row, c.column)}, seed {s}: {c.runs[s]['notes']}"
         for c in found.cells.values()
         for s in (*c.diverged(), *c.diverged(tuning=True))
     ]
-    parts = [
+    said = [
         f"# {form.title}",
         "Generated by `make tables` from `results/records/` alone; do not edit.",
         f"{_cells_run(found)}{trained_on(found)}. {form.about}",
         markdown(filled((*form.shown, *form.more), main), main),
     ]
     if tuned or not form.apart:
-        parts += [
-            f"## {form.tuning.title}",
-            form.tuning.about,
-            markdown(form.tuning.columns, tuned),
-        ]
+        said += [f"## {form.tuning.title}", form.tuning.about]
+        said.append(markdown(form.tuning.columns, tuned))
     if scale_of(found.table) == "mini":
-        parts += minis.sections(results, found)
-    parts += verdicts.section(found, judged)
+        said += minis.sections(results, found)
+    said += verdicts.section(found, judged_claims(results, found))
     if diverged:
-        parts += ["## Diverged", "\n".join(diverged)]
-    return "\n\n".join([*parts, *found.refused_section]) + "\n"
+        said += ["## Diverged", "\n".join(diverged)]
+    return "\n\n".join([*said, *found.refused_section]) + "\n"
