@@ -23,14 +23,7 @@ from fogzo_repro.reporting.hypotheses import FOGZO, STE
 from fogzo_repro.reporting.minis import FINETUNED, held_out, network
 from fogzo_repro.reporting.minis import TITLES as MINIS
 from fogzo_repro.reporting.readings import CLAIMS, RATE, SPACING, elsewhere, picked, read_readings
-from fogzo_repro.reporting.results import (
-    CellResult,
-    Place,
-    TableResults,
-    ran,
-    scale_of,
-    trained_on,
-)
+from fogzo_repro.reporting.results import CellResult, Place, TableResults, ran, scale_of, trained_on
 from fogzo_repro.reporting.wording import NOT_RUN, cell_mean, gain
 
 SHALLOW = "figure-shallow"

@@ -40,11 +40,6 @@ class Bench:
     quantizer: str
     figures: dict[str, Any]
 
-    @property
-    def unquantized(self) -> dict[str, Any] | None:
-        """The same network without a quantizer in the same record."""
-        return self.record["networks"][self.name].get("none") if self.quantizer != "none" else None
-
 
 def speed(folder: Path) -> str:
     """Return what a reader needs of a folder's benches as two tables, and links to the rest."""
@@ -127,14 +122,9 @@ def _ste(bench: Bench) -> str:
 
 
 def _over_unquantized(bench: Bench) -> str:
-    plain = bench.unquantized
-    if plain is None:
-        return ""
-    return f"{bench.figures['ste_ms']['median'] / plain['ste_ms']['median']:.3f}"
-
-
-def _fogzo(bench: Bench) -> str:
-    return f"{bench.figures['fogzo_per_s']:,.0f} {bench.figures['unit']}/s"
+    plain = bench.record["networks"][bench.name].get("none")
+    ratio = plain and bench.figures["ste_ms"]["median"] / plain["ste_ms"]["median"]
+    return f"{ratio:.3f}" if ratio else ""
 
 
 def _ratio(key: str) -> Any:
@@ -202,7 +192,7 @@ STEPS = (
     Column("quantizer", lambda bench: bench.quantizer),
     Column("STE", _ste),
     Column("× unquantized", _over_unquantized),
-    Column("FOGZO n=1", _fogzo),
+    Column("FOGZO n=1", lambda b: f"{b.figures['fogzo_per_s']:,.0f} {b.figures['unit']}/s"),
     Column("× STE", _ratio("fogzo_over_ste")),
     Column("× STE, probes on 1/4, 1/8", _in_parts),
     Column("× (STE + two forwards)", _ratio("fogzo_over_parts")),

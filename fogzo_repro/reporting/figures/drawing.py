@@ -161,6 +161,14 @@ def scale_values(axis: Any, values: Sequence[float]) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
+def noise_axis(axes: Any, noises: Sequence[float], perturbed: int) -> None:
+    """Make the axis of 1 - beta logarithmic, with room around the noises, and put rho above it."""
+    low, high = min(noises) / 2, max(noises) * 2
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    rho_axis(axes, low, high, perturbed)
+
+
 def rho_axis(axes: Any, low: float, high: float, perturbed: int) -> None:
     """Put rho = (1 - beta) d / beta above a logarithmic axis of 1 - beta.
 

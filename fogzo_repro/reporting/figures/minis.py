@@ -29,7 +29,7 @@ from fogzo_repro.reporting.figures.drawing import (
     ends_of_sd,
     legend_below,
     legend_inside,
-    rho_axis,
+    noise_axis,
 )
 from fogzo_repro.reporting.hypotheses import STE, gains
 from fogzo_repro.reporting.minis import SWEEP, TITLES, choices, held_out, network
@@ -76,11 +76,8 @@ def write_noise(stem: Path, found: TableResults) -> bool:
             along = sorted((p for p in shown if p.method == "FOGZO"), key=lambda p: p.noise or 0.0)
             label = f"FOGZO, lr={along[0].rate:g}"
             draw_points(panel, along, lambda p: p.noise, color=BLUE, marker="o", label=label)
-            low, high = (along[0].noise or 0.0) / 2, (along[-1].noise or 0.0) * 2
-            panel.set_xscale("log")
-            panel.set_xlim(low, high)
+            noise_axis(panel, [p.noise for p in along if p.noise], along[0].perturbed)
             panel.set_ylabel(f"held-out loss (nats)\n{quantizer}")
-            rho_axis(panel, low, high, along[0].perturbed)
             legend_inside(panel)
         axes[-1][0].set_xlabel(r"$1-\beta_{\min}$")
     return True

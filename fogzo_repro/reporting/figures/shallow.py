@@ -35,7 +35,7 @@ from fogzo_repro.reporting.figures.drawing import (
     letter,
     rho_axis,
 )
-from fogzo_repro.reporting.results import CellResult, TableResults
+from fogzo_repro.reporting.results import TableResults
 
 RATE = "lr=0.032"  # the paper's
 LOSS = "train loss (nats), 95% interval"
@@ -93,19 +93,19 @@ def write_accuracy(stem: Path, found: TableResults) -> bool:
 
 
 def _points(found: TableResults, split: str, metric: str) -> list[Point]:
-    points = (_point(found, cell, split, metric) for cell in found.cells.values())
-    return [p for p in points if p is not None]
-
-
-def _point(found: TableResults, cell: CellResult, split: str, metric: str) -> Point | None:
-    summary, record = cell.summary(split, metric), cell.any_record
-    if summary is None or record is None:
-        return None
-    return Point(
-        cell.row, cell.column, cell is chosen(found, cell.row),
-        record["evaluations_per_step"]["total"], cell.noise,
-        record["perturbed_weights"], summary.n, summary.mean, *ends_of_interval(summary),
-    )  # fmt: skip
+    points = []
+    for cell in found.cells.values():
+        summary, record = cell.summary(split, metric), cell.any_record
+        if summary is None or record is None:
+            continue
+        points.append(
+            Point(
+                cell.row, cell.column, cell is chosen(found, cell.row),
+                record["evaluations_per_step"]["total"], cell.noise,
+                record["perturbed_weights"], summary.n, summary.mean, *ends_of_interval(summary),
+            )
+        )  # fmt: skip
+    return points
 
 
 def _by_reading(points: Sequence[Point]) -> dict[str, list[Point]]:
@@ -128,8 +128,7 @@ def _draw_stes(axes: Any, points: Sequence[Point], name: str = f"STE, {RATE}") -
     """Draw the STE at the paper's rate, and at its chosen one, as horizontal lines."""
     stes = [p for p in points if p.row == "STE"]
     draw_levels(axes, [p for p in stes if p.column == RATE], BLACK, name)
-    tuned = [p for p in stes if p.chosen and p.column != RATE]
-    for p in tuned:
+    for p in (p for p in stes if p.chosen and p.column != RATE):
         draw_levels(axes, [p], MAGENTA, f"STE, {p.column} (chosen)")
 
 

@@ -7,10 +7,8 @@ its own sweep chose. Mean ± sd.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fogzo_repro.reporting.claims import chosen
 from fogzo_repro.reporting.figures.drawing import (
@@ -23,7 +21,7 @@ from fogzo_repro.reporting.figures.drawing import (
     ends_of_sd,
     legend_inside,
     letter,
-    rho_axis,
+    noise_axis,
 )
 from fogzo_repro.reporting.results import CellResult, TableResults
 
@@ -64,7 +62,9 @@ def write_sweeps(stem: Path, found: TableResults) -> bool:
             legend_inside(panel)
             panel.set_ylabel("train loss (nats)")
             letter(panel, text, -0.2, 1.06)
-        _noise_axis(above, [p for p in fogzo if p.sweep == NOISE and p.value])
+        above.set_xlabel(r"$1-\beta_{\min}$")
+        if noises := [p.value for p in fogzo if p.sweep == NOISE and p.value]:
+            noise_axis(above, noises, fogzo[0].perturbed)
         below.set_xlabel("share of the training before FOGZO begins")
         below.sharey(above)
         figure.suptitle(fogzo[0].row.split(":")[0], fontsize=8)
@@ -77,22 +77,7 @@ def _point(found: TableResults, cell: CellResult) -> Point | None:
     record = cell.any_record
     if summary is None or record is None or sweep not in (NOISE, START, STE):
         return None
-    best = chosen(found, cell.row)
-    taken = best is not None and best.column == cell.column
     return Point(
         cell.row, cell.column, sweep, float(value), record["perturbed_weights"],
-        summary.n, summary.mean, *ends_of_sd(summary), taken,
+        summary.n, summary.mean, *ends_of_sd(summary), cell is chosen(found, cell.row),
     )  # fmt: skip
-
-
-def _noise_axis(axes: Any, along: Sequence[Point]) -> None:
-    axes.set_xlabel(r"$1-\beta_{\min}$")
-    if not along:
-        return
-    from matplotlib.ticker import NullLocator
-
-    low, high = min(p.value for p in along) / 2, max(p.value for p in along) * 2
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    axes.xaxis.set_minor_locator(NullLocator())
-    rho_axis(axes, low, high, along[0].perturbed)

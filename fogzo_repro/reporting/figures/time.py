@@ -13,12 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.reporting.figures.drawing import (
-    GREY,
-    draw_points,
-    ends_of_sd,
-    scale_values,
-)
+from fogzo_repro.reporting.figures.drawing import GREY, draw_points, ends_of_sd, scale_values
 from fogzo_repro.reporting.figures.panels import (
     EQUAL,
     FOGZO,
