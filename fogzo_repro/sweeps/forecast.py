@@ -198,14 +198,21 @@ def plain(value: float) -> str:
 
 
 def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
+    from fogzo_repro.training.tasks import build_task
+
     name, data_dir = config.dataset.name, Path(config.data_dir)
     if name.startswith("imagenet"):
         tree = data_dir / "imagenet"
         check = f"python {script('prepare_imagenet')} --root {tree}"
         if not (tree / "train").is_dir():
             return [f"{tree}/train is not there: get ImageNet from image-net.org, then {check}"]
-        ready = (tree / "manifest.json").is_file()
-        return [] if ready else [f"{tree} was not checked; run {check}"]
+        if not (tree / "manifest.json").is_file():
+            return [f"{tree} was not checked; run {check}"]
+        try:
+            build_task(config)
+        except UserError as error:  # of a class, or of the decoded tree
+            return [str(error)]
+        return []
     if name == "c4":
         from fogzo_repro.data.c4 import MANIFEST, TOKENIZER, build
 
@@ -231,7 +238,6 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
             ]
         return []
     from fogzo_repro.training.classification import InMemoryImages
-    from fogzo_repro.training.tasks import build_task
 
     task = build_task(config)
     if isinstance(task, InMemoryImages) and not task.dataset.is_there():

@@ -15,12 +15,14 @@ import torch
 from fogzo_repro import __main__ as cli
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError, to_yaml
+from fogzo_repro.data.decoded import command
 from fogzo_repro.sweeps.dry_run import describe_without_data, dry_run
 from fogzo_repro.sweeps.forecast import (
     flop_per_token,
     forecast,
     loader_rates,
     missing_disk,
+    missing_here,
     peak_memory,
     read_benches,
     run_hours,
@@ -176,6 +178,21 @@ def test_photographs_take_as_long_as_their_loader_where_that_is_slower() -> None
     assert fast == run_hours(deit, 1000, [record]) and not fast.loader
     images = config("table1/deit-tiny-identity-ste", "scale=mini")  # in memory
     assert images.dataset.family != "imagenet"
+
+
+def test_classes_and_the_decoded_tree_are_missed_before_a_run_misses_them(tmp_path: Path) -> None:
+    listing = {split: {"n01558993": ["1.JPEG"]} for split in ("train", "val")}
+    (tmp_path / "imagenet" / "train").mkdir(parents=True)
+    manifest = json.dumps({"version": 1, **listing})
+    (tmp_path / "imagenet" / "manifest.json").write_text(manifest)
+
+    def missed(*words: str) -> str:
+        resnet = config("table1/resnet18-identity-ste", f"data_dir={tmp_path}", *words)
+        return missing_here(resnet, forecast(resnet))[-1]
+
+    assert missed().startswith("99 of 100 classes have no images")
+    part = ("dataset.allow_partial=true", "dataset.decoded=256")
+    assert missed(*part).endswith(f"run {command(tmp_path / 'imagenet', 256)}")
 
 
 def test_the_best_recorded_loader_counts(tmp_path: Path) -> None:
