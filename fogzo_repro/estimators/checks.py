@@ -232,14 +232,14 @@ def _plain(name: str) -> str:
 
 
 def check_losses(
-    losses: Sequence[RecordedLoss], again: Callable[[RecordedLoss], Tensor], has_scaler: bool
+    losses: Sequence[RecordedLoss], again: Callable[[RecordedLoss], Tensor], inverse: Tensor | None
 ) -> Tensor:
     """Take each loss twice more at the same weights, and warn where it does not come out the same.
 
     Args:
         losses: of a step, after their backward passes.
         again: takes one of them again.
-        has_scaler: whether a GradScaler is known.
+        inverse: of the scale of the GradScaler, where one is known.
 
     Returns:
         The difference of the two passes over all losses, which should be 0.
@@ -248,11 +248,19 @@ def check_losses(
         ValueError: where backward was not called, or of a loss that a GradScaler had scaled while
             none is known.
     """
-    total = sum((weight_of(loss) for loss in losses), torch.zeros(()))
-    if not has_scaler and float(total) > MANY_LOSSES:
+    total = float(sum((weight_of(loss) for loss in losses), torch.zeros(())))
+    if inverse is None and total > MANY_LOSSES:
         raise ValueError(
-            f"the loss was multiplied by {float(total):g} before backward; give the GradScaler "
-            "that has done it, scaler="
+            f"the loss was multiplied by {total:g} before backward; give the GradScaler that has "
+            "done it, scaler="
+        )
+    if inverse is not None and 0 < abs(total) * float(inverse) < MANY_LOSSES**-2:
+        warnings.warn(
+            f"scaler= is given, and the loss was multiplied by {total:g} before backward and not "
+            f"by its scale, {1 / float(inverse):g}, by which the gradients are divided; call "
+            "scaler.scale(loss).backward(), or leave out scaler=",
+            RuntimeWarning,
+            stacklevel=4,
         )
     null = torch.zeros(())
     for index, loss in enumerate(losses):

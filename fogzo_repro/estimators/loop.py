@@ -196,7 +196,7 @@ class FogzoStep:
         after = RandomState(self.device)
         try:
             if self.null_level is None:
-                self.null_level = check_losses(losses, self._again, self.scaler is not None)
+                self.null_level = check_losses(losses, self._again, inverse)
             if self.steps % REPLICAS_EVERY == 0:
                 self._check_replicas()
             probes: Probes = SequentialProbes(

@@ -296,6 +296,15 @@ def test_a_scaler_that_is_not_given_is_noticed() -> None:
         step.step()
 
 
+def test_a_scaler_that_is_given_and_not_used_is_noticed() -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model), scaler=torch.amp.GradScaler("cpu"))
+    x, y = batches(1)[0]
+    step.loss(loss_of(model), x, y).backward()
+    with pytest.warns(RuntimeWarning, match=r"multiplied by 1 before backward and not by its scal"):
+        step.step()
+
+
 def micro_batches(parts: int) -> list[tuple[Tensor, Tensor]]:
     x, y = batches(1)[0]
     return list(zip(x.double().chunk(parts), y.chunk(parts), strict=True))
