@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fogzo_repro.config import UserError, check_given_once, did_you_mean, own_files_named
+from fogzo_repro.config.datasets import ImageNetConfig
 from fogzo_repro.stored import open_run, tell_skipped
 from fogzo_repro.terminal import command_parser, run_tool, typed_path
 
@@ -65,6 +67,9 @@ def main() -> None:
     device = settings.get("device", read_device("auto"))
 
     run = open_run(arguments.run)
+    dataset = run.config.dataset
+    if isinstance(dataset, ImageNetConfig):  # a decoded tree has training images alone
+        run = replace(run, config=replace(run.config, dataset=replace(dataset, decoded=None)))
     network, step = run.trained_network(device)
     task = run.task(settings.get("data_dir"), device)
     metrics = task.evaluate(network.model, last=True)

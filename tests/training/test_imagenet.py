@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -18,11 +19,14 @@ import torch
 from PIL import Image
 from ranks_worker import join
 
+from fogzo_repro import evaluate, run
 from fogzo_repro import plan as plan_module
-from fogzo_repro import run
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.data import photographs
+from fogzo_repro.data.decoded import folder_of
+from fogzo_repro.data.decoded_shards import plan_tree, write_tree
+from fogzo_repro.data.imagenet import build
 from fogzo_repro.training.imagenet import ImageNet
 from fogzo_repro.training.loop import Training
 from fogzo_repro.training.ranks import Ranks
@@ -206,6 +210,23 @@ def test_replaced_images_are_counted_in_the_record_and_named_in_the_log(tmp_path
     record = run.execute(compose_run(*arguments), quiet=True)
     assert record["notes"] == "1 unreadable images were replaced"
     assert f"replaced {bad}: " in next(tmp_path.glob("runs/*/log.txt")).read_text()
+
+
+@pytest.mark.slow
+def test_a_run_from_a_decoded_tree_is_evaluated_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [name.decode() for name in build(tiny_tree(tmp_path), None, True).train.names]
+    root = tmp_path / "imagenet"
+    for _ in write_tree(root, 40, plan_tree(root, names, 40, 1), 1, None):
+        pass
+    more = ["recipe.max_steps=1", "dataset.decoded=40", f"output_root={tmp_path / 'runs'}"]
+    record = run.execute(configure(tmp_path, "resnet18", "ste", *more), quiet=True)
+    shutil.rmtree(folder_of(root, 40))
+    (folder,) = (tmp_path / "runs").iterdir()
+    monkeypatch.setattr("sys.argv", ["evaluate", str(folder), "device=cpu"])
+    evaluate.main()
+    assert f"loss {record['metrics']['last']['val']['loss']!r}" in capsys.readouterr().out
 
 
 def test_what_one_rank_replaces_counts_for_all() -> None:
