@@ -66,7 +66,9 @@ def report(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
         differing = [k for k in keys if mine.get(k, ABSENT) != other.get(k, ABSENT)]
         lines = [_line(k, mine.get(k, ABSENT), other.get(k, ABSENT)) for k in differing]
         said = f"{len(differing)} differ, {len(keys) - len(differing)} equal"
-        blocks.append("\n".join([f"{name}: {said}", *_aligned(lines)]))
+        titled = [["", "A", "B", "B - A" if any(line[3] for line in lines) else ""], *lines]
+        shown = aligned(titled) if lines else []
+        blocks.append("\n".join([f"{name}: {said}", *(f"  {line}" for line in shown)]))
     return "\n\n".join(blocks)
 
 
@@ -82,13 +84,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value) if value != "" else '""'
-
-
-def _aligned(lines: list[list[str]]) -> list[str]:
-    if not lines:
-        return []
-    titled = [["", "A", "B", "B - A" if any(line[3] for line in lines) else ""], *lines]
-    return [f"  {line}" for line in aligned(titled)]
 
 
 def first_difference(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> str:

@@ -16,9 +16,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,6 @@ IGNORED = (*LABELS, *PLACES, "seed", "eval_every_steps")
 MOST_LINES = 12  # in a figure; more cannot be told apart
 COMMON = ("model", "dataset", "quantizer", "estimator", "recipe", "scale")  # said once, if equal
 
-Course = list[tuple[float, float]]  # step, loss
-
 
 @dataclass(frozen=True)
 class Run:
@@ -57,7 +54,7 @@ class Run:
         settings: what determines the result but the seed, by dotted key.
         state: finished, diverged or how far it is.
         metrics: by split and name, after the last step; empty unless it is finished.
-        course: reads the loss along the steps.
+        course: step and loss, along the steps.
     """
 
     name: str
@@ -65,7 +62,7 @@ class Run:
     settings: dict[str, Any]
     state: str
     metrics: Mapping[str, Mapping[str, float]]
-    course: Callable[[], Course]
+    course: list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -131,13 +128,10 @@ def _recorded(path: Path) -> Iterator[Run]:
         print(f"left out: {error}", file=stderr())
         return
     for record in records:
-        finished = record["status"] == "finished"
-        history = record.get("history", {})
-        points = [*zip(history.get("step", []), history.get("loss", []), strict=True)]
-        course: Course = [(step, loss) for step, loss in points if None not in (step, loss)]
+        metrics = record["metrics"]["last"] if record["status"] == "finished" else {}
         yield Run(
             record["run_id"], record["seed"], _settings(record["config"], record["resolved"]),
-            record["status"], record["metrics"]["last"] if finished else {}, partial(list, course),
+            record["status"], metrics, _course(record.get("history", {})),
         )  # fmt: skip
 
 
@@ -147,25 +141,20 @@ def _logged(folder: Path) -> Iterator[Run]:
         config = read_yaml(folder / "config.yaml")
         resolved = files.parse_json((folder / "resolved.json").read_bytes())["resolved"]
         seed = config["seed"]
-        lines = [*_steps(folder)]
+        path = folder / "metrics.jsonl"
+        lines = [x for x in (stream_metrics(path) if path.is_file() else ()) if "split" not in x]
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         print(f"left out: {folder} cannot be read ({error})", file=stderr())
         return
     done = lines[-1]["step"] if lines else 0
-
-    def course() -> Course:
-        binned = binned_history(
-            lines, done, lambda line: {k: line.get(k) for k in ("step", "loss")}
-        )
-        pairs = zip(binned.get("step", []), binned.get("loss", []), strict=True)
-        return [(step, loss) for step, loss in pairs if step is not None and loss is not None]
-
-    yield Run(folder.name, seed, _settings(config, resolved), f"at step {done}", {}, course)
+    history = binned_history(lines, done, lambda x: {k: x.get(k) for k in ("step", "loss")})
+    settings = _settings(config, resolved)
+    yield Run(folder.name, seed, settings, f"at step {done}", {}, _course(history))
 
 
-def _steps(folder: Path) -> Iterator[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    return (x for x in (stream_metrics(path) if path.is_file() else ()) if "split" not in x)
+def _course(history: Mapping[str, Sequence[float | None]]) -> list[tuple[float, float]]:
+    pairs = zip(history.get("step", []), history.get("loss", []), strict=False)
+    return [(step, loss) for step, loss in pairs if step is not None and loss is not None]
 
 
 def _settings(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +176,7 @@ def group(runs: Iterable[Run]) -> list[Row]:
     """Put runs together that differ in nothing but the seed."""
     rows: dict[str, Row] = {}
     for run in runs:
-        key = repr(sorted(run.settings.items(), key=lambda item: item[0]))
+        key = repr(sorted(run.settings.items()))
         rows.setdefault(key, Row(run.settings, [])).runs.append(run)
     return [*rows.values()]
 
@@ -251,9 +240,7 @@ def table(rows: Sequence[Row], by: str | None = None) -> str:
         lines.append([*settings, *(_mean_of(row, *pair) for pair in metrics)])
     same = [f"{p}={shown(rows[0].settings.get(p))}" for p in COMMON if p not in (*columns, *left)]
     count = sum(len(row.runs) for row in rows)
-    said = [
-        f"{count} run{'s' * (count > 1)}, all with {' '.join(same)}" if same else f"{count} runs"
-    ]
+    said = [f"{count} run{'s' * (count > 1)}" + (f", all with {' '.join(same)}" if same else "")]
     said += ["", *(aligned(lines) if columns or metrics else []), ""]
     if metrics:
         said.append("mean ± sd (seeds) after the last step; losses in nats, top1 in percent")
@@ -338,7 +325,7 @@ def along_steps(rows: Sequence[Row]) -> list[Point]:
     for row in sorted(rows, key=lambda row: sort_key(row, columns)):
         losses: dict[float, list[float]] = {}
         for run in row.runs:
-            for step, loss in run.course():
+            for step, loss in run.course:
                 losses.setdefault(step, []).append(loss)
         most = max(map(len, losses.values()), default=0)
         for step in sorted(step for step, values in losses.items() if len(values) == most):

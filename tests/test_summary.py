@@ -122,6 +122,15 @@ def test_without_a_setting_the_logged_loss_is_drawn_of_unfinished_runs_too(runs,
     )
 
 
+def test_a_run_that_has_logged_no_finite_loss_is_one_clear_error(runs, tmp_path):
+    (stopped,) = runs.glob("*-ste-s7-*")
+    logged = shutil.copytree(stopped, tmp_path / "run") / "metrics.jsonl"
+    lines = [json.loads(line) | {"loss": None} for line in logged.read_text().splitlines()]
+    logged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match="these runs have no loss along the steps; give --by"):
+        summary.along_steps(summary.group(summary.find_runs([tmp_path])))
+
+
 def test_committed_records_are_read_and_other_json_is_not(tmp_path):
     record = make_record("STE", "lr=0.032", 0, 0.7)
     (tmp_path / "a.json").write_text(json.dumps(record))
