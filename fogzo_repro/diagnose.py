@@ -25,8 +25,8 @@ Writes diagnose.csv and diagnose.png into the run folder and prints a table.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,13 @@ from fogzo_repro.estimators.quality import (
     ste_quality,
 )
 from fogzo_repro.estimators.schedule import noise_from_rho, start_step
-from fogzo_repro.evaluate import parse_settings, read_device
+from fogzo_repro.evaluate import parse_settings
 from fogzo_repro.plan import build_estimator, probe_budget, probe_gradients, probe_pairs
 from fogzo_repro.randomness import derive_seed, generator_for
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
 from fogzo_repro.reporting.statistics import jackknife
 from fogzo_repro.stored import StoredRun, open_run, tell_skipped
-from fogzo_repro.terminal import command_parser, run_tool, typed_path
+from fogzo_repro.terminal import command_parser, run_tool
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import load_weights, read_tensors
 from fogzo_repro.training.network import Network
@@ -106,7 +106,7 @@ class Diagnosis:
         run: the run.
         network: built from it, on the device.
         task: its data, loaded.
-        effort: from the default for this model to how much is measured.
+        given: of `Effort`, in place of what is the default for this model.
         device: of all tensors.
     """
 
@@ -115,7 +115,7 @@ class Diagnosis:
         run: StoredRun,
         network: Network,
         task: Task,
-        effort: Callable[[Effort], Effort],
+        given: Mapping[str, int],
         device: torch.device,
     ) -> None:
         self.seed = run.config.seed
@@ -123,7 +123,7 @@ class Diagnosis:
         budget = probe_budget(run.config.hardware)
         self.batched = task.batched_probes(network.model, budget)
         self.passes = Passes(network.model, task.loss, [w.parameter for w in network.weights])
-        self.effort = effort(MANY if self.batched else FEW)
+        self.effort = replace(MANY if self.batched else FEW, **given)
         settings = run.config.estimator
         self.own, self.name, self.n = None, settings.name, probe_pairs(settings)
         self.own_gradients = probe_gradients(settings)
@@ -249,7 +249,7 @@ def step_of(path: Path) -> int:
 
 
 def diagnose(
-    run: StoredRun, data_dir: Path | None, device: torch.device, effort: Callable[[Effort], Effort]
+    run: StoredRun, data_dir: Path | None, device: torch.device, given: Mapping[str, int]
 ) -> list[Row]:
     """Measure at all snapshots of a run, with progress.
 
@@ -266,7 +266,7 @@ def diagnose(
         raise UserError(f"{run.folder} has no quantized weights, so there is nothing to estimate")
     network.check_laws("diagnose")
     task = run.task(data_dir, device)
-    diagnosis = Diagnosis(run, network, task, effort, device)
+    diagnosis = Diagnosis(run, network, task, given, device)
     pairs = diagnosis.pairs * len(snapshots)
     progress = RunProgress("diagnose, probe pairs", pairs, 0)
     done, rows = 0.0, []
@@ -297,16 +297,10 @@ def main() -> None:
         "pairs for the smoothed gradient), batches=, draws= (pairs for an estimator on a batch)",
     )
     arguments = parser.parse_args()
-    known: dict[str, Any] = {
-        "data_dir": typed_path,
-        "device": read_device,
-        **dict.fromkeys(Effort.__annotations__, int),
-    }
-    settings = parse_settings(arguments.settings, known)
-    data_dir = settings.pop("data_dir", None)
-    device = settings.pop("device", None) or read_device("auto")
+    settings = parse_settings(arguments.settings, directions=int, batches=int, draws=int)
+    data_dir, device = settings.pop("data_dir"), settings.pop("device")
     run = open_run(arguments.run)
-    rows = diagnose(run, data_dir, device, lambda default: Effort(**{**vars(default), **settings}))
+    rows = diagnose(run, data_dir, device, settings)
     print(table(rows))
     write_csv(rows, run.folder / "diagnose.csv")
     draw(rows, run.folder / "diagnose.png", run.folder.resolve().name)

@@ -8,7 +8,7 @@ Exit status 2: an error that the user can mend, in one line.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ from fogzo_repro.stored import open_run, tell_skipped
 from fogzo_repro.terminal import command_parser, run_tool, typed_path
 
 
-def parse_settings(given: list[str], known: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
-    """Return `key=value` arguments by key, converted.
+def parse_settings(given: list[str], **more: Callable[[str], Any]) -> dict[str, Any]:
+    """Return the `key=value` arguments of a tool by key, converted: data_dir, device and `more`.
 
     Raises:
         UserError: for a key that is not known or has two values, or a value that cannot be
             converted.
     """
     check_given_once(given)
-    settings = {}
+    known = {"data_dir": typed_path, "device": read_device, **more}
+    settings: dict[str, Any] = {"data_dir": None, "device": read_device("auto")}
     for argument in given:
         key, _, value = argument.partition("=")
         if key not in known:
@@ -63,15 +64,13 @@ def main() -> None:
         "settings", nargs="*", help="data_dir=DIR, where the data lie now; device=auto|cpu|cuda"
     )
     arguments = parser.parse_args()
-    settings = parse_settings(arguments.settings, {"data_dir": typed_path, "device": read_device})
-    device = settings.get("device", read_device("auto"))
-
+    settings = parse_settings(arguments.settings)
     run = open_run(arguments.run)
     dataset = run.config.dataset
     if isinstance(dataset, ImageNetConfig):  # a decoded tree has training images alone
         run = replace(run, config=replace(run.config, dataset=replace(dataset, decoded=None)))
-    network, step = run.trained_network(device)
-    task = run.task(settings.get("data_dir"), device)
+    network, step = run.trained_network(settings["device"])
+    task = run.task(**settings)
     metrics = task.evaluate(network.model, last=True)
     tell_skipped(task)
     print(f"{run.folder.resolve().name} after step {step}")

@@ -131,7 +131,7 @@ def _recorded(path: Path) -> Iterator[Run]:
         metrics = record["metrics"]["last"] if record["status"] == "finished" else {}
         yield Run(
             record["run_id"], record["seed"], _settings(record["config"], record["resolved"]),
-            record["status"], metrics, _course(record.get("history", {})),
+            record["status"], metrics, _course(record.get("history") or {}),
         )  # fmt: skip
 
 

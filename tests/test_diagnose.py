@@ -1,5 +1,4 @@
 import csv
-import math
 import shutil
 import sys
 
@@ -29,7 +28,7 @@ def folder(tmp_path_factory):
 
 def rows_of(folder, effort):
     run = open_run(folder)
-    return diagnose.diagnose(run, None, torch.device("cpu"), lambda default: effort)
+    return diagnose.diagnose(run, None, torch.device("cpu"), vars(effort))
 
 
 @pytest.mark.slow
@@ -71,7 +70,7 @@ def test_every_probe_pair_is_told_as_soon_as_it_is_measured(folder):
     told = []
     for batched in (True, False):
         found = diagnose.Diagnosis(
-            run, run.network(device), run.task(None, device), lambda _: Effort(200, 2, 100), device
+            run, run.network(device), run.task(None, device), vars(Effort(200, 2, 100)), device
         )
         assert found.batched
         if not batched:
@@ -125,11 +124,6 @@ def test_a_full_precision_run_has_nothing_to_diagnose(tmp_path):
     run = train(tmp_path, "recipe.max_steps=2", "snapshots=2", "quantizer=none", "estimator=ste")
     with pytest.raises(UserError, match="no quantized weights"):
         rows_of(run, SMALL)
-
-
-def test_noises_are_those_of_the_shallow_experiment():
-    assert math.isclose(1 - diagnose.NOISES[0], 0.666)
-    assert diagnose.NOISES[2:] == (1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def test_stochastic_depth_has_one_draw_of_masks_for_a_batch(tmp_path, monkeypatch):
@@ -196,7 +190,7 @@ def test_other_networks_than_the_mlp_have_noises_by_rho(tmp_path):
     run = open_run(tmp_path / execute(config, quiet=True)["run_id"])
     device = torch.device("cpu")
     network, task = run.network(device), run.task(None, device)
-    found = diagnose.Diagnosis(run, network, task, lambda _: Effort(200, 2, 100), device)
+    found = diagnose.Diagnosis(run, network, task, vars(Effort(200, 2, 100)), device)
     rhos = [rho_from_noise(noise, network.perturbed) for noise in found.noises]
     assert rhos == pytest.approx([100, 10, 1, 0.1, 0.01])
     assert found.pairs == 2 * (100 + 100 + 5 * 100)

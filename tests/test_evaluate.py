@@ -1,5 +1,4 @@
 import json
-import math
 import sys
 
 import pytest
@@ -120,12 +119,12 @@ def test_the_command_itself_leaves_with_status_2(tmp_path):
 
 def test_a_misspelt_setting_names_the_nearest_one():
     with pytest.raises(UserError, match="did you mean data_dir"):
-        parse_settings(["datadir=x"], {"data_dir": str, "device": str})
+        parse_settings(["datadir=x"])
     with pytest.raises(UserError, match="batches=many"):
-        parse_settings(["batches=many"], {"batches": int})
-    assert math.isclose(parse_settings(["a=0.5"], {"a": float})["a"], 0.5)
+        parse_settings(["batches=many"], batches=int)
+    assert parse_settings(["batches=7"], batches=int)["batches"] == 7
 
 
 def test_a_setting_with_two_values_is_refused():
     with pytest.raises(UserError, match="batches=2 and batches=3 are given together; give one"):
-        parse_settings(["batches=2", "device=cpu", "batches=3"], {"batches": int, "device": str})
+        parse_settings(["batches=2", "device=cpu", "batches=3"], batches=int)

@@ -438,7 +438,7 @@ def test_weights_of_another_network_are_refused_in_one_line(mine, tmp_path, monk
         lambda: load_run(folder),
         lambda: export_run(folder, tmp_path / "again"),
         lambda: load_export(out),
-        lambda: diagnose.diagnose(open_run(folder), None, cpu, lambda _: few),
+        lambda: diagnose.diagnose(open_run(folder), None, cpu, vars(few)),
         lambda: execute(config, quiet=True),
     ):
         with pytest.raises(UserError, match="are of another network than the files of its parts"):

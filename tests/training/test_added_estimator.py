@@ -166,7 +166,7 @@ def test_diagnose_measures_the_runs_own_estimator_beside_the_others(mine, tmp_pa
     record, _ = train(tmp_path, *UNBOUNDED, *words)
     run = open_run(tmp_path / "runs" / record["run_id"])
     effort = Effort(directions=400, batches=3, draws=200)
-    rows = diagnose.diagnose(run, None, torch.device("cpu"), lambda default: effort)
+    rows = diagnose.diagnose(run, None, torch.device("cpu"), vars(effort))
     found = {(r.step, r.estimator, r.n, r.noise and round(r.noise, 3)): r for r in rows}
     for step in (0, 8):
         own, built_in = found[step, "bounded", 10, None], found[step, "fogzo", 10, 0.1]

@@ -229,7 +229,7 @@ def test_diagnose_measures_it_beside_the_others(tmp_path: Path) -> None:
     record = run.execute(compose_run(*DIGITS, *words), quiet=True)
     stored = open_run(tmp_path / record["run_id"])
     device = torch.device("cpu")
-    rows = diagnose.diagnose(stored, None, device, lambda _: Effort(400, 2, 100))
+    rows = diagnose.diagnose(stored, None, device, vars(Effort(400, 2, 100)))
     found = {row.estimator: row for row in rows if row.noise is None}
     own, ste = found["ste_averaged"], found["ste"]
     assert own.cosine.value == pytest.approx(ste.cosine.value, abs=0.2)

@@ -255,7 +255,7 @@ def test_a_diagnosis_on_a_shard_with_other_bytes_has_no_result(short, monkeypatc
     monkeypatch.setattr(diagnose, "SIZES", (1,))
     effort = diagnose.Effort(directions=4, batches=2, draws=2)
     with pytest.raises(UserError, match=r"train-00000.bin does not have the checksum"):
-        diagnose.diagnose(open_run(folder), None, torch.device("cpu"), lambda _: effort)
+        diagnose.diagnose(open_run(folder), None, torch.device("cpu"), vars(effort))
 
 
 def test_a_signal_ends_the_wait_for_the_checksums(data_dir):
