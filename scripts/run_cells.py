@@ -42,14 +42,7 @@ from fogzo_repro import files
 from fogzo_repro.config import ConfigError, RunConfig, check_given_once, own_files_named
 from fogzo_repro.project import working_folder
 from fogzo_repro.sweeps.forecast import device_here
-from fogzo_repro.sweeps.jobs import (
-    Cell,
-    collect,
-    distinct,
-    missing_jobs,
-    plan_jobs,
-    read_images,
-)
+from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_jobs, read_images
 from fogzo_repro.sweeps.lanes import group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue

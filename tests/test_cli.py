@@ -446,10 +446,7 @@ UNKNOWN = {
         f"{MINI} dataset.held_outt=5000",
         "dataset.held_outt is not a setting of dataset=cifar100; did you mean dataset.held_out?",
     ),
-    "several without -m": (
-        "experiment=tiny/ste,tiny/nspsa",
-        "is 2 cells; -m runs them all",
-    ),
+    "several without -m": ("experiment=tiny/ste,tiny/nspsa", "is 2 cells; -m runs them all"),
     "several over another word": (
         "experiment=tiny/ste,tiny/nspsa dry_run=true",
         "is 2 cells; -m runs them all",
@@ -462,10 +459,7 @@ UNKNOWN = {
         "-m experiment=tiny/ste,tiny/nspsa --cfg job",
         "is 2 cells; -m runs them all",
     ),
-    "a list as YAML has it": (
-        "experiment=[tiny/ste,tiny/nspsa]",
-        "is 2 cells; -m runs them all",
-    ),
+    "a list as YAML has it": ("experiment=[tiny/ste,tiny/nspsa]", "is 2 cells; -m runs them all"),
     "one of several": ("-m experiment=tiny/ste,tiny/nspsaa", "tiny.yaml has no cell nspsaa; did"),
     "table of several": ("-m experiment=tiny/ste,tinny/ste", "tinny is not a table; did you mean"),
     "glob": ("-m experiment=glob(tiny/x*)", "tiny.yaml has no cell x*; it has: ste, nspsa, wrong"),

@@ -9,12 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fogzo_repro.terminal import (
-    at_least_one,
-    command_parser,
-    one_line_errors,
-    text_or_path,
-)
+from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors, text_or_path
 from tests.conftest import ROOT
 
 TELLING = """

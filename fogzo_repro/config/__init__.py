@@ -10,19 +10,8 @@ This module imports neither torch nor hydra, so that a configuration error is pr
 from fogzo_repro.config.earlier import load_stored, parse_stored
 from fogzo_repro.config.estimators import FogzoConfig
 from fogzo_repro.config.hardware import HardwareConfig
-from fogzo_repro.config.identity import (
-    PLACES,
-    cell_id,
-    published,
-    result_fields,
-    run_id,
-)
-from fogzo_repro.config.parse import (
-    parse_config,
-    quoted,
-    setting_names,
-    to_yaml,
-)
+from fogzo_repro.config.identity import PLACES, cell_id, published, result_fields, run_id
+from fogzo_repro.config.parse import parse_config, quoted, setting_names, to_yaml
 from fogzo_repro.config.parts import (
     added_files,
     build_part,

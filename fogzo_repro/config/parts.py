@@ -313,11 +313,7 @@ def _restore(
 
 
 def build_part(
-    section: str,
-    settings: Any,
-    parts_dir: str | None,
-    function: str = "build",
-    **given: Any,
+    section: str, settings: Any, parts_dir: str | None, function: str = "build", **given: Any
 ) -> Any:
     """Import the Python file of a part and call its `build`, or another function of the file.
 

@@ -28,12 +28,7 @@ from fogzo_repro.sweeps.forecast import (
 )
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.lanes import group_key
-from fogzo_repro.sweeps.recorded import (
-    Seconds,
-    hours_by_records,
-    peak_by_records,
-    recorded_seconds,
-)
+from fogzo_repro.sweeps.recorded import Seconds, hours_by_records, peak_by_records, recorded_seconds
 from fogzo_repro.sweeps.status import OVER, Run, absent_starts, known_runs, run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import find_entries, table_files
 from fogzo_repro.terminal import aligned
@@ -228,9 +223,7 @@ def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
 
 
 def _peak(
-    config: RunConfig,
-    benches: Mapping[str, list[dict[str, Any]]],
-    recorded: Mapping[str, Seconds],
+    config: RunConfig, benches: Mapping[str, list[dict[str, Any]]], recorded: Mapping[str, Seconds]
 ) -> Peak | None:
     """Return the memory that a run takes on a card, by what was measured."""
     measured = [record for records in benches.values() for record in records]

@@ -331,11 +331,7 @@ def run_queue(
 
 
 def _start(
-    place: int,
-    workers: int,
-    gpus: Sequence[str],
-    logs: Path,
-    run: Callable[[RunConfig], Ending],
+    place: int, workers: int, gpus: Sequence[str], logs: Path, run: Callable[[RunConfig], Ending]
 ) -> _Worker:
     environment = {}
     if "OMP_NUM_THREADS" not in os.environ:  # share the cores instead of fighting for them

@@ -100,10 +100,7 @@ def _book(group: Sequence[LaneCell], found: Sequence[Mapping[str, Any]], outcome
 
 
 def _records_of(
-    group: Sequence[LaneCell],
-    records: Path,
-    check: Callable[[], None],
-    say: Callable[[str], None],
+    group: Sequence[LaneCell], records: Path, check: Callable[[], None], say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Return the record of each cell; train and file those that no other process has filed.
 

@@ -170,9 +170,7 @@ def test_noise_given_twice_or_wrongly_is_refused(words, said):
 
 
 @pytest.mark.parametrize(
-    ("word", "value"),
-    [("false", False), ("true", True), ("half_step", "half_step")],
-    ids=str,
+    ("word", "value"), [("false", False), ("true", True), ("half_step", "half_step")], ids=str
 )
 def test_clip_gradient_has_three_values(word, value):
     assert compose_run(f"quantizer.clip_gradient={word}").quantizer.clip_gradient == value

@@ -12,14 +12,7 @@ import torch
 from fogzo_repro import __main__ as cli
 from fogzo_repro import diagnose, evaluate, load_run
 from fogzo_repro.__main__ import compose_run
-from fogzo_repro.config import (
-    CONFIGS,
-    ConfigError,
-    UserError,
-    added_files,
-    build_part,
-    to_yaml,
-)
+from fogzo_repro.config import CONFIGS, ConfigError, UserError, added_files, build_part, to_yaml
 from fogzo_repro.config.parts import SHARED, PartError, python_file
 from fogzo_repro.config.run import FAMILIES
 from fogzo_repro.export import export_run, load_export
@@ -254,27 +247,11 @@ PYTHON_ERRORS = {  # section, file, what is said
     "syntax": ("estimator", "import math\ndef build(:\n", "line 2: SyntaxError: invalid syntax"),
     "an import": ("estimator", "\nimport no_such_thing\n", "line 2: ModuleNotFoundError: No"),
     "in build": ("estimator", "def build():\n    return 1 / 0\n", "line 2: ZeroDivisionError: div"),
-    "a value": (
-        "estimator",
-        "def build():\n    raise ValueError('size < 0')\n",
-        "line 2: size",
-    ),
+    "a value": ("estimator", "def build():\n    raise ValueError('size < 0')\n", "line 2: size"),
     "a model's": ("model", "def build():\n    return {}['x']\n", "line 2: KeyError: 'x'"),
-    "a dataset's": (
-        "dataset",
-        "def build():\n    return None.x\n",
-        "line 2: AttributeError",
-    ),
-    "a quantizer's": (
-        "quantizer",
-        "def build():\n    int('x')\n",
-        "line 2: invalid literal",
-    ),
-    "a surrogate's": (
-        "surrogate",
-        "def build():\n    return x\n",
-        "line 2: NameError: name",
-    ),
+    "a dataset's": ("dataset", "def build():\n    return None.x\n", "line 2: AttributeError"),
+    "a quantizer's": ("quantizer", "def build():\n    int('x')\n", "line 2: invalid literal"),
+    "a surrogate's": ("surrogate", "def build():\n    return x\n", "line 2: NameError: name"),
 }
 
 
