@@ -2,14 +2,14 @@
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fogzo_repro import compare, diagnose, evaluate, load_run, run
 from fogzo_repro.__main__ import compose_run
-from fogzo_repro.config import UserError, load_stored, parse_stored, to_yaml
+from fogzo_repro.config import UserError, load_stored, to_yaml
 from fogzo_repro.export import export_run, load_export
 from fogzo_repro.stored import open_run
 from fogzo_repro.sweeps.smoke import CONTEXT, VOCABULARY, write_invented_corpus
@@ -127,61 +127,6 @@ def test_a_folder_whose_name_begins_with_a_tilde_is_no_home_when_loaded(tmp_path
     assert (config.data_dir, config.output_root) == ("~data", "~")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load_stored(tmp_path / "config.yaml") == config
-
-
-LATER = {  # what the first code with a DeiT did not store yet, by section
-    "model": ["family"],
-    "dataset": ["family"],
-    "quantizer": ["family", "scale_factor"],
-    "estimator": ["family", "rho"],
-    "recipe": ["crop_padding", "start_from", "decay_scales", "kind", "micro_batch_size"],
-    "hardware": ["exact_products", "augmentation", "channels_last", "workers"],
-}
-PHOTOGRAPHS = {"augmentation": "timm", "rand_augment": "rand-m9", "erase_probability": 0.25}
-
-
-def old_settings(*words):
-    """Return a run's settings as an early code stored them."""
-    settings = asdict(compose_run("estimator.noise=1e-9", *words))
-    del settings["parts_dir"], settings["eval_every_steps"]
-    for section, keys in LATER.items():
-        for key in keys:
-            if (section, key) != ("recipe", "kind") or settings["recipe"]["kind"] == "plain":
-                settings[section].pop(key, None)
-    return settings
-
-
-def test_an_old_run_on_small_images_has_the_patches_and_views_that_it_had():
-    """The settings for photographs were stored with it and had no effect."""
-    settings = old_settings("scale=smoke", "model=deit_tiny")
-    settings["model"] |= {"patch_size": 16, "small_patch_size": 4}
-    settings["recipe"] |= {**PHOTOGRAPHS, "inert": {"decay_rate": 0.1}}
-    old = parse_stored(settings)
-    assert old.model.patch_size == 4 and old.model.head_dim == 8
-    assert (old.recipe.augmentation, old.recipe.rand_augment) == ("none", None)
-    assert (old.recipe.erase_probability, old.recipe.crop_padding) == (0, 0)
-
-
-def test_an_old_run_on_photographs_keeps_its_patches_and_views():
-    settings = old_settings("model=deit_tiny")
-    settings["model"] |= {"small_patch_size": 4}
-    old, now = parse_stored(settings), compose_run("model=deit_tiny")
-    assert old.model == now.model
-    assert old.recipe == replace(now.recipe, crop_padding=0)
-
-
-def test_an_old_llama_at_smoke_scale_has_its_widths():
-    words = ["scale=smoke", "model=llama_9m"]
-    old, now = parse_stored(old_settings(*words)), compose_run(*words)
-    assert old.model == now.model and old.model.width == 48
-
-
-def test_the_oldest_perceptron_is_known():
-    settings = old_settings()
-    del settings["quantizer"]["activation_bits"], settings["recipe"]["decay"]
-    del settings["recipe"]["no_decay"], settings["hardware"]["sync_batchnorm"]
-    old, now = parse_stored(settings), compose_run()
-    assert (old.model, old.recipe, old.quantizer) == (now.model, now.recipe, now.quantizer)
 
 
 def test_settings_that_were_changed_after_the_run_are_refused(tmp_path):
