@@ -84,7 +84,10 @@ def main() -> int:
     outlive_terminal("stdout", "stderr")
     plain, command = "--plain" in sys.argv, sys.argv
     # Hydra's parser wants the settings in one piece, behind the flags.
-    given = sorted((word for word in command[1:] if word != "--plain"), key=_is_setting)
+    given = sorted(
+        (word for word in command[1:] if word != "--plain"),
+        key=lambda word: "=" in word and not word.startswith("-"),
+    )
     parser = get_args_parser()
     parser.error = refuse_flag  # type: ignore[method-assign,assignment]
     try:
@@ -263,11 +266,6 @@ def summary(record: dict, label: str = "") -> str:
         shown = [f"{k} {v:.4f}" for k, v in values.items() if k not in ("step", "split")]
         parts += [f"best {split}: {' '.join(shown)} at step {values['step']}"]
     return "  ".join([*parts, f"{record['wall_seconds']:.1f} s", record["notes"]]).rstrip()
-
-
-def _is_setting(word: str) -> bool:
-    """Return whether a word of the command line is a setting, and no flag."""
-    return "=" in word and not word.startswith("-")
 
 
 def plain_commands(cells: Sequence[Entry], words: Sequence[str]) -> list[str]:

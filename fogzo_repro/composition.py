@@ -123,7 +123,7 @@ def named_cells(words: Sequence[str]) -> list[Entry]:
     else:
         names = value if isinstance(value, list) else [value]
         if override.is_sweep_override():
-            names = [*override.sweep_iterator(_plain)]
+            names = [*override.sweep_iterator(lambda name: getattr(name, "text", name))]  # unquoted
         names = [spelled(name) for name in names]
         if all(map(_own_file, names)):
             return []  # Hydra knows what to do
@@ -140,11 +140,6 @@ def _own_file(name: str) -> bool:
     """Return whether the user has a file of settings with the name of an experiment."""
     folder = own_parts()
     return folder is not None and (Path(folder) / "experiment" / f"{name}.yaml").is_file()
-
-
-def _plain(value: Any) -> Any:
-    """Return what Hydra's parser has found without the quotes around it."""
-    return getattr(value, "text", value)
 
 
 def _cell(name: str, files: Mapping[str, Path]) -> Entry:
@@ -178,14 +173,10 @@ def _matching(word: str, glob: Glob, files: Mapping[str, Path]) -> list[Entry]:
     return kept
 
 
-class SeveralCells(ConfigError):
-    """Several cells where one is meant: whatever else was typed is not to blame."""
-
-
-def several_cells(words: Sequence[str], cells: Sequence[Entry]) -> SeveralCells:
+def several_cells(words: Sequence[str], cells: Sequence[Entry]) -> ConfigError:
     """Return the error of who names several cells where one is meant."""
     (given,) = (word for word in words if setting_of(word) == "experiment")
-    return SeveralCells(
+    return ConfigError(
         f"{given} is {len(cells)} cells; -m runs them all, --cfg and a command without -m take "
         f"one, as experiment={cells[0].path}"
     )
@@ -277,7 +268,7 @@ def blamed(error: UserError, words: Sequence[str], typed: Sequence[str]) -> User
         typed: the words of the command line; others are the cell's.
     """
     entry = _named_entry(words)
-    if entry is None or isinstance(error, SeveralCells) or str(error).startswith(str(entry.file)):
+    if entry is None or str(error).startswith(str(entry.file)):
         return error
     given = {setting_of(word) for word in typed} - {"experiment"}
     over = [word for word in words if setting_of(word) in given]
@@ -314,9 +305,10 @@ def with_place(error: UserError, words: Sequence[str], typed: Sequence[str]) -> 
 
 
 def _named_entry(words: Sequence[str]) -> Entry | None:
-    """Return the cell of a run; None without one."""
+    """Return the cell of a run; None without one, and where several are named."""
     with contextlib.suppress(UserError, HydraException):
-        return next(iter(named_cells(words)), None)
+        found = named_cells(words)
+        return found[0] if len(found) == 1 else None
     return None
 
 
