@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
@@ -95,7 +95,10 @@ def _choose_one(
     return {**settings, **{key: None for key in alternatives if key not in chosen}}
 
 
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+KINDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list",
+    dict: "a mapping",
+}  # fmt: skip
 
 
 def _convert(key: str, hint: Any, value: Any, typed: Mapping[str, str]) -> Any:
@@ -121,12 +124,8 @@ def _convert(key: str, hint: Any, value: Any, typed: Mapping[str, str]) -> Any:
             f"{key} is a text, and {shown} without quotes is {kind}; its spelling is kept by "
             f"{quoted(key, shown)}"
         )
-    wanted = " or ".join(_wanted(kind) for kind in kinds if kind is not NoneType)
+    wanted = " or ".join(KINDS[get_origin(kind) or kind] for kind in kinds if kind is not NoneType)
     raise ConfigError(f"{key}={shown} is not {wanted}")
-
-
-def _wanted(kind: Any) -> str:
-    return {list: "a list", dict: "a mapping"}.get(get_origin(kind)) or KINDS[kind]
 
 
 def quoted(key: str, text: str) -> str:
@@ -141,21 +140,6 @@ def quoted(key: str, text: str) -> str:
     return shlex.quote(f'{key}="{escaped}"')
 
 
-# Arithmetic that a recipe needs, since YAML has none: batch, lr and steps go together.
-OmegaConf.register_new_resolver(
-    "scaled_lr", lambda lr, batch, of_batch: lr * batch / of_batch, replace=True
-)
-OmegaConf.register_new_resolver(  # the paper has other values for deep networks than for the MLP
-    "deep", lambda model, deep, shallow: shallow if model == "mlp" else deep, replace=True
-)
-OmegaConf.register_new_resolver(  # one of several ways to say the same, for who says it in none
-    "unless_given", lambda a, b, value: value if a is None and b is None else None, replace=True
-)
-OmegaConf.register_new_resolver(
-    "whole_steps", lambda tokens, batch, context: int(tokens // (batch * context)), replace=True
-)
-
-
 def _steps_between_evaluations(dataset: str, max_steps: int | None, batch: int) -> int | None:
     """Return QuEST's 200 steps of 512 sequences for C4 (RECIPES C.5), but at least ten a run."""
     if dataset != "c4":
@@ -164,19 +148,21 @@ def _steps_between_evaluations(dataset: str, max_steps: int | None, batch: int) 
     return min(quest, max(1, max_steps // 10)) if max_steps else quest
 
 
-OmegaConf.register_new_resolver(
-    "steps_between_evaluations", _steps_between_evaluations, replace=True
-)
-
-
-# Hydra makes the folder of a sweep before anything is parsed.
-OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)
-OmegaConf.register_new_resolver("parts_dir", own_parts, replace=True)
-OmegaConf.register_new_resolver(  # where Hydra looks for options too
-    "parts_searchpath",
-    lambda: [f"file://{folder}"] if (folder := own_parts()) else [],
-    replace=True,
-)
+RESOLVERS: dict[str, Callable[..., Any]] = {
+    # Arithmetic that a recipe needs, since YAML has none: batch, lr and steps go together.
+    "scaled_lr": lambda lr, batch, of_batch: lr * batch / of_batch,
+    "whole_steps": lambda tokens, batch, context: int(tokens // (batch * context)),
+    "steps_between_evaluations": _steps_between_evaluations,
+    # The paper has other values for deep networks than for the MLP.
+    "deep": lambda model, deep, shallow: shallow if model == "mlp" else deep,
+    # One of several ways to say the same, for who says it in none.
+    "unless_given": lambda a, b, value: value if a is None and b is None else None,
+    "home": os.path.expanduser,  # Hydra makes the folder of a sweep before anything is parsed
+    "parts_dir": own_parts,
+    "parts_searchpath": lambda: [f"file://{own_parts()}"] if own_parts() else [],  # for options too
+}
+for _name, _resolver in RESOLVERS.items():
+    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 
 
 def parse_config(

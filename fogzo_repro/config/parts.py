@@ -482,16 +482,10 @@ def _parameters(path: Path, module: ModuleType, function: str) -> Mapping[str, i
 
 def added_files(config: Any) -> dict[str, str]:
     """Return the sha256 of the Python file of each of the run's parts that lies in parts_dir."""
-    found = {section: path for section, path in _files(config) if not path.is_relative_to(PACKAGE)}
-    return {k: hashlib.sha256(path.read_bytes()).hexdigest() for k, path in found.items()}
-
-
-def _files(config: Any) -> Iterator[tuple[str, Path]]:
-    for section in SHARED:
-        settings = getattr(config, section)
-        if settings.family != "none":
-            yield section, python_file(section, settings.family, config.parts_dir)
+    families = {section: getattr(config, section).family for section in SHARED}
     operator = getattr(config.quantizer, "operator", None)
     if operator is not None:
-        family = f"{operator}_{config.quantizer.surrogate}"
-        yield "surrogate", python_file("surrogate", family, config.parts_dir)
+        families["surrogate"] = f"{operator}_{config.quantizer.surrogate}"
+    found = {k: python_file(k, v, config.parts_dir) for k, v in families.items() if v != "none"}
+    own = {k: path for k, path in found.items() if not path.is_relative_to(PACKAGE)}
+    return {k: hashlib.sha256(path.read_bytes()).hexdigest() for k, path in own.items()}
