@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,16 +41,15 @@ from fogzo_repro.reporting.ranking import (
 from fogzo_repro.reporting.results import TUNING_SEEDS, Place, read_recorded
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
-from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors, stderr
+from fogzo_repro.terminal import command_parser, one_line_errors, stderr
 
-from .run_cells import INTERRUPTED_STATUS, check_overrides, run_table, table_cells
+from .run_cells import INTERRUPTED_STATUS, parse, run_tuned, table_cells
 
 
 @one_line_errors
 @own_files_named
 def main() -> int:
     """Run and rank what the command line says; return the exit status."""
-    started = time.monotonic()
     parser = command_parser(__doc__)
     parser.add_argument("table", help="a table of your folder, or <table>/<row or pattern>")
     parser.add_argument("--config-dir", type=Path, help="your folder, in place of FOGZO_PARTS")
@@ -62,17 +60,8 @@ def main() -> int:
         "--results", type=Path, default=working_folder() / "results",
         help="folder with paper/ and records/",
     )  # fmt: skip
-    parser.add_argument(
-        "--workers", type=at_least_one, help="runs at a time; 1 or more [by the cards]"
-    )
-    parser.add_argument("--gpus", default="", help="cards to deal to the workers, as 0,1")
-    parser.add_argument(
-        "--minutes", type=float, help="stop after so many minutes, with checkpoints"
-    )
-    arguments, overrides = parser.parse_known_args()
-    arguments.deadline = None if arguments.minutes is None else started + 60 * arguments.minutes
+    arguments, overrides = parse(parser)
     arguments.records = arguments.results / "records"
-    check_overrides(overrides)
     if arguments.config_dir is not None:
         # And for the processes that train.
         os.environ["FOGZO_PARTS"] = str(arguments.config_dir)
@@ -88,12 +77,20 @@ def main() -> int:
     if arguments.dry_run or arguments.run:
         for row, why in foreseen(arguments.results, rules, seeds, tuning_runs(entries)).items():
             print(f"{row} will not be ranked: {why}", file=stderr())
+
+    def chosen() -> dict[str, Place | None]:
+        own = read_recorded(arguments.results, name)
+        return {row: chosen_place(own, row, columns, rules) for row, columns in rows.items()}
+
     status = 0
     if arguments.dry_run:
-        print("\n".join(say_missing(arguments, overrides, rules, name, rows, seeds)))
+        print("\n".join(say_missing(arguments, overrides, rules, rows, seeds, chosen())))
         return 0
     if arguments.run:
-        status = run_missing(arguments, overrides, rules, name, rows)
+        tuning = tuning_cells(arguments.table, overrides, rules, rows)
+        status = run_tuned(
+            arguments, tuning, lambda: reporting_cells(arguments.table, overrides, chosen())
+        )
         if status in (1, INTERRUPTED_STATUS):
             return status
     elif overrides:
@@ -147,35 +144,17 @@ def check_seeds(
             )
 
 
-def run_missing(
-    arguments: argparse.Namespace,
-    overrides: list[str],
-    rules: Rules,
-    name: str,
-    rows: Mapping[str, Sequence[str]],
-) -> int:
-    """Run the tuning seeds of each row, then what they have chosen; return the exit status."""
-    tuning = tuning_cells(arguments.table, overrides, rules, rows)
-    status = run_table(arguments, tuning) if tuning else 0
-    if status in (1, INTERRUPTED_STATUS):
-        return status
-    places = chosen_places(arguments.results, rules, name, rows)
-    wanted = reporting_cells(arguments.table, overrides, places)
-    return (run_table(arguments, wanted) if wanted else 0) or status
-
-
 def say_missing(
     arguments: argparse.Namespace,
     overrides: list[str],
     rules: Rules,
-    name: str,
     rows: Mapping[str, Sequence[str]],
     seeds: Mapping[str, Sequence[int]],
+    places: Mapping[str, Place | None],
 ) -> list[str]:
-    """Return the lines of a dry run: what `run_missing` would run, as far as it is known."""
+    """Return the lines of a dry run: what --run would run, as far as it is chosen already."""
     from fogzo_repro.sweeps.dry_run import dry_run
 
-    places = chosen_places(arguments.results, rules, name, rows)
     cells = tuning_cells(arguments.table, overrides, rules, rows)
     cells += reporting_cells(arguments.table, overrides, places)
     lines = dry_run(arguments.table, cells, arguments.records)
@@ -202,18 +181,10 @@ def tuning_cells(
     return found
 
 
-def chosen_places(
-    results: Path, rules: Rules, name: str, rows: Mapping[str, Sequence[str]]
-) -> dict[str, Place | None]:
-    """Return which cell of each row the records choose; None where its tuning is not complete."""
-    own = read_recorded(results, name)
-    return {row: chosen_place(own, row, columns, rules) for row, columns in rows.items()}
-
-
 def reporting_cells(
     table: str, overrides: list[str], places: Mapping[str, Place | None]
 ) -> list[Cell]:
-    """Return the chosen cells, with the seeds that report."""
+    """Return the chosen cells, of rows whose tuning is complete, with the seeds that report."""
     found = []
     for cell in table_cells(table, overrides):
         label = cell.config.cell

@@ -28,9 +28,12 @@ command again.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a file
@@ -58,38 +61,29 @@ INTERRUPTED_STATUS = 75
 @own_files_named
 def main() -> int:
     """Run what the command line says; return the exit status."""
-    started = time.monotonic()
     parser = command_parser(__doc__)
     parser.add_argument(
         "table",
         help="TABLE or TABLE/CELL, in which * stands for any letters; then any setting=value",
     )
     parser.add_argument("--seeds", help="evaluation seeds, as 0,1 or 0..4; tuning seeds stay")
-    parser.add_argument(
-        "--workers", type=at_least_one, help="runs at a time; 1 or more [by the cards]"
-    )
-    parser.add_argument("--gpus", default="", help="cards to deal to the workers, as 0,1")
-    parser.add_argument(
-        "--minutes", type=float, help="stop after so many minutes, with checkpoints"
-    )
     parser.add_argument("--claims", action="store_true", help="only the runs that claims need")
     parser.add_argument("--dry-run", action="store_true", help="say what it takes, start nothing")
     parser.add_argument(
         "--records", type=Path, default=working_folder() / "results" / "records",
         help="folder of the committed records",
     )  # fmt: skip
-    arguments, overrides = parser.parse_known_args()
-    arguments.deadline = None if arguments.minutes is None else started + 60 * arguments.minutes
-    check_overrides(overrides)
+    arguments, overrides = parse(parser)
     seeds = evaluation_seeds(arguments.seeds)
     cells = table_cells(arguments.table, overrides, seeds)
+    if arguments.claims:
+        from fogzo_repro.sweeps.claimed import claimed_part, needed_part, tuning_part
+
+        table, results = arguments.table.split("/")[0], arguments.records.parent
     if arguments.dry_run:
         from fogzo_repro.sweeps.dry_run import dry_run
 
         if arguments.claims:
-            from fogzo_repro.sweeps.claimed import needed_part
-
-            table, results = arguments.table.split("/")[0], arguments.records.parent
             cells, said = needed_part(cells, results, table, seeds)
             print("\n".join([*said, f"--claims: {len(cells)} cells"]))
             if not cells:
@@ -97,8 +91,26 @@ def main() -> int:
         print("\n".join(dry_run(arguments.table, cells, arguments.records)))
         return 0
     if arguments.claims:
-        return run_claims(arguments, cells, seeds)
+        claimed = partial(claimed_part, cells, results, table, seeds)
+        return run_tuned(arguments, tuning_part(cells), claimed)
     return run_table(arguments, cells)
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """Parse the command line of what runs cells; return its options, and the settings."""
+    started = time.monotonic()
+    parser.add_argument(
+        "--workers", type=at_least_one, help="runs at a time; 1 or more [by the cards]"
+    )
+    parser.add_argument("--gpus", default="", help="cards to deal to the workers, as 0,1")
+    parser.add_argument(
+        "--minutes", type=float, help="stop after so many minutes, with checkpoints"
+    )
+    arguments, overrides = parser.parse_known_args()
+    minutes = math.inf if arguments.minutes is None else arguments.minutes
+    arguments.deadline = started + 60 * minutes
+    check_overrides(overrides)
+    return arguments, overrides
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -150,19 +162,15 @@ def visible_gpus(text: str) -> list[str]:
     return found
 
 
-def run_claims(
-    arguments: argparse.Namespace, cells: list[Cell], seeds: tuple[int, ...] | None
+def run_tuned(
+    arguments: argparse.Namespace, tuning: list[Cell], find_chosen: Callable[[], list[Cell]]
 ) -> int:
-    """Run the tuning sweeps, then what the claims compare; return the exit status."""
-    from fogzo_repro.sweeps.claimed import claimed_part, tuning_part
-
-    tuning = tuning_part(cells)
+    """Run the tuning sweeps, then what they have chosen; return the exit status."""
     status = run_table(arguments, tuning) if tuning else 0
     if status in (1, INTERRUPTED_STATUS):
         return status
-    table = arguments.table.split("/")[0]
-    claimed = claimed_part(cells, arguments.records.parent, table, seeds)
-    return (run_table(arguments, claimed) if claimed else 0) or status
+    chosen = find_chosen()
+    return (run_table(arguments, chosen) if chosen else 0) or status
 
 
 def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -273,7 +274,7 @@ def run_queue(
     gpus: Sequence[str] = (),
     logs: Path,
     overview: Overview,
-    deadline: float | None = None,
+    deadline: float = math.inf,
     run: Callable[[RunConfig], Ending] = run_job,
 ) -> Outcome:
     """Run all jobs.
@@ -295,7 +296,7 @@ def run_queue(
     with StopRequest() as stop, overview:
         try:
             while (waiting and not stopping) or any(w.job for w in crew.values()):
-                late = deadline is not None and time.monotonic() > deadline
+                late = time.monotonic() > deadline
                 if (stop.received or late) and not stopping:
                     stopping = outcome.interrupted = True
                     for worker in crew.values():  # save and leave; between runs: just leave

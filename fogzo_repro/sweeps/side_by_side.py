@@ -42,7 +42,7 @@ NOT_FINITE = "loss, gradient or ten probes in a row not finite; stopped before t
 
 
 def train_lanes(
-    cells: Iterable[LaneCell], records: Path, say: Callable[[str], None], deadline: float | None
+    cells: Iterable[LaneCell], records: Path, say: Callable[[str], None], deadline: float
 ) -> Outcome:
     """Train cells side by side and file their records, group after group.
 
@@ -59,7 +59,7 @@ def train_lanes(
     with StopRequest() as stop:
 
         def check() -> None:
-            late = deadline is not None and time.monotonic() > deadline
+            late = time.monotonic() > deadline
             if stop.received or late:
                 raise Preempted(stop.received or "out of time")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -327,14 +327,9 @@ def test_a_place_that_takes_no_records_is_refused_before_anything_is_trained(
 
 @pytest.mark.parametrize(("later", "status"), [(0, 3), (1, 1), (75, 75)])
 def test_with_claims_a_failure_stands_before_what_diverged_in_the_tuning(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, later: int, status: int
+    monkeypatch: pytest.MonkeyPatch, later: int, status: int
 ) -> None:
-    from fogzo_repro.sweeps import claimed
-
     ends = iter([3, later])
     monkeypatch.setattr(run_cells, "run_table", lambda *_: next(ends))
-    monkeypatch.setattr(claimed, "tuning_part", lambda cells: cells)
-    monkeypatch.setattr(claimed, "claimed_part", lambda cells, *_: cells)
-    arguments: Any = SimpleNamespace(table="table1", records=tmp_path / "records")
     some: Any = ["a cell"]
-    assert run_cells.run_claims(arguments, some, None) == status
+    assert run_cells.run_tuned(argparse.Namespace(), some, lambda: some) == status

@@ -118,7 +118,7 @@ def test_lanes_take_the_memory_that_is_said(
 def train(cells: list[Cell], records: Path, **options: Any) -> tuple[Outcome, list[LaneCell]]:
     planned = plan_lanes(cells, records)
     said: list[str] = []
-    outcome = train_lanes(planned, records, said.append, options.get("deadline"))
+    outcome = train_lanes(planned, records, said.append, options.get("deadline", math.inf))
     assert not said
     return outcome, planned
 
@@ -179,7 +179,7 @@ def test_cells_that_another_process_trains_are_left_to_it(
     lock = Path(held.config.output_root) / "lanes" / f"{held.run_id}.lock"
     lock.parent.mkdir(parents=True)
     with files.locked(lock, "the cell"):
-        outcome = train_lanes(planned, tmp_path, pytest.fail, None)
+        outcome = train_lanes(planned, tmp_path, pytest.fail, math.inf)
     assert [job.run_id for job in outcome.finished] == [planned[2].run_id]
     assert {why for _, why in outcome.elsewhere} == {
         "another process has it; once that has ended, run the same command again to go on"
@@ -194,7 +194,7 @@ def test_what_another_process_has_filed_meanwhile_is_not_trained_again(
     planned = plan_lanes(cells, tmp_path)
     train(cells, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
-    outcome = train_lanes(planned, tmp_path, pytest.fail, None)
+    outcome = train_lanes(planned, tmp_path, pytest.fail, math.inf)
     assert len(outcome.finished) == 1
     assert before and before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
 
