@@ -39,9 +39,12 @@ def main() -> int:
     parser = command_parser(__doc__)
     parser.add_argument("tables", nargs="*", help="TABLE or TABLE/CELL; none: all tables")
     names = parser.parse_args().tables or table_files()
+    from fogzo_repro.sweeps.smoke import write_invented_corpus  # torch, once it is needed
+
     started, failed, count = time.monotonic(), [], 0
     try:
         with tempfile.TemporaryDirectory() as folder:
+            write_invented_corpus(Path(folder, "data"))
             for name in names:
                 done, bad = smoke_table(name, Path(folder))
                 count, failed = count + done, failed + bad
@@ -58,17 +61,18 @@ def smoke_table(name: str, folder: Path) -> tuple[int, list[str]]:
     """Run the cells of a table, a line each; return their number and what failed."""
     import torch
 
-    from fogzo_repro.sweeps.smoke import try_cells
+    from fogzo_repro.sweeps.smoke import try_cell
 
     torch.set_num_threads(1)  # for networks so small, threads mostly wait for each other
     cells = table_cells(name, ["scale=smoke"], each_value_once=True)
     cells = cells if "/" in name else without_most_sweeps(cells)
     failed = []
-    for tried in try_cells(cells, folder):
-        label = tried.cell.config.cell
-        place = f"{label.table} | {label.row} | {label.column}"
-        print(f"{place}: {f'FAILED {tried.why}' if tried.why else 'runs'}, {tried.seconds:.1f} s")
-        failed += [f"{place}: {tried.why}"] if tried.why else []
+    for cell in cells:
+        started, why = time.monotonic(), try_cell(cell, folder)
+        place = " | ".join([cell.config.cell.table, *cell.place])
+        seconds = time.monotonic() - started
+        print(f"{place}: {f'FAILED {why}' if why else 'runs'}, {seconds:.1f} s")
+        failed += [f"{place}: {why}"] if why else []
     return len(cells), failed
 
 
