@@ -187,8 +187,7 @@ def reporting_cells(
     """Return the chosen cells, of rows whose tuning is complete, with the seeds that report."""
     found = []
     for cell in table_cells(table, overrides):
-        label = cell.config.cell
-        if (label.row, label.column) == places[label.row]:
+        if cell.place == places[cell.config.cell.row]:
             found.append(replace(cell, seeds=tuple(evaluated(cell.seeds))))
     return found
 

@@ -42,18 +42,12 @@ class Needed:
 
     def __contains__(self, place: tuple[str, str]) -> bool:
         """Tell whether a cell's evaluation runs are needed; those of an open claim may be."""
-        row = place[0]
-        unclear = any(row in rows for rows in self.open.values())
-        return row not in self.rows or unclear or place in self.named
+        unclear = any(place[0] in rows for rows in self.open.values())
+        return place[0] not in self.rows or unclear or place in self.named
 
 
 def needed_cells(results: Path, table: str, given: Collection[str] | None = None) -> Needed:
-    """Read which cells the claims of a table need.
-
-    Args:
-        results: the folder with paper/ and records/, which hold the claims and the tuning runs.
-        table: its name.
-        given: the rows that are asked about; claims about others are left aside.
+    """Read which cells the claims of a table need, all claims or those about the `given` rows.
 
     Raises:
         UserError: where the records of the table cannot be read.
@@ -97,10 +91,8 @@ def needed_part(
         parts += claimed_part(cells, results, table, seeds)
     found: dict[tuple[str, str], tuple[int, ...]] = {}
     for part in parts:
-        place = (part.config.cell.row, part.config.cell.column)
-        found[place] = found.get(place, ()) + part.seeds
-    places = [(one, (one.config.cell.row, one.config.cell.column)) for one in cells]
-    return [replace(one, seeds=found[place]) for one, place in places if place in found], said
+        found[part.place] = found.get(part.place, ()) + part.seeds
+    return [replace(one, seeds=found[one.place]) for one in cells if one.place in found], said
 
 
 def claimed_part(
@@ -108,11 +100,7 @@ def claimed_part(
 ) -> list[Cell]:
     """Return the cells that a claim names, and those of rows without claims, on evaluation seeds.
 
-    Args:
-        cells: of the table, or some of them; claims about others are left aside.
-        results: the folder with paper/ and records/, which hold the claims and the tuning runs.
-        table: its name.
-        seeds: of a cell that a claim names and that has tuning seeds alone: a sweep's chosen value.
+    A cell that a claim names and that has tuning seeds alone, a sweep's chosen value, gets `seeds`.
 
     Raises:
         UserError: where the tuning runs are not complete, so that nothing can be chosen.
@@ -125,9 +113,8 @@ def claimed_part(
         )
     kept = []
     for one in cells:
-        place = (one.config.cell.row, one.config.cell.column)
-        if place in needed:
+        if one.place in needed:
             own = tuple(s for s in one.seeds if s not in TUNING_SEEDS)
-            own = own or (seeds or ()) * (place in needed.named)
+            own = own or (seeds or ()) * (one.place in needed.named)
             kept += [replace(one, seeds=own)] if own else []
     return kept

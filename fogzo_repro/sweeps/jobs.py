@@ -25,6 +25,11 @@ class Cell:
     config: RunConfig
     seeds: tuple[int, ...]
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Its row and column."""
+        return self.config.cell.row, self.config.cell.column
+
 
 @dataclass(frozen=True)
 class Job:
@@ -85,12 +90,7 @@ def plan_jobs(cells: Iterable[Cell]) -> list[Job]:
 
 
 def missing_jobs(jobs: Iterable[Job], records: Path) -> list[Job]:
-    """Return the runs that are not over, the most expensive first, each run once.
-
-    Args:
-        jobs: of one table.
-        records: the folder of committed records; a run that has one there is over.
-    """
+    """Return the runs without a record, there or committed, the most expensive first, each once."""
     found: dict[str, Job] = {}
     for job in jobs:
         over = (job.folder / "record.json").is_file() or (

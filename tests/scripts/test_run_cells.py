@@ -29,8 +29,7 @@ TABLE = "figure-shallow"
 
 @pytest.fixture(scope="module")
 def cells() -> dict[tuple[str, str], Cell]:
-    found = run_cells.table_cells(TABLE, [])
-    return {(c.config.cell.row, c.config.cell.column): c for c in found}
+    return {cell.place: cell for cell in run_cells.table_cells(TABLE, [])}
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def test_equal_cost_controls_have_the_measured_ratio() -> None:
 def test_a_control_at_equal_cost_stretches_the_whole_schedule(
     cells: dict[str, list[Cell]], table: str
 ) -> None:
-    recipes = {(c.config.cell.row, c.config.cell.column): c.config.recipe for c in cells[table]}
+    recipes = {cell.place: cell.config.recipe for cell in cells[table]}
     for (row, column), longer in recipes.items():
         if not column.endswith("equal cost"):
             continue

@@ -47,7 +47,7 @@ def cells(make_config: Callable[..., RunConfig]) -> list[Cell]:
 
 
 def places(cells: list[Cell]) -> set[tuple[str, str]]:
-    return {(cell.config.cell.row, cell.config.cell.column) for cell in cells}
+    return {cell.place for cell in cells}
 
 
 def tune(results: Path, cells: list[Cell], leave_out: str = "") -> None:
@@ -88,9 +88,7 @@ def test_the_second_part_is_what_claims_compare_and_the_other_controls(
     rows = {row for row, _ in compared | chosen}
     assert {place for place in places(second) if place[0] in rows} == compared
     assert {place for place in places(cells) if place[0] not in rows} <= places(second)
-    assert {c.seeds for c in second if (c.config.cell.row, c.config.cell.column) in chosen} == (
-        {seeds} if seeds else set()
-    )
+    assert {c.seeds for c in second if c.place in chosen} == ({seeds} if seeds else set())
 
 
 def test_nothing_is_chosen_before_the_sweep_is_complete(cells: list[Cell], results: Path) -> None:
