@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fogzo_repro.config import CONFIGS, RunConfig, to_yaml
 from fogzo_repro.config.parts import own_parts
 from fogzo_repro.project import script, shipped, working_folder
-from fogzo_repro.sweeps.forecast import (
-    NO_GPU,
-    Forecast,
+from fogzo_repro.sweeps.benched import (
     Hours,
     Peak,
-    device_here,
-    forecast,
     loader_rates,
-    missing_disk,
-    missing_here,
     peak_memory,
-    plain,
     read_benches,
     run_hours,
 )
+from fogzo_repro.sweeps.forecast import (
+    NO_GPU,
+    Forecast,
+    device_here,
+    forecast,
+    missing_disk,
+    missing_here,
+    plain,
+)
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.lanes import group_key
-from fogzo_repro.sweeps.recorded import Seconds, hours_by_records, peak_by_records, recorded_seconds
+from fogzo_repro.sweeps.recorded import hours_by_records, peak_by_records, recorded_seconds
 from fogzo_repro.sweeps.status import OVER, Run, absent_starts, known_runs, run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import find_entries, table_files
 from fogzo_repro.terminal import aligned
@@ -65,38 +67,65 @@ class Needed:
         return self.cell.config
 
 
+class Measured:
+    """What benches and records say of hours and memory, by card; of a CPU nothing is known.
+
+    Attributes:
+        benches: of training steps, by card.
+        recorded: what runs took that have a record, by card.
+        rates: of the loader.
+    """
+
+    def __init__(self, records: Path, device: str) -> None:
+        on_cpu, bench = device == "cpu", shipped(records.parent, "records/bench")
+        self.benches = {} if on_cpu else read_benches(bench)
+        self.recorded = {} if on_cpu else recorded_seconds(records)
+        self.rates = loader_rates(bench)
+
+    def hours(self, config: RunConfig, steps: int, alone: bool = False) -> dict[str, Hours | None]:
+        """Return the hours of a run by card: by benches where there are any, else by records.
+
+        Records alone tell what runs that train side by side take, and nothing of one `alone`.
+        """
+        together = group_key(config) is not None
+        found: dict[str, Hours | None] = {}
+        for card, benches in self.benches.items():
+            hours = None
+            if alone or not together:
+                hours = run_hours(config, steps, benches, self.rates)
+            if hours is None and not (alone and together):
+                hours = hours_by_records(config, steps, self.recorded.get(card, {}))
+            found[card] = hours
+        return found
+
+    def peak(self, config: RunConfig) -> Peak | None:
+        """Return the memory that a run takes on a card."""
+        benches = [record for records in self.benches.values() for record in records]
+        return peak_memory(config, benches) or peak_by_records(config, self.recorded)
+
+
 def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
     """Return the lines of a dry run: a line a cell, sums by row, what is missing on this machine.
 
-    Args:
-        table: what was asked for.
-        cells: its cells.
-        records: the folder of committed records, with those of the benches in it.
+    `records` is the folder of committed records, with those of the benches in it.
     """
     hardware = cells[0].config.hardware
     on_cpu, device = hardware.device == "cpu", device_here(hardware.device)
     roots = {Path(cell.config.output_root) for cell in cells}
     known = known_runs(records, roots, device)
-    bench = shipped(records.parent, "records/bench")
-    recorded = {} if on_cpu else recorded_seconds(records)
-    benches, rates = {} if on_cpu else read_benches(bench), loader_rates(bench)
-    found = []
+    measured, found = Measured(records, hardware.device), []
+    cards = [*measured.benches]
     networks: dict[str, Network] = {}
     to_run: list[Run] = []
     for cell in cells:
         config, needed = cell.config, forecast(cell.config, networks)
-        side_by_side = group_key(config) is not None
-        if side_by_side:  # they leave a record and no folder
+        if group_key(config) is not None:  # side by side they leave a record and no folder
             needed = replace(needed, disk=0)
         runs = runs_of(config.cell, config.scale, cell.seeds)
         left = [run for run in runs if known.get(run) not in OVER]
         to_run += left
-        hours: dict[str, Hours | None] = {}
-        for card, measured in benches.items():
-            by_bench = run_hours(config, needed.steps, measured, rates)
-            by_records = hours_by_records(config, needed.steps, recorded.get(card, {}))
-            hours[card] = (by_records if side_by_side else by_bench) or by_records
-        found.append(Needed(cell, needed, len(left), hours, _peak(config, benches, recorded)))
+        hours = measured.hours(config, needed.steps)
+        found.append(Needed(cell, needed, len(left), hours, measured.peak(config)))
     disk = sum(each.forecast.disk * each.missing for each in found)
     largest: dict[str, Needed] = {}  # by dataset: of the most data
     for each in found:
@@ -109,11 +138,11 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
     lines = [
         f"{table}, scale={cells[0].config.scale}: nothing is started",
         "",
-        *_table(found, [*benches]),
+        *_table(found, cards),
         "",
         f"{len(cells)} cells, {sum(len(cell.seeds) for cell in cells)} runs",
         *run_elsewhere(to_run, records, hardware.name, device),
-        *(f"GPU-hours of the missing runs on one {c}: {_total(found, c)}" for c in benches),
+        *(f"GPU-hours of the missing runs on one {c}: {_total(found, c)}" for c in cards),
         NO_HOURS if on_cpu else f"other cards: unknown{_to_measure(cells)}",
         f"disk: {plain(disk / 1e9)} GB for the run folders; data: {sizes or 'none'}",
         *([] if on_cpu else [HOURS]),
@@ -137,12 +166,13 @@ def describe_without_data(config: RunConfig) -> str | None:
     if all(line.startswith(NO_GPU) for line in absent):  # the run would go on without one
         return None
     about = "~" if needed.rough else ""
-    peak, hours = _on_cards(config, needed.steps)
+    measured = Measured(working_folder() / "results" / "records", config.hardware.device)
+    hours = measured.hours(config, needed.steps, alone=True)
     facts = {
         "steps": f"{about}{needed.steps:,}, {about}{_short(needed.units)} {needed.unit}",
         "parameters": f"{needed.parameters:,}",
         "d (perturbed weights)": f"{needed.perturbed:,}",
-        "memory": f"{_memory(needed, peak)} GiB",
+        "memory": f"{_memory(needed, measured.peak(config))} GiB",
         "disk": f"{plain(needed.disk / 1e9)} GB; data: {plain(needed.data / 1e9)} GB",
         **{f"hours, {card}": _said(one) for card, one in hours.items()},
     }
@@ -156,7 +186,8 @@ def describe_without_data(config: RunConfig) -> str | None:
 
 def describe_on_cards(config: RunConfig, steps: int) -> list[str]:
     """Return what a run of so many steps takes on cards, as far as it is known, in lines."""
-    peak, hours = _on_cards(config, steps)
+    measured = Measured(working_folder() / "results" / "records", config.hardware.device)
+    peak, hours = measured.peak(config), measured.hours(config, steps, alone=True)
     facts, legends = {}, []
     if peak is not None:
         facts["memory on a card"] = f"{_gigabytes(peak)} GiB"
@@ -165,22 +196,6 @@ def describe_on_cards(config: RunConfig, steps: int) -> list[str]:
         facts |= known
         legends.append(HOURS)
     return [*aligned([*facts.items()]), *legends]
-
-
-def _on_cards(config: RunConfig, steps: int) -> tuple[Peak | None, dict[str, Hours | None]]:
-    """Return the memory of a run on a card, and its hours by card, by what was measured."""
-    if config.hardware.device == "cpu":
-        return None, {}
-    results = working_folder() / "results"
-    bench = shipped(results, "records/bench")
-    rates, benches = loader_rates(bench), read_benches(bench)
-    recorded = {} if group_key(config) else recorded_seconds(results / "records")
-    hours = {
-        card: run_hours(config, steps, measured, rates)
-        or hours_by_records(config, steps, recorded.get(card, {}))
-        for card, measured in benches.items()
-    }
-    return _peak(config, benches, recorded), hours
 
 
 def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
@@ -220,14 +235,6 @@ def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
     texts = [line if isinstance(line, str) else next(shown) for line in lines]
     about = f"GiB: {ABOUT_MEMORY}; GB: disk of a run, in a sum of those that are missing"
     return [*texts, about]
-
-
-def _peak(
-    config: RunConfig, benches: Mapping[str, list[dict[str, Any]]], recorded: Mapping[str, Seconds]
-) -> Peak | None:
-    """Return the memory that a run takes on a card, by what was measured."""
-    measured = [record for records in benches.values() for record in records]
-    return peak_memory(config, measured) or peak_by_records(config, recorded)
 
 
 def _memory(needed: Forecast, peak: Peak | None) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from fogzo_repro import files
 from fogzo_repro.config import RunConfig, quantizer_label
 from fogzo_repro.reporting.results import ran_alone
-from fogzo_repro.sweeps.forecast import Hours, Peak
+from fogzo_repro.sweeps.benched import Hours, Peak
 from fogzo_repro.sweeps.lanes import group_key
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig
-from fogzo_repro.sweeps.forecast import flop_per_token
+from fogzo_repro.sweeps.benched import flop_per_token
 from scripts.bench.clock import Clock
 
 NETWORKS = {

@@ -16,7 +16,7 @@ from torch import nn
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.data import photographs
 from fogzo_repro.data.images import Batch
-from fogzo_repro.sweeps.forecast import flop_per_token
+from fogzo_repro.sweeps.benched import flop_per_token
 from fogzo_repro.training.network import build_network
 from scripts.bench import loader, loop, mnist, prepare, products, start, steps
 from scripts.bench.clock import Clock

@@ -16,17 +16,15 @@ from fogzo_repro import __main__ as cli
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError, to_yaml
 from fogzo_repro.data.decoded import command
-from fogzo_repro.sweeps.dry_run import describe_without_data, dry_run
-from fogzo_repro.sweeps.forecast import (
+from fogzo_repro.sweeps.benched import (
     flop_per_token,
-    forecast,
     loader_rates,
-    missing_disk,
-    missing_here,
     peak_memory,
     read_benches,
     run_hours,
 )
+from fogzo_repro.sweeps.dry_run import describe_without_data, dry_run
+from fogzo_repro.sweeps.forecast import forecast, missing_disk, missing_here
 from fogzo_repro.sweeps.recorded import hours_by_records, peak_by_records, recorded_seconds
 from fogzo_repro.sweeps.status import known_runs
 from scripts.table_cells import table_cells
