@@ -100,14 +100,9 @@ class Measured:
 
 
 class Diagnosis:
-    """The network, the data and the batches; measures one snapshot after another.
+    """The network and the data of a run, and the batches; measures one snapshot after another.
 
-    Args:
-        run: the run.
-        network: built from it, on the device.
-        task: its data, loaded.
-        given: of `Effort`, in place of what is the default for this model.
-        device: of all tensors.
+    `given` are numbers of `Effort`, in place of what is the default for this model.
     """
 
     def __init__(

@@ -44,14 +44,11 @@ WEIGHTS, METADATA = "weights.safetensors", "export.json"
 
 @torch.no_grad()
 def export_run(path: str | Path, out: str | Path) -> Path:
-    """Write the trained model of a run as integer levels and scales.
+    """Write the trained model of a run as integer levels and scales; return the weights' file.
 
     Args:
         path: the run folder.
         out: a folder; made where it is missing, an older export in it is replaced.
-
-    Returns:
-        The file of the weights.
 
     Raises:
         UserError: where the run has no checkpoint, or a quantizer is not levels times a scale.

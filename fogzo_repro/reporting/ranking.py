@@ -242,11 +242,7 @@ def _summary(cell: CellResult | None, rules: Rules) -> Summary | None:
 
 
 def check_places(rules: Rules, known: Mapping[str, Sequence[str]]) -> None:
-    """Refuse rules that name a cell which the other table does not have.
-
-    Args:
-        rules: of the ranking.
-        known: labels of the other table's rows, with those of their columns.
+    """Refuse rules that name a cell which is not among the other table's rows and columns.
 
     Raises:
         ConfigError: with the nearest name.
@@ -273,11 +269,7 @@ def foreseen(
 ) -> dict[str, str]:
     """Return the rows that will not be ranked, with the reason that is known before they are run.
 
-    Args:
-        results: folder with the records.
-        rules: of the ranking.
-        seeds: of each row, those that report.
-        tuned: how many tuning runs each row takes.
+    Rows are given with the seeds that report, and with how many tuning runs they take.
     """
     other = read_recorded(results, rules.beside)
     against = [_beside_cell(other, place, rules) for place in rules.against]

@@ -150,9 +150,7 @@ class TableResults:
 def evaluations(record: dict[str, Any], counting: str) -> float:
     """Return the evaluations of a run: probes begin late and see a part of the batch, if so set.
 
-    Args:
-        record: of the run.
-        counting: `probes` alone, or in `total` with the STE pass as 3 forward passes (PAPER 2).
+    Counted are `probes` alone, or in `total` the STE pass too, as 3 forward passes (PAPER 2).
     """
     estimator, per_step = record["config"]["estimator"], record["evaluations_per_step"]
     share = (1 - estimator.get("start_fraction", 0.0)) * estimator.get("probe_fraction", 1.0)
@@ -196,11 +194,7 @@ def read_paper(path: Path) -> list[dict[str, str]]:
 
 
 def read_results(results: Path, table: str) -> TableResults:
-    """Read the records of a table.
-
-    Args:
-        results: the folder with paper/<table>.csv, which lists the cells, and records/<table>/.
-        table: its name.
+    """Read records/<table>/, with the cells that paper/<table>.csv lists.
 
     Raises:
         UserError: for a damaged record, an unknown cell, two records of one cell and seed, or runs

@@ -49,11 +49,7 @@ def draw_points(
 ) -> Any:
     """Draw points with their bars, joined by a line; return what stands for them in a legend.
 
-    Args:
-        axes: the panel.
-        points: each a mean over runs, and `low` and `high`, the ends of the bar through it.
-        x: where a point stands.
-        look: colour, marker, line and label, as matplotlib has them.
+    A point is a mean over runs, with the ends of the bar through it, `low` and `high`.
     """
     if not points:
         return None
@@ -95,17 +91,14 @@ def canvas(
     stem: Path, points: Sequence[Any], size: tuple[float, float], grid: tuple[int, int] = (1, 1),
     *, pdf: bool = False,
 ) -> Iterator[tuple[Any, Any]]:  # fmt: skip
-    """Write <stem>.csv, give a figure and its axes to draw on, write <stem>.png.
+    """Write <stem>.csv, give a figure and its axes to draw on, write <stem>.png, or .pdf too.
 
     Args:
         stem: path without suffix.
         points: what is drawn, all of it, as dataclass instances of one kind.
         size: width and height in inches.
-        grid: rows and columns of panels.
+        grid: rows and columns of panels, and so of the array of axes.
         pdf: write <stem>.pdf too.
-
-    Yields:
-        The figure and a (rows, columns) array of axes.
     """
     import matplotlib
 
@@ -170,13 +163,9 @@ def noise_axis(axes: Any, noises: Sequence[float], perturbed: int) -> None:
 
 
 def rho_axis(axes: Any, low: float, high: float, perturbed: int) -> None:
-    """Put rho = (1 - beta) d / beta above a logarithmic axis of 1 - beta.
+    """Put rho = (1 - beta) d / beta, d = perturbed, above a logarithmic axis of 1 - beta.
 
-    Args:
-        axes: with its limits set.
-        low: ticks are drawn above this 1 - beta,
-        high: and below this one.
-        perturbed: d, the number of perturbed weights.
+    The limits of the axis are set; ticks are drawn between `low` and `high`.
     """
     from matplotlib.ticker import NullLocator
 

@@ -48,16 +48,9 @@ class Point:
 
 
 def draw_groups(points: Sequence[Point], x_label: str, path: Path, *, course: bool) -> list[Path]:
-    """Draw a panel for each metric and a line for each kind of run.
+    """Draw a panel for each metric and a line for each kind of run; return the files written.
 
-    Args:
-        points: those without an x are horizontal lines.
-        x_label: of the axis that all panels have.
-        path: ends in .png or .pdf.
-        course: the points are many and the axis is the steps.
-
-    Returns:
-        The files written: the CSV behind the figure is one of them.
+    Points without an x are horizontal lines. In a `course` there are many, along the steps.
     """
     panels = list(dict.fromkeys(p.panel for p in points))
     lines = list(dict.fromkeys(p.line for p in points))

@@ -48,13 +48,8 @@ def draw_panels(
 ) -> None:
     """Write a figure with the panels of `points` below each other and one legend for all of them.
 
-    Args:
-        stem: path without suffix.
-        points: dataclass instances that name their `panel`.
-        methods: whose looks `draw` is given.
-        height: of a panel, in inches.
-        x_label: what the axis of the last panel says.
-        draw: draws the points of a panel on its axes; returns what stands for them in the legend.
+    Each point names its `panel`, of a height in inches. `draw` is given axes, the points of a panel
+    and the looks of the methods, and returns what stands for them in the legend.
     """
     titles = list(dict.fromkeys(p.panel for p in points))
     size = COLUMN, height * len(titles) + legend_height(methods) + 0.25
