@@ -9,21 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import (
-    CHOSEN,
-    Judged,
-    chosen,
-    counted,
-    judged_claims,
-    on_edge,
-    untuned,
-)
+from fogzo_repro.reporting.claims import Judged, counted, judged_claims
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, STE
 from fogzo_repro.reporting.minis import FINETUNED, held_out, network
 from fogzo_repro.reporting.minis import TITLES as MINIS
 from fogzo_repro.reporting.readings import CLAIMS, RATE, SPACING, elsewhere, picked, read_readings
 from fogzo_repro.reporting.results import CellResult, Place, TableResults, ran, scale_of, trained_on
+from fogzo_repro.reporting.tuning import CHOSEN, chosen, on_edge, untuned
 from fogzo_repro.reporting.wording import NOT_RUN, cell_mean, gain
 
 SHALLOW = "figure-shallow"

@@ -30,6 +30,7 @@ from pathlib import Path
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.results import CellResult, TableResults, read_paper, scale_of
 from fogzo_repro.reporting.statistics import LEVEL, GainTest, gain_test, holm
+from fogzo_repro.reporting.tuning import CHOSEN, chosen, on_edge, untuned
 from fogzo_repro.reporting.wording import NOT_RUN, p_value
 
 COLUMNS = (  # of claims.csv
@@ -40,7 +41,6 @@ VERDICTS = ("holds", "contradicted", "no difference", "inconclusive", NOT_RUN)
 ENOUGH_SEEDS = 5  # fewer give at most inconclusive
 SIDES = ("better", "worse")
 NO_CLAIM = "no claim"  # of the source of a control that decides none, with the reason behind it
-CHOSEN = "chosen"  # column: the one with the lowest loss on the tuning seeds
 
 
 @dataclass(frozen=True)
@@ -207,84 +207,6 @@ def _number(text: str, where: str) -> float | None:
     if number is not None and not math.isfinite(number):
         raise UserError(f"{where}; give a number")
     return number
-
-
-def chosen(results: TableResults, row: str) -> CellResult | None:
-    """Return the cell of a row with the lowest mean loss on the tuning seeds.
-
-    A cell with a diverged tuning run cannot be chosen. None where the sweep is not complete: every
-    cell that has tuning runs must have those of the same seeds.
-    """
-    swept = [c for c in results.row(row) if c.tuning_losses()]
-    complete = {tuple(sorted((*c.tuning_losses(), *c.diverged(tuning=True)))) for c in swept}
-    if len(complete) != 1:
-        return None
-    (seeds,) = complete
-    found = [*swept, *_elsewhere(results, row, swept)]
-    stable = [c for c in found if {*seeds} <= {*c.tuning_losses()}]
-
-    def loss(cell: CellResult) -> float:
-        losses = cell.tuning_losses()
-        return math.fsum(losses[seed] for seed in seeds)
-
-    return min(stable, key=loss, default=None)
-
-
-def _elsewhere(results: TableResults, row: str, swept: Sequence[CellResult]) -> list[CellResult]:
-    """Return the cell of a sweep over rates that stands in the sweep over noises before it.
-
-    The row `X: FOGZO, rate` has rates at one noise; that noise at the recipe's rate is a cell of
-    `X: FOGZO, noise`, where it was chosen, and is the same run.
-    """
-    noises = {_settings(c.column).get("1-beta") for c in swept}
-    before = results.row(row.removesuffix("rate") + "noise") if row.endswith(", rate") else []
-    return [c for c in before if _settings(c.column).get("1-beta") in noises]
-
-
-def on_edge(results: TableResults, cell: CellResult, row: str = "") -> bool:
-    """Return whether a chosen value is the smallest or the largest of those that were tried.
-
-    A better one may lie beyond it. The values stand in the columns' labels, as `lr=0.008` or
-    `1-beta=1e-05, lr=0.016`; 0 has nothing below it.
-
-    Args:
-        results: of the table.
-        cell: that was chosen.
-        row: whose cells it was chosen from, with the one in the sweep before it; else its own.
-    """
-    swept = [c for c in results.row(row or cell.row) if c.tuning_losses()]
-    before = [c for c in _elsewhere(results, row or cell.row, swept) if c.tuning_losses()]
-    tried = {(c.row, c.column): _settings(c.column) for c in (cell, *swept, *before)}
-    for c in before:  # at the recipe's rate, which its label does not name
-        if c.rate is not None:
-            tried[c.row, c.column]["lr"] = c.rate
-    for name, value in tried[cell.row, cell.column].items():
-        values = {settings[name] for settings in tried.values() if name in settings}
-        if len(values) > 1 and value and value in (min(values), max(values)):
-            return True
-    return False
-
-
-def _settings(column: str) -> dict[str, float]:
-    """Return the numbers in a column's label by name."""
-    found = {}
-    for part in column.split(", "):
-        name, _, text = part.partition("=")
-        try:
-            found[name] = float(text)
-        except ValueError:
-            continue
-    return found
-
-
-def untuned(results: TableResults, cell: CellResult) -> list[str]:
-    """Return the settings that a row has cells for, none of which has tuning runs yet."""
-    row = results.row(cell.row)
-    named, tuned = (
-        {name for c in cells for name in _settings(c.column)}
-        for cells in (row, [c for c in row if c.tuning_losses()])
-    )
-    return sorted(named - tuned)
 
 
 def judged_claims(folder: Path, results: TableResults) -> list[Judged]:

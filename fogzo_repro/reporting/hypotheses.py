@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import ENOUGH_SEEDS, chosen
+from fogzo_repro.reporting.claims import ENOUGH_SEEDS
 from fogzo_repro.reporting.columns import Column, Columns
 from fogzo_repro.reporting.results import CellResult, TableResults, read_paper
 from fogzo_repro.reporting.statistics import LEVEL, GainTest, gain_test, jackknife
+from fogzo_repro.reporting.tuning import chosen
 from fogzo_repro.reporting.wording import NOT_RUN
 
 FOGZO, STE = "FOGZO", "STE"  # the columns whose difference is the gain
@@ -120,8 +121,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 
 def _excess_loss(found: TableResults, line: dict[str, str]) -> Tested:
     cell, best = _cell(found, line, "better"), chosen(found, line["better_row"])
-    tried = [c for c in found.row(line["better_row"]) if c.tuning_losses()]
-    if best is None or not cell.tuning_losses() or len(tried) < 2:
+    if best is None or not cell.tuning_losses() or len(found.tuned(line["better_row"])) < 2:
         return Tested(line)
     ours, theirs = cell.tuning_losses(), best.tuning_losses()
     n = len(ours)

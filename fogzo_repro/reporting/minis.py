@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import chosen, on_edge
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, HYPOTHESES, STE, read_tested, share_of_gain
 from fogzo_repro.reporting.results import CellResult, TableResults
+from fogzo_repro.reporting.tuning import chosen, on_edge
 
 TITLES = {
     "mini-deit-tiny": "DeiT-Tiny on CIFAR-100, 60 epochs",
@@ -49,18 +49,14 @@ class Choice:
         side: STE or FOGZO.
         what: noise or rate.
         cell: the chosen one.
-        tried: how many values have tuning runs.
-        of: how many the sweep has.
-        edge: nothing beyond the chosen value was tried.
+        note: what limits the choice.
     """
 
     row: str
     side: str
     what: str
     cell: CellResult
-    tried: int
-    of: int
-    edge: bool
+    note: str
 
 
 def choices(found: TableResults) -> list[Choice]:
@@ -68,12 +64,12 @@ def choices(found: TableResults) -> list[Choice]:
     made = []
     for row in found.rows:
         named, best = SWEEP.fullmatch(row), chosen(found, row)
-        cells = found.row(row)
-        tried = sum(bool(cell.tuning_losses()) for cell in cells)
+        tried, of = len(found.tuned(row)), len(found.row(row))
         if named and best is not None and (tried > 1 or best.row != row):
+            notes = ["on the edge of its grid"] * on_edge(found, best, row)
+            notes += [f"{tried} of {of} values were tried"] * (tried < of)
             quantizer, side, what = named.groups()
-            edge = on_edge(found, best, row)
-            made.append(Choice(quantizer, side, what, best, tried, len(cells), edge))
+            made.append(Choice(quantizer, side, what, best, "; ".join(notes)))
     return made
 
 
@@ -136,13 +132,6 @@ def _cheapest(kept: Sequence[Kept]) -> str:
     return " ".join(said) or "No setting keeps three quarters of the gain."
 
 
-def _edge(choice: Choice) -> str:
-    notes = ["on the edge of its grid"] * choice.edge
-    if choice.tried < choice.of:
-        notes.append(f"{choice.tried} of {choice.of} values were tried")
-    return "; ".join(notes)
-
-
 ABOUT_CHOICES = (
     "By the lowest mean loss on what was held out of the tuning runs for it. FOGZO's noise first, "
     "at the recipe's rate, where it was tuned; then each side's rate."
@@ -155,7 +144,7 @@ CHOICES: Columns = (
     Column("ρ", lambda choice: choice.cell.rho, lambda x: "" if x is None else f"{x:.2g}"),
     Column("lr", lambda choice: choice.cell.rate, lambda rate: f"{rate:g}"),
     Column("seeds", lambda choice: ", ".join(map(str, choice.cell.tuning_losses()))),
-    Column("note", _edge),
+    Column("note", lambda choice: choice.note),
 )
 ABOUT_HYPOTHESES = (
     "Stated before the runs in `results/paper/claims.csv`, each with its statistic "

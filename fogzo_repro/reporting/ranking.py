@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import ConfigError, UserError, did_you_mean, read_yaml
-from fogzo_repro.reporting.claims import CHOSEN, Claim, Judged, chosen, judge_cells, on_edge
+from fogzo_repro.reporting.claims import Claim, Judged, judge_cells
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.results import (
     TUNING_SEEDS,
@@ -41,6 +41,7 @@ from fogzo_repro.reporting.results import (
     read_recorded,
 )
 from fogzo_repro.reporting.statistics import Summary
+from fogzo_repro.reporting.tuning import CHOSEN, chosen, on_edge
 from fogzo_repro.reporting.wording import (
     DIGITS,
     NOT_RUN,

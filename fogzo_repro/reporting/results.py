@@ -146,6 +146,10 @@ class TableResults:
         """Return the cells of a row."""
         return [cell for cell in self.cells.values() if cell.row == row]
 
+    def tuned(self, row: str) -> list[CellResult]:
+        """Return the cells of a row that have tuning runs which did not diverge."""
+        return [cell for cell in self.row(row) if cell.tuning_losses()]
+
 
 def evaluations(record: dict[str, Any], counting: str) -> float:
     """Return the evaluations of a run: probes begin late and see a part of the batch, if so set.

@@ -16,7 +16,7 @@ from typing import Any
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting import minis, verdicts
-from fogzo_repro.reporting.claims import check_claimed, chosen, judged_claims, on_edge
+from fogzo_repro.reporting.claims import check_claimed, judged_claims
 from fogzo_repro.reporting.columns import Column, Columns, csv_of, filled, latex, markdown, parts
 from fogzo_repro.reporting.results import (
     TUNING_SEEDS,
@@ -29,6 +29,7 @@ from fogzo_repro.reporting.results import (
     trained_on,
 )
 from fogzo_repro.reporting.statistics import Summary
+from fogzo_repro.reporting.tuning import chosen, on_edge
 from fogzo_repro.reporting.wording import (
     DIGITS,
     METRIC_NAMES,
@@ -361,8 +362,8 @@ def read_lines(results: Path, found: TableResults) -> list[Line]:
                 f"{path}: {place[0]} | {place[1]} has value={entry['value']}; give a number or none"
             ) from None
         cell = found.cells[place]
-        tuned, choice = [c for c in found.row(cell.row) if c.tuning_losses()], ""
-        if cell is best[cell.row] and len(tuned) > 1:  # one value alone was not chosen
+        choice = ""
+        if cell is best[cell.row] and len(found.tuned(cell.row)) > 1:  # one value is no choice
             choice = ", chosen" + ", on the edge of its grid" * on_edge(found, cell)
         lines.append(
             Line(

@@ -8,19 +8,12 @@ from pathlib import Path
 import pytest
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import (
-    NO_CLAIM,
-    Judged,
-    check_claimed,
-    chosen,
-    judge,
-    on_edge,
-    read_claims,
-)
+from fogzo_repro.reporting.claims import NO_CLAIM, Judged, check_claimed, judge, read_claims
 from fogzo_repro.reporting.minis import FINETUNED, sections
 from fogzo_repro.reporting.minis import TITLES as MINIS
 from fogzo_repro.reporting.results import read_paper, read_results
 from fogzo_repro.reporting.tables import PAPER_TITLES, write_table
+from fogzo_repro.reporting.tuning import chosen, on_edge
 from tests.conftest import ROOT
 from tests.reporting.conftest import Save, line_of, page
 

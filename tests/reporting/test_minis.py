@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import Claim, chosen, judge, on_edge, read_claims
+from fogzo_repro.reporting.claims import Claim, judge, read_claims
 from fogzo_repro.reporting.figures.minis import write_gain, write_noise
 from fogzo_repro.reporting.hypotheses import read_tested, spearman
 from fogzo_repro.reporting.minis import FINETUNED, TITLES, choices
 from fogzo_repro.reporting.results import read_paper, read_results
+from fogzo_repro.reporting.tuning import chosen, on_edge
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
 from tests.conftest import ROOT
 from tests.reporting.conftest import Save, page, read_csv

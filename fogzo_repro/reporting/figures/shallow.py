@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fogzo_repro.reporting.claims import chosen
 from fogzo_repro.reporting.figures.drawing import (
     BLACK,
     BLUE,
@@ -36,6 +35,7 @@ from fogzo_repro.reporting.figures.drawing import (
     rho_axis,
 )
 from fogzo_repro.reporting.results import TableResults
+from fogzo_repro.reporting.tuning import chosen
 
 RATE = "lr=0.032"  # the paper's
 LOSS = "train loss (nats), 95% interval"

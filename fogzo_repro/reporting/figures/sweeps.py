@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fogzo_repro.reporting.claims import chosen
 from fogzo_repro.reporting.figures.drawing import (
     BLACK,
     BLUE,
@@ -24,6 +23,7 @@ from fogzo_repro.reporting.figures.drawing import (
     noise_axis,
 )
 from fogzo_repro.reporting.results import CellResult, TableResults
+from fogzo_repro.reporting.tuning import chosen
 
 HEIGHT = 3.9  # inches
 NOISE, START, STE = "1-beta", "start", "lr"  # how the columns of the three sweeps begin
