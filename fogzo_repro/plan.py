@@ -31,6 +31,7 @@ from fogzo_repro.estimators.directions import BLOCK_NUMBERS
 from fogzo_repro.estimators.fused import compile_fused
 from fogzo_repro.estimators.protocol import Estimator, Probes
 from fogzo_repro.estimators.schedule import noise_from_rho, rho_from_noise
+from fogzo_repro.quantization.products import MOST_BITS, MULTIPLE
 from fogzo_repro.quantization.replace import SharedInput
 from fogzo_repro.terminal import aligned
 from fogzo_repro.training.checkpoint import KEEP
@@ -177,6 +178,12 @@ def make_plan(config: RunConfig) -> Plan:
     if isinstance(config.estimator, FogzoConfig) and config.estimator.rho is not None:
         noise = noise_from_rho(config.estimator.rho, network.perturbed)
         config = replace(config, estimator=replace(config.estimator, noise=noise, rho=None))
+    if config.hardware.exact_products and not network.exact_products:
+        raise UserError(
+            f"hardware.exact_products=true: no linear layer of model={config.model.name} with "
+            f"quantizer={config.quantizer.name} has weights and inputs of at most {MOST_BITS} bits "
+            f"and widths that are multiples of {MULTIPLE}; leave it out"
+        )
     if probe_pairs(config.estimator):
         network.check_laws(f"estimator={config.estimator.name}")
     if probe_gradients(config.estimator) and machine.autocast == torch.float16:

@@ -28,7 +28,7 @@ from fogzo_repro.quantization import (
     surrogate_slope,
     use_exact_products,
 )
-from fogzo_repro.quantization.products import MOST_BITS, MULTIPLE, has_products
+from fogzo_repro.quantization.products import has_products
 from fogzo_repro.randomness import derive_seed
 from fogzo_repro.training.start import Start
 
@@ -126,12 +126,6 @@ def build_network(
     wanted = config.hardware.exact_products
     exact = wanted is not False and has_products(device)
     exact = exact and use_exact_products(layers.values(), everywhere=bool(wanted))
-    if wanted and has_products(device) and not exact:
-        raise UserError(
-            f"hardware.exact_products=true: no linear layer of model={config.model.name} with "
-            f"quantizer={config.quantizer.name} has weights and inputs of at most {MOST_BITS} bits "
-            f"and widths that are multiples of {MULTIPLE}; leave it out"
-        )
     return Network(model, [_perturbed_weight(layer) for layer in distinct.values()], exact)
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fogzo_repro import plan
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4 import TokenBatch
@@ -193,24 +194,13 @@ def test_a_machine_that_cannot_says_so_in_one_line_when_asked_and_else_goes_on()
     assert not network.exact_products
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("quantizer=round",),
-        ("quantizer=quest", "quantizer.activation_bits=4"),
-        ("quantizer=quest", "quantizer.activation_bits=2", "quantizer.hadamard=none",
-         "model.width=24", "model.heads=2", "model.hidden=40"),
-    ],
-    ids=["inputs", "bits", "widths"],
-)  # fmt: skip
-def test_a_network_without_a_layer_for_them_is_refused_where_they_are_asked_for(words, monkeypatch):
+def test_a_run_without_a_layer_for_them_is_refused_where_they_are_asked_for(monkeypatch):
+    config = compose_run("dataset=digits", "recipe=digits_mlp", "hardware.exact_products=true")
+    hopper = resolve_machine(compose_run("hardware=cpu"))  # all but its products
+    monkeypatch.setattr(plan, "resolve_machine", lambda config: hopper)
     monkeypatch.setattr("fogzo_repro.training.network.has_products", lambda device: True)
-    command = ["model=llama_9m", "model.layers=1", "model.vocabulary=32", *words]
-    asked = compose_run(*command, "hardware.exact_products=true")
     with pytest.raises(UserError, match=r"^hardware\.exact_products=true: no linear .*it out$"):
-        build_network(asked, {}, torch.device("cpu"))
-    where_faster = compose_run(*command, "hardware.exact_products=null")
-    assert not build_network(where_faster, {}, torch.device("cpu")).exact_products
+        plan.make_plan(config)
 
 
 @pytest.mark.skipif(not (GPU and products.has_products(torch.device("cuda"))), reason="no Hopper")
