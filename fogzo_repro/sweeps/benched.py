@@ -5,7 +5,7 @@ measured one of the nearest size with its quantizer, by FLOP a token, 6 (N_non-e
 6 L d T; a quantizer that no record has by 2-bit round. Other networks are not scaled: unknown. The
 benches time training steps with data on the card. Where photographs are decoded more slowly than
 that, by the record of the loader, a run takes as long as its loader; evaluation comes on top. The
-memory of a step is known from them too, of a network that was measured itself.
+memory of a step is known from them too; a LLaMA that was not measured has the next larger one's.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes that a run takes on a card at most, and whether of another batch or quantizer."""
+    """Bytes that a run takes on a card at most, and whether estimated from another network's."""
 
     memory: float
     scaled: bool
@@ -132,14 +132,30 @@ def _step_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) ->
 def peak_memory(config: RunConfig, benches: list[dict[str, Any]]) -> Peak | None:
     """Return what a run takes of a card's memory, by records of its network; None without any."""
     found: list[Peak] = []
+    name = _measured_name(config, benches)
     for record in benches:
-        measured = _measured(config, record)
+        measured = _measured(config, record, name)
         if measured is not None:
             figures, substituted = measured
             factor = _units_at_once(config) / figures["units_per_step"]
             memory = factor * 2**20 * figures["peak_memory_mb"]
-            found.append(Peak(memory, substituted or factor != 1))
+            found.append(Peak(memory, substituted or factor != 1 or name != config.model.name))
     return min(found, key=lambda peak: (peak.scaled, -peak.memory), default=None)
+
+
+def _measured_name(config: RunConfig, benches: list[dict[str, Any]]) -> str:
+    """Return the network's name; of a LLaMA that was not measured, the next larger one's."""
+    flop = {
+        name: figures.get("flop_per_token", 0.0)
+        for record in benches
+        if _is_of_kind(config, record)
+        for name, quantizers in record["networks"].items()
+        for figures in quantizers.values()
+    }
+    if config.model.name in flop or config.dataset.name != "c4":
+        return config.model.name
+    larger = [name for name in flop if flop[name] > flop_per_token(config.model)]
+    return min(larger, key=lambda name: flop[name], default=config.model.name)
 
 
 def _units_at_once(config: RunConfig) -> int:
@@ -160,7 +176,7 @@ def _network(config: RunConfig, record: dict[str, Any]) -> _Step | None:
     """Return the step of a network by a record of scripts/bench/steps.py."""
     if config.dataset.name == "c4":
         return _language(config, record["networks"]) if _is_of_kind(config, record) else None
-    found = _measured(config, record)
+    found = _measured(config, record, config.model.name)
     if found is None:
         return None
     figures, substituted = found
@@ -174,11 +190,13 @@ def _is_of_kind(config: RunConfig, record: dict[str, Any]) -> bool:
     return config.scale == "full" and record.get("bench") == kind
 
 
-def _measured(config: RunConfig, record: dict[str, Any]) -> tuple[dict[str, Any], bool] | None:
-    """Return the figures of the run's very network, and whether of another quantizer."""
+def _measured(
+    config: RunConfig, record: dict[str, Any], name: str
+) -> tuple[dict[str, Any], bool] | None:
+    """Return the figures of a network for the run, and whether of another quantizer."""
     if not _is_of_kind(config, record):
         return None
-    found = _of_quantizer(record["networks"].get(config.model.name, {}), config)
+    found = _of_quantizer(record["networks"].get(name, {}), config)
     if found is None or found[0].get("size") != getattr(config.dataset, "image_size", None):
         return None
     return found

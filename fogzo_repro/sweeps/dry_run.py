@@ -47,7 +47,7 @@ HOURS = (
 NO_HOURS = "no hours are recorded for a CPU"
 ABOUT_MEMORY = (
     "the most memory that was measured on a card, beside which torch reserves up to half as much; "
-    "~ estimated from another batch, quantizer or estimator; + without the activations"
+    "~ estimated from another size, batch, quantizer or estimator; + without the activations"
 )
 
 

@@ -291,7 +291,7 @@ def test_a_network_that_was_not_measured_is_unknown() -> None:
     record = {"bench": "vision", "networks": {"resnet18": {"round-w2": {"size": 224}}}}
     assert run_hours(config("table2/resnet50-lsq-ste"), 1000, [record]) is None
     assert peak_memory(config("table2/resnet50-lsq-ste"), [record]) is None
-    assert peak_memory(config("table1/llama-9m-identity-ste"), [bench("language")]) is None
+    assert peak_memory(config("table1/llama-9m-identity-ste"), [record]) is None
 
 
 @pytest.mark.parametrize(
@@ -301,8 +301,9 @@ def test_a_network_that_was_not_measured_is_unknown() -> None:
         ("table1/resnet18-identity-ste", "vision", ("resnet18", "round-w2"), 1, False),
         ("table1/resnet18-tanh-ste", "vision", ("resnet18", "round-w2"), 1, True),
         ("table1/deit-tiny-identity-ste", "vision", ("deit_tiny", "round-w2"), 4, True),
+        ("table3/200m-quest-ste", "language-exact-300m", ("llama_300m", "quest-w2a2"), 1, True),
     ],
-    ids=["llama", "resnet", "another quantizer", "another batch"],
+    ids=["llama", "resnet", "another quantizer", "another batch", "a larger one"],
 )
 def test_the_memory_of_a_run_is_the_peak_that_was_measured(
     cell: str, group: str, network: tuple[str, str], factor: int, scaled: bool
@@ -317,7 +318,10 @@ def test_a_dry_run_says_the_measured_memory_and_what_is_not_measured() -> None:
     cells = [*composed("table3")[:1], *table_cells("table1/llama-9m-identity-ste", [])]
     quest, small = (x.split() for x in dry_run("table3", cells, RECORDS) if " of 5 " in x)
     assert "7.3" in quest  # GiB; 1.41 without the activations
-    assert "0.71+" in small
+    assert "~6.5" in small
+    cells = table_cells("table1/llama-9m-identity-ste", ["hardware=cpu"])
+    (line,) = (x for x in dry_run("table1", cells, RECORDS) if " of 5 " in x)
+    assert "0.71+" in line.split()
 
 
 def test_a_card_counts_by_its_training_benches_alone() -> None:
