@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import Judged, counted, judged_claims
+from fogzo_repro.reporting.claims import Judged, JudgedTable, counted, judged_table
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, STE
 from fogzo_repro.reporting.minis import FINETUNED, held_out, network
 from fogzo_repro.reporting.minis import TITLES as MINIS
 from fogzo_repro.reporting.readings import CLAIMS, RATE, SPACING, elsewhere, picked, read_readings
-from fogzo_repro.reporting.results import CellResult, Place, TableResults, ran, scale_of, trained_on
+from fogzo_repro.reporting.results import (
+    CellResult,
+    Place,
+    TableResults,
+    ran,
+    read_results,
+    trained_on,
+)
+from fogzo_repro.reporting.tables import PAPER_TITLES
 from fogzo_repro.reporting.tuning import CHOSEN, chosen, on_edge, untuned
 from fogzo_repro.reporting.wording import NOT_RUN, cell_mean, gain
 
@@ -48,16 +56,18 @@ class Compared:
     gain_at_cost: str
 
 
-def answer(results: Path, found: Sequence[TableResults]) -> str:
+def answer(results: Path) -> str:
     """Return the sentences and the table."""
-    tables = {table.table: table for table in found}
-    judged = {name: judged_claims(results, table) for name, table in tables.items()}
-    lines = [_shallow(tables[SHALLOW], judged[SHALLOW], grid) for grid in GRIDS]
-    lines += [line for name in (*MINIS, *FINETUNED) for line in _mini(tables[name], judged[name])]
+    (shallow,), minis, finetuned = (
+        [judged_table(results, read_results(results, name)) for name in names]
+        for names in ([SHALLOW], MINIS, FINETUNED)
+    )
+    lines = [_shallow(*shallow, grid) for grid in GRIDS]
+    lines += [line for one in (*minis, *finetuned) for line in _mini(one)]
     sentences = [
-        _of_readings(results, judged[SHALLOW]),
-        _of_minis(tables, judged),
-        _of_the_paper([t for t in found if scale_of(t.table) == "full" and t.table != SHALLOW]),
+        _of_readings(results, shallow.judged),
+        _of_minis(minis, finetuned),
+        _of_the_paper([read_results(results, name) for name in PAPER_TITLES]),
     ]
     absent = [line for line in lines if {line.ste, line.fogzo, line.equal_cost} == {NOT_RUN}]
     shown = [line for line in lines if line not in absent]
@@ -142,24 +152,23 @@ def _claim(judged: Sequence[Judged], better: Place, worse: Place, metric: str = 
     )
 
 
-def _of_minis(tables: Mapping[str, TableResults], judged: Mapping[str, Sequence[Judged]]) -> str:
-    minis, finetuned = ([tables[name] for name in names] for names in (MINIS, FINETUNED))
-    cells = [cell for table in (*minis, *finetuned) for cell in table.cells.values()]
+def _of_minis(minis: Sequence[JudgedTable], finetuned: Sequence[JudgedTable]) -> str:
+    cells = [cell for found, _ in (*minis, *finetuned) for cell in found.cells.values()]
     tuning = sum(len(cell.reporting(tuning=True)) for cell in cells)
     reported = sum(len(cell.reporting()) for cell in cells)
-    claims = [one for table in (*minis, *finetuned) for one in judged[table.table]]
-    told = [t for t in minis if any(_run_against(side, [t], judged) for side in (STE, EQUAL))]
+    claims = [one for _, judged in (*minis, *finetuned) for one in judged]
+    told = [one.table for one in minis if _comparisons([one], STE, EQUAL)]
     named = "; ".join(
         MINIS[t.table] + ("" if " on " in MINIS[t.table] else trained_on(t)) for t in told
     )
     controls = [one for one in claims if one.claim.worse[1] in CONTROLS]
     random = [one for one in controls if one.claim.worse[1] == RANDOM and one.test is not None]
-    trained = [one for side in (STE, EQUAL) for one in _run_against(side, finetuned, judged)]
     sentences = [
         "With as many steps, each side at the rate that it chose, FOGZO n=1 is ahead of the STE "
-        + _tally(_run_against(STE, minis, judged)),
-        f"At equal cost it is ahead {_tally(_run_against(EQUAL, minis, judged))}",
-        f"From a trained network, equal cost counted too, it is ahead {_tally(trained)}",
+        + _tally(_comparisons(minis, STE)),
+        f"At equal cost it is ahead {_tally(_comparisons(minis, EQUAL))}",
+        "From a trained network, equal cost counted too, it is ahead "
+        + _tally(_comparisons(finetuned, STE, EQUAL)),
         "With random signs in place of those of its loss differences FOGZO is behind in "
         f"{sum(one.verdict == 'holds' for one in random)} of {len(random)} controls",
     ]
@@ -181,20 +190,17 @@ def _tally(run: Sequence[Judged]) -> str:
     return f"in {count['holds']} of {len(run)} comparisons, behind in {count['contradicted']}{same}"
 
 
-def _run_against(
-    side: str, tables: Sequence[TableResults], judged: Mapping[str, Sequence[Judged]]
-) -> list[Judged]:
-    """Return the comparisons of FOGZO with another column of its rows that have an interval."""
-    found = (_against(side, t, judged[t.table], row) for t in tables for row in _compared(t))
-    tested = ((one, one.test) for one in found if one is not None)
-    return [one for one, test in tested if test is not None and not math.isnan(test.low)]
+def _comparisons(tables: Sequence[JudgedTable], *sides: str) -> list[Judged]:
+    """Return the comparisons of FOGZO with other columns of its rows that have an interval."""
+    found = [_against(t, row, side) for t in tables for row in _compared(t.table) for side in sides]
+    return [x for x in found if x is not None and x.test is not None and not math.isnan(x.test.low)]
 
 
-def _against(side: str, found: TableResults, judged: Sequence[Judged], row: str) -> Judged | None:
+def _against(one: JudgedTable, row: str, side: str) -> Judged | None:
     """Return the claim, in the held-out metric, of FOGZO against another column of its row."""
-    if (row, side) not in found.cells:
+    if (row, side) not in one.table.cells:
         return None
-    return _claim(judged, (row, FOGZO), (row, side), held_out(found.table)[1])
+    return _claim(one.judged, (row, FOGZO), (row, side), held_out(one.table.table)[1])
 
 
 def _compared(table: TableResults) -> list[str]:
@@ -223,10 +229,11 @@ def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Compar
     return Compared("MLP, MNIST", GRIDS[grid], METRICS["loss"], ste, fogzo, cost, *gains)
 
 
-def _mini(found: TableResults, judged: Sequence[Judged]) -> Iterator[Compared]:
+def _mini(one: JudgedTable) -> Iterator[Compared]:
+    found = one.table
     split, metric = held_out(found.table)
     for row in _compared(found):
-        gains = (_gain(_against(side, found, judged, row)) for side in (STE, EQUAL))
+        gains = (_gain(_against(one, row, side)) for side in (STE, EQUAL))
         cells = [found.cells.get((row, name)) for name in (STE, FOGZO, EQUAL)]
         ste, fogzo, cost = (cell_mean(cell, split, metric, DIGITS[metric]) for cell in cells)
         ste, fogzo = (

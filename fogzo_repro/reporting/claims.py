@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.results import CellResult, TableResults, read_paper, scale_of
@@ -113,6 +114,13 @@ class Judged:
     def said_with_p(self) -> str:
         """The verdict in words, with the p that it rests on where there is one."""
         return self.said + ("" if math.isnan(self.deciding_p) else f", {p_value(self.deciding_p)}")
+
+
+class JudgedTable(NamedTuple):
+    """A table with its claims and their verdicts."""
+
+    table: TableResults
+    judged: list[Judged]
 
 
 def read_claims(path: Path, table: str) -> list[Claim]:
@@ -209,13 +217,14 @@ def _number(text: str, where: str) -> float | None:
     return number
 
 
-def judged_claims(folder: Path, results: TableResults) -> list[Judged]:
-    """Return the claims about a table, in the folder results/, with their verdicts.
+def judged_table(folder: Path, found: TableResults) -> JudgedTable:
+    """Return a table with its claims in the folder results/, judged.
 
     Raises:
         UserError: as `read_claims` and `named_cells`.
     """
-    return judge(results, read_claims(folder / "paper" / "claims.csv", results.table))
+    claims = read_claims(folder / "paper" / "claims.csv", found.table)
+    return JudgedTable(found, judge(found, claims))
 
 
 def judge(results: TableResults, claims: Sequence[Claim]) -> list[Judged]:

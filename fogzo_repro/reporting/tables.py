@@ -16,7 +16,7 @@ from typing import Any
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting import minis, verdicts
-from fogzo_repro.reporting.claims import check_claimed, judged_claims
+from fogzo_repro.reporting.claims import check_claimed, judged_table
 from fogzo_repro.reporting.columns import Column, Columns, csv_of, filled, latex, markdown, parts
 from fogzo_repro.reporting.results import (
     TUNING_SEEDS,
@@ -399,7 +399,7 @@ def _page(results: Path, found: TableResults, main: Sequence[Line], tuned: Seque
         said.append(markdown(form.tuning.columns, tuned))
     if scale_of(found.table) == "mini":
         said += minis.sections(results, found)
-    said += verdicts.section(found, judged_claims(results, found))
+    said += verdicts.section(judged_table(results, found))
     if diverged:
         said += ["## Diverged", "\n".join(diverged)]
     return "\n\n".join([*said, *found.refused_section]) + "\n"

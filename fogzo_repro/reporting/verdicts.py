@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-from fogzo_repro.reporting.claims import Judged
+from fogzo_repro.reporting.claims import Judged, JudgedTable
 from fogzo_repro.reporting.columns import Column, Columns, markdown
-from fogzo_repro.reporting.results import CellResult, Place, TableResults, evaluations, scale_of
+from fogzo_repro.reporting.results import CellResult, Place, evaluations, scale_of
 from fogzo_repro.reporting.statistics import GainTest
 from fogzo_repro.reporting.wording import cell_name, gain, p_value
 
@@ -29,10 +28,10 @@ TWO_LOOKS = (
 )
 
 
-def section(found: TableResults, judged: Sequence[Judged]) -> list[str]:
+def section(one: JudgedTable) -> list[str]:
     """Return heading, explanation and table."""
-    looks = TWO_LOOKS if scale_of(found.table) == "mini" else ""
-    return ["## Verdicts", HOW_JUDGED + looks, markdown(COLUMNS, judged)]
+    looks = TWO_LOOKS if scale_of(one.table.table) == "mini" else ""
+    return ["## Verdicts", HOW_JUDGED + looks, markdown(COLUMNS, one.judged)]
 
 
 def _side(cell: CellResult | None, place: Place) -> str:

@@ -10,14 +10,8 @@ import pytest
 
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.answer import answer
-from fogzo_repro.reporting.results import read_results
-from fogzo_repro.reporting.tables import FORMS
 from tests.conftest import ROOT
 from tests.reporting.conftest import Save
-
-
-def said(results: Path) -> str:
-    return answer(results, [read_results(results, table) for table in FORMS])
 
 
 def line(text: str, start: str) -> list[str]:
@@ -26,7 +20,7 @@ def line(text: str, start: str) -> list[str]:
 
 
 def test_without_records_it_says_that_nothing_is_known(results: Path) -> None:
-    text = said(results)
+    text = answer(results)
     assert "no reading of what the paper leaves open was run" in text
     assert "ahead of the STE in 0 of 0 comparisons" in text
     assert "not run (0 tuning runs and 0 evaluation runs)" in text
@@ -38,7 +32,7 @@ def test_without_records_it_says_that_nothing_is_known(results: Path) -> None:
 @pytest.mark.slow
 def test_the_verdict_is_that_of_both_sides_at_their_chosen_values(full_table: Path) -> None:
     shutil.copytree(ROOT / "results" / "records" / "readings", full_table / "records" / "readings")
-    text = said(full_table)
+    text = answer(full_table)
     _, quantizer, metric, ste, fogzo, cost, *gains = line(text, "| MLP, MNIST | round, in")
     assert (quantizer, metric) == ("round, integer grid", "train loss (nats)")
     assert all(cell.endswith("(10)") for cell in (ste, fogzo, cost))
@@ -54,9 +48,9 @@ def test_tuning_runs_are_named_without_a_number_and_give_no_verdict(
         losses = {"val": {"loss": loss, "top1": 50.0}, "train": {"loss": 2.0}}
         more = {"table": table, "scale": "mini", "metrics": {"last": losses}}
         save(f"{row}: STE, rate", f"lr={rate}", 100, 0.0, **more)
-    cells = line(said(results), "| DeiT-Tiny on CIFAR-100 | sign, hardtanh")
+    cells = line(answer(results), "| DeiT-Tiny on CIFAR-100 | sign, hardtanh")
     assert cells[3:] == ["tuned, not run", *["not run"] * 4]
-    assert "not run (2 tuning runs and 0 evaluation runs)" in said(results)
+    assert "not run (2 tuning runs and 0 evaluation runs)" in answer(results)
 
 
 def test_it_counts_who_is_ahead_and_the_table_says_by_how_much(results: Path, save: Save) -> None:
@@ -73,7 +67,7 @@ def test_it_counts_who_is_ahead_and_the_table_says_by_how_much(results: Path, sa
             }
             save(row, column, seed, 0.0, table=table, scale="mini", metrics={"last": last})
     save("full precision", "-", 0, 1.0, table="mini-resnet18", scale="mini")
-    text = said(results)
+    text = answer(results)
     assert "**Deep networks at small scale** (LLaMA-9m, " in text  # the others compare nothing
     assert (
         "FOGZO n=1 is ahead of the STE in 1 of 1 comparisons, behind in 0.\n"
@@ -93,7 +87,7 @@ def test_one_seed_a_side_is_shown_and_counted_nowhere(results: Path, save: Save)
         last = {"test": {"top1": top1}, "train": {"loss": 1.0}}
         more = {"table": "mini-deit-tiny", "scale": "mini", "metrics": {"last": last}}
         save("LSQ, 2 bits", column, 0, 0.0, **more)
-    text = said(results)
+    text = answer(results)
     assert line(text, "| DeiT-Tiny on CIFAR-100 | LSQ")[-2] == "+1.000: inconclusive"
     assert "ahead of the STE in 0 of 0 comparisons" in text and "2 evaluation runs" in text
 
@@ -106,4 +100,4 @@ def test_a_network_without_its_claim_is_one_line(results: Path) -> None:
         UserError,
         match=r"no claim in perplexity on sign, hardtanh \| FOGZO against",
     ):
-        said(results)
+        answer(results)
