@@ -1,11 +1,12 @@
 """Blocks that are alike are compiled once: counted by graphs, on LLaMA and DeiT."""
 
+import errno
 import json
 
 import pytest
 import torch
 
-from fogzo_repro.training.compilation import start_compilers
+from fogzo_repro.training.compilation import compile_failure, start_compilers
 from tests.forked import ROOT, compiling, new_python
 
 SCRIPT = """
@@ -136,3 +137,13 @@ def test_the_compilers_processes_are_started_where_torch_can(monkeypatch: pytest
     assert started
     monkeypatch.delattr(AsyncCompile, "use_process_pool")  # it is no public name
     start_compilers()
+
+
+def test_a_compiler_without_room_for_its_files_says_where_they_are():
+    from torch._inductor.exc import InductorError
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    said = str(compile_failure(InductorError(full, None)))
+    assert "No space left on device" in said
+    assert "TORCHINDUCTOR_CACHE_DIR" in said and "FOGZO_COMPILED" in said
+    assert compile_failure(full) is None
