@@ -80,5 +80,6 @@ def compile_failure(error: BaseException) -> UserError | None:
     return UserError(
         f"torch.compile does not work here ({first_line(chain[-1])}); it needs a C++ compiler, on "
         "a GPU with Python's headers, and room for its files (TORCHINDUCTOR_CACHE_DIR, by default "
-        "on /tmp, and FOGZO_COMPILED); else give hardware.compile=false (the run's log.txt says where it failed)"
+        "on /tmp, and FOGZO_COMPILED); else give hardware.compile=false (the run's log.txt says "
+        "where it failed)"
     )
