@@ -35,7 +35,7 @@ def test_the_verdict_is_that_of_both_sides_at_their_chosen_values(full_table: Pa
     text = answer(full_table)
     _, quantizer, metric, ste, fogzo, cost, *gains = line(text, "| MLP, MNIST | round, in")
     assert (quantizer, metric) == ("round, integer grid", "train loss (nats)")
-    assert all(cell.endswith("(10)") for cell in (ste, fogzo, cost))
+    assert all("(10)" in cell for cell in (ste, fogzo, cost))
     assert len(gains) == 2 and all(re.match(r"[+-]\S+ \[.*\]: \w+, p = ", gain) for gain in gains)
     assert "picked *because* of that; on fresh seeds of 7 claims on it: " in text
 
