@@ -58,7 +58,10 @@ class Tuned:
 
 def write_noise(stem: Path, found: TableResults) -> bool:
     """Write <stem>.png and .csv; return False where no two noises were tried."""
-    points = [point for cell in found.cells.values() for point in _tuned(found, cell)]
+    cells = found.cells.values()
+    best = [choice.cell for choice in choices(found) if choice.side == STE]
+    recipe = next((c.rate for c in cells if c.runs and c.row.endswith("FOGZO, noise")), None)
+    points = [point for cell in cells for point in _tuned(cell, recipe, cell in best)]
     noises = Counter(p.quantizer for p in points if p.method == "FOGZO")
     swept = [quantizer for quantizer, count in noises.items() if count > 1]
     if not swept:
@@ -83,25 +86,19 @@ def write_noise(stem: Path, found: TableResults) -> bool:
     return True
 
 
-def _tuned(found: TableResults, cell: CellResult) -> list[Tuned]:
+def _tuned(cell: CellResult, recipe: float | None, is_best: bool) -> list[Tuned]:
+    """Return the points of a cell: the STE's at the recipe's rate may be its chosen one too."""
     named, record = SWEEP.fullmatch(cell.row), cell.any_record
     summary = summarize([*cell.tuning_losses().values()])
     if named is None or record is None or summary is None:
         return []
     quantizer, side, what = named.groups()
-    recipe, methods = _recipe_rate(found), ["FOGZO"] * (what == "noise")
+    methods = ["FOGZO"] * ((side, what) == ("FOGZO", "noise"))
     if side == STE:
-        best = [c.cell for c in choices(found) if (c.row, c.side) == (quantizer, STE)]
-        methods += [f"STE, {RECIPE}"] * (cell.rate == recipe) + [f"STE, {CHOSEN}"] * (cell in best)
+        methods = [f"STE, {RECIPE}"] * (cell.rate == recipe) + [f"STE, {CHOSEN}"] * is_best
     loss = summary.n, summary.mean, *ends_of_sd(summary)
     place = cell.noise, cell.rate, record["perturbed_weights"], *loss
-    return [Tuned(quantizer, method, *place) for method in dict.fromkeys(methods)]
-
-
-def _recipe_rate(found: TableResults) -> float | None:
-    """Return the rate that the noises were tried at."""
-    noises = (cell for cell in found.cells.values() if cell.row.endswith("FOGZO, noise"))
-    return next((cell.rate for cell in noises if cell.runs), None)
+    return [Tuned(quantizer, method, *place) for method in methods]
 
 
 @dataclass(frozen=True)
