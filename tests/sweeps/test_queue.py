@@ -30,21 +30,15 @@ HANGING_SEED = 5
 FULL_SEED = 1
 
 
-def pretend(config: RunConfig) -> Ending:
-    """Stand in for a run: what happens is decided by the seed."""
+def end_by_seed(config: RunConfig) -> Ending:
+    """Stand in for runs that die, crash, diverge, fail, hang after some steps, and finish."""
     if config.seed == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if config.seed == 2:
         raise RuntimeError("no such kernel")
-    return {3: ("diverged", "step 7: loss nan"), 4: ("failed", "no data")}.get(
-        config.seed, ("finished", "")
-    )
-
-
-def write_and_hang(config: RunConfig) -> Ending:
-    """Take steps for a moment, then none; the other seeds crash, diverge and finish."""
+    others = {3: ("diverged", "step 7: loss nan"), 4: ("failed", "no data")}
     if config.seed != HANGING_SEED:
-        return pretend(config)
+        return others.get(config.seed, ("finished", ""))
     folder = Path(config.output_root) / f"run-{config.seed}"
     folder.mkdir(parents=True)
     for step in (100, 200, 300):
@@ -136,21 +130,6 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         worker.kill()
 
 
-@pytest.mark.slow
-def test_a_job_that_crashes_dies_or_diverges_does_not_stop_the_rest(
-    make_config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
-    outcome = start(jobs_of(make_config(), 8), tmp_path, run=pretend)
-    assert seeds(outcome.finished) == [0, 5, 6, 7]
-    assert [(job.config.seed, why) for job, why in outcome.diverged] == [(3, "step 7: loss nan")]
-    reasons = {job.config.seed: why for job, why in outcome.failed}
-    assert reasons.keys() == {1, 2, 4}
-    assert "status -9" in reasons[1]
-    assert reasons[2].startswith("RuntimeError: no such kernel")
-    assert reasons[4] == "no data"
-    assert not outcome.interrupted
-
-
 def run_on_a_full_disk(config: RunConfig) -> Ending:
     """Fail where the disk takes no more; the seed after it has room again."""
     room = 0 if config.seed == FULL_SEED else resource.RLIM_INFINITY
@@ -179,7 +158,7 @@ def test_the_queue_works_without_a_place_for_its_logs(
     make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     (tmp_path / "logs").write_text("a file where the folder of logs should be")
-    outcome = start(jobs_of(make_config(), 1), tmp_path, run=pretend)
+    outcome = start(jobs_of(make_config(), 1), tmp_path, run=end_by_seed)
     assert seeds(outcome.finished) == [0]
 
 
@@ -192,7 +171,7 @@ def test_the_cards_are_dealt_to_the_workers_in_turn(
 
 
 @pytest.mark.slow
-def test_a_crash_a_hang_and_a_divergence_end_as_described(
+def test_a_job_that_crashes_hangs_or_diverges_does_not_stop_the_rest(
     make_config: Callable[..., RunConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -203,11 +182,14 @@ def test_a_crash_a_hang_and_a_divergence_end_as_described(
     monkeypatch.setattr(queue, "LEAST_SECONDS", 1.0)
     monkeypatch.setattr(queue, "START_SECONDS", 300.0)
     jobs = jobs_of(make_config(), 7)
-    outcome = start(jobs, tmp_path, run=write_and_hang)
-    assert seeds(outcome.finished) == [0, 6]
+    outcome = start(jobs, tmp_path, run=end_by_seed)
+    assert seeds(outcome.finished) == [0, 6] and not outcome.interrupted
+    assert [(job.config.seed, why) for job, why in outcome.diverged] == [(3, "step 7: loss nan")]
     reasons = {job.config.seed: why for job, why in outcome.failed}
     assert reasons[HANGING_SEED].startswith("hangs: no metrics line for")
     assert sorted(reasons) == [1, 2, 4, HANGING_SEED]
+    assert "status -9" in reasons[1] and reasons[4] == "no data"
+    assert reasons[2].startswith("RuntimeError: no such kernel")
     assert conclude(outcome, len(jobs), Overview("test", len(jobs), 0)) == 1
     said = capsys.readouterr().err
     assert "2 finished, 1 diverged, 4 failed, 0 not run" in said

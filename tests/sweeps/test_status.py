@@ -48,34 +48,22 @@ def test_each_state_is_told_from_what_a_run_has_left(make_config: Make, tmp_path
     assert count_states(runs, known) == {**dict.fromkeys(states, 1), "missing": 1}
 
 
+DAMAGED = {
+    "empty": b"",
+    "half": b"{",
+    "zeros": bytes(40),
+    "a list": b"[1, 2]",
+    "deep": b"[" * 20_000 + b"]" * 20_000,
+    "pairs": b"[[1, 2]]",
+    "a key lost": b'{"row": "STE", "column": "-", "seed": 0}',
+    "other types": b'{"row": null, "cell": 3, "seeds": 3}',
+    "not UTF-8": b"\xff\xfe",
+    "not hashable": b'{"row": ["STE"], "table": {}, "column": 1, "scale": 1, "seed": 0}',
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        bytes(40),
-        b"[1, 2]",
-        b"[" * 20_000 + b"]" * 20_000,
-        b"[[1, 2]]",
-        b'{"row": "STE", "column": "-", "seed": 0}',
-        b'{"row": null, "cell": 3, "seeds": 3}',
-        b"\xff\xfe",
-        b'{"row": ["STE"], "table": {}, "column": 1, "scale": 1, "seed": 0}',
-    ],
-    ids=[
-        "empty",
-        "half",
-        "zeros",
-        "a list",
-        "deep",
-        "pairs",
-        "a key lost",
-        "other types",
-        "not UTF-8",
-        "not hashable",
-    ],
-)
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 @pytest.mark.parametrize(
     ("name", "state"),
     [("failed.json", "failed"), ("record.json", "interrupted"), ("config.yaml", None)],

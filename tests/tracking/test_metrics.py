@@ -183,15 +183,6 @@ def test_skipped_is_the_share_of_skipped_steps() -> None:
     assert binned(lines, 4, bins=1)["skipped"] == [0.25]
 
 
-def test_lines_are_read_as_a_stream() -> None:
-    assert binned((line(t) for t in range(1, 4)), 3)["step"] == [1, 2, 3]
-
-
-def test_a_torn_last_line_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2')
-    assert list(stream_metrics(tmp_path / "metrics.jsonl")) == [{"step": 1}]
-
-
 def test_the_record_of_a_run_has_its_history(tmp_path: Path) -> None:
     run = train(tmp_path, "estimator.noise=0.001")
     history = read_record(run / "record.json")["history"]
@@ -199,11 +190,3 @@ def test_the_record_of_a_run_has_its_history(tmp_path: Path) -> None:
     assert history["step"] == list(range(1, 11))
     assert history["loss"] == pytest.approx([entry["loss"] for entry in lines], rel=1e-4)
     assert history["noise"] == [0.001] * 10 and all(c > 0 for c in history["c_over_g"])
-
-
-def test_a_record_without_a_history_is_still_a_record(tmp_path: Path) -> None:
-    path = train(tmp_path) / "record.json"
-    record = read_record(path)
-    del record["history"]
-    path.write_text(json.dumps(record))
-    assert read_record(path) == record
