@@ -192,11 +192,7 @@ def say_failed(told: Counter[str], jobs: int) -> None:
 
 
 def label_of(overrides: Sequence[str], words: Sequence[str]) -> str:
-    """Return what tells a run of a sweep from the others: what differs, but the seed.
-
-    Args:
-        overrides: of this run.
-        words: of the command line; those of a sweep have several values.
+    """Return what tells a run, of these overrides, from the others of the words of a sweep.
 
     >>> label_of(["estimator=ste", "seed=1", "recipe.lr=0.1"], ["estimator=ste", "recipe.lr=0.1,1"])
     'recipe.lr=0.1'
@@ -213,10 +209,7 @@ def label_of(overrides: Sequence[str], words: Sequence[str]) -> str:
 def run_one(config: RunConfig, label: str, seeds: Sequence[int]) -> int:
     """Run, or describe, what is configured; return the exit status.
 
-    Args:
-        config: the run.
-        label: see `label_of`.
-        seeds: of a dry run that stands for others, which differ in the seed alone.
+    A dry run may stand for others, which differ in the seed alone: `seeds` are those of all.
     """
     from fogzo_repro.run import execute
     from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted, hurry

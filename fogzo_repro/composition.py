@@ -75,12 +75,7 @@ def compose_run(*overrides: str) -> RunConfig:
 
 
 def parse_composed(composed: Any, hydra_section: Any, typed: Sequence[str]) -> RunConfig:
-    """Parse what Hydra has composed.
-
-    Args:
-        composed: the settings.
-        hydra_section: Hydra's own.
-        typed: the words of the command line, which tell how the values of a sweep were spelled.
+    """Parse what Hydra has composed; `typed` tells how the values of a sweep were spelled.
 
     Raises:
         ConfigError: in one line.
@@ -200,13 +195,7 @@ def setting_of(word: str) -> str:
 
 
 def in_one_line(error: Exception, words: Sequence[str], typed: Sequence[str]) -> UserError:
-    """Return what Hydra, or a parser that it uses, has raised while it composed, in one line.
-
-    Args:
-        error: any of theirs, or one of ours, which is in one line.
-        words: what it composed.
-        typed: the words of the command line.
-    """
+    """Return in one line what Hydra, or a parser that it uses, raised while it composed `words`."""
     return blamed(_in_one_line(error, words), words, typed)
 
 
@@ -262,10 +251,7 @@ def _unknown_setting(words: Sequence[str]) -> ConfigError | None:
 def blamed(error: UserError, words: Sequence[str], typed: Sequence[str]) -> UserError:
     """Say of an error in a cell whether its table is wrong, or a word that cannot stand over it.
 
-    Args:
-        error: that one run has.
-        words: of the run.
-        typed: the words of the command line; others are the cell's.
+    Of the words of the run those that were typed on the command line stand over the cell's.
     """
     entry = _named_entry(words)
     if entry is None or str(error).startswith(str(entry.file)):

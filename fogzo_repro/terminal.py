@@ -225,14 +225,7 @@ def output_status() -> int:
 
 
 class Unfailing:
-    """A text stream that drops what cannot be written.
-
-    Args:
-        stream: where the text goes as long as it can.
-
-    Attributes:
-        lost: why something was dropped, the first time.
-    """
+    """A text stream that drops what cannot be written; `lost` is why, the first time."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -267,10 +260,8 @@ def outlive_terminal(*names: str) -> None:
 
     A command that was started with closed streams gets them on the null device: the next file that
     is opened would otherwise take their number, and with it what any library prints. A character
-    that the terminal does not know is replaced by a question mark.
-
-    Args:
-        names: of the streams, `stdout` and `stderr`, whose failures are passed over from now on.
+    that the terminal does not know is replaced by a question mark. Failures of the named streams,
+    `stdout` and `stderr`, are passed over from now on.
     """
     for number in range(3):
         try:

@@ -19,14 +19,10 @@ def table_cells(
     seeds: tuple[int, ...] | None = None,
     each_value_once: bool = False,
 ) -> list[Cell]:
-    """Compose the cells of a table.
+    """Compose the cells of a table, or those of `table/cell`, where * stands for any letters.
 
-    Args:
-        table: its name, or `table/cell`, where * stands for any letters.
-        overrides: Hydra overrides for every cell.
-        seeds: in place of the evaluation seeds of the cells; one that has none, of a sweep on the
-            tuning seeds, gets none.
-        each_value_once: of cells that differ in several values, no more than show each value.
+    The seeds stand in place of a cell's evaluation seeds, see `Entry.with_seeds`; overrides are for
+    every cell; see `Entry.combinations` for `each_value_once`.
 
     Raises:
         ConfigError: in one line.

@@ -168,13 +168,7 @@ a signal with the checkpoint written, the same command goes on."""
 def help_text(
     settings: Mapping[str, Any], options: Mapping[str, list[str]], surrogates: Iterable[str]
 ) -> str:
-    """Return what --help prints.
-
-    Args:
-        settings: of a run, by section; a setting outside of all sections by its name.
-        options: of the groups.
-        surrogates: each as OPERATOR_NAME.
-    """
+    """Return what --help prints, by a run's settings, the groups' options and OPERATOR_NAMEs."""
     of_operator: dict[str, list[str]] = {}
     for operator, _, name in (each.partition("_") for each in surrogates):
         of_operator.setdefault(operator, []).append(name)

@@ -49,13 +49,10 @@ def published(config: RunConfig) -> dict[str, Any]:
 
 
 def result_fields(config: RunConfig, resolved: dict[str, Any]) -> dict[str, Any]:
-    """Return all that determines the result: settings, resolved hardware facts, method version.
+    """Return all that determines the result: settings, resolved facts, method version.
 
-    Args:
-        config: the run.
-        resolved: what only the machine or the data can say: precision, world size, evaluator,
-            the data's fingerprint, what the Python files of a user's parts and the weights that
-            it begins with contain.
+    `resolved` is what only the machine or files can say: precision, world size, evaluator, the
+    data's fingerprint, what a user's Python files and the weights that it begins with contain.
     """
     kept = {k: v for k, v in asdict(config).items() if k not in FREE}
     for section in FAMILIES:  # two parts of one name differ in the fingerprint or that content
@@ -84,10 +81,7 @@ def run_id(config: RunConfig, result: dict[str, Any]) -> str:
 def cell_id(config: RunConfig, result: dict[str, Any], seeds: Sequence[int]) -> str:
     """Return `{model}-{dataset}-{quantizer}-{estimator}-{count}seeds-{hash8}`, see `records`.
 
-    Args:
-        config: of one of the runs.
-        result: as for `run_id`; its `seed` does not count.
-        seeds: of the runs.
+    `config` and `result` are those of any of the runs.
     """
     shared = {key: value for key, value in result.items() if key != "seed"}
     return f"{_names(config)}-{len(seeds)}seeds-{config_hash({**shared, 'seeds': list(seeds)})}"

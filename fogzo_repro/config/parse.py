@@ -280,11 +280,7 @@ def _check_named(section: str, settings: dict[str, Any], option: str, parts_dir:
 def parse_settings(
     settings: dict[str, Any], typed: Mapping[str, str] = MappingProxyType({})
 ) -> RunConfig:
-    """Turn settings into a checked `RunConfig` as they stand.
-
-    Args:
-        settings: of a whole run, sections as mappings.
-        typed: what the command line has given, by key.
+    """Turn settings into a checked `RunConfig` as they stand; some were `typed`, by key.
 
     Raises:
         ConfigError: as `parse_config`.

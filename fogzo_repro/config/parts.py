@@ -211,14 +211,8 @@ def schema(
 ) -> type:
     """Return the settings of a part whose family has no dataclass of its own, by its YAML file.
 
-    A YAML file that is based on another one has that one's rules too.
-
-    Args:
-        section: the part's kind.
-        name: the part's name.
-        family: its Python file.
-        parts_dir: the user's folder of parts.
-        families: the dataclasses of the section's built-in families.
+    A YAML file that is based on another one has that one's rules too: `families` are the
+    dataclasses of the section's built-in ones.
 
     Raises:
         ConfigError: where its YAML or Python file is missing or is not one.
@@ -317,12 +311,7 @@ def build_part(
 ) -> Any:
     """Import the Python file of a part and call its `build`, or another function of the file.
 
-    Args:
-        section: the part's kind.
-        settings: its section of the configuration.
-        parts_dir: the user's folder of parts.
-        function: which function of the file.
-        given: what the run gives to it. The function gets what it names of `given` and `settings`.
+    The function gets what it names of the part's settings and of what the run has `given`.
 
     Raises:
         ConfigError: where the file has no such function, the function names something that is

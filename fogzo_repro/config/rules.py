@@ -22,9 +22,6 @@ def require(rule: bool, message: str) -> None:
 def check_given_once(words: Iterable[str]) -> None:
     """Refuse a setting with two values on a command line, of which the last one would win.
 
-    Args:
-        words: `key=value`; others are passed over. Of a sweep all values are one word.
-
     >>> check_given_once(["seed=1", "recipe.lr=0.1", "seed=1"])
     """
     given: dict[str, str] = {}
@@ -39,11 +36,7 @@ def did_you_mean(name: str, known: Iterable[str], before: str = "") -> str:
     """Return the question after a name that is not known, or nothing where no known name is near.
 
     Of dotted names the parts are compared one by one: all of `estimator.` looks alike otherwise.
-
-    Args:
-        name: as it was typed.
-        known: the names that there are.
-        before: is put before the name that is proposed.
+    `before` is put before the name that is proposed.
 
     >>> did_you_mean("betamin", ["n", "beta_min"], "estimator."), did_you_mean("betamin", ["n"])
     ('; did you mean estimator.beta_min?', '')
@@ -92,15 +85,7 @@ MOST = 1000  # of what is made one by one before a run begins: layers, copies, p
 def finite(
     key: str, value: float | None, low: float, *, strict: bool = False, most: int = LARGEST
 ) -> None:
-    """Refuse a number that is not finite or is below (or, if strict, at) a bound; null passes.
-
-    Args:
-        key: dotted.
-        value: of the setting.
-        low: the bound.
-        strict: whether the bound itself is refused.
-        most: the largest whole number.
-    """
+    """Refuse a number that is not finite or is below (or, if strict, at) a bound; null passes."""
     if value is None:
         return
     if isinstance(value, int):

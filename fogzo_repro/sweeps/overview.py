@@ -23,13 +23,9 @@ TAIL_BYTES = 200  # enough for the last line of timing.jsonl
 
 
 class Overview:
-    """Shows the state of the queue on stderr.
+    """Shows the state of the queue on stderr: of `total` jobs, of which some were over before.
 
-    Args:
-        label: what is run.
-        total: jobs in all, those included that were over before.
-        over: jobs that were over before.
-        every: seconds between the lines where there is no terminal.
+    Without a terminal it is a line every so many seconds.
     """
 
     def __init__(self, label: str, total: int, over: int, every: float = LINE_SECONDS) -> None:

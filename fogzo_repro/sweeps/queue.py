@@ -84,13 +84,9 @@ def work(
     environment: dict[str, str],
     run: Callable[[RunConfig], Ending],
 ) -> None:
-    """Take jobs from the connection until there are none.
+    """Take jobs from the connection, a `RunConfig` each, until it gives None; answer by `Ending`s.
 
-    Args:
-        connection: gives a `RunConfig` or None, takes an `Ending`.
-        log: takes all that the runs print.
-        environment: variables to set before torch is imported.
-        run: runs one job.
+    The environment is set before torch is imported; what the runs print goes into the log.
     """
     os.environ.update(environment)
     outlive_terminal("stdout", "stderr")
@@ -149,12 +145,7 @@ class AwakeClock:
 
 
 class HangWatch:
-    """Watches one run.
-
-    Args:
-        folder: the run folder.
-        now: when the run was started, on the clock that `look` is given.
-    """
+    """Watches one run, which is started `now` on the clock that `look` is given."""
 
     def __init__(self, folder: Path, now: float) -> None:
         self.path = folder / "timing.jsonl"
@@ -286,7 +277,7 @@ def run_queue(
         logs: a folder for what the workers print.
         overview: shows how it goes.
         deadline: on time.monotonic's clock; then the queue stops as if by a signal.
-        run: runs one job in a worker.
+        run: one job in a worker.
     """
     waiting, outcome, crew = list(jobs), Outcome(), dict[int, _Worker]()
     stopping, again, clock = False, False, AwakeClock()

@@ -46,11 +46,7 @@ def train_lanes(
 ) -> Outcome:
     """Train cells side by side and file their records, group after group.
 
-    Args:
-        cells: from `plan_lanes`.
-        records: the folder of committed records.
-        say: takes lines for the user.
-        deadline: on the monotonic clock; what is not over by then is not filed.
+    What is not over by the deadline, on the monotonic clock, is not filed.
 
     Raises:
         UserError: where a group does not fit the card.
@@ -138,9 +134,7 @@ def train_group(
 ) -> list[dict[str, Any]]:
     """Train the lanes of a group; return a record for each cell.
 
-    Args:
-        group: from `sweeps.lanes.groups`.
-        check: is called after each step and each pass of the evaluation, and may raise.
+    `check` is called after each step and each pass of the evaluation, and may raise.
 
     Raises:
         UserError: where the group does not fit the card.
@@ -208,17 +202,11 @@ def memory_of(
     """Return the bytes that a seed takes, and those that each of its lanes takes beside it.
 
     On a GPU some memory comes on top, the same whatever the lanes; what takes it is not known.
-
-    Args:
-        config: of a lane.
-        inputs: P, pixels an image.
-        classes: K.
-        steps_per_epoch: whole batches in it.
-        on_gpu: levels and pixels have 2 bytes there, 4 on a CPU; all else has 4.
+    `inputs` are the pixels of an image.
     """
     n = getattr(config.estimator, "n", 0)
     batch, hidden = config.recipe.global_batch_size, config.model.hidden
-    exact = 2 if on_gpu else 4
+    exact = 2 if on_gpu else 4  # bytes of a level and a pixel; all else has 4
     perturbed = hidden * (inputs + classes)
     # The batch as inputs and as pixels, the order of an epoch, directions and how they are made.
     seed = batch * (inputs * (4 + exact) + 4 * steps_per_epoch) + n * perturbed * (4 + 4)
@@ -235,12 +223,7 @@ def parts(
 ) -> Iterator[tuple[slice, slice]]:
     """Yield which cells and seeds train at once, so that `budget` bytes hold them.
 
-    Args:
-        cells: in the group.
-        seeds: of each.
-        budget: bytes; at least one lane trains whatever it takes.
-        seed: bytes of a seed.
-        lane: bytes of each of its lanes.
+    `seed` and `lane` are the bytes of `memory_of`; at least one lane trains whatever it takes.
     """
     cells_at_once = max(1, min(cells, (budget - seed) // lane))
     seeds_at_once = max(1, budget // (seed + cells_at_once * lane))

@@ -32,11 +32,12 @@ def known_runs(
 ) -> dict[Run, str]:
     """Return the state of every run that has left something.
 
+    What is committed comes before what is in run folders.
+
     Args:
         records: the folder of committed records.
-        output_roots: folders of run folders; what is committed comes first.
-        device: `cpu` or `cuda`: leave out the records and folders of runs on the other, which are
-            other runs, with whatever settings.
+        output_roots: folders of run folders.
+        device: `cpu` or `cuda`: leave out runs on the other, which are other runs.
     """
     found: dict[Run, str] = {}
     for root in output_roots:
@@ -88,31 +89,22 @@ def absent_starts(cells: Iterable[Cell], known: Mapping[Run, str]) -> Counter[st
 def over_without_start(cells: Iterable[Cell], records: Path, device: str) -> list[Cell]:
     """Return the cells that are over and begin with a network that is not here.
 
-    A run id needs its weights, so that such cells cannot be planned; nor need they be.
-
-    Args:
-        cells: of tables.
-        records: the folder of committed records.
-        device: the kind that the runs take here, `cpu` or `cuda`.
+    A run id needs its weights, so that such cells cannot be planned; nor need they be. `device` is
+    the kind that the runs take here, `cpu` or `cuda`.
     """
     lacking = [c for c in cells if absent_start(c.config) and not c.config.force]
     known = known_runs(records, [], device) if lacking else {}
-
-    def is_over(cell: Cell) -> bool:
+    found = []
+    for cell in lacking:
         runs = runs_of(cell.config.cell, cell.config.scale, cell.seeds)
-        return all(known.get(run) in OVER for run in runs)
-
-    return [cell for cell in lacking if is_over(cell)]
+        found += [cell] if all(known.get(run) in OVER for run in runs) else []
+    return found
 
 
 def run_elsewhere(runs: Iterable[Run], records: Path, hardware: str, device: str) -> list[str]:
-    """Say, in a line, how many of some runs have the record of a run on another kind of device.
+    """Say, in a line, how many of the runs that are missing here were recorded on the other device.
 
-    Args:
-        runs: that are missing on this one.
-        records: the folder of committed records.
-        hardware: the profile that was asked for.
-        device: the kind that it takes here, `cpu` or `cuda`.
+    `hardware` is the profile that was asked for, `device` the kind that it takes here.
     """
     elsewhere = known_runs(records, [], "cuda" if device == "cpu" else "cpu")
     count = sum(elsewhere.get(run) in OVER for run in runs)

@@ -118,9 +118,7 @@ class Journal:
     def time(self, step: int, **more: str) -> None:
         """Add a line to timing.jsonl.
 
-        Args:
-            step: the steps that are done.
-            more: `pause`, where no steps are taken for a while, so that it is not a hang.
+        `more` is a `pause` where no steps are taken for a while, so that it is not a hang.
         """
         if self.writes:
             line = {"step": step, "seconds": round(self.seconds(), 4), **more}
@@ -142,9 +140,7 @@ class Journal:
     def mean_loss(self, after: int, seen: Callable[[int], int]) -> float | None:
         """Return the mean loss of the examples that were trained on in the steps after one.
 
-        Args:
-            after: the step.
-            seen: how many examples the first steps of the run take, by their number.
+        `seen` tells how many examples the first steps of the run take, by their number.
         """
         steps = [x for x in self.lines() if "split" not in x and x["step"] > after]
         sizes = [seen(x["step"]) - seen(x["step"] - 1) for x in steps]

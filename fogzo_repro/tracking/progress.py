@@ -14,14 +14,7 @@ LINE_SECONDS = 15.0  # without a terminal: a line at most this often
 
 
 class RunProgress:
-    """Shows the steps of one run.
-
-    Args:
-        label: what runs.
-        total: steps in all.
-        done: steps taken before, by a run that is resumed.
-        quiet: show nothing.
-    """
+    """Shows the steps of one run; a resumed one has taken `done` of them before."""
 
     def __init__(self, label: str, total: int, done: int, quiet: bool = False) -> None:
         self.label = label

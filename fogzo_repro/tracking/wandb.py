@@ -66,10 +66,9 @@ class WandbMirror:
             self._put(lambda: self._send(new))
 
     def finish(self, record: dict[str, Any] | None) -> None:
-        """Send the final metrics of a run that is over, close wandb's files, wait a bounded time.
+        """Send the final metrics, close wandb's files, wait a bounded time.
 
-        Args:
-            record: of the run; None where it was stopped and may go on.
+        A run that was stopped and may go on has no record yet.
         """
         self._put(lambda: self._close(record))
         self._put(None)
