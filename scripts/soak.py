@@ -45,11 +45,7 @@ from fogzo_repro.sweeps.status import known_runs
 from fogzo_repro.terminal import command_parser
 
 LONGEST = 3.0  # seconds from the start of an attempt to its kill; a queue's workers import torch
-MLP = {
-    "mlp-ste": ["estimator=ste"],
-    "mlp-nspsa": ["estimator=nspsa"],
-    "mlp-fogzo": ["estimator=fogzo"],
-}
+MLP = {f"mlp-{name}": [f"estimator={name}"] for name in ("ste", "nspsa", "fogzo")}
 SMALL = ["scale=smoke", "estimator=fogzo", "recipe.max_steps=30", "eval_every_steps=7"]
 IMAGES = [*SMALL, "dataset=digits"]
 NETWORKS = {
@@ -182,8 +178,7 @@ def ends(folder: Path) -> dict[str, bytes]:
 
 def soak(case: Case, folder: Path, kills: int, draw: random.Random) -> tuple[Counter, list[str]]:
     """Kill a case so many times, let it end each time it does, compare; return counts, faults."""
-    counts: Counter[str] = Counter()
-    faults: list[str] = []
+    counts, faults = Counter[str](), list[str]()
     begun = time.monotonic()
     if run(case, folder / "whole", None) != 0:
         return counts, [f"{case.name}: the uninterrupted run has failed"]

@@ -253,11 +253,8 @@ def test_a_typed_scale_comes_before_the_cells(monkeypatch, capsys):
 
 def test_scripts_compose_a_cell_at_its_scale():
     config = cli.compose_run(MINI, "dataset.held_out=5000")
-    assert (config.scale, config.dataset.name, config.dataset.held_out) == (
-        "mini",
-        "cifar100",
-        5000,
-    )
+    dataset = config.dataset
+    assert (config.scale, dataset.name, dataset.held_out) == ("mini", "cifar100", 5000)
     assert cli.compose_run(MINI, "scale=full").dataset.name == "imagenet100"
 
 
@@ -277,15 +274,8 @@ def test_the_plain_command_is_the_cell(monkeypatch, capsys, tiny_table):
         swept = [word for word in start[3:] if "," in word and '"' not in word]
         plain = [word for word in start[3:] if word not in swept]
         assert settings(*plain) == settings(f"experiment={cell}")
-        _, hydra, _ = run_cli(
-            monkeypatch,
-            capsys,
-            f"experiment={cell}",
-            "--cfg",
-            "hydra",
-            "-p",
-            "hydra.sweeper.params",
-        )
+        shown = ["--cfg", "hydra", "-p", "hydra.sweeper.params"]
+        _, hydra, _ = run_cli(monkeypatch, capsys, f"experiment={cell}", *shown)
         assert swept == [line.replace(": ", "=") for line in hydra.splitlines()[1:]]
 
 
@@ -405,6 +395,7 @@ def test_settings_and_flags_stand_in_any_order(monkeypatch, capsys):
     assert (status, err) == (0, "") and "name: ste" in out
 
 
+SEVERAL = "is 2 cells; -m runs them all"
 UNKNOWN = {
     "cell": ("experiment=tiny/nspsaa", "tiny.yaml has no cell nspsaa; did you mean nspsa?"),
     "far cell": (
@@ -427,20 +418,14 @@ UNKNOWN = {
         f"{MINI} dataset.held_outt=5000",
         "dataset.held_outt is not a setting of dataset=cifar100; did you mean dataset.held_out?",
     ),
-    "several without -m": ("experiment=tiny/ste,tiny/nspsa", "is 2 cells; -m runs them all"),
-    "several over another word": (
-        "experiment=tiny/ste,tiny/nspsa dry_run=true",
-        "is 2 cells; -m runs them all",
-    ),
+    "several without -m": ("experiment=tiny/ste,tiny/nspsa", SEVERAL),
+    "several over another word": ("experiment=tiny/ste,tiny/nspsa dry_run=true", SEVERAL),
     "two in place of a list": (
         "experiment=tiny/ste -m experiment=tiny/nspsa",
         "experiment=tiny/ste and experiment=tiny/nspsa are given together; give one, or a list",
     ),
-    "several shown": (
-        "-m experiment=tiny/ste,tiny/nspsa --cfg job",
-        "is 2 cells; -m runs them all",
-    ),
-    "a list as YAML has it": ("experiment=[tiny/ste,tiny/nspsa]", "is 2 cells; -m runs them all"),
+    "several shown": ("-m experiment=tiny/ste,tiny/nspsa --cfg job", SEVERAL),
+    "a list as YAML has it": ("experiment=[tiny/ste,tiny/nspsa]", SEVERAL),
     "one of several": ("-m experiment=tiny/ste,tiny/nspsaa", "tiny.yaml has no cell nspsaa; did"),
     "table of several": ("-m experiment=tiny/ste,tinny/ste", "tinny is not a table; did you mean"),
     "glob": ("-m experiment=glob(tiny/x*)", "tiny.yaml has no cell x*; it has: ste, nspsa, wrong"),
@@ -571,14 +556,8 @@ def test_the_last_line_of_a_run_keeps_last_and_best_apart():
         "last": {"val": {"step": 9, "top1": 70.0, "top5": 90.0}, "train": {"step": 9, "loss": 2.5}},
         "best": {"val": {"step": 6, "split": "val", "top1": 71.25, "top5": 91.0}},
     }
-    record = {
-        "run_id": "r",
-        "status": "finished",
-        "scale": "full",
-        "metrics": metrics,
-        "wall_seconds": 1,
-        "notes": "",
-    }
+    record = {"run_id": "r", "status": "finished", "scale": "full", "metrics": metrics}
+    record |= {"wall_seconds": 1, "notes": ""}
     assert "loss" not in cli.summary({**record, "scale": "smoke"})  # two steps are no result
     assert cli.summary(record) == (
         "r: finished  val top1 70.0000  val top5 90.0000  train loss 2.5000  "

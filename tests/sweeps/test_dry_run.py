@@ -57,11 +57,8 @@ def test_every_cell_is_forecast_without_its_data(
 
 
 def test_the_tokens_to_prepare_are_those_of_the_largest_cell(tmp_path: Path) -> None:
-    cells = [
-        replace(cell, config=replace(cell.config, data_dir=str(tmp_path)))
-        for name in ("95m", "300m")
-        for cell in table_cells(f"table3/{name}-full-precision", [])
-    ]
+    names = ("table3/95m-full-precision", "table3/300m-full-precision")
+    cells = [cell for name in names for cell in table_cells(name, [f"data_dir={tmp_path}"])]
     lines = dry_run("table3", cells, RECORDS)
     (said,) = (x for x in lines if x.startswith("missing on") and "prepare_c4" in x)
     assert "--tokenizer meta-llama/Llama-2-7b-hf --out" in said  # QuEST's, RECIPES C.2
@@ -70,23 +67,16 @@ def test_the_tokens_to_prepare_are_those_of_the_largest_cell(tmp_path: Path) -> 
 
 
 def test_a_mini_needs_a_small_text_that_keeps_documents_out(tmp_path: Path) -> None:
-    (cell,) = table_cells("mini-llama/hardtanh-ste-6", [])
-    cells = [replace(cell, config=replace(cell.config, data_dir=str(tmp_path)))]
-    (said,) = (
-        line
-        for line in dry_run("mini-llama", cells, RECORDS)
-        if "prepare_c4" in line and "missing on" in line
-    )
+    cells = table_cells("mini-llama/hardtanh-ste-6", [f"data_dir={tmp_path}"])
+    lines = dry_run("mini-llama", cells, RECORDS)
+    (said,) = (x for x in lines if x.startswith("missing on") and "prepare_c4" in x)
     assert "--tokens 1.02e+08 --held-out 0.005; the recorded runs had another text" in said
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        (
-            "table3/95m-quest-ste",
-            " until make bench-language HARDWARE=NAME measured them",
-        ),
+        ("table3/95m-quest-ste", " until make bench-language HARDWARE=NAME measured them"),
         ("mini-llama/hardtanh-ste", ""),  # records tell
     ],
 )

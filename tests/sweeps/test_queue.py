@@ -25,6 +25,7 @@ from fogzo_repro.tracking.records import read_record
 from fogzo_repro.training.preemption import StopRequest
 from tests.forked import finish, fork
 
+Make = Callable[..., RunConfig]
 CRASHING_SEED = 1
 HANGING_SEED = 5
 FULL_SEED = 1
@@ -142,7 +143,7 @@ def run_on_a_full_disk(config: RunConfig) -> Ending:
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 def test_a_full_disk_fails_the_run_in_one_line_and_the_others_go_on(
-    make_config: Callable[..., RunConfig], tmp_path: Path
+    make_config: Make, tmp_path: Path
 ) -> None:
     jobs = plan_jobs([Cell(make_config(), (0, FULL_SEED, 2))])
     outcome = start(jobs, tmp_path, run=run_on_a_full_disk, workers=1)
@@ -154,25 +155,21 @@ def test_a_full_disk_fails_the_run_in_one_line_and_the_others_go_on(
 
 
 @pytest.mark.slow
-def test_the_queue_works_without_a_place_for_its_logs(
-    make_config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
+def test_the_queue_works_without_a_place_for_its_logs(make_config: Make, tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file where the folder of logs should be")
     outcome = start(jobs_of(make_config(), 1), tmp_path, run=end_by_seed)
     assert seeds(outcome.finished) == [0]
 
 
 @pytest.mark.slow
-def test_the_cards_are_dealt_to_the_workers_in_turn(
-    make_config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
+def test_the_cards_are_dealt_to_the_workers_in_turn(make_config: Make, tmp_path: Path) -> None:
     outcome = start(jobs_of(make_config(), 2), tmp_path, run=say_device, gpus=["3", "5"])
     assert sorted(why for _, why in outcome.failed) == ["3", "5"]
 
 
 @pytest.mark.slow
 def test_a_job_that_crashes_hangs_or_diverges_does_not_stop_the_rest(
-    make_config: Callable[..., RunConfig],
+    make_config: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -199,16 +196,14 @@ def test_a_job_that_crashes_hangs_or_diverges_does_not_stop_the_rest(
 
 
 def test_a_run_may_start_processes_as_the_loaders_of_photographs_do(
-    make_config: Callable[..., RunConfig], tmp_path: Path
+    make_config: Make, tmp_path: Path
 ) -> None:
     outcome = start(jobs_of(make_config(), 1), tmp_path, run=start_a_process)
     assert seeds(outcome.finished) == [0]
 
 
 @pytest.mark.slow
-def test_the_deadline_stops_the_queue_as_a_signal_does(
-    make_config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
+def test_the_deadline_stops_the_queue_as_a_signal_does(make_config: Make, tmp_path: Path) -> None:
     deadline = time.monotonic() + 1.0
     outcome = start(jobs_of(make_config(), 3), tmp_path, run=save_when_asked, deadline=deadline)
     assert outcome.interrupted
@@ -218,7 +213,7 @@ def test_the_deadline_stops_the_queue_as_a_signal_does(
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 def test_a_signal_to_all_processes_fails_no_run_whose_worker_was_starting(
-    make_config: Callable[..., RunConfig], tmp_path: Path
+    make_config: Make, tmp_path: Path
 ) -> None:
     outcome = start(jobs_of(make_config(), 2), tmp_path, run=end_with_the_queue, workers=1)
     assert outcome.interrupted and not outcome.failed
@@ -226,7 +221,7 @@ def test_a_signal_to_all_processes_fails_no_run_whose_worker_was_starting(
 
 @pytest.mark.slow
 def test_a_closed_terminal_stops_the_queue_and_its_runs_at_their_checkpoints(
-    make_config: Callable[..., RunConfig], tmp_path: Path
+    make_config: Make, tmp_path: Path
 ) -> None:
     config = make_config()
 
@@ -244,7 +239,7 @@ def test_a_closed_terminal_stops_the_queue_and_its_runs_at_their_checkpoints(
 
 @pytest.mark.slow
 def test_a_run_saves_and_leaves_where_its_queue_was_killed(
-    make_config: Callable[..., RunConfig], tmp_path: Path
+    make_config: Make, tmp_path: Path
 ) -> None:
     config = make_config()
     pid = fork(lambda: start(jobs_of(config, 1), tmp_path, run=leave_a_word) and 0)
@@ -258,7 +253,7 @@ def test_a_run_saves_and_leaves_where_its_queue_was_killed(
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 def test_a_run_that_another_process_has_is_left_to_it_and_not_noted_as_failed(
-    make_config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from scripts.run_cells import INTERRUPTED_STATUS, conclude
 
@@ -276,7 +271,7 @@ def test_a_run_that_another_process_has_is_left_to_it_and_not_noted_as_failed(
 
 @pytest.mark.usefixtures("forked")
 def test_a_run_that_another_process_had_is_asked_for_again_at_the_end(
-    make_config: Callable[..., RunConfig], tmp_path: Path
+    make_config: Make, tmp_path: Path
 ) -> None:
     outcome = start(jobs_of(make_config(), 3), tmp_path, run=held_the_first_time, workers=1)
     assert [job.config.seed for job in outcome.finished] == [1, 2, 0]
@@ -286,7 +281,7 @@ def test_a_run_that_another_process_had_is_asked_for_again_at_the_end(
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 def test_a_miniature_table_with_a_crash_is_completed_by_a_second_queue(
-    make_config: Callable[..., RunConfig], tmp_path: Path
+    make_config: Make, tmp_path: Path
 ) -> None:
     cells = [Cell(make_config("quantizer=none", "estimator=ste"), (0, CRASHING_SEED))]
     jobs, records = plan_jobs(cells), tmp_path / "records"
@@ -311,9 +306,7 @@ def test_a_miniature_table_with_a_crash_is_completed_by_a_second_queue(
     ['{"step": 0, "seconds": 1.0}', '{"seconds": 1.0}', "[]", '{"step": 1e999, "seconds": 1e999}'],
     ids=str,
 )
-def test_times_that_tell_nothing_do_not_stop_the_overview(
-    make_config: Callable[..., RunConfig], line: str
-) -> None:
+def test_times_that_tell_nothing_do_not_stop_the_overview(make_config: Make, line: str) -> None:
     (job,) = jobs_of(make_config(), 1)
     job.folder.mkdir(parents=True)
     (job.folder / "timing.jsonl").write_text(line + "\n")
