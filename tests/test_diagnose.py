@@ -8,13 +8,11 @@ from safetensors.torch import load, save
 from short_runs import train
 
 from fogzo_repro import diagnose
-from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError
 from fogzo_repro.diagnose import Effort, main
 from fogzo_repro.estimators import rho_from_noise
 from fogzo_repro.reporting.diagnosis import Row, table
 from fogzo_repro.reporting.statistics import Interval
-from fogzo_repro.run import execute
 from fogzo_repro.stored import open_run
 from fogzo_repro.training.classification import InMemoryImages
 
@@ -150,7 +148,7 @@ def test_stochastic_depth_has_one_draw_of_masks_for_a_batch(tmp_path, monkeypatc
 
 def test_a_half_written_snapshot_is_named(folder, tmp_path):
     for name in ("config.yaml", "resolved.json"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
+        shutil.copy(folder / name, tmp_path)
     (tmp_path / "snapshot-00000010.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"snapshot-00000010\.safetensors is no whole file"):
         rows_of(tmp_path, SMALL)
@@ -160,7 +158,7 @@ def test_a_snapshot_with_a_flipped_bit_is_named_and_one_without_a_checksum_is_re
     folder, tmp_path
 ):
     for name in ("config.yaml", "resolved.json"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
+        shutil.copy(folder / name, tmp_path)
     content = (folder / "snapshot-00000010.safetensors").read_bytes()
     snapshot = tmp_path / "snapshot-00000010.safetensors"
     snapshot.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -186,8 +184,7 @@ def test_a_folder_that_cannot_be_written_loses_no_result(folder, tmp_path, capsy
 def test_other_networks_than_the_mlp_have_noises_by_rho(tmp_path):
     """Else the least of the paper's noises would drown the guide of a deep network."""
     words = ["model=resnet18", "scale=smoke", "model.width=2", "quantizer=sign", "snapshots=1"]
-    config = compose_run(*words, f"output_root={tmp_path}", "recipe.max_steps=1")
-    run = open_run(tmp_path / execute(config, quiet=True)["run_id"])
+    run = open_run(train(tmp_path, *words, "recipe.max_steps=1"))
     device = torch.device("cpu")
     network, task = run.network(device), run.task(None, device)
     found = diagnose.Diagnosis(run, network, task, vars(Effort(200, 2, 100)), device)

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import pytest
@@ -6,11 +7,15 @@ import torch
 from short_runs import train
 
 import fogzo_repro
+from fogzo_repro import diagnose, evaluate, export
 from fogzo_repro.config import UserError
 from fogzo_repro.evaluate import main, parse_settings
 from fogzo_repro.stored import open_run
+from fogzo_repro.terminal import run_tool
 from fogzo_repro.training.classification import InMemoryImages
 from tests.forked import python
+
+SETTINGS = ("config.yaml", "resolved.json")
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +62,7 @@ def test_load_run_gives_the_weights_of_the_checkpoint_without_data(folder, tmp_p
 
 
 def test_an_older_checkpoint_is_used_where_the_last_is_torn(folder, tmp_path, capsys):
-    copy = tmp_path / "run"
-    copy.mkdir()
-    for path in folder.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    copy = shutil.copytree(folder, tmp_path / "run")
     for suffix in (".json", ".safetensors"):
         last = next(copy.glob(f"checkpoint-*{suffix}"))
         (copy / f"checkpoint-00000041{suffix}").write_bytes(last.read_bytes()[:100])
@@ -70,42 +72,29 @@ def test_an_older_checkpoint_is_used_where_the_last_is_torn(folder, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("tool", "files", "message"),
-    [
-        ("evaluate", (), "is not a run folder"),
-        ("diagnose", (), "is not a run folder"),
-        ("export", (), "is not a run folder"),
-        ("evaluate", ("config.yaml", "resolved.json"), "has no checkpoint yet"),
-        ("export", ("config.yaml", "resolved.json"), "has no checkpoint yet"),
-        ("diagnose", ("config.yaml", "resolved.json"), "run its command again with snapshots=5"),
-    ],
-    ids=["evaluate-none", "diagnose-none", "export-none", "evaluate-checkpoint",
-         "export-checkpoint", "diagnose-snapshots"],
-)  # fmt: skip
+    ("names", "message"),
+    [((), "is not a run folder"), (SETTINGS, "; run its command again")],
+    ids=["nothing", "settings"],
+)
+@pytest.mark.parametrize("tool", [evaluate, diagnose, export], ids=lambda tool: tool.__name__)
 def test_what_is_missing_is_one_line_and_status_2(
-    tool, files, message, folder, tmp_path, capsys, monkeypatch
+    tool, names, message, folder, tmp_path, capsys, monkeypatch
 ):
-    from importlib import import_module
-
-    module = import_module(f"fogzo_repro.{tool}")
-    for name in files:
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    extra = [str(tmp_path / "out")] if tool == "export" else []
-    monkeypatch.setattr(sys, "argv", [tool, str(tmp_path), *extra])
-    status = fogzo_repro.evaluate.run_tool(module.main)
+    for name in names:
+        shutil.copy(folder / name, tmp_path)
+    extra = [str(tmp_path / "out")] if tool is export else []
+    monkeypatch.setattr(sys, "argv", ["tool", str(tmp_path), *extra])
+    assert run_tool(tool.main) == 2
     said = capsys.readouterr().err
-    assert status == 2
-    assert message in said
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    assert said.startswith("error: ") and said.count("\n") == 1 and message in said
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "resolved.json"])
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize(
     "content", [b"", b"seed: 0", b"{", b"a:\n\tb: 1", bytes(40), b"[1, 2]", b"null"], ids=repr
 )
 def test_half_written_settings_are_an_error_that_can_be_mended(folder, tmp_path, name, content):
-    for one in ("config.yaml", "resolved.json"):
+    for one in SETTINGS:
         (tmp_path / one).write_bytes(content if one == name else (folder / one).read_bytes())
     with pytest.raises(UserError):
         open_run(tmp_path)
