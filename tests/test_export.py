@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -31,14 +32,24 @@ def exported(request, tmp_path_factory):
     return folder, export_run(folder, base / "out").parent, levels, offset
 
 
+@pytest.fixture
+def copied(exported, tmp_path):
+    """An export that a test may damage."""
+    return shutil.copytree(exported[1], tmp_path / "copy")
+
+
+@torch.no_grad()
+def check_logits(folder, out):
+    x = torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    logits, again = load_run(folder)(x), load_export(out)(x)
+    assert torch.equal(logits, again)
+    assert logits.std() > 0
+
+
 @pytest.mark.slow
 def test_reloaded_logits_are_bitwise_equal(exported):
     folder, out, _, _ = exported
-    x = torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits, again = load_run(folder)(x), load_export(out)(x)
-    assert torch.equal(logits, again)
-    assert logits.std() > 0
+    check_logits(folder, out)
 
 
 def test_levels_are_on_the_grid_and_times_the_scale_they_are_the_weights(exported):
@@ -97,11 +108,7 @@ LEARNED = {
 @pytest.mark.parametrize("overrides", LEARNED.values(), ids=LEARNED)
 def test_scales_that_move_and_quantized_inputs_are_exported_too(tmp_path, overrides):
     folder = train(tmp_path, "recipe.max_steps=3", *overrides)
-    x = torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits = load_run(folder)(x)
-        again = load_export(export_run(folder, tmp_path / "out").parent)(x)
-    assert torch.equal(logits, again)
+    check_logits(folder, export_run(folder, tmp_path / "out").parent)
 
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path):
@@ -109,43 +116,36 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path):
         load_export(tmp_path)
 
 
-def test_weights_of_another_export_are_not_taken_for_its_own(exported, tmp_path):
+def test_weights_of_another_export_are_not_taken_for_its_own(copied):
     """So an interruption between the two files leaves a folder with an older export."""
-    _, out, _, _ = exported
-    tensors = load_file(out / WEIGHTS)
+    tensors = load_file(copied / WEIGHTS)
     tensors["fc1.scale"] = tensors["fc1.scale"] * 2
-    (tmp_path / WEIGHTS).write_bytes(save(tensors))
-    (tmp_path / METADATA).write_bytes((out / METADATA).read_bytes())
+    (copied / WEIGHTS).write_bytes(save(tensors))
     with pytest.raises(UserError, match=r"is not the one of export.json; export again"):
-        load_export(tmp_path)
+        load_export(copied)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, METADATA])
 @pytest.mark.parametrize("content", [b"", b"{", bytes(40)], ids=repr)
-def test_a_half_written_export_is_none(exported, tmp_path, name, content):
-    _, out, _, _ = exported
-    for one in (WEIGHTS, METADATA):
-        (tmp_path / one).write_bytes(content if one == name else (out / one).read_bytes())
+def test_a_half_written_export_is_none(copied, name, content):
+    (copied / name).write_bytes(content)
     with pytest.raises(UserError, match=r"is not an export|is not the one of"):
-        load_export(tmp_path)
+        load_export(copied)
 
 
-def test_settings_that_were_changed_since_are_refused(exported, tmp_path):
+def test_settings_that_were_changed_since_are_refused(copied):
     """An offset of 0 in place of 0.5, say, gives another network without a word."""
-    _, out, _, _ = exported
-    metadata = json.loads((out / METADATA).read_text())
+    metadata = json.loads((copied / METADATA).read_text())
     metadata["offsets"]["fc1"] += 0.5
-    (tmp_path / METADATA).write_text(json.dumps(metadata))
-    (tmp_path / WEIGHTS).write_bytes((out / WEIGHTS).read_bytes())
+    (copied / METADATA).write_text(json.dumps(metadata))
     with pytest.raises(UserError, match=r"export.json was changed since it was written; export"):
-        load_export(tmp_path)
+        load_export(copied)
 
 
-def test_a_half_written_export_without_a_checksum_is_named(exported, tmp_path):
-    _, out, _, _ = exported
-    metadata = json.loads((out / METADATA).read_text())
+def test_a_half_written_export_without_a_checksum_is_named(copied):
+    metadata = json.loads((copied / METADATA).read_text())
     del metadata["sha256"], metadata["checksum"]  # an export of earlier code
-    (tmp_path / METADATA).write_text(json.dumps(metadata))
-    (tmp_path / WEIGHTS).write_bytes((out / WEIGHTS).read_bytes()[:-10])
+    (copied / METADATA).write_text(json.dumps(metadata))
+    (copied / WEIGHTS).write_bytes((copied / WEIGHTS).read_bytes()[:-10])
     with pytest.raises(UserError, match=r"weights.safetensors is no whole file of tensors"):
-        load_export(tmp_path)
+        load_export(copied)
