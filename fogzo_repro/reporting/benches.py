@@ -121,23 +121,18 @@ def _ste(bench: Bench) -> str:
     return rate if share is None else f"{rate}, {100 * share:.0f}% of {PEAK}"
 
 
-def _over_unquantized(bench: Bench) -> str:
+def _over_unquantized(bench: Bench) -> float | None:
     plain = bench.record["networks"][bench.name].get("none")
-    ratio = plain and bench.figures["ste_ms"]["median"] / plain["ste_ms"]["median"]
-    return f"{ratio:.3f}" if ratio else ""
-
-
-def _ratio(key: str) -> Any:
-    return lambda bench: f"{bench.figures[key]:.3f}"
+    return plain and bench.figures["ste_ms"]["median"] / plain["ste_ms"]["median"]
 
 
 def _link(path: Path) -> str:
     return f"[{path.stem}](../results/records/bench/{path.name})"
 
 
-def _over_floor(bench: Bench) -> str:
+def _over_floor(bench: Bench) -> float | None:
     floor = bench.figures.get("floor")
-    return "" if floor is None else f"{floor['fogzo']['measured_over']:.2f}"
+    return floor and floor["fogzo"]["measured_over"]
 
 
 def _in_parts(bench: Bench) -> str:
@@ -191,12 +186,12 @@ STEPS = (
     Column("network, on one card", _network),
     Column("quantizer", lambda bench: bench.quantizer),
     Column("STE", _ste),
-    Column("× unquantized", _over_unquantized),
+    Column("× unquantized", _over_unquantized, "{:.3f}".format),
     Column("FOGZO n=1", lambda b: f"{b.figures['fogzo_per_s']:,.0f} {b.figures['unit']}/s"),
-    Column("× STE", _ratio("fogzo_over_ste")),
+    Column("× STE", lambda bench: f"{bench.figures['fogzo_over_ste']:.3f}"),
     Column("× STE, probes on 1/4, 1/8", _in_parts),
-    Column("× (STE + two forwards)", _ratio("fogzo_over_parts")),
-    Column("FOGZO × floor", _over_floor),
+    Column("× (STE + two forwards)", lambda bench: f"{bench.figures['fogzo_over_parts']:.3f}"),
+    Column("FOGZO × floor", _over_floor, "{:.2f}".format),
     Column("peak GiB", lambda bench: f"{bench.figures['peak_memory_mb'] / 1024:.1f}"),
     Column("record", lambda bench: _link(bench.path)),
 )

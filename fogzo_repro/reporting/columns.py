@@ -16,18 +16,18 @@ ESCAPES = {
 }  # fmt: skip
 
 
-def plain(value: Any) -> str:
-    """Return a value in full; nothing for None and nan."""
-    return "" if value is None or value != value else str(value)
-
-
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, what it takes from a line, and how that is written."""
+    """A column: its title, what it takes from a line, and how that is written if it is known."""
 
     title: str
     value: Callable[[Any], Any]
-    format: Callable[[Any], str] = plain
+    format: Callable[[Any], str] = str
+
+    def text(self, line: Any) -> str:
+        """Return what stands in a line, in full unless formatted; nothing for None and nan."""
+        value = self.value(line)
+        return "" if value is None or value != value else self.format(value)
 
 
 Columns = tuple[Column, ...]
@@ -112,4 +112,4 @@ def _titles(columns: Sequence[Column]) -> list[str]:
 
 
 def _body(columns: Sequence[Column], lines: Sequence[Any]) -> list[list[str]]:
-    return [[column.format(column.value(line)) for column in columns] for line in lines]
+    return [[column.text(line) for column in columns] for line in lines]

@@ -140,9 +140,9 @@ CHOICES: Columns = (
     Column("quantizer", lambda choice: choice.row),
     Column("side", lambda choice: choice.side),
     Column("chosen", lambda choice: choice.what),
-    Column("1−β_min", lambda choice: choice.cell.noise, lambda x: "" if x is None else f"{x:g}"),
-    Column("ρ", lambda choice: choice.cell.rho, lambda x: "" if x is None else f"{x:.2g}"),
-    Column("lr", lambda choice: choice.cell.rate, lambda rate: f"{rate:g}"),
+    Column("1−β_min", lambda choice: choice.cell.noise, "{:g}".format),
+    Column("ρ", lambda choice: choice.cell.rho, "{:.2g}".format),
+    Column("lr", lambda choice: choice.cell.rate, "{:g}".format),
     Column("seeds", lambda choice: ", ".join(map(str, choice.cell.tuning_losses()))),
     Column("note", lambda choice: choice.note),
 )

@@ -403,15 +403,12 @@ def _columns(rules: Rules) -> Columns:
         ),
         Column("95%", lambda one: interval(one.summary, digits)),
         Column("steps", lambda one: one.record and one.record["steps"]),
-        Column("evaluations a step", _evaluations),
+        Column(
+            "evaluations a step",
+            lambda one: one.record and one.record["evaluations_per_step"],
+            "{0[probes]} / {0[total]}".format,
+        ),
     )
-
-
-def _evaluations(one: Ranked) -> str:
-    if one.record is None:
-        return ""
-    counts = one.record["evaluations_per_step"]
-    return f"{counts['probes']} / {counts['total']}"
 
 
 def page(ranking: Ranking) -> str:

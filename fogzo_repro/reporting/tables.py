@@ -67,9 +67,9 @@ class Line:
         return self.cell.any_record
 
     @property
-    def evaluations(self) -> dict[str, int]:
-        """Network evaluations of a step under both countings; empty where nothing was run."""
-        return {} if self.record is None else self.record["evaluations_per_step"]
+    def evaluations(self) -> dict[str, int] | None:
+        """Network evaluations of a step under both countings; None where nothing was run."""
+        return self.record and self.record["evaluations_per_step"]
 
     def summary(self, *, tuning: bool = False) -> Summary | None:
         """Return the cell's metric over the evaluation or the tuning seeds."""
@@ -114,21 +114,15 @@ TABLE = Column("table", lambda line: line.table)
 ROW = Column("row", lambda line: line.cell.row)
 COLUMN = Column("column", lambda line: line.cell.column)
 METRIC = Column("metric", lambda line: f"{line.split} {METRIC_NAMES[line.metric]}")
-RHO = Column("ρ", lambda line: line.cell.rho, lambda rho: "" if rho is None else f"{rho:.3g}")
+RHO = Column("ρ", lambda line: line.cell.rho, "{:.3g}".format)
 STEPS = Column(
     "steps", lambda line: max((r["steps"] for r in line.cell.runs.values()), default=None)
 )
 SOURCE = Column("source", lambda line: line.source)
 OURS = Column("ours", lambda line: _mean_sd(line, line.split, line.metric))
-BETA = Column(
-    "β",
-    lambda line: line.cell.noise,
-    lambda noise: "" if noise is None else f"{1 - noise:.10g}",
-)
+BETA = Column("β", lambda line: line.cell.noise, lambda noise: f"{1 - noise:.10g}")
 EVALUATIONS = Column(
-    "evaluations per step",
-    lambda line: line.evaluations,
-    lambda counts: f"{counts['probes']:,} / {counts['total']:,}" if counts else "",
+    "evaluations per step", lambda line: line.evaluations, "{0[probes]:,} / {0[total]:,}".format
 )
 
 
@@ -142,8 +136,8 @@ SHALLOW_EXACT = (
     Column("noise", lambda line: line.cell.noise),
     Column("rho", RHO.value),
     Column("steps", lambda line: line.record and line.record["steps"]),
-    Column("probes_per_step", lambda line: line.evaluations.get("probes")),
-    Column("evaluations_per_step", lambda line: line.evaluations.get("total")),
+    Column("probes_per_step", lambda line: line.record and line.evaluations["probes"]),
+    Column("evaluations_per_step", lambda line: line.record and line.evaluations["total"]),
     *_numbers("train_loss_", lambda line: line.cell.summary("train", "loss")),
     *_numbers("test_top1_", lambda line: line.cell.summary("test", "top1")),
     Column("diverged", lambda line: len(line.cell.diverged()) if line.cell.runs else NOT_RUN),
@@ -277,9 +271,7 @@ def _paper_form(table: str) -> Form:
 
 
 LR = Column("lr", lambda line: line.cell.rate)
-HELD_BACK = Column(
-    "mean 1−h'", lambda line: line.cell.held_back, lambda x: "" if x is None else f"{x:.3f}"
-)
+HELD_BACK = Column("mean 1−h'", lambda line: line.cell.held_back, "{:.3f}".format)
 MINI_ABOUT = (
     "Scale mini: the same code where the estimators can be told apart on one card in minutes a "
     "run; never a value of the paper's. Train loss in nats over training data with the final "

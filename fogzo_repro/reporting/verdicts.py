@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from fogzo_repro.reporting.claims import Judged, JudgedTable
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.results import CellResult, Place, evaluations, scale_of
@@ -43,8 +41,8 @@ def _n(test: GainTest) -> str:
     return str(test.n[0]) if test.paired else f"{test.n[0]}, {test.n[1]}"
 
 
-def _p(p: float | None) -> str:
-    return "" if p is None or math.isnan(p) else p_value(p).removeprefix("p = ").removeprefix("p ")
+def _p(p: float) -> str:
+    return p_value(p).removeprefix("p = ").removeprefix("p ")
 
 
 def _deciding(judged: Judged, test: GainTest) -> float:
@@ -72,7 +70,7 @@ COLUMNS: Columns = (
     Column("gain [95%]", lambda judged: gain(judged.test, 4)),
     Column("n", lambda judged: judged.test and _n(judged.test)),
     Column("p", lambda judged: judged.test and _deciding(judged, judged.test), _p),
-    Column("Holm p", lambda judged: judged.test and judged.deciding_p, _p),
+    Column("Holm p", lambda judged: judged.deciding_p, _p),
     Column("evaluations", _cost_ratio),
     Column("verdict", lambda judged: judged.said + (f" ({judged.note})" if judged.note else "")),
     Column("source", lambda judged: judged.claim.source),
