@@ -17,22 +17,13 @@ POWER = 0.8  # with which a difference must be found to count as visible
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and sample standard deviation of n values; `half` is half the 95% t interval."""
+    """Mean and sample standard deviation of n values, and the ends of the 95% t interval."""
 
     n: int
     mean: float
     sd: float
-    half: float
-
-    @property
-    def low(self) -> float:
-        """Lower end of the interval; nan for one value."""
-        return self.mean - self.half
-
-    @property
-    def high(self) -> float:
-        """Upper end of the interval; nan for one value."""
-        return self.mean + self.half
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ class GainTest:
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
-    """Summarize values over seeds: None for no value; sd and half are nan for one.
+    """Summarize values over seeds: None for no value; sd and interval are nan for one.
 
     >>> summarize([1.0, 2.0, 3.0]).sd
     1.0
@@ -75,9 +66,10 @@ def summarize(values: Sequence[float]) -> Summary | None:
         return None
     mean = math.fsum(values) / n
     if n == 1:
-        return Summary(1, mean, math.nan, math.nan)
+        return Summary(1, mean, math.nan, math.nan, math.nan)
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    return Summary(n, mean, sd, float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * sd / math.sqrt(n))
+    half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * sd / math.sqrt(n)
+    return Summary(n, mean, sd, mean - half, mean + half)
 
 
 def gain_test(

@@ -34,7 +34,7 @@ def cell_mean(cell: CellResult | None, split: str, metric: str, digits: int) -> 
 
 def interval(summary: Summary | None, digits: int) -> str:
     """Return the 95% interval; nothing for fewer than two runs."""
-    if summary is None or math.isnan(summary.half):
+    if summary is None or math.isnan(summary.low):
         return ""
     return f"[{summary.low:.{digits}f}, {summary.high:.{digits}f}]"
 
