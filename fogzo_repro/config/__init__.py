@@ -11,6 +11,7 @@ from fogzo_repro.config.earlier import load_stored, parse_stored
 from fogzo_repro.config.estimators import FogzoConfig
 from fogzo_repro.config.hardware import HardwareConfig
 from fogzo_repro.config.identity import PLACES, cell_id, published, result_fields, run_id
+from fogzo_repro.config.own_errors import own_files_named
 from fogzo_repro.config.parse import parse_config, quoted, setting_names, to_yaml
 from fogzo_repro.config.parts import (
     added_files,
@@ -18,7 +19,6 @@ from fogzo_repro.config.parts import (
     build_surrogate,
     check_own_parts,
     is_own,
-    own_files_named,
 )
 from fogzo_repro.config.quantizers import RoundConfig, quantizer_label
 from fogzo_repro.config.recipes import RecipeConfig, VisionRecipe

@@ -16,28 +16,25 @@ YAML file: it is `surrogate/OPERATOR_NAME.py`, where the operator is `sign` or `
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, make_dataclass
-from functools import cache, wraps
+from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
+from fogzo_repro.config.own_errors import OWN, located
 from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, finite, require
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS, PACKAGE
-from fogzo_repro.terminal import UserError, first_line, path_of, stderr
+from fogzo_repro.terminal import path_of
 
-P = ParamSpec("P")
-R = TypeVar("R")
 FOLDERS = {  # section: where in the package its Python files are
     "model": "models",
     "dataset": "data",
@@ -113,7 +110,6 @@ class QuantizerPart(Part):
 
 
 FIRST_LAST = ("float", "8bit", "quantized")
-OWN = "fogzo_parts"  # the package, in sys.modules alone, of the users' Python files
 SHARED = {
     "model": ModelPart,
     "dataset": Part,
@@ -126,10 +122,6 @@ def own_parts() -> str | None:
     """Return the folder of the user's parts, which FOGZO_PARTS names; None without one."""
     given = os.environ.get("FOGZO_PARTS")
     return str(path_of("FOGZO_PARTS", given).absolute()) if given else None
-
-
-class PartError(ConfigError, ValueError):
-    """What a user's Python file has raised, in one line with the file and the line number."""
 
 
 def check_own_parts() -> None:
@@ -339,7 +331,7 @@ def build_part(
                     f"{section}.{key}: build() in {path} has no parameter {key}"
                     f"{did_you_mean(key, read)}"
                 )
-    with _located(path):
+    with located(path):
         return getattr(module, function)(**{k: offered[k] for k in wanted if k in offered})
 
 
@@ -348,7 +340,7 @@ def build_surrogate(operator: str, name: str, parts_dir: str | None) -> Any:
     """Return what the file of a surrogate builds, by the operator that it belongs to."""
     path = python_file("surrogate", f"{operator}_{name}", parts_dir)
     _parameters(path, module := _import("surrogate", path), "build")
-    with _located(path):
+    with located(path):
         return module.build()
 
 
@@ -363,96 +355,12 @@ def _import(section: str, path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = module_from_spec(spec)
     try:
-        with _located(path):
+        with located(path):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
-
-
-@contextlib.contextmanager
-def _located(path: Path) -> Iterator[None]:
-    """Say what a user's file raises in one line, with the line of the file that has led to it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if path.is_relative_to(PACKAGE):
-            raise
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        said = str(error)
-        if isinstance(error, SyntaxError) and error.filename == str(path):
-            lines, said = [error.lineno], error.msg
-        if type(error) is not ValueError:  # that is how a part refuses a value
-            said = f"{type(error).__name__}: {said}"
-        place = f"{path}, line {lines[-1]}" if lines else str(path)
-        raise PartError(f"{place}: {said}") from error
-
-
-class PartFailed(UserError):
-    """What a user's file has raised while it was used: its traceback, then a line that names it."""
-
-    def tell(self) -> None:
-        """Print both, on standard error."""
-        traceback.print_exception(self.__cause__, file=stderr())
-        super().tell()
-
-
-def own_files_named(work: Callable[P, R]) -> Callable[P, R]:
-    """Have a function name the users' files in what it raises while these are used.
-
-    A plain function, which Slurm's launcher can pickle, and no context manager.
-
-    Raises:
-        PartFailed: in place of an error where a user's file is in use.
-    """
-
-    @wraps(work)
-    def run(*arguments: P.args, **named: P.kwargs) -> R:
-        try:
-            return work(*arguments, **named)
-        except (Exception, SystemExit) as error:
-            ended = isinstance(error, SystemExit) and not place_in_own_file(error)
-            if isinstance(error, UserError) or ended or not own_files():
-                raise
-            room = (
-                isinstance(error, (OSError, MemoryError)) or "OutOfMemory" in type(error).__name__
-            )
-            remedy = "" if room else "; mend it and run the same command again"
-            raise PartFailed(said_with_place(error) + remedy) from error
-
-    return run
-
-
-def own_files() -> list[str]:
-    """Return the users' Python files that are in use."""
-    modules = [module for name, module in sys.modules.items() if name.startswith(f"{OWN}.")]
-    return sorted(file for module in modules if (file := module.__file__) is not None)
-
-
-def said_with_place(error: BaseException) -> str:
-    """Return an error in one line, with its place in a user's file, or all files in use."""
-    kind, line = type(error).__name__, first_line(error)
-    said = kind if line == f"{kind}()" else f"{kind}: {line}"
-    if place := place_in_own_file(error):
-        return place + said
-    return said + (f" (parts of yours in use: {', '.join(own_files())})" if own_files() else "")
-
-
-def place_in_own_file(error: BaseException) -> str:
-    """Return the last place in a user's file that an error has come through; empty without one.
-
-    Of code that was being compiled, and so not run, the compiler keeps the frames by itself.
-    """
-    own = own_files()
-    frames = [*traceback.extract_tb(error.__traceback__), *(getattr(error, "real_stack", ()) or ())]
-    places = [
-        f"{frame.filename}, line {frame.lineno}: " for frame in frames if frame.filename in own
-    ]
-    return places[-1] if places else ""
 
 
 def _parameters(path: Path, module: ModuleType, function: str) -> Mapping[str, inspect.Parameter]:

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import RunConfig, UserError
-from fogzo_repro.config.parts import said_with_place
+from fogzo_repro.config.own_errors import said_with_place
 from fogzo_repro.files import InUse
 from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.sweeps.overview import Overview

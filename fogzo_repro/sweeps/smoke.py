@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fogzo_repro.config.parts import said_with_place
+from fogzo_repro.config.own_errors import said_with_place
 from fogzo_repro.data.c4 import LEAST_WINDOWS, MANIFEST
 from fogzo_repro.run import execute
 from fogzo_repro.sweeps.jobs import Cell

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from fogzo_repro.config import UserError
-from fogzo_repro.config.parts import place_in_own_file
+from fogzo_repro.config.own_errors import place_in_own_file
 from fogzo_repro.terminal import first_line
 
 # For networks with quantized inputs. A computation that several kernels need is repeated in each

@@ -13,7 +13,8 @@ from fogzo_repro import __main__ as cli
 from fogzo_repro import diagnose, evaluate, load_run
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import CONFIGS, ConfigError, UserError, added_files, build_part, to_yaml
-from fogzo_repro.config.parts import SHARED, PartError, python_file
+from fogzo_repro.config.own_errors import PartError
+from fogzo_repro.config.parts import SHARED, python_file
 from fogzo_repro.config.run import FAMILIES
 from fogzo_repro.export import export_run, load_export
 from fogzo_repro.plan import make_plan
