@@ -19,10 +19,11 @@ from fogzo_repro.estimators import QuantizedWeight, directions, fogzo, nspsa, sm
 from fogzo_repro.models import head_loss
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.sweeps.forecast import forecast
-from fogzo_repro.sweeps.smoke import CONTEXT, VOCABULARY, write_invented_corpus
+from fogzo_repro.sweeps.smoke import write_invented_corpus
 from fogzo_repro.training.network import Network
 from fogzo_repro.training.optimizers import optimizer_tensors
 from tests.live_bytes import LiveBytes
+from tests.short_runs import smoke
 
 CPU = torch.device("cpu")
 
@@ -162,20 +163,13 @@ def test_the_check_before_the_start_counts_what_comes_with_the_first_step(
     assert asked[0][-1] == needs.optimizer + needs.estimator
 
 
-def llama(folder: Path, *words: str) -> RunConfig:
-    """Return a LLaMA's smoke run, which needs an invented text below the folder."""
-    small = (f"model.context={CONTEXT}", f"model.vocabulary={VOCABULARY}", "hardware=cpu")
-    places = (f"data_dir={folder}/data", f"output_root={folder}/runs")
-    return compose_run("scale=smoke", "model=llama_9m", *small, *places, *words)
-
-
 QUEST = ["quantizer=quest", "quantizer.activation_bits=2"]
 
 
 @pytest.mark.slow
 def test_a_record_says_how_it_was_computed_and_keeps_its_id(tmp_path: Path) -> None:
     write_invented_corpus(tmp_path / "data")
-    config = llama(tmp_path, "estimator=fogzo", *QUEST)
+    config = smoke(tmp_path, "llama_9m", "hardware=cpu", "estimator=fogzo", *QUEST)
     planned = plan.make_plan(config)
     record = run.execute(config, quiet=True)
     own = {key: record["resolved"][key] for key in HOW_COMPUTED}
@@ -203,7 +197,7 @@ def test_the_heads_kernel_is_named_where_probes_take_it(
 ) -> None:
     write_invented_corpus(tmp_path / "data")
     monkeypatch.setattr(head_loss, "has_kernel", lambda device: True)
-    planned = plan.make_plan(llama(tmp_path, *words))
+    planned = plan.make_plan(smoke(tmp_path, "llama_9m", "hardware=cpu", *words))
     in_bf16 = replace(planned.machine, autocast=torch.bfloat16)
     assert replace(planned, machine=in_bf16).how_computed() == said
     assert planned.how_computed().get("head") in (None, "chunks")  # in float32

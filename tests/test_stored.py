@@ -14,7 +14,7 @@ from fogzo_repro.export import export_run, load_export
 from fogzo_repro.stored import open_run
 from fogzo_repro.sweeps.smoke import CONTEXT, VOCABULARY, write_invented_corpus
 from fogzo_repro.training.checkpoint import load_checkpoint
-from tests.short_runs import train
+from tests.short_runs import smoke, train
 
 MODELS = [
     "mlp", "resnet18", "resnet50", "deit_tiny", "deit_small",
@@ -22,20 +22,12 @@ MODELS = [
 ]  # fmt: skip
 
 
-def smoke(folder, model, *words):
-    """Return the composed smoke run of a model, on data that are always there."""
-    if model.startswith("llama"):
-        words = (f"model.context={CONTEXT}", f"model.vocabulary={VOCABULARY}", *words)
-    places = [f"data_dir={folder}/data", f"output_root={folder}/runs"]
-    return compose_run("scale=smoke", f"model={model}", "snapshots=1", *places, *words)
-
-
 @pytest.fixture(scope="module", params=["mlp", "resnet18", "deit_tiny", "llama_9m"])
 def trained(request, tmp_path_factory):
     """A smoke run of each network: its configuration and its folder."""
     base = tmp_path_factory.mktemp(request.param)
     write_invented_corpus(base / "data")
-    config = smoke(base, request.param)
+    config = smoke(base, request.param, "snapshots=1")
     return config, base / "runs" / run.execute(config, quiet=True)["run_id"]
 
 

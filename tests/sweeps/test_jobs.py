@@ -9,17 +9,14 @@ from pathlib import Path
 
 from fogzo_repro.config import RunConfig
 from fogzo_repro.sweeps.jobs import Cell, Job, collect, missing_jobs, plan_jobs
-from fogzo_repro.tracking.records import FIELDS, SCHEMA_VERSION, SECTIONS
+from tests.tracking.test_records import single
 
 Make = Callable[..., RunConfig]
 
 
 def record(job: Job, **changes: object) -> str:
-    labels = {"table": "none", "row": "none", "column": "none"}
-    known = {"run_id": job.run_id, "seed": job.config.seed, "schema_version": SCHEMA_VERSION}
-    known |= {"scale": "full", "status": "finished", "config": {key: {} for key in SECTIONS}}
-    known |= {"resolved": {}, "evaluations_per_step": {}, "metrics": {"last": {}, "best": {}}}
-    return json.dumps(dict.fromkeys(FIELDS, 1) | labels | known | changes)
+    labels = {"table": "none", "row": "none", "column": "none", "run_id": job.run_id}
+    return json.dumps(single(job.config.seed) | labels | changes)
 
 
 def finish(job: Job) -> None:
