@@ -61,15 +61,18 @@ def report(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     blocks = [f"A  {a['run_id']}\nB  {b['run_id']}"]
     theirs = sections(b)
     for name, mine in sections(a).items():
-        other = theirs[name]
-        keys = list(dict.fromkeys([*mine, *other]))
-        differing = [k for k in keys if mine.get(k, ABSENT) != other.get(k, ABSENT)]
-        lines = [_line(k, mine.get(k, ABSENT), other.get(k, ABSENT)) for k in differing]
-        said = f"{len(differing)} differ, {len(keys) - len(differing)} equal"
+        lines = [_line(*found) for found in _differing(mine, theirs[name])]
+        said = f"{len(lines)} differ, {len({**mine, **theirs[name]}) - len(lines)} equal"
         titled = [["", "A", "B", "B - A" if any(line[3] for line in lines) else ""], *lines]
         shown = aligned(titled) if lines else []
         blocks.append("\n".join([f"{name}: {said}", *(f"  {line}" for line in shown)]))
     return "\n\n".join(blocks)
+
+
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return the keys whose values differ, with both values."""
+    both = ((key, a.get(key, ABSENT), b.get(key, ABSENT)) for key in {**a, **b})
+    return [(key, x, y) for key, x, y in both if x != y]
 
 
 def _line(key: str, a: Any, b: Any) -> list[str]:
@@ -94,8 +97,7 @@ def first_difference(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> str:
         step = min(mine["step"], other["step"])
         if mine.get("step") != other.get("step") or mine.get("split") != other.get("split"):
             return f"metrics.jsonl: differ in what is logged at step {step}"
-        keys = [k for k in {**mine, **other} if mine.get(k, ABSENT) != other.get(k, ABSENT)]
-        values = (f"{k} {mine.get(k, ABSENT)!r} / {other.get(k, ABSENT)!r}" for k in keys)
+        values = (f"{key} {x!r} / {y!r}" for key, x, y in _differing(mine, other))
         split = f"{mine['split']} " if "split" in mine else ""
         return f"metrics.jsonl: first differ at step {step}: {split}{', '.join(values)}"
     if len(a) != len(b):
