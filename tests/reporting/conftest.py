@@ -38,15 +38,17 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def make_record(
-    row: str, column: str, seed: int, loss: float, top1: float = 80.0, **changes: Any
-) -> dict[str, Any]:
-    """Return a finished record; `changes` replace its fields."""
+    row: str, column: str, seed: int, loss: float, top1: float = 80.0, rate: float = 0.032,
+    **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Return a finished record with the settings that its labels name; `changes` replace fields."""
+    given = dict(part.split("=") for part in column.split(", ") if "=" in part)
     n = int(match[1]) if (match := re.search(r"n=(\d+)", row)) else 0
     estimator: dict[str, Any] = {"name": "ste"}
     if row.startswith("n-SPSA"):
         estimator = {"name": "nspsa", "n": n}
-    elif row.startswith("FOGZO"):
-        noise = float(match[1] if (match := re.search(r"1-beta=([^,]+)", column)) else "nan")
+    elif "FOGZO" in row + column:
+        noise = float(given.get("1-beta", 1e-8))
         estimator = {"name": "fogzo", "n": n, "noise": noise, "beta_min": 1 - noise}
     slug = re.sub(r"\W+", "-", f"{row}-{column}")
     record = {
@@ -54,7 +56,7 @@ def make_record(
         "table": TABLE, "row": row, "column": column, "scale": "full", "status": "finished",
         "config": {
             "model": {"name": "mlp"}, "dataset": {"name": "mnist"}, "quantizer": {"name": "round"},
-            "estimator": estimator, "recipe": {"lr": column},
+            "estimator": estimator, "recipe": {"lr": float(given.get("lr", rate))},
         },
         "resolved": {}, "command": "python", "commit": "0" * 40, "dirty": False, "versions": {},
         "hardware": "none", "seed": seed,
