@@ -74,8 +74,7 @@ def answer(results: Path) -> str:
     numbered = [f"{k}. {sentence}" for k, sentence in enumerate(sentences, 1)]
     edge = any("edge" in line.ste + line.fogzo for line in shown)
     below = BELOW + EDGE * edge + _not_run(absent)
-    parts = ["\n".join(numbered), ABOVE, markdown(COLUMNS, shown), below]
-    return "\n\n".join(parts)
+    return "\n\n".join(["\n".join(numbered), ABOVE, markdown(COLUMNS, shown), below])
 
 
 def _not_run(lines: Sequence[Compared]) -> str:
@@ -95,9 +94,9 @@ def _of_readings(results: Path, judged: Sequence[Judged]) -> str:
     full = sum(t.given == len(CLAIMS) for t in alike)
     n = len(best.losses("STE"))
     half = [j for j in judged if j.claim.id.startswith("half-")]
-    there = "".join(
+    there = " ".join(
         f"At lr {one.reading.rate:g} it gives {one.given} of the {len(CLAIMS)}, and {len(more)} "
-        "other readings give more. "
+        "other readings give more."
         for one, more in elsewhere(tried, best)
     )
     return _points(
@@ -118,7 +117,7 @@ def _of_readings(results: Path, judged: Sequence[Judged]) -> str:
 
 def _points(title: str, *said: str) -> str:
     """Return a list under a title, without what is empty."""
-    return "\n   * ".join([title, *(point.strip() for point in said if point)])
+    return "\n   * ".join([title, *filter(None, said)])
 
 
 def _at_their_best(judged: Sequence[Judged]) -> str:
@@ -133,7 +132,7 @@ def _at_their_best(judged: Sequence[Judged]) -> str:
                 f"{ahead} under the {grid.replace('_', '-')} grid, by {sign * test.gain:.3f} "
                 f"[{low:.3f}, {high:.3f}] nats"
             )
-    return f"With learning rate and noise chosen by each side, {'; '.join(said)}. " if said else ""
+    return f"With learning rate and noise chosen by each side, {'; '.join(said)}." if said else ""
 
 
 def _claim(judged: Sequence[Judged], better: Place, worse: Place, metric: str = "loss") -> Judged:
@@ -222,9 +221,7 @@ def _shallow(found: TableResults, judged: Sequence[Judged], grid: str) -> Compar
     cells = [chosen(found, row) for row in rows]
     gains = (_gain(_claim(judged, (rows[1], CHOSEN), (rows[k], CHOSEN))) for k in (0, 2))
     ste, fogzo, cost = (
-        cell_mean(cell, "train", "loss", DIGITS["loss"])
-        + (_limits(found, cell) if cell is not None else "")
-        for cell in cells
+        cell_mean(cell, "train", "loss", DIGITS["loss"]) + _limits(found, cell) for cell in cells
     )
     return Compared("MLP, MNIST", GRIDS[grid], METRICS["loss"], ste, fogzo, cost, *gains)
 
@@ -248,8 +245,10 @@ def _gain(one: Judged | None) -> str:
     return "" if one is None else f"{gain(one.test, 3)}: {one.said_with_p}".removeprefix(": ")
 
 
-def _limits(found: TableResults, cell: CellResult) -> str:
+def _limits(found: TableResults, cell: CellResult | None) -> str:
     """Return what limits the choice of a cell."""
+    if cell is None:
+        return ""
     notes = ["edge"] * on_edge(found, cell) + [f"{x} not tuned" for x in untuned(found, cell)]
     return "".join(f", {note}" for note in notes)
 
