@@ -385,18 +385,12 @@ def _beside(number: int, digits: int) -> Callable[[Ranked], str]:
     return said
 
 
-def _tuned(one: Ranked) -> str:
-    if not one.tuned:
-        return ""
-    return f"{one.tuned} runs" + ", on the edge of its grid" * one.edge
-
-
 def _columns(rules: Rules) -> Columns:
-    digits = DIGITS[rules.metric]
+    digits, edge = DIGITS[rules.metric], ", on the edge of its grid"
     return (
         Column("row", lambda one: one.label.removesuffix(f" {CHOSEN}").removesuffix(" |")),
-        Column("setting", lambda one: "" if one.cell is None else one.cell.column),
-        Column("tuned by", _tuned),
+        Column("setting", lambda one: one.cell and one.cell.column),
+        Column("tuned by", lambda one: f"{one.tuned} runs{edge * one.edge}" if one.tuned else None),
         Column(
             f"{rules.split} {rules.metric}",
             lambda one: cell_mean(one.cell, rules.split, rules.metric, digits),
