@@ -174,28 +174,19 @@ def help_text(
         of_operator.setdefault(operator, []).append(name)
     listed = "".join(f"; {key}: {' | '.join(names)}" for key, names in of_operator.items())
     groups = [f"  {group + '=':<11} {', '.join(names)}" for group, names in options.items()]
-    sections: dict[str, Mapping[str, Any]] = {
-        "": {k: v for k, v in settings.items() if not isinstance(v, Mapping)}
-    }
-    sections |= {k: v for k, v in settings.items() if isinstance(v, Mapping)}
     parts = [EXAMPLES, "\n".join(["Groups, each with its options:", *groups])]
+    outside = {k: v for k, v in settings.items() if not isinstance(v, Mapping)}
+    sections: dict[str, Mapping[str, Any]] = {"": outside}
+    sections |= {k: v for k, v in settings.items() if isinstance(v, Mapping)}
     for section, values in sections.items():
-        title = f"Settings of {section}={values.get('name')}" if section else "Settings"
-        meanings = MEANINGS.get(section, {})
-        shown = [
-            (
-                f"{section}.{key}".lstrip("."),
-                spelled(value),
-                meanings.get(key, "see its YAML file")
-                + listed * ((section, key) == ("quantizer", "surrogate")),
-            )
-            for key, value in values.items()
-            if key not in SAID_BY_THE_GROUP
-        ]
-        if not shown:
-            continue
-        if section in ("cell", "hardware", "tracker"):
-            title = f"Settings of {section}"
-        lines = [f"  {name + '=' + value:<42}  {text}".rstrip() for name, value, text in shown]
-        parts.append("\n".join([f"{title}:", *lines]))
+        lines = []
+        for key in [key for key in values if key not in SAID_BY_THE_GROUP]:
+            name = f"{section}.{key}".lstrip(".")
+            meaning = MEANINGS.get(section, {}).get(key, "see its YAML file")
+            more = listed if name == "quantizer.surrogate" else ""
+            lines.append(f"  {f'{name}={spelled(values[key])}':<42}  {meaning}{more}".rstrip())
+        title = f"Settings of {section}" if section else "Settings"
+        if section not in ("", "cell", "hardware", "tracker"):
+            title += f"={values.get('name')}"
+        parts += ["\n".join([f"{title}:", *lines])] if lines else []
     return "\n\n".join([*parts, STATUS])

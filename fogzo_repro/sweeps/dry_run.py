@@ -250,16 +250,11 @@ def _gigabytes(peak: Peak) -> str:
 
 def _networks(cells: Sequence[Needed]) -> str:
     """Return which networks a row trains, and how large they are."""
-    said: list[str] = []
-    for each in cells:
-        config, needed = each.config, each.forecast
-        part = f"{config.model.name} on {config.dataset.name}, {needed.parameters:,} parameters"
-        if needed.perturbed:
-            part += f", {needed.perturbed:,} quantized"
-            said.insert(0, part)
-        else:
-            said.append(part)
-    return said[0]
+    quantized = [each for each in cells if each.forecast.perturbed]
+    one = quantized[-1] if quantized else cells[0]
+    config, needed = one.config, one.forecast
+    said = f"{config.model.name} on {config.dataset.name}, {needed.parameters:,} parameters"
+    return said + (f", {needed.perturbed:,} quantized" if quantized else "")
 
 
 def _to_measure(cells: Sequence[Cell]) -> str:
