@@ -73,8 +73,8 @@ class CellResult:
 
     def diverged(self, *, tuning: bool = False) -> list[int]:
         """Return the seeds whose run diverged."""
-        finished = self.finished(tuning=tuning)
-        return [seed for seed in self.reporting(tuning=tuning) if seed not in finished]
+        runs = self.reporting(tuning=tuning)
+        return [seed for seed, run in runs.items() if run["status"] != "finished"]
 
     def finished(self, *, tuning: bool = False) -> dict[int, dict[str, Any]]:
         """Return the runs that count and did not diverge, by seed."""
@@ -257,14 +257,13 @@ def _check_same_data(found: TableResults) -> None:
 
 
 def _refusal(record: dict[str, Any], table: str) -> str | None:
-    scale = scale_of(table)
     if record["table"] != table:
         return f"of the table {record['table']}"
     if record["method_version"] != METHOD_VERSION:
         return f"stale, method_version {record['method_version']} and not {METHOD_VERSION}"
     if record["dirty"] is not False:
         return "not from a clean commit; commit its files and give its command again"
-    if record["scale"] != scale:
+    if record["scale"] != scale_of(table):
         return f"scale {record['scale']}"
     dataset = record["config"]["dataset"]
     if dataset.get("allow_partial"):
@@ -274,14 +273,10 @@ def _refusal(record: dict[str, Any], table: str) -> str | None:
     return None
 
 
-def _setting(record: dict[str, Any], section: str) -> dict[str, Any]:
-    """Return a section of a run's settings, without the way in which it was computed."""
-    return {k: v for k, v in record["config"][section].items() if k != "evaluator"}
-
-
-def _differ(first: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether two runs differ in a setting that both name; the earlier one may lack some."""
-    return any(first[key] != other[key] for key in first.keys() & other.keys())
+def _differ(first: dict[str, Any], other: dict[str, Any], section: str) -> bool:
+    """Return whether two runs differ in a setting that both name, the way of computing aside."""
+    one, two = first["config"][section], other["config"][section]
+    return any(one[key] != two[key] for key in one.keys() & two.keys() if key != "evaluator")
 
 
 def _add(cell: CellResult, record: dict[str, Any], path: Path) -> None:
@@ -293,7 +288,7 @@ def _add(cell: CellResult, record: dict[str, Any], path: Path) -> None:
             f"{record['run_id']}; delete one"
         )
     if first is not None:
-        differing = [k for k in SETTINGS if _differ(_setting(first, k), _setting(record, k))]
+        differing = [section for section in SETTINGS if _differ(first, record, section)]
         if differing:
             raise UserError(
                 f"{path}: runs of {where} differ in {', '.join(differing)}; delete those that are "

@@ -17,7 +17,7 @@ from fogzo_repro.config import UserError
 from fogzo_repro.reporting.figures.shallow import write_accuracy
 from fogzo_repro.reporting.results import read_results
 from scripts import make_tables
-from tests.reporting.conftest import ROOT, TABLE, Save, line_of, page, read_csv
+from tests.reporting.conftest import ROOT, TABLE, Save, line_of, make_record, page, read_csv
 
 
 def hashes(results: Path) -> dict[str, str]:
@@ -158,6 +158,14 @@ def test_a_table_of_different_data_or_networks_is_refused(
     save("STE, integer grid", "lr=0.016", 100, 1.0, resolved=other)
     with pytest.raises(UserError, match=f"had different {named}"):
         read_results(results, TABLE)
+
+
+def test_runs_of_one_cell_may_be_computed_in_other_ways(results: Path, save: Save) -> None:
+    for seed, evaluator in enumerate(("sequential", "batched")):
+        config = make_record("STE", "lr=0.032", 0, 1.0)["config"]
+        config["estimator"]["evaluator"] = evaluator
+        save("STE, integer grid", "lr=0.032", seed, 1.0, config=config)
+    assert len(read_results(results, TABLE).cells["STE, integer grid", "lr=0.032"].runs) == 2
 
 
 def test_runs_of_one_cell_with_other_settings_are_refused(results: Path, save: Save) -> None:
