@@ -103,52 +103,41 @@ def test_a_yaml_file_may_be_based_on_another_of_the_same_part(mine):
     assert build_part("estimator", settings, compose_run().parts_dir).by == 0.25
 
 
+HALFWAY = {  # its Python file, its YAML file, what is said
+    "no file": ("", YAML, "there is no Python file for the family shrink; it"),
+    "no build": (SHRINK, YAML, r"shrink.py has no function build\(...\)"),
+    "unread key": (
+        SHRINK + BUILD,
+        YAML + "bye: 1\n",
+        r"estimator.bye: build\(\) in .*shrink.py has no parameter bye; did you mean by\?",
+    ),
+    "no key": (
+        SHRINK + BUILD,
+        YAML.replace("by:", "factor:"),
+        r"build\(\) asks for by, which is not a key of estimator=shrink, nor does the run give",
+    ),
+    "anything": (
+        SHRINK + BUILD.replace("by):", "**by):"),
+        YAML,
+        r"build\(\) gets what its parameters name; by is not such a one",
+    ),
+    "no family": (
+        SHRINK + BUILD,
+        YAML.replace("family: shrink\n", ""),
+        "estimator.family is missing; the YAML file of estimator gives it",
+    ),
+    "other name": (
+        SHRINK + BUILD,
+        YAML.replace("name: shrink", "name: shrunk"),
+        r"estimator.name=shrunk stands in the file of estimator=shrink, and a part's file has",
+    ),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("files", "said"),
-    [
-        ({"estimator__shrink__yaml": YAML}, "there is no Python file for the family shrink; it"),
-        (
-            {"estimator__shrink__py": SHRINK, "estimator__shrink__yaml": YAML},
-            r"shrink.py has no function build\(...\)",
-        ),
-        (
-            {"estimator__shrink__py": SHRINK + BUILD, "estimator__shrink__yaml": YAML + "bye: 1\n"},
-            r"estimator.bye: build\(\) in .*shrink.py has no parameter bye; did you mean by\?",
-        ),
-        (
-            {
-                "estimator__shrink__py": SHRINK + BUILD,
-                "estimator__shrink__yaml": YAML.replace("by:", "factor:"),
-            },
-            r"build\(\) asks for by, which is not a key of estimator=shrink, nor does the run give",
-        ),
-        (
-            {
-                "estimator__shrink__py": SHRINK + BUILD.replace("by):", "**by):"),
-                "estimator__shrink__yaml": YAML,
-            },
-            r"build\(\) gets what its parameters name; by is not such a one",
-        ),
-        (
-            {
-                "estimator__shrink__py": SHRINK + BUILD,
-                "estimator__shrink__yaml": YAML.replace("family: shrink\n", ""),
-            },
-            "estimator.family is missing; the YAML file of estimator gives it",
-        ),
-        (
-            {
-                "estimator__shrink__py": SHRINK + BUILD,
-                "estimator__shrink__yaml": YAML.replace("name: shrink", "name: shrunk"),
-            },
-            r"estimator.name=shrunk stands in the file of estimator=shrink, and a part's file has",
-        ),
-    ],
-    ids=["no file", "no build", "unread key", "no key", "anything", "no family", "other name"],
-)
-def test_a_part_that_is_registered_halfway_ends_in_one_line(mine, tmp_path, files, said):
-    mine(**files)
+@pytest.mark.parametrize(("code", "yaml", "said"), HALFWAY.values(), ids=HALFWAY)
+def test_a_part_that_is_registered_halfway_ends_in_one_line(mine, tmp_path, code, yaml, said):
+    mine(estimator__shrink__yaml=yaml, **({"estimator__shrink__py": code} if code else {}))
     with pytest.raises(ConfigError, match=said) as caught:
         execute(compose_run("estimator=shrink", *TINY, f"output_root={tmp_path}"), quiet=True)
     assert "\n" not in str(caught.value)

@@ -36,6 +36,10 @@ def single(seed: int, **changes: Any) -> dict[str, Any]:
     return dict.fromkeys(FIELDS, 1) | LABELS | known | OBJECTS | changes
 
 
+def ended_with(test: Any) -> dict[str, Any]:
+    return single(0, metrics={"last": {"test": test}, "best": {}})
+
+
 def several(seeds: list[int], **changes: Any) -> dict[str, Any]:
     known = {
         "schema_version": SCHEMA_VERSION, "method_version": 1, "lanes": 50, "seeds": seeds,
@@ -128,25 +132,16 @@ def test_uneven_columns_are_neither_written_nor_read(
     [
         (single(0, metrics=None), "metrics"),
         (single(0, metrics={"last": None, "best": {}}), "metrics.last"),
-        (single(0, metrics={"last": {"test": 3}, "best": {}}), "metrics.last.test"),
+        (ended_with(3), "metrics.last.test"),
         (single(0, schema_version="x"), "schema_version"),
         (single(0, schema_version=None), "schema_version"),
         (single(0, config=[]), "config"),
         (single(0, config={}), "config.model"),
         (single(0, steps="many"), "steps"),
         (single(0, evaluations_per_step=[1]), "evaluations_per_step"),
-        (
-            single(0, metrics={"last": {"test": {"loss": None}}, "best": {}}),
-            "metrics.last.test.loss",
-        ),
-        (
-            single(0, metrics={"last": {"test": {"loss": "1"}}, "best": {}}),
-            "metrics.last.test.loss",
-        ),
-        (
-            single(0, metrics={"last": {"test": {"loss": math.nan}}, "best": {}}),
-            "metrics.last.test.loss",
-        ),
+        (ended_with({"loss": None}), "metrics.last.test.loss"),
+        (ended_with({"loss": "1"}), "metrics.last.test.loss"),
+        (ended_with({"loss": math.nan}), "metrics.last.test.loss"),
         (single(0) | {"seed": "3"}, "seed"),
         (several([0, 1]) | {"seeds": 3}, "seeds"),
         (several([0, 1]) | {"seeds": [[], 1]}, "seeds"),
