@@ -13,14 +13,12 @@ from fogzo_repro.config.explained import MEANINGS, SAID_BY_THE_GROUP
 from fogzo_repro.config.hardware import CellConfig, HardwareConfig
 from fogzo_repro.config.run import FAMILIES, RECIPE_KINDS, SECTIONS, TRACKERS, RunConfig
 from tests.conftest import ROOT
+from tests.scripts.test_scripts_start import commands
 
-NO_COMMANDS = {"__init__", "table_cells", "root", "clock", "networks", "floor", "record"}
-SCRIPTS = sorted(
+SCRIPTS = [
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-    for folder in ("scripts", "scripts/bench")
-    for path in (ROOT / folder).glob("*.py")
-    if path.stem not in NO_COMMANDS
-)
+    for path in [*commands("."), *commands("bench")]
+]
 TOOLS = [f"fogzo_repro.{name}" for name in ("compare", "diagnose", "evaluate", "export", "summary")]
 
 
