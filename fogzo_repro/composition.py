@@ -1,4 +1,6 @@
-"""From the words of the command line to checked runs, by Hydra; its errors in one line.
+"""From the words of the command line to checked runs, by Hydra.
+
+What is wrong with them, also what Hydra says of it, is a `ConfigError` in one line.
 
 A cell of a table is offered to Hydra as `experiment=TABLE/CELL` where the words name it, so that
 overrides, sweeps and `--cfg job` work with it as with a file.
@@ -39,11 +41,7 @@ from fogzo_repro.sweeps.tables import GROUPS, Entry, find_entries, table_files
 
 
 def compose_config(overrides: Sequence[str]) -> Any:
-    """Compose as the command line does, for scripts and tests; Hydra's own section is left in.
-
-    Raises:
-        ConfigError: in one line.
-    """
+    """Compose as the command line does, for scripts and tests; Hydra's own section is left in."""
     check_own_parts()
     words = list(overrides)
     if cells := named_cells(words):
@@ -62,11 +60,7 @@ def _compose(words: Sequence[str]) -> Any:
 
 
 def compose_run(*overrides: str) -> RunConfig:
-    """Compose and check one run.
-
-    Raises:
-        ConfigError: in one line.
-    """
+    """Compose and check one run."""
     composed = compose_config(overrides)
     try:
         return parse_composed(composed, composed.hydra, overrides)
@@ -75,11 +69,7 @@ def compose_run(*overrides: str) -> RunConfig:
 
 
 def parse_composed(composed: Any, hydra_section: Any, typed: Sequence[str]) -> RunConfig:
-    """Parse what Hydra has composed; `typed` tells how the values of a sweep were spelled.
-
-    Raises:
-        ConfigError: in one line.
-    """
+    """Parse what Hydra has composed; `typed` tells how the values of a sweep were spelled."""
     words = as_typed(hydra_section.overrides.task, typed)
     return parse_config(composed, words, hydra_section.runtime.choices)
 

@@ -23,9 +23,6 @@ def table_cells(
 
     The seeds stand in place of a cell's evaluation seeds, see `Entry.with_seeds`; overrides are for
     every cell; see `Entry.combinations` for `each_value_once`.
-
-    Raises:
-        ConfigError: in one line.
     """
     entries = [entry.with_seeds(seeds) for entry in find_entries(table, table_files())]
     return [cell for entry in entries for cell in _compose(entry, overrides, each_value_once)]
