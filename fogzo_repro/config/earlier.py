@@ -27,8 +27,6 @@ EARLIER: dict[str, Any] = {
     "eval_every_steps": None,  # a run was evaluated at the ends of epochs alone
     "hardware.augmentation": "auto",  # the pixels are the same
     "recipe.decay_scales": False,  # no recorded run had learned scales to decay
-    "recipe.crop_padding": 0,  # small images were not cropped
-    "quantizer.activation_bits": 16,  # inputs were not quantized
 }
 
 
