@@ -143,12 +143,12 @@ def _logged(folder: Path) -> Iterator[Run]:
         seed = config["seed"]
         path = folder / "metrics.jsonl"
         lines = [x for x in (stream_metrics(path) if path.is_file() else ()) if "split" not in x]
-    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
-        print(f"left out: {folder} cannot be read ({error})", file=stderr())
+        done = lines[-1]["step"] if lines else 0
+        history = binned_history(lines, done, lambda x: {k: x.get(k) for k in ("step", "loss")})
+        settings = _settings(config, resolved)
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        print(f"left out: {folder} cannot be read ({error!r})", file=stderr())
         return
-    done = lines[-1]["step"] if lines else 0
-    history = binned_history(lines, done, lambda x: {k: x.get(k) for k in ("step", "loss")})
-    settings = _settings(config, resolved)
     yield Run(folder.name, seed, settings, f"at step {done}", {}, _course(history))
 
 

@@ -239,3 +239,21 @@ def test_a_folder_that_cannot_be_read_is_said_to_be_left_out(tmp_path, monkeypat
     summary.main()
     said = f"left out: {tmp_path}/runs/more cannot be read (Permission denied)"
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.jsonl", '{"loss": 1.0}\n{"step": 2, "loss": 1.0}\n'),
+        ("metrics.jsonl", '{"step": 1, "loss": "x"}\n{"step": 2, "loss": 1.0}\n'),
+        ("metrics.jsonl", '[1]\n{"step": 2, "loss": 1.0}\n'),
+        ("resolved.json", '{"resolved": 3}'),
+    ],
+)
+def test_an_unfinished_run_that_is_damaged_is_said_to_be_left_out(tmp_path, capsys, name, text):
+    folder = train(tmp_path)
+    (folder / "record.json").unlink()
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match="no run is below"):
+        summary.find_runs([folder])
+    assert f"left out: {folder} cannot be read" in capsys.readouterr().err
