@@ -44,8 +44,7 @@ def parts(prefix: str, value: Callable[[Any], Any], *names: str) -> Columns:
 
 def filled(columns: Sequence[Column], lines: Sequence[Any]) -> list[Column]:
     """Return the columns that have something to say in at least one line."""
-    texts = zip(*_body(columns, lines), strict=True)
-    return [column for column, said in zip(columns, texts, strict=True) if any(said)]
+    return [column for column in columns if any(map(column.text, lines))]
 
 
 def markdown(columns: Sequence[Column], lines: Sequence[Any]) -> str:

@@ -35,6 +35,13 @@ def save_cell(save: Save) -> Save:
     return write
 
 
+def test_a_table_without_cells_is_one_clear_error(results: Path) -> None:
+    path = results / "paper" / "table1.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(UserError, match=r"names the unknown cell DeiT-Tiny, ImageNet-100"):
+        write_table(results, "table1")
+
+
 def main_line(results: Path) -> str:
     return line_of(page(results, "table1"), f"| {FIRST[0]} | {FIRST[1]}")
 
