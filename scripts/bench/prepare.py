@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder of *.json.gz")
     parser.add_argument("--tokenizer", type=Path, required=True, help="holds tokenizer.model")
     parser.add_argument(
-        "--workers", type=counts, default=(1, 2), help="numbers of processes, comma-separated"
+        "--workers", type=counts, default="1,2", help="numbers of processes, comma-separated"
     )
     parser.add_argument(
         "--repeat", type=at_least_one, default=20, help="times that the files are read"

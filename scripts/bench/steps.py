@@ -62,7 +62,7 @@ def main() -> int:
     )
     parser.add_argument("--patience", type=float, default=900, help="seconds for compiling")
     parser.add_argument(
-        "--probe-fractions", type=fractions, default=(0.25, 0.125),
+        "--probe-fractions", type=fractions, default="0.25,0.125",
         help="parts of the batch for the probes, comma-separated, between 0 and 1; none: no such",
     )  # fmt: skip
     parser.add_argument("--toy", action="store_true", help="tiny networks, a check on the CPU")

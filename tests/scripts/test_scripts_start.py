@@ -35,3 +35,4 @@ def test_bench_tells_its_usage_from_the_projects_folder(bench):
     process = python("-m", f"scripts.bench.{bench.stem}", "--help")
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith("usage:")
+    assert "[(" not in process.stdout  # a default is written as the user would
