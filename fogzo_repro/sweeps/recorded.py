@@ -94,14 +94,17 @@ def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, Took]
 def peak_by_records(config: RunConfig, recorded: Mapping[str, Seconds]) -> Peak | None:
     """Return the most that runs of this network took on any card; None without a record of one.
 
-    Those of its own estimator and quantizer alone count where there are any.
+    Those of its own estimator and quantizer alone count where there are any, and none of more probe
+    pairs, which train at once in the shallow network.
     """
     wanted = _kind(asdict(config), group_key(config) is not None)
+    most = max(1, wanted.pairs)  # an estimator may take a pair and not say so
     near = [
         (kind, took.memory)
         for seconds in recorded.values()
         for kind, took in seconds.items()
         if (kind[:2], kind.side_by_side) == (wanted[:2], False) and not wanted.side_by_side
+        if kind.pairs <= most
     ]
     same = [memory for kind, memory in near if kind == wanted]
     memory = max(same or [memory for _, memory in near], default=None)

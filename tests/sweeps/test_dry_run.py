@@ -17,6 +17,7 @@ from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError, to_yaml
 from fogzo_repro.data.decoded import command
 from fogzo_repro.sweeps.benched import (
+    Peak,
     flop_per_token,
     loader_rates,
     peak_memory,
@@ -364,6 +365,16 @@ def test_an_estimator_without_a_record_takes_what_the_ste_or_fogzo_takes(tmp_pat
         peak = peak_by_records(known, recorded)
         assert peak is not None and (peak.memory, peak.scaled) == (hours * 2**30, False)
     assert peak_by_records(config("mini-llama/lsq-ste"), recorded) is None
+
+
+def test_a_run_of_few_probe_pairs_has_not_the_memory_of_many(tmp_path: Path) -> None:
+    many = config("figure-shallow/nspsa-many", "estimator.n=7960")
+    record_of(tmp_path, "many", many, 2.0)
+    recorded = recorded_seconds(tmp_path)
+    assert peak_by_records(many, recorded) == Peak(2 * 2**30, False)
+    few = config("figure-shallow/ste")
+    own = replace(few, quantizer=replace(few.quantizer, name="own"))
+    assert peak_by_records(own, recorded) is None
 
 
 @pytest.mark.parametrize(
