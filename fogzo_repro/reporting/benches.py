@@ -77,9 +77,11 @@ def read_benches(folder: Path) -> Records:
     for path in sorted(folder.glob("*.json")):
         try:
             found[path] = files.parse_json(path.read_bytes())
-        except (OSError, ValueError) as error:
+            if not isinstance(found[path]["hardware"], str):
+                raise ValueError("hardware is not a text")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path} is not the record of a bench ({error}); put back the committed file"
+                f"{path} is not the record of a bench ({error!r}); put back the committed file"
             ) from None
     return found
 

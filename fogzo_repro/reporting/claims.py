@@ -130,10 +130,7 @@ def read_claims(path: Path, table: str) -> list[Claim]:
         UserError: where a direction, margin or bound is not what the tests can use.
     """
     claims: list[Claim] = []
-    lines = read_paper(path)
-    if lines and (absent := sorted({*COLUMNS} - {*lines[0]})):
-        raise UserError(f"{path} has no column {', '.join(absent)}; restore it with git")
-    for line in lines:
+    for line in read_paper(path, COLUMNS):
         if line["table"] != table or line["statistic"]:  # that is for `reporting.hypotheses`
             continue
         where = f"{path}: claim {line['id']}"
@@ -141,7 +138,7 @@ def read_claims(path: Path, table: str) -> list[Claim]:
             raise UserError(f"{where} has direction={line['direction']}; give lower or higher")
         bound = line["no_difference_below"]
         relative = bound.endswith("%")
-        size = _number(bound.removesuffix("%"), f"{where} has no_difference_below={bound}")
+        size = number(bound.removesuffix("%"), f"{where} has no_difference_below={bound}")
         if size is not None and not size > 0:
             raise UserError(f"{where} has no_difference_below={bound}; give one above 0, or none")
         if any(one.id == line["id"] for one in claims):
@@ -155,7 +152,7 @@ def read_claims(path: Path, table: str) -> list[Claim]:
                 split=line["split"],
                 metric=line["metric"],
                 direction=line["direction"],
-                margin=_number(line["margin"], f"{where} has margin={line['margin']}") or 0.0,
+                margin=number(line["margin"], f"{where} has margin={line['margin']}") or 0.0,
                 bound=size / 100 if size is not None and relative else size,
                 relative=relative,
                 source=line["source"],
@@ -176,7 +173,7 @@ def check_claimed(results: Path, table: str) -> None:
         UserError: in one line, with what it has no claim on.
     """
     path = results / "paper" / "claims.csv"
-    lines = [line for line in read_paper(path) if line["table"] == table]
+    lines = [line for line in read_paper(path, COLUMNS) if line["table"] == table]
     mini = scale_of(table) == "mini"
     for entry in read_paper(results / "paper" / f"{table}.csv"):
         if _is_claimed(entry, lines, mini):
@@ -207,14 +204,19 @@ def _is_claimed(entry: dict[str, str], lines: Sequence[dict[str, str]], mini: bo
     return any((row, column) in pair for pair in pairs)
 
 
-def _number(text: str, where: str) -> float | None:
+def number(text: str, where: str) -> float | None:
+    """Return the number of a claim; None where it has none.
+
+    Raises:
+        UserError: where it is something else.
+    """
     try:
-        number = float(text) if text else None
+        value = float(text) if text else None
     except ValueError:
-        number = math.nan
-    if number is not None and not math.isfinite(number):
+        value = math.nan
+    if value is not None and not math.isfinite(value):
         raise UserError(f"{where}; give a number")
-    return number
+    return value
 
 
 def judged_table(folder: Path, found: TableResults) -> JudgedTable:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.claims import ENOUGH_SEEDS
+from fogzo_repro.reporting.claims import COLUMNS, ENOUGH_SEEDS, number
 from fogzo_repro.reporting.columns import Column, Columns
 from fogzo_repro.reporting.results import CellResult, TableResults, read_paper
 from fogzo_repro.reporting.statistics import LEVEL, GainTest, gain_test, jackknife
@@ -57,17 +57,18 @@ def read_tested(results: Path, found: TableResults) -> list[Tested]:
     """Return the hypotheses about a table with their verdicts.
 
     Raises:
-        UserError: for a statistic or a cell that is not known.
+        UserError: for a statistic or a cell that is not known, or a margin that is no number.
     """
     path = results / "paper" / "claims.csv"
     tested = []
-    for line in read_paper(path):
+    for line in read_paper(path, COLUMNS):
         name = line["statistic"]
         if line["table"] != found.table or not name:
             continue
         where = f"{path}: claim {line['id']}"
         if name not in STATISTICS:
             raise UserError(f"{where} has statistic={name}; options: {', '.join(STATISTICS)}")
+        number(line["margin"], f"{where} has margin={line['margin']}")
         try:
             tested.append(STATISTICS[name](found, line))
         except KeyError as error:
@@ -124,9 +125,12 @@ def _excess_loss(found: TableResults, line: dict[str, str]) -> Tested:
     if best is None or not cell.tuning_losses() or len(found.tuned(line["better_row"])) < 2:
         return Tested(line)
     ours, theirs = cell.tuning_losses(), best.tuning_losses()
-    n = len(ours)
-    value = math.fsum(ours[seed] - theirs[seed] for seed in ours) / n
-    verdict = _decided(value <= float(line["margin"]), n >= ENOUGH_SEEDS)
+    seeds = sorted({*ours} & {*theirs})
+    n = len(seeds)
+    if not n:
+        return Tested(line)
+    value = math.fsum(ours[seed] - theirs[seed] for seed in seeds) / n
+    verdict = _decided(value <= float(line["margin"] or 0), n >= ENOUGH_SEEDS)
     note = f"best {best.column}" + (f", only {n} seeds" if n < ENOUGH_SEEDS else "")
     return Tested(line, value, n=n, verdict=verdict, note=note)
 
@@ -137,7 +141,7 @@ def _share_of_gain(found: TableResults, line: dict[str, str]) -> Tested:
     if share is None:
         return Tested(line)
     value, low, high, n = share
-    margin = float(line["margin"])
+    margin = float(line["margin"] or 0)
     note = "" if n >= ENOUGH_SEEDS else f"only {n} seeds"
     verdict = _decided(low > margin, not note and not low <= margin <= high)
     return Tested(line, value, low, high, n, verdict, note)

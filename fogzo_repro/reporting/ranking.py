@@ -34,6 +34,7 @@ from fogzo_repro.config import ConfigError, UserError, did_you_mean, read_yaml
 from fogzo_repro.reporting.claims import Claim, Judged, judge_cells
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.results import (
+    SPLITS,
     TUNING_SEEDS,
     CellResult,
     Place,
@@ -52,7 +53,6 @@ from fogzo_repro.reporting.wording import (
     p_value,
 )
 
-SPLITS = ("train", "val", "test")
 NEEDED = ("beside", "against", "split", "metric", "direction", "no_difference_below")
 KNOWN = (*NEEDED, "controls", "tuning")
 TUNED = ": tuning"  # behind the label of a row whose tuning runs have settings of their own

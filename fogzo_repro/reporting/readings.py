@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro import files
+from fogzo_repro.config import UserError
 from fogzo_repro.reporting.columns import Column, Columns, csv_of, markdown, parts
 from fogzo_repro.reporting.results import CellResult, TableResults, read_recorded
 from fogzo_repro.reporting.statistics import GainTest, Summary, gain_test
@@ -129,11 +130,17 @@ def read_readings(results: Path) -> tuple[TableResults, list[Tried]]:
 
 
 def _reading(cell: CellResult) -> Reading:
-    config: Any = cell.any_record and cell.any_record["config"]
-    quantizer, rate = config["quantizer"], config["recipe"]["lr"]
-    derivative = DERIVATIVES[quantizer["clip_gradient"]]
-    grid = quantizer["grid"].replace("_", "-")
-    return Reading(rate, quantizer["scale_factor"], grid, derivative)
+    record: Any = cell.any_record
+    quantizer = record["config"]["quantizer"]
+    try:
+        derivative = DERIVATIVES[quantizer["clip_gradient"]]
+        grid, spacing = quantizer["grid"].replace("_", "-"), float(quantizer["scale_factor"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"the record {record['run_id']} of {TABLE} has not the quantizer of a reading "
+            f"({error!r}); delete it and run the cell again"
+        ) from None
+    return Reading(record["config"]["recipe"]["lr"], spacing, grid, derivative)
 
 
 def picked(tried: Sequence[Tried]) -> Tried | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ TUNING_SEEDS = (100, 101, 102)  # PAPER 4, "Verdicts": they choose, the other se
 FRESH_SEEDS = 2000  # from here on: seeds of which nothing was known when claims were written
 SHARED = "shared its card"  # in the notes of a run that others ran beside, by their own commands
 SETTINGS = ("model", "dataset", "quantizer", "estimator", "recipe")
+SPLITS = ("train", "val", "test")
+METRICS = ("loss", "top1", "perplexity")
+LISTED = ("row", "column", "metric", "split", "value", "source")  # columns of paper/<table>.csv
 
 Place = tuple[str, str]  # row, column
 
@@ -174,22 +177,31 @@ def ran(results: TableResults) -> int:
     return sum(bool(c.runs) for c in results.cells.values())
 
 
-def read_paper(path: Path) -> list[dict[str, str]]:
+def read_paper(path: Path, columns: Iterable[str] = LISTED) -> list[dict[str, str]]:
     """Return the lines of a file in results/paper, the suite's own where there is no such folder.
 
     Raises:
-        UserError: where it is not there, or a line has other columns than the first.
+        UserError: where it is not there or lacks one of the columns, a line has other columns than
+            the first, or names a metric or split that no record has.
     """
     path = shipped(path.parents[1], "paper") / path.name
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a BOM
             reader, lines = csv.DictReader(file), []
+            if absent := sorted({*columns} - {*(reader.fieldnames or ())}):
+                raise UserError(f"{path} has no column {', '.join(absent)}; restore it with git")
             for line in reader:
                 if None in line or None in line.values():
                     raise UserError(
                         f"{path}, line {reader.line_num}: it has not as many values as the first "
                         "line has columns; restore it with git"
                     )
+                for name, known in (("metric", METRICS), ("split", SPLITS)):
+                    if line.get(name, known[0]) not in known:
+                        raise UserError(
+                            f"{path}, line {reader.line_num}: {name}={line[name]} is none of "
+                            f"{', '.join(known)}; restore it with git"
+                        )
                 lines.append(line)
             return lines
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -152,6 +152,7 @@ PAPER_SHOWN = (
         ),
     ),
 )  # fmt: skip
+QUEST_COLUMNS = ("row", "column", "value")
 QUEST = Column("QuEST", lambda line: line.quest)
 HOURS = Column(
     "hours", lambda line: (hours := line.cell.hours) and f"{hours:.2f} ({line.record['hardware']})"
@@ -342,7 +343,7 @@ def read_lines(results: Path, found: TableResults) -> list[Line]:
         UserError: where a value of the paper is not a number.
     """
     path, quest = results / "paper" / f"{found.table}.csv", results / "paper" / "quest.csv"
-    published = {(q["row"], q["column"]): q["value"] for q in read_paper(quest)}
+    published = {(q["row"], q["column"]): q["value"] for q in read_paper(quest, QUEST_COLUMNS)}
     best = {row: chosen(found, row) for row in found.rows}
     lines = []
     for entry in read_paper(path):

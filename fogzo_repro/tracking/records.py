@@ -1,6 +1,6 @@
 """Records: what is kept of runs that are over. Tables are made from records alone.
 
-A record is one JSON file. That of one run has the fields `FIELDS`, among them
+A record is one JSON file. That of one run has the fields `FIELDS` and `OF_ONE`, among them
 
     "seed": 3, "status": "finished", "notes": "",
     "metrics": {"last": {"train": {"loss": 0.71, "top1": 80.5}, "test": {...}}, "best": {...}}
@@ -8,8 +8,8 @@ A record is one JSON file. That of one run has the fields `FIELDS`, among them
 `beside` is how many other runs its queue had on the same card: `wall_seconds` counts where it is 0.
 
 Runs of one cell that trained side by side as one batched network (`evaluator: lanes`) share one
-record, so that ten thousand runs are not ten thousand files. It has the fields `SEVERAL_FIELDS`:
-`config` and `resolved` without the seed, and columns with a value for each seed,
+record, so that ten thousand runs are not ten thousand files. It has the fields `FIELDS` and
+`OF_SEVERAL`: `config` and `resolved` are without the seed, and columns have a value for each seed,
 
     "seeds": [0, 1, 2], "status": ["finished", "diverged", "finished"],
     "notes": {"1": "step 7: loss nan"},
@@ -36,21 +36,31 @@ from fogzo_repro.config import UserError
 from fogzo_repro.tracking.environment import git_state, tree_digest
 
 SCHEMA_VERSION = 2  # 2 adds the records of several seeds; those of one run are as in 1
-FIELDS = (
-    "schema_version", "method_version", "run_id", "table", "row", "column", "scale", "status",
-    "config", "resolved", "command", "commit", "dirty", "versions", "hardware", "seed", "metrics",
-    "evaluations_per_step", "perturbed_weights", "steps", "wall_seconds", "gpu_hours",
-    "peak_memory_mb", "started", "ended", "notes",
-)  # fmt: skip
-SEVERAL_FIELDS = (*(field for field in FIELDS if field != "seed"), "seeds", "lanes")
-TYPES = {  # of the fields that are read by more than their name
+FIELDS = {  # what each record has, and all that is read of its settings; `object` may be anything
     "method_version": int, "run_id": str, "table": str, "row": str, "column": str, "scale": str,
-    "config": dict, "resolved": dict, "metrics": dict, "steps": int, "evaluations_per_step": dict,
+    "config.model": dict, "config.dataset.name": str, "config.quantizer": dict,
+    "config.estimator.name": str, "config.recipe.lr": float, "resolved": dict, "command": str,
+    "commit": object, "dirty": object, "versions": dict, "hardware": str,
+    "evaluations_per_step.probes": int, "evaluations_per_step.total": int,
+    "perturbed_weights": int, "steps": int, "wall_seconds": float, "gpu_hours": float,
+    "peak_memory_mb": float, "started": str, "ended": str, "metrics": dict,
 }  # fmt: skip
-SECTIONS = ("model", "dataset", "quantizer", "estimator", "recipe")
-OF_ONE = {"seed": int, "status": str, "metrics.last": dict, "metrics.best": dict}
-OF_SEVERAL = {"seeds": list, "status": list, "notes": dict}
-WORDS = {int: "a whole number", str: "a text", dict: "an object", list: "a list"}
+OF_ONE = {
+    "seed": int, "status": str, "metrics.last": dict, "metrics.best": dict, "notes": str,
+}  # fmt: skip
+OF_SEVERAL = {"seeds": list, "lanes": int, "status": list, "notes": dict}
+WHERE_THERE = {  # what a record may lack; of an estimator, of those alone that come with the suite
+    "beside": int, "history": dict, "resolved.data": str, "resolved.corpus": str,
+    "resolved.start_from": str,
+}  # fmt: skip
+OF_PROBES = {
+    f"config.estimator.{key}": float for key in ("noise", "start_fraction", "probe_fraction")
+}
+WITH_PROBES = ("fogzo", "nspsa")
+WORDS = {
+    int: "a whole number", float: "a number", str: "a text", dict: "an object", list: "a list",
+}  # fmt: skip
+REMEDY = "delete it and run the cell again"
 COLUMNS = ("seeds", "lanes", "status", "metrics", "notes")  # what differs from a single run's
 
 
@@ -172,70 +182,107 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check(record: dict[str, Any], path: Path) -> None:
-    """Refuse a record that cannot be used, in one line."""
-    remedy = "delete it and run the cell again"
-    _check_type(path, "schema_version", record.get("schema_version", 0), int)
-    if record.get("schema_version", 0) > SCHEMA_VERSION:
+    """Refuse a record that cannot be used, in one line: its readers take each field as it is."""
+    version = record.get("schema_version", 0)
+    _check_type(path, "schema_version", version, int)
+    if version > SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema_version {record['schema_version']}, this code reads up to "
-            f"{SCHEMA_VERSION}; update the code"
+            f"{path} has schema_version {version}, this code reads up to {SCHEMA_VERSION}; update "
+            "the code"
         )
-    for field in SEVERAL_FIELDS if "seeds" in record else FIELDS:
-        if field not in record:
-            raise UserError(f"{path} lacks the field {field}; {remedy}")
-    for field, kind in (TYPES | (OF_SEVERAL if "seeds" in record else OF_ONE)).items():
-        outer, _, inner = field.partition(".")
-        value = record[outer]
-        _check_type(path, field, value.get(inner, {}) if inner else value, kind)
-    for section in SECTIONS:
-        _check_type(path, f"config.{section}", record["config"].get(section), dict)
-    if "seeds" not in record:
+    several = "seeds" in record
+    for field, kind in {**FIELDS, **(OF_SEVERAL if several else OF_ONE)}.items():
+        if not _check_field(path, record, field, kind):
+            raise UserError(f"{path} lacks the field {field}; {REMEDY}")
+    of_probes = OF_PROBES if record["config"]["estimator"]["name"] in WITH_PROBES else {}
+    for field, kind in {**WHERE_THERE, **of_probes}.items():
+        _check_field(path, record, field, kind)
+    if several:
+        _check_columns(path, record)
+    else:
         _check_history(path, record.get("history") or {})
-        for split, values in record["metrics"].get("last", {}).items():
-            _check_type(path, f"metrics.last.{split}", values, dict)
-            for metric, value in values.items() if record["status"] == "finished" else ():
-                _check_number(path, f"metrics.last.{split}.{metric}", value)
-        return
-    for seed in record["seeds"]:
+        _check_metrics(path, record["metrics"], record["status"] == "finished")
+
+
+def _check_field(path: Path, record: dict[str, Any], field: str, kind: type) -> bool:
+    """Refuse a field that is not of its kind; return whether it is there, null for not."""
+    value: Any = record
+    names = field.split(".")
+    for k, name in enumerate(names):
+        _check_type(path, ".".join(names[:k]), value, dict)
+        if name not in value:
+            return False
+        value = value[name]
+        if value is None and kind is not object:
+            return False
+    _check_type(path, field, value, kind)
+    return True
+
+
+def _check_metrics(path: Path, metrics: dict[str, Any], finished: bool) -> None:
+    """Refuse the metrics of one run where a reader cannot take them for numbers."""
+    for which in ("last", "best"):
+        for split, values in metrics[which].items():
+            name = f"metrics.{which}.{split}"
+            _check_type(path, name, values, dict)
+            for metric, value in values.items():
+                _check_type(path, f"{name}.{metric}", value, str if metric == "split" else float)
+                if finished and which == "last":
+                    _check_finite(path, f"{name}.{metric}", value)
+            if which == "best":
+                _check_type(path, f"{name}.step", values.get("step"), int)
+
+
+def _check_columns(path: Path, record: dict[str, Any]) -> None:
+    """Refuse columns that have not one value for each seed."""
+    seeds, status, count = record["seeds"], record["status"], len(record["seeds"])
+    for seed in seeds:
         _check_type(path, "seeds", seed, int)
-    count = len(record["seeds"])
-    if not count or len(set(record["seeds"])) != count:
-        raise UserError(f"{path} has no seed, or one twice; {remedy}")
-    if len(record["status"]) != count:
-        raise UserError(f"{path} has {count} seeds and {len(record['status'])} status; {remedy}")
+    if not count or len(set(seeds)) != count:
+        raise UserError(f"{path} has no seed, or one twice; {REMEDY}")
+    if len(status) != count:
+        raise UserError(f"{path} has {count} seeds and {len(status)} status; {REMEDY}")
+    for seed, note in record["notes"].items():
+        _check_type(path, f"notes.{seed}", note, str)
     for split, columns in record["metrics"].items():
         _check_type(path, f"metrics.{split}", columns, dict)
         for metric, values in columns.items():
-            _check_type(path, f"metrics.{split}.{metric}", values, list)
+            name = f"metrics.{split}.{metric}"
+            _check_type(path, name, values, list)
             if len(values) != count:
-                name = f"metrics.{split}.{metric}"
-                raise UserError(f"{path} has {count} seeds and {len(values)} {name}; {remedy}")
-            for value, status in zip(values, record["status"], strict=True):
-                if status == "finished":
-                    _check_number(path, f"metrics.{split}.{metric}", value)
+                raise UserError(f"{path} has {count} seeds and {len(values)} {name}; {REMEDY}")
+            for value, ended in zip(values, status, strict=True):
+                if ended == "finished":
+                    _check_type(path, name, value, float)
+                    _check_finite(path, name, value)
 
 
-def _check_history(path: Path, history: Any) -> None:
+def _check_history(path: Path, history: dict[str, Any]) -> None:
     """Refuse the columns of a run's course where they are none; early records have no course."""
-    _check_type(path, "history", history, dict)
+    if history and not {"step", "loss"} <= history.keys():
+        raise _no_record(path, "history has no step or no loss")
     for name, values in history.items():
         _check_type(path, f"history.{name}", values, list)
+        for value in values:
+            if value is not None:
+                _check_type(path, f"history.{name}", value, float)
     if len({*map(len, history.values())}) > 1:
         raise _no_record(path, "the columns of history differ in length")
 
 
 def _check_type(path: Path, field: str, value: Any, kind: type) -> None:
-    if type(value) is not kind:
+    kinds = (int, float) if kind is float else (kind,)
+    if kind is not object and type(value) not in kinds:
         raise _no_record(path, f"{field} is not {WORDS[kind]}")
 
 
-def _check_number(path: Path, field: str, value: Any) -> None:
-    if type(value) not in (int, float) or not math.isfinite(value):
+def _check_finite(path: Path, field: str, value: float) -> None:
+    if not math.isfinite(value):
         raise _no_record(path, f"{field} is {value}, not a finite number")
 
 
 def _no_record(path: Path, why: object) -> UserError:
-    return UserError(f"{path} is not a record ({why}); delete it and run the cell again")
+    return UserError(f"{path} is not a record ({why}); {REMEDY}")
 
 
 def _seeds(record: dict[str, Any]) -> list[int]:

@@ -60,15 +60,13 @@ def make_record(
         },
         "resolved": {}, "command": "python", "commit": "0" * 40, "dirty": False, "versions": {},
         "hardware": "none", "seed": seed,
-        "metrics": {
-            "last": {"train": {"loss": loss, "top1": top1}, "test": {"loss": loss, "top1": top1}},
-            "best": {},
-        },
         "evaluations_per_step": {"probes": 2 * n, "total": 2 * n + 3}, "perturbed_weights": 7940,
         "steps": 1170, "wall_seconds": 1.5, "gpu_hours": 0.0, "peak_memory_mb": 1.0,
         "started": "", "ended": "", "notes": "",
     }  # fmt: skip
-    return {**record, **changes}
+    last = {"train": {"loss": loss, "top1": top1}, "test": {"loss": loss, "top1": top1}}
+    metrics = {"last": {}, "best": {}, **changes.pop("metrics", {"last": last})}
+    return {**record, "metrics": metrics, **changes}
 
 
 @pytest.fixture

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
+from fogzo_repro.config import UserError
 from fogzo_repro.reporting.benches import SHOWN, speed, speed_sentence
 
 COMMITTED = ROOT / "results" / "records" / "bench"
@@ -69,3 +71,10 @@ def test_the_readme_says_the_range_of_the_table(tmp_path):
     filed(tmp_path, "vision", record)
     assert "takes 1.23 to 1.75 times as long as an STE step" in speed_sentence(tmp_path)
     assert speed_sentence(tmp_path).endswith(", on one H200.")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"hardware": 3}'])
+def test_what_is_no_record_of_a_bench_is_one_line(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a\.json is not the record of a bench .*; put back the"):
+        speed(tmp_path)

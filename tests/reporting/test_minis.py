@@ -203,7 +203,7 @@ def test_the_rank_correlation_is_of_gain_and_what_the_ste_holds_back(
 ) -> None:
     rows = [r for r in rows_of(TABLE) if ": " not in r and r != "full precision"]
     for k, row in enumerate(rows):
-        history = {"step": [1.0, 2.0], "held_back": [None, 0.1 * k]}
+        history = {"step": [1.0, 2.0], "loss": [2.0, 1.0], "held_back": [None, 0.1 * k]}
         save_mini(row, "STE", 0, 4.0, history=history)
         save_mini(row, "FOGZO", 0, 4.0 - 0.01 * k**2)
     said = said_of(results, "H1")

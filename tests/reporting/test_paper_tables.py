@@ -153,6 +153,31 @@ def test_a_value_of_the_paper_that_is_no_number_is_one_clear_error(results: Path
         write_table(results, "table3")
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        (
+            "claims",
+            "id,table,claim,",
+            "half,table,claim,",
+            r"claims\.csv has no column id; restore",
+        ),
+        ("table3", "table,row,", "a,b,", r"table3\.csv has no column row; restore it with git"),
+        ("quest", "row,column,value", "95M,QuEST,3", r"quest\.csv has no column .*row, value; res"),
+        ("table3", "perplexity", "perplex", r"csv, line 2: metric=perplex is none of loss, top1"),
+        ("claims", ",train,", ",trian,", r"claims\.csv, line 2: split=trian is none of train, val"),
+    ],
+    ids=["claims", "table", "quest", "metric", "split"],
+)
+def test_a_damaged_file_of_the_paper_is_one_clear_error(
+    results: Path, name: str, old: str, new: str, message: str
+) -> None:
+    path = results / "paper" / f"{name}.csv"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        write_table(results, "table3")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_file_that_a_spreadsheet_has_saved_is_read_or_named(results: Path, encoding: str) -> None:
     path = results / "paper" / "table3.csv"

@@ -145,9 +145,9 @@ def test_a_row_of_fewer_seeds_is_compared_on_these_alone(results, rules, referen
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("recipe", {"lr": "lr=0.02", "weight_decay": 0.1}, "recipe.weight_decay=0.1, not 0.01"),
+        ("recipe", {"lr": 0.02, "weight_decay": 0.1}, "recipe.weight_decay=0.1, not 0.01"),
         ("model", {"name": "mlp", "hidden": 20}, "model.hidden=20, not 10"),
-        ("recipe", {"lr": "lr=0.02", "weight_decay": 0.01}, ""),
+        ("recipe", {"lr": 0.02, "weight_decay": 0.01}, ""),
     ],
     ids=["recipe", "model", "the rate alone"],
 )
@@ -155,7 +155,7 @@ def test_another_recipe_or_network_stands_apart(results, rules, row, key, value,
     plain = {
         "model": {"name": "mlp", "hidden": 10}, "dataset": {"name": "mnist"},
         "quantizer": {"name": "round"}, "estimator": {"name": "ste"},
-        "recipe": {"lr": "lr=0.01", "weight_decay": 0.01},
+        "recipe": {"lr": 0.01, "weight_decay": 0.01},
     }  # fmt: skip
     for label in ("STE", "FOGZO n=1"):
         row(label, 0.6, table="figure-shallow", config=plain)

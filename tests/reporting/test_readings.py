@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fogzo_repro.__main__ import compose_run
-from fogzo_repro.config import RoundConfig
+from fogzo_repro.config import RoundConfig, UserError
 from fogzo_repro.reporting.claims import read_claims
 from fogzo_repro.reporting.figures.readings import write_figure
 from fogzo_repro.reporting.readings import (
@@ -146,6 +146,16 @@ def test_the_figure_shows_the_paired_gain_at_both_noises(
     assert [(p["noise"], round(float(p["mean"]), 9)) for p in points] == [
         ("0.001", 0.0998), ("1e-05", 0.1998),
     ]  # fmt: skip
+
+
+def test_a_record_without_the_quantizer_of_a_reading_is_one_line(
+    results: Path, save_reading: SaveReading
+) -> None:
+    save_reading({STE: 0.9})
+    for path in (results / "records" / TABLE).glob("*.json"):
+        path.write_text(path.read_text().replace('"grid"', '"gird"'))
+    with pytest.raises(UserError, match=r"^the record .* of readings .*; delete it and run"):
+        read_readings(results)
 
 
 def test_without_records_nothing_is_picked_or_drawn(results: Path) -> None:

@@ -186,14 +186,17 @@ def test_classes_and_the_decoded_tree_are_missed_before_a_run_misses_them(tmp_pa
 
 def test_the_best_recorded_loader_counts(tmp_path: Path) -> None:
     for name, rate in (("a", 100.0), ("b", 300.0)):
-        recipes = {"recipes": {"deit_tiny": {"images_per_s": rate}}}
+        recipes = {"hardware": "a card", "recipes": {"deit_tiny": {"images_per_s": rate}}}
         (tmp_path / f"{name}.json").write_text(json.dumps(recipes))
     assert loader_rates(tmp_path) == {"deit_tiny": 300.0}
 
 
 def test_a_run_from_a_decoded_tree_has_the_rate_of_that_way(tmp_path: Path) -> None:
     ways = {"decoded_device": {"images_per_s": 700.0}}
-    recipes = {"recipes": {"deit_tiny": {"images_per_s": 300.0, "ways": ways}}}
+    recipes = {
+        "hardware": "a card",
+        "recipes": {"deit_tiny": {"images_per_s": 300.0, "ways": ways}},
+    }
     (tmp_path / "a.json").write_text(json.dumps(recipes))
     rates, record = loader_rates(tmp_path), bench("vision")
     assert rates == {"deit_tiny": 300.0, "deit_tiny decoded": 700.0}
