@@ -16,7 +16,7 @@ from typing import Any
 
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.results import SHARED, ran_alone
-from fogzo_repro.terminal import aligned, command_parser, run_tool
+from fogzo_repro.terminal import aligned, command_parser, one_line_errors
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.tracking.records import read_record
 
@@ -145,6 +145,7 @@ def compare(a: Path, b: Path) -> str:
     return f"{text}\n\n{first_difference(*lines)}"
 
 
+@one_line_errors
 def main() -> None:
     """Print the comparison."""
     parser = command_parser(__doc__, "fogzo_repro.compare")
@@ -154,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(main())

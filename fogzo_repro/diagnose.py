@@ -51,7 +51,7 @@ from fogzo_repro.randomness import derive_seed, generator_for
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
 from fogzo_repro.reporting.statistics import jackknife
 from fogzo_repro.stored import StoredRun, open_run, tell_skipped
-from fogzo_repro.terminal import command_parser, run_tool
+from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.training.checkpoint import load_weights, read_tensors
 from fogzo_repro.training.network import Network
@@ -280,6 +280,7 @@ def diagnose(
     return rows
 
 
+@one_line_errors
 @own_files_named
 def main() -> None:
     """Diagnose a run: print the table, write diagnose.csv and diagnose.png."""
@@ -303,4 +304,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(main())

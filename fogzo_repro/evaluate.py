@@ -18,7 +18,7 @@ import torch
 from fogzo_repro.config import UserError, check_given_once, did_you_mean, own_files_named
 from fogzo_repro.config.datasets import ImageNetConfig
 from fogzo_repro.stored import open_run, tell_skipped
-from fogzo_repro.terminal import command_parser, run_tool, typed_path
+from fogzo_repro.terminal import command_parser, one_line_errors, typed_path
 
 
 def parse_settings(given: list[str], **more: Callable[[str], Any]) -> dict[str, Any]:
@@ -55,6 +55,7 @@ def read_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@one_line_errors
 @own_files_named
 def main() -> None:
     """Evaluate a run and print its metrics."""
@@ -79,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(main())

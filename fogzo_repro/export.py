@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from fogzo_repro import files
 from fogzo_repro.config import UserError, own_files_named, parse_stored, published
 from fogzo_repro.stored import open_run
-from fogzo_repro.terminal import command_parser, run_tool
+from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.training.checkpoint import (
     another_network,
     checksum_of,
@@ -147,6 +147,7 @@ def _integers(name: str, quantizer: Any, weight: Tensor) -> tuple[Tensor, Tensor
     return integers, scale, offset
 
 
+@one_line_errors
 @own_files_named
 def main() -> None:
     """Export a run and print what it takes."""
@@ -160,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(main())

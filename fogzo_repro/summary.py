@@ -32,7 +32,7 @@ from fogzo_repro.reporting.figures.drawing import ends_of_sd
 from fogzo_repro.reporting.figures.groups import Point, draw_groups
 from fogzo_repro.reporting.statistics import summarize
 from fogzo_repro.reporting.wording import mean_sd
-from fogzo_repro.terminal import aligned, command_parser, run_tool, stderr
+from fogzo_repro.terminal import aligned, command_parser, one_line_errors, stderr
 from fogzo_repro.tracking.metrics import binned_history, stream_metrics
 from fogzo_repro.tracking.records import read_runs
 
@@ -338,6 +338,7 @@ def along_steps(rows: Sequence[Row]) -> list[Point]:
     return points
 
 
+@one_line_errors
 def main() -> None:
     """Print the table; draw what is asked for."""
     parser = command_parser(__doc__, "fogzo_repro.summary")
@@ -373,4 +374,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(main())

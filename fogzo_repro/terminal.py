@@ -206,11 +206,6 @@ def one_line_errors(command: Callable[P, int | None]) -> Callable[P, int]:
     return run
 
 
-def run_tool(tool: Callable[[], None]) -> int:
-    """Run a tool with `one_line_errors`; return the exit status."""
-    return one_line_errors(tool)()
-
-
 def output_status() -> int:
     """Return 2, and say why, where standard output has not taken all that was printed, else 0.
 

@@ -25,7 +25,7 @@ from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.claimed import needed_cells
 from fogzo_repro.sweeps.status import OVER, STATES, Run, count_states, known_runs, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds, find_entries, table_files
-from fogzo_repro.terminal import aligned, command_parser, run_tool
+from fogzo_repro.terminal import aligned, command_parser, one_line_errors
 
 NOT_NEEDED, OTHERS = "not needed", "other seeds"
 
@@ -47,6 +47,7 @@ def over_on_others(runs: list[Run], known: dict[Run, str]) -> int:
     return sum(run[:-1] in cells for run in over - {*runs})
 
 
+@one_line_errors
 def main() -> None:
     """Print the table."""
     parser = command_parser(__doc__)
@@ -74,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    sys.exit(main())

@@ -11,7 +11,6 @@ from fogzo_repro import diagnose, evaluate, export
 from fogzo_repro.config import UserError
 from fogzo_repro.evaluate import main, parse_settings
 from fogzo_repro.stored import open_run
-from fogzo_repro.terminal import run_tool
 from fogzo_repro.training.classification import InMemoryImages
 from tests.forked import python
 
@@ -84,7 +83,7 @@ def test_what_is_missing_is_one_line_and_status_2(
         shutil.copy(folder / name, tmp_path)
     extra = [str(tmp_path / "out")] if tool is export else []
     monkeypatch.setattr(sys, "argv", ["tool", str(tmp_path), *extra])
-    assert run_tool(tool.main) == 2
+    assert tool.main() == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and message in said
 

@@ -57,8 +57,8 @@ def test_work_ends_well_after_the_reader_of_a_pipe_has_left(tmp_path) -> None:
 TOOL = """
 import sys
 from pathlib import Path
-from fogzo_repro.terminal import run_tool
-sys.exit(run_tool(lambda: print("a result\\n" * int(sys.argv[1]))))
+from fogzo_repro.terminal import one_line_errors
+sys.exit(one_line_errors(lambda: print("a result\\n" * int(sys.argv[1])))())
 """
 
 

@@ -22,7 +22,6 @@ from fogzo_repro.run import execute
 from fogzo_repro.stored import open_run
 from fogzo_repro.sweeps.forecast import forecast
 from fogzo_repro.sweeps.tables import table_files
-from fogzo_repro.terminal import run_tool
 from scripts import smoke
 from scripts.table_cells import table_cells
 from tests.c4_corpus import write_corpus
@@ -362,7 +361,7 @@ def test_tools_and_tables_name_a_part_that_fails_or_has_changed(
     run = compose_run(*words, "estimator=ste", f"output_root={tmp_path / 'runs'}")
     folder = tmp_path / "runs" / execute(run, quiet=True)["run_id"]
     monkeypatch.setattr(sys, "argv", ["evaluate", str(folder)])
-    assert run_tool(evaluate.main) == 0
+    assert evaluate.main() == 0
     assert "changed" not in capsys.readouterr().err
     for code, said in (
         (NETWORK.format(FAILS), f"error: {file}, line 3: NameError: "),
@@ -370,7 +369,7 @@ def test_tools_and_tables_name_a_part_that_fails_or_has_changed(
     ):
         sys.modules.pop("fogzo_parts.model.own")
         wrong(mine, "model", code)
-        assert run_tool(evaluate.main) == 2
+        assert evaluate.main() == 2
         first, *_, last = capsys.readouterr().err.splitlines()
         assert f"the file of its model in {file.parents[1]} has changed since" in first
         assert last.startswith(said.format(folder=folder))
