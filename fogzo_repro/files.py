@@ -96,7 +96,8 @@ def make_folder(path: Path, given: str) -> None:
 def whole(path: Path) -> Iterator[BinaryIO]:
     """Give a new file to write, which takes the path's place once it is whole and on the disk.
 
-    It is written under a temporary name of this process, so that two processes cannot mix theirs.
+    It is written under a temporary name of this process, so that two processes cannot mix theirs,
+    and locked meanwhile: what is not was left behind, see `remove_unfinished`.
 
     Raises:
         UserError: where it cannot be written; what was there before stays.
@@ -104,6 +105,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
+            _lock(file.fileno(), fcntl.LOCK_EX)
             yield file
             file.flush()
             _sync(file.fileno())
@@ -128,9 +130,11 @@ def write(path: Path, content: bytes | str) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes have left of `whole`; the caller holds the folder's lock."""
+    """Remove what killed processes have left of `whole`; where nothing has locks, all of it."""
     for path in folder.glob("*.[0-9]*.tmp"):
-        path.unlink(missing_ok=True)
+        if not is_locked(path):
+            with contextlib.suppress(OSError):  # another user's, or gone
+                path.unlink()
 
 
 def append(path: Path, text: str, size: int | None = None) -> int:

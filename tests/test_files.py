@@ -112,8 +112,9 @@ def test_a_half_written_last_line_is_not_read(tmp_path: Path) -> None:
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     for name in ("a.json.123.tmp", "mine.tmp", "a.json"):
         (tmp_path / name).touch()
-    files.remove_unfinished(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"mine.tmp", "a.json"}
+    with files.whole(tmp_path / "b.json"):  # another process is about to finish this one
+        files.remove_unfinished(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.tmp", "a.json", "b.json"}
 
 
 def test_a_lock_keeps_others_out_and_is_seen(tmp_path: Path) -> None:

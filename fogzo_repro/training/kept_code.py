@@ -108,6 +108,7 @@ class KeptCode:
         head = {**self.made_for, "sha256": hashlib.sha256(content).hexdigest()}
         try:
             files.make_folder(self.path.parent, f"FOGZO_COMPILED={self.path.parent.parent}")
+            files.remove_unfinished(self.path.parent)
             files.write(self.path, json.dumps(head).encode() + b"\n" + content)
         except UserError as error:
             return [f"warning: compiled code is not kept: {error}"]

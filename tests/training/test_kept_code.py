@@ -63,6 +63,7 @@ def test_the_next_run_of_the_shape_gets_it_and_writes_only_what_is_new(
     assert compiled == {"block": b"code"}
     assert code.save() == [] and path.stat().st_mtime_ns == written
     compiled["probe"] = b"more"
+    path.with_name("0123.77.tmp").write_bytes(b"of a run that was killed")
     assert code.save() == [f"compiled code kept in {path}"]
     compiled.clear()
     KeptCode(tmp_path, CARD, SHAPE).load()
