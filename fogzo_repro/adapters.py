@@ -8,11 +8,11 @@ Each adapter knows a package's modules by what they look like and imports nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from fogzo_repro.estimators import QuantizedWeight, SmoothingLaw, smoothing_law
 
@@ -37,17 +37,22 @@ def quantized_weights(
             with the identity STE where not given.
 
     Raises:
-        ValueError: where no quantized weight is found, or of a quantizer without a law, in one line
-            with the layer.
+        ValueError: where no quantized weight is found, or of a quantizer without a law or of which
+            it is not clear what it rounds, in one line with the layer.
     """
     chosen = law or smoothing_law("round", "identity")
     found: dict[int, QuantizedWeight] = {}  # a weight that layers share is listed once
     for name, module in model.named_modules():
-        for adapter in ADAPTERS:
-            weight = adapter(name, module, scale, chosen)
-            if weight is not None:
-                found.setdefault(id(weight.parameter), weight)
-                break
+        weight = _weight(name, module, scale, chosen)
+        if weight is None:
+            continue
+        first = found.setdefault(id(weight.parameter), weight)
+        if first is not weight and not torch.equal(first.epsilon(), weight.epsilon()):
+            raise ValueError(
+                f"{name}: another layer has this weight too, and rounds it by another scale; list "
+                "the weights yourself as QuantizedWeight, this one with the scale that sets its "
+                "noise"
+            )
     if not found:
         raise ValueError(
             f"no quantized weight was found in a {type(model).__name__}: known are brevitas, "
@@ -57,10 +62,19 @@ def quantized_weights(
     return list(found.values())
 
 
-def brevitas_weight(
-    name: str, module: nn.Module, _scale: str, law: SmoothingLaw
-) -> QuantizedWeight | None:
-    """Return the weight of a brevitas layer; None for another module or one in full precision.
+def _weight(name: str, module: nn.Module, scale: str, law: SmoothingLaw) -> QuantizedWeight | None:
+    """Return the quantized weight of a module itself; None where it has none."""
+    if hasattr(module, "weight_quant") and callable(getattr(module, "quant_weight", None)):
+        return brevitas_weight(name, module, law)
+    if hasattr(module, "weight_fake_quantizer"):
+        return torchao_weight(name, module, law)
+    if parametrize.is_parametrized(module, "weight"):
+        return parametrized_weight(name, module, scale, law)
+    return attribute_weight(name, module, scale, law)
+
+
+def brevitas_weight(name: str, module: nn.Module, law: SmoothingLaw) -> QuantizedWeight | None:
+    """Return the weight of a brevitas layer; None for one in full precision.
 
     The scale follows the weight or is learned, as the layer has it. One bit with clamping is
     sign with the hardtanh STE.
@@ -69,9 +83,7 @@ def brevitas_weight(
         ValueError: where the quantizer has no scale, or one bit without clamping.
     """
     layer: Any = module
-    proxy: Any = getattr(module, "weight_quant", None)
-    if proxy is None or not callable(getattr(module, "quant_weight", None)):
-        return None
+    proxy: Any = module.weight_quant
     if not getattr(proxy, "is_quant_enabled", True):
         return None
     with torch.no_grad():
@@ -97,10 +109,8 @@ def brevitas_weight(
     return QuantizedWeight(layer.weight, scale, law, levels)
 
 
-def torchao_weight(
-    name: str, module: nn.Module, _scale: str, law: SmoothingLaw
-) -> QuantizedWeight | None:
-    """Return the weight of a torchao layer; None for another module or one in full precision.
+def torchao_weight(name: str, module: nn.Module, law: SmoothingLaw) -> QuantizedWeight | None:
+    """Return the weight of a torchao layer; None for one in full precision.
 
     Its scales are one a row or one a group of a row's weights. They follow the weight or are
     learned, as the layer has it.
@@ -109,7 +119,7 @@ def torchao_weight(
         ValueError: where the fake quantizer has no scale, as those of float8.
     """
     layer: Any = module
-    quantizer: Any = getattr(module, "weight_fake_quantizer", None)
+    quantizer: Any = module.weight_fake_quantizer
     if quantizer is None or not getattr(quantizer, "enabled", True):
         return None
     if not hasattr(quantizer, "scale"):
@@ -134,13 +144,12 @@ def torchao_weight(
 def parametrized_weight(
     name: str, module: nn.Module, scale: str, law: SmoothingLaw
 ) -> QuantizedWeight | None:
-    """Return a weight whose one parametrization has a scale; None for another module.
+    """Return a weight whose one parametrization has a scale; None for one without.
 
     Raises:
         ValueError: where it has several parametrizations, one of which is the quantizer.
     """
-    lists: Any = getattr(module, "parametrizations", {})
-    chain: Any = lists["weight"] if hasattr(lists, "weight") else ()
+    chain: Any = module.parametrizations["weight"]  # type: ignore[index]
     if not any(hasattr(part, scale) for part in chain):
         return None
     if len(chain) > 1:
@@ -157,14 +166,32 @@ def parametrized_weight(
 
 
 def attribute_weight(
-    _name: str, module: nn.Module, scale: str, law: SmoothingLaw
+    name: str, module: nn.Module, scale: str, law: SmoothingLaw
 ) -> QuantizedWeight | None:
-    """Return the weight of a module that has a scale, or a child with one; None for another."""
+    """Return the weight of a module that has a scale, or a child with one; None for another.
+
+    A child that is called after inputs or outputs rounds these.
+
+    Raises:
+        ValueError: where it is not clear which of several children rounds the weight.
+    """
     weight = module._parameters.get("weight")
     if weight is None:
         return None
-    owners = [part for part in (module, *module.children()) if hasattr(part, scale)]
-    return QuantizedWeight(weight, _live(owners[0], scale), law) if owners else None
+    if hasattr(module, scale):
+        return QuantizedWeight(weight, _live(module, scale), law)
+    with_scale = [key for key, part in module.named_children() if hasattr(part, scale)]
+    owners = [key for key in with_scale if key.startswith("w")] or [
+        key for key in with_scale if not key.startswith(("act", "input", "output"))
+    ]
+    if len(owners) > 1:
+        raise ValueError(
+            f"{name}: {' and '.join(owners)} have a {scale} each, and it is not clear which rounds "
+            "the weight; call it weight_quantizer, or list the weights yourself as QuantizedWeight"
+        )
+    return (
+        QuantizedWeight(weight, _live(getattr(module, owners[0]), scale), law) if owners else None
+    )
 
 
 def _live(owner: Any, scale: str) -> Any:
@@ -173,9 +200,3 @@ def _live(owner: Any, scale: str) -> Any:
     if not isinstance(value, Tensor):
         return value  # for `check_weights` to refuse by the layer's name
     return lambda weight: getattr(owner, scale).detach()
-
-
-Adapter = Callable[[str, nn.Module, str, SmoothingLaw], QuantizedWeight | None]
-ADAPTERS: tuple[Adapter, ...] = (
-    brevitas_weight, torchao_weight, parametrized_weight, attribute_weight,
-)  # fmt: skip

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.estimators.protocol import NO_WEIGHTS, QuantizedWeight
+from fogzo_repro.estimators.protocol import NO_WEIGHTS, QuantizedWeight, check_shape
 from fogzo_repro.estimators.replay import RecordedLoss
 from fogzo_repro.estimators.smoothing import SmoothingLaw
 
-MANY_LOSSES = 100  # more than are ever added up in a step, less than a GradScaler begins with
+LARGE_FACTOR = 100  # no loss of its own has it, and a GradScaler begins with more
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
@@ -141,6 +141,11 @@ def check_places(places: Iterable[Place]) -> None:
 
 
 def _check_trainable(name: str, p: Tensor) -> None:
+    if hasattr(p, "device_mesh"):
+        raise ValueError(
+            f"{name} is split over the processes, as FSDP does, and probes need whole weights; use "
+            "DistributedDataParallel"
+        )
     if p.is_meta:
         raise ValueError(
             f"{name} is on the meta device, without values; list the weights after the model has "
@@ -206,18 +211,7 @@ def _check_scale(name: str, weight: QuantizedWeight) -> None:
     scale = scale.detach()
     if scale.device != p.device:
         raise ValueError(f"the scale of {name} is on {scale.device}, the weight on {p.device}")
-    shape = tuple(scale.shape)
-    if scale.numel() > 1 and scale.dim() != p.dim():
-        raise ValueError(
-            f"the scale of {name} has shape {shape} and the weight {tuple(p.shape)}, so that it is "
-            "not clear which axis is meant; give it as many axes, one scale a row as "
-            f"{(len(p), *[1] * (p.dim() - 1))}"
-        )
-    if any(s not in (1, size) for s, size in zip(shape[::-1], p.shape[::-1], strict=False)):
-        raise ValueError(
-            f"the scale of {name} has shape {shape}, which does not go with the weight's "
-            f"{tuple(p.shape)}"
-        )
+    check_shape(name, scale, p)
     if not bool((scale.isfinite() & (scale != 0)).all()):
         raise ValueError(
             f"the scale of {name} is zero or not finite somewhere, and epsilon is a multiple of "
@@ -232,14 +226,20 @@ def _plain(name: str) -> str:
 
 
 def check_losses(
-    losses: Sequence[RecordedLoss], again: Callable[[RecordedLoss], Tensor], inverse: Tensor | None
+    losses: Sequence[RecordedLoss],
+    again: Callable[[RecordedLoss], Tensor],
+    inverse: Tensor | None,
+    model: nn.Module,
 ) -> Tensor:
     """Take each loss twice more at the same weights, and warn where it does not come out the same.
+
+    So it does where a module counts its passes in Python, which nothing undoes.
 
     Args:
         losses: of a step, after their backward passes.
         again: takes one of them again.
         inverse: of the scale of the GradScaler, where one is known.
+        model: whose modules run.
 
     Returns:
         The difference of the two passes over all losses, which should be 0.
@@ -248,13 +248,14 @@ def check_losses(
         ValueError: where backward was not called, or of a loss that a GradScaler had scaled while
             none is known.
     """
-    total = float(sum((weight_of(loss) for loss in losses), torch.zeros(())))
-    if inverse is None and total > MANY_LOSSES:
+    factors = [float(weight_of(loss)) for loss in losses]
+    total = sum(factors)
+    if inverse is None and max(factors) > LARGE_FACTOR:
         raise ValueError(
-            f"the loss was multiplied by {total:g} before backward; give the GradScaler that has "
-            "done it, scaler="
+            f"the loss was multiplied by {max(factors):g} before backward; give the GradScaler "
+            "that has done it, scaler="
         )
-    if inverse is not None and 0 < abs(total) * float(inverse) < MANY_LOSSES**-2:
+    if inverse is not None and 0 < abs(total) * float(inverse) < LARGE_FACTOR**-2:
         warnings.warn(
             f"scaler= is given, and the loss was multiplied by {total:g} before backward and not "
             f"by its scale, {1 / float(inverse):g}, by which the gradients are divided; call "
@@ -262,6 +263,7 @@ def check_losses(
             RuntimeWarning,
             stacklevel=4,
         )
+    counts = _numbers(model)
     null = torch.zeros(())
     for index, loss in enumerate(losses):
         others = _states()
@@ -280,7 +282,8 @@ def check_losses(
         else:
             why = (
                 "does it look up its batch in a variable that has changed since? Give the batch "
-                "as arguments, loss(loss_fn, x, y)"
+                "as arguments, loss(loss_fn, x, y); or does each pass move a range that it rounds "
+                "by, as an observer's? Fix that range first"
             )
         so = f"so that probes measure something else than the weights' effect: {why}"
         if not all(map(math.isfinite, values)):
@@ -295,6 +298,16 @@ def check_losses(
             RuntimeWarning,
             stacklevel=4,
         )
+    for name, now in _numbers(model).items():
+        if now != counts.get(name, now):
+            warnings.warn(
+                f"{name} went from {counts[name]} to {now} while the loss was taken again: what a "
+                "module counts in Python is counted by each probe too, 2n + 1 times a step; "
+                "lengthen what goes by it, such as the passes of a calibration",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            break
     return null
 
 
@@ -310,6 +323,16 @@ def weight_of(loss: RecordedLoss) -> Tensor:
             "FogzoStep.losses.clear() where the batch is skipped"
         )
     return loss.weight
+
+
+def _numbers(model: nn.Module) -> dict[str, float]:
+    """Return the numbers that modules keep as Python's, by their names."""
+    return {
+        _plain(f"{prefix}.{name}".lstrip(".")): value
+        for prefix, module in model.named_modules()
+        for name, value in vars(module).items()
+        if type(value) in (int, float)
+    }
 
 
 def _states() -> dict[str, Any]:

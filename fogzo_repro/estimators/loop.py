@@ -99,9 +99,11 @@ class FogzoStep:
         self.model = model
         # What accelerate and Lightning hand out holds the optimizer itself.
         self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.held_by = None if self.optimizer is optimizer else type(optimizer).__name__
         self.weights = list(weights)
         check_weights(self.weights, model, self._parameters())
         self.places = places_of(self.weights, model)
+        self.layer = next(m for m in model.modules() if m._parameters is self.places[0].own)
         self.d = sum(w.parameter.numel() for w in self.weights)
         if beta is not None:
             raise ValueError(f"beta={beta}: give noise, which is 1 - beta, or rho")
@@ -133,7 +135,9 @@ class FogzoStep:
         self.losses: list[RecordedLoss] = []
         self.buffers: FrozenBuffers | None = None  # of the model as it is at the first step
         self.null_level: Tensor | None = None
+        self.was_training = self.layer.training  # when the last loss was taken
         self.told_of_idle = False
+        self.asks_for_rest = False  # whether the next backward pass is that behind the first step
         self.is_copy = False
         self.passes = BackwardPasses()
         self.passing: list[RecordedLoss] = []  # the losses of the present backward pass
@@ -141,7 +145,8 @@ class FogzoStep:
             hook = partial(self.passes.added, number)
             weight.parameter.register_post_accumulate_grad_hook(hook)
         self.directions, self.signs = (torch.Generator(self.device) for _ in range(2))
-        self.optimizer.register_step_pre_hook(self._refuse_without_estimate)
+        self.optimizer.register_step_pre_hook(self._before_update)
+        self.optimizer.register_step_post_hook(self._refuse_without_estimate)
 
     def loss(self, loss_fn: Callable[..., Tensor], *batch: Any) -> Tensor:
         """Return the loss of a batch, or of a micro-batch, and remember how to take it again.
@@ -158,6 +163,7 @@ class FogzoStep:
         self._end_backward()  # one that ended in an error did not say so
         recorded = RecordedLoss(loss_fn, batch, self.device)
         loss = recorded.take()
+        self.was_training = self.layer.training
         self.losses.append(recorded)
         loss.register_hook(lambda _: self._begin_backward(recorded))
         return loss
@@ -173,7 +179,8 @@ class FogzoStep:
 
         Raises:
             ValueError: where there is no loss, backward was not called, or was on a loss that was
-                not recorded, or a weight or scale is not what it was (see `check_places`).
+                not recorded, the model's mode is another one, or a weight or scale is not what it
+                was (see `check_places`).
             RuntimeError: where the processes of a distributed training hold different weights.
         """
         self._refuse_copy()
@@ -190,13 +197,21 @@ class FogzoStep:
                 "probes would not see; take it by loss(loss_fn, *batch) too, or call its backward "
                 "after estimate()"
             )
+        if self.layer.training != self.was_training:
+            modes = {True: "train", False: "eval"}
+            raise ValueError(
+                f"the loss was taken in {modes[self.was_training]} mode and the model is in "
+                f"{modes[self.layer.training]} mode now, where probes would see another network; "
+                f"call model.{modes[self.was_training]}() before the estimate"
+            )
         check_places(self.places)
         weights = self._taking_part()
         is_unscaled, inverse = self._scale()
         after = RandomState(self.device)
         try:
             if self.null_level is None:
-                self.null_level = check_losses(losses, self._again, inverse)
+                self.null_level = check_losses(losses, self._again, inverse, self.model)
+                self.asks_for_rest = True
             if self.steps % REPLICAS_EVERY == 0:
                 self._check_replicas()
             probes: Probes = SequentialProbes(
@@ -221,14 +236,24 @@ class FogzoStep:
 
         Returns:
             As `estimate`.
+
+        Raises:
+            RuntimeError: where the optimizer is held by another object, as by accelerate's.
+            TypeError: of an optimizer that needs a closure.
         """
+        if self.held_by is not None:
+            raise RuntimeError(
+                f"the {self.held_by} that was given does more in a step than its optimizer alone; "
+                "call FogzoStep.estimate() once all micro-batches are in the gradients, then step "
+                "it and set gradients to zero as before"
+            )
         if self.scaler is not None and not self._scale()[0]:
             self.scaler.unscale_(self.optimizer)
         estimate = self.estimate()
         if self.clip_norm is not None:
             _clip([p.grad for p in self._parameters() if p.grad is not None], self.clip_norm)
         if self.scaler is None:
-            self.optimizer.step()
+            self._update()
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -263,6 +288,13 @@ class FogzoStep:
             for number, w in enumerate(self.weights)
             if w.parameter.grad is not None
         ]
+        asks, self.asks_for_rest = self.asks_for_rest, False
+        if asks and not self.passes.others and any(g.any() for _, g in gradients):
+            raise ValueError(
+                "the gradients hold the last step's estimate still, to which this pass would add; "
+                "call estimate() once all micro-batches of a step are in them, and set them to "
+                "zero after the optimizer's step"
+            )
         taken = [loss for loss in self.losses if loss.is_added]
         left = [self.passes.versions.get(number) == g._version for number, g in gradients[:1]]
         if not self.passes.others and (left == [True] or not taken):
@@ -285,7 +317,7 @@ class FogzoStep:
         if not found:
             raise ValueError(
                 "no quantized weight has a gradient after backward: the loss depends on none of "
-                "them"
+                "them, or something has set their gradients to None before the estimate"
             )
         if len(found) < len(self.weights) and not self.told_of_idle:
             self.told_of_idle = True
@@ -335,12 +367,14 @@ class FogzoStep:
         if _world_size() == 1:
             return
         sums = [w.parameter.detach().view(torch.int32).sum() for w in self.weights]
-        both = torch.stack([torch.stack(sums), -torch.stack(sums)])
+        state = [self.seed % 2**63, self.steps]  # of which the directions are functions
+        held = torch.stack([*sums, *torch.tensor(state, device=self.device)])
+        both = torch.stack([held, -held])
         dist.all_reduce(both, dist.ReduceOp.MAX)
         if not torch.equal(both[0], -both[1]):
             raise RuntimeError(
-                f"step {self.steps}: the processes hold different weights and train no longer as "
-                "one; start all with the same weights, seed and FogzoStep"
+                f"step {self.steps}: the processes hold different weights or seeds and do not "
+                "train as one; start all with the same weights, seed and FogzoStep"
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -355,6 +389,23 @@ class FogzoStep:
                 "FogzoStep of the copied ones, and give it the state_dict() of the first by "
                 "load_state_dict()"
             )
+
+    def _update(self) -> None:
+        try:
+            self.optimizer.step()
+        except TypeError as error:
+            if "closure" not in str(error):
+                raise
+            raise TypeError(
+                f"{type(self.optimizer).__name__} takes the loss itself; take it by loss(...) in "
+                "its closure, with backward() and estimate() behind it, and call "
+                "optimizer.step(closure)"
+            ) from error
+
+    def _before_update(self, _: Any, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+        """Refuse an update by the STE's gradient, but where a closure may take the estimate yet."""
+        if len(arguments) < 2 and named.get("closure") is None:
+            self._refuse_without_estimate()
 
     def _refuse_without_estimate(self, *_: Any) -> None:
         if self.losses:

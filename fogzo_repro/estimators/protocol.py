@@ -32,6 +32,26 @@ def one_number(loss: Any) -> Tensor:
     )
 
 
+def check_shape(of: str, scale: Tensor, parameter: Tensor) -> None:
+    """Refuse a scale that does not say which axes of its weight are meant.
+
+    Raises:
+        ValueError: in one line.
+    """
+    shape, rows = tuple(scale.shape), (len(parameter), *[1] * (parameter.dim() - 1))
+    if scale.numel() > 1 and scale.dim() != parameter.dim():
+        raise ValueError(
+            f"the scale of {of} has shape {shape} and the weight {tuple(parameter.shape)}, so that "
+            "it is not clear which axis is meant; give it as many axes, one scale a row as "
+            f"{rows}"
+        )
+    if any(s not in (1, n) for s, n in zip(shape[::-1], parameter.shape[::-1], strict=False)):
+        raise ValueError(
+            f"the scale of {of} has shape {shape}, which does not go with the weight's "
+            f"{tuple(parameter.shape)}"
+        )
+
+
 NO_WEIGHTS = "the list of quantized weights is empty; there is nothing to perturb"
 
 
@@ -111,6 +131,8 @@ class Point:
         scales = alphas(
             [w.parameter.detach() for w in self.weights], [w.scale for w in self.weights]
         )
+        for alpha, w in zip(scales, self.weights, strict=True):
+            check_shape("a weight", alpha, w.parameter)  # may have changed since it was listed
         sizes = torch._foreach_abs([alpha.detach() for alpha in scales])
         return list(torch._foreach_mul(sizes, [w.law.epsilon_bar for w in self.weights]))
 

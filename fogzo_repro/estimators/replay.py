@@ -235,7 +235,8 @@ class BackwardPasses:
         """Note that a pass has added to the gradient of a weight; that weight's hook."""
         if torch.compiler.is_compiling():  # a compiled pass does not tell when it is over
             return
-        assert weight.grad is not None
+        if weight.grad is None:  # another hook has taken it, and the estimate says so
+            return
         self.versions[number] = weight.grad._version
         self.has_added = True
         self.others = self.others or not self.is_recorded

@@ -50,6 +50,15 @@ class WithChild(nn.Linear):
         return F.linear(x, self.quantizer(self.weight), self.bias)
 
 
+def with_children(*names: str) -> nn.Linear:
+    """A layer whose quantizers are called so, the first with scale 1, the next with 2."""
+    layer = nn.Linear(4, 4)
+    for number, name in enumerate(names, 1):
+        layer.add_module(name, quantizer := Round(layer.weight))
+        quantizer.scale.fill_(number)
+    return layer
+
+
 def parametrized(learned: bool) -> Made:
     layer = nn.Linear(16, 8)
     parametrize.register_parametrization(layer, "weight", Round(layer.weight, learned))
@@ -181,6 +190,47 @@ def test_a_weight_that_two_layers_share_is_listed_once() -> None:
     one, other = WithScale(4, 4), WithScale(4, 4)
     other.weight, other.step = one.weight, one.step
     assert len(quantized_weights(nn.Sequential(one, other), scale="step")) == 1
+
+
+def test_a_shared_weight_that_is_rounded_by_two_scales_is_refused() -> None:
+    one, other = WithScale(4, 4), WithScale(4, 4)
+    other.weight = one.weight
+    with pytest.raises(ValueError, match="1: another layer has this weight too, and rounds it by"):
+        quantized_weights(nn.Sequential(one, other), scale="step")
+
+
+@pytest.mark.parametrize("names", [("act_quant", "quant"), ("x_quant", "w_quant", "bias_quant")])
+def test_what_rounds_inputs_is_not_taken_for_what_rounds_the_weight(names: tuple[str, ...]) -> None:
+    model = nn.Sequential(with_children("input_quant"), with_children(*names))
+    (weight,) = quantized_weights(model)
+    assert weight.parameter is model[1].weight and callable(weight.scale)
+    assert (weight.scale(weight.parameter) == 2).all()
+
+
+def test_two_quantizers_of_which_either_may_be_the_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="0: first and second have a scale each, and it is not cl"):
+        quantized_weights(nn.Sequential(with_children("first", "second")))
+
+
+def test_a_layer_of_brevitas_that_rounds_its_inputs_alone_is_left_out() -> None:
+    pytest.importorskip("brevitas")
+    import brevitas.nn
+    import brevitas.quant
+
+    options = {"weight_quant": None, "input_quant": brevitas.quant.Int8ActPerTensorFloat}
+    first = brevitas.nn.QuantLinear(16, 16, bias=True, **options)
+    layer, _, _ = made("brevitas, row")
+    (weight,) = quantized_weights(nn.Sequential(first, layer))
+    assert weight.parameter is layer.weight
+
+
+def test_a_layer_of_torchao_that_rounds_its_inputs_alone_is_left_out() -> None:
+    qat = pytest.importorskip("torchao.quantization.qat")
+    config = qat.IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
+    first = qat.FakeQuantizedLinear(16, 16, bias=True, activation_config=config)
+    layer, _, _ = made("torchao, a row")
+    (weight,) = quantized_weights(nn.Sequential(first, layer))
+    assert weight.parameter is layer.weight
 
 
 def test_float8_of_torchao_is_refused() -> None:

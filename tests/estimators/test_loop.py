@@ -296,6 +296,15 @@ def test_a_scaler_that_is_not_given_is_noticed() -> None:
         step.step()
 
 
+def test_many_micro_batches_are_not_taken_for_a_scaler() -> None:
+    """A Trainer of transformers divides by their tokens in the loss, so that each counts once."""
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    for x, y in batches(128, size=2):
+        step.loss(lambda x, y: loss_of(model)(x, y) / 128, x, y).backward()
+    step.step()
+
+
 def test_a_scaler_that_is_given_and_not_used_is_noticed() -> None:
     model = network()
     step = FogzoStep(model, sgd(model), quantized(model), scaler=torch.amp.GradScaler("cpu"))
@@ -509,6 +518,48 @@ def test_a_loss_that_comes_out_otherwise_is_noticed_at_the_first_step(name: str)
         step.step()
 
 
+class Observed(nn.Module):
+    """Rounds by a range that it moves first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.range = nn.Buffer(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.range.lerp_(x.detach().abs().max(), 0.1) / 8
+        return x + ((x / scale).round() * scale - x).detach()
+
+
+def test_a_range_that_each_pass_moves_is_told_of() -> None:
+    model = network(Observed())
+    step = FogzoStep(model, sgd(model), quantized(model))
+    step.loss(loss_of(model), *batches(1)[0]).backward()
+    with pytest.warns(RuntimeWarning, match="or does each pass move a range that it rounds by"):
+        step.step()
+
+
+class Counting(nn.Module):
+    """Counts its passes in a number of Python, as brevitas does while it calibrates."""
+
+    passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return x
+
+
+def test_what_a_module_counts_in_python_is_noticed_at_the_first_step() -> None:
+    model = network(Counting())
+    step = FogzoStep(model, sgd(model), quantized(model))
+    for index, (x, y) in enumerate(batches(2)):
+        step.loss(loss_of(model), x, y).backward()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            step.step()
+        assert len(told) == (index == 0)
+        assert index or "1.passes went from 1 to 3 while the loss was taken" in str(told[0].message)
+
+
 @pytest.mark.parametrize("factor", [math.nan, math.inf], ids=str)
 def test_a_first_loss_that_is_not_finite_is_said_to_be_so(factor: float) -> None:
     model = network()
@@ -682,6 +733,147 @@ def test_weights_that_have_changed_between_two_steps_are_refused(name: str) -> N
     with pytest.raises(ValueError, match=said) as caught:
         step.step()
     assert same(weights_of(model), before) and "\n" not in str(caught.value)
+
+
+def test_a_scale_whose_axes_have_become_doubtful_is_refused() -> None:
+    """As that of torch.ao's fake quantization: one number, until its first pass has looked."""
+    layer = nn.Linear(6, 6)
+    scale = torch.tensor([0.1])
+    for given in (scale, lambda weight: scale):
+        step = FogzoStep(layer, sgd(layer), [QuantizedWeight(layer.weight, given, LAW)])
+        scale.resize_(6).fill_(0.1)
+        step.loss(loss_of(layer), *batches(1)[0]).backward()
+        with pytest.raises(ValueError, match=r"has shape \(6,\) and the weight \(6, 6\), so that"):
+            step.estimate()
+        scale.resize_(1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mode_that_is_another_one_at_the_step_is_refused(training: bool) -> None:
+    """A loss may be taken in either; a validation in between has to set it back."""
+    model = network(nn.Dropout(0.5)).train(training)
+    step = FogzoStep(model, sgd(model), quantized(model))
+    for index, (x, y) in enumerate(batches(3)):
+        step.loss(loss_of(model), x, y).backward()
+        model.train(not training)
+        if index < 2:
+            model.train(training)
+            step.step()
+    said = "taken in train mode .* call model.train" if training else "in eval .* call model.eval"
+    with pytest.raises(ValueError, match=said):
+        step.step()
+
+
+def test_gradients_that_another_hook_takes_are_told_of() -> None:
+    """As where each weight has an optimizer that steps during the backward pass."""
+    for first in (True, False):
+        model = network()
+        step = None if first else FogzoStep(model, sgd(model), quantized(model))
+        for p in model.parameters():
+            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+        step = step or FogzoStep(model, sgd(model), quantized(model))
+        step.loss(loss_of(model), *batches(1)[0]).backward()
+        with pytest.raises(ValueError, match="something has set their gradients to None before"):
+            step.step()
+
+
+@pytest.mark.parametrize("zeroed", [True, False])
+def test_an_estimate_for_each_micro_batch_is_refused(zeroed: bool) -> None:
+    """The second would take the first for a part of the STE's gradient; so without zero_grad."""
+    model = network()
+    optimizer = sgd(model)
+    step = FogzoStep(model, optimizer, quantized(model))
+    one, other = batches(2)
+    step.loss(loss_of(model), *one).backward()
+    step.estimate()
+    if zeroed:
+        optimizer.zero_grad(set_to_none=False)
+        step.loss(loss_of(model), *other).backward()
+        step.estimate()
+        return
+    with pytest.raises(ValueError, match="hold the last step's estimate still"):
+        step.loss(loss_of(model), *other).backward()
+
+
+class Held:
+    """An optimizer in another object, as accelerate and Lightning hand it out."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+
+def test_an_optimizer_that_is_held_is_stepped_by_what_holds_it() -> None:
+    """Accelerate's does nothing before the last micro-batch, and Lightning's counts the steps."""
+    model = network()
+    x, y = batches(1)[0]
+    step = FogzoStep(model, Held(sgd(model)), quantized(model), noise=NOISE)  # type: ignore[arg-type]
+    step.loss(loss_of(model), x, y).backward()
+    with pytest.raises(RuntimeError, match=r"the Held that was given .* call FogzoStep.estimate"):
+        step.step()
+    step.estimate()
+    step.optimizer.step()
+    assert same(weights_of(model), weights_of(train(network(), [(x, y)])[0]))
+
+
+def test_the_closure_of_an_optimizer_may_take_the_estimate() -> None:
+    """So Lightning does, and takes all micro-batches but the last before the optimizer's step."""
+    data = batches(4)
+
+    def accumulated(model: nn.Module, in_closure: bool) -> list[Tensor]:
+        optimizer = sgd(model)
+        step = FogzoStep(model, optimizer, quantized(model), noise=NOISE)
+
+        def last(x: Tensor, y: Tensor) -> Tensor:
+            loss = step.loss(loss_of(model), x, y)
+            loss.backward()
+            step.estimate()
+            return loss
+
+        for first, second in (data[:2], data[2:]):
+            step.loss(loss_of(model), *first).backward()
+            if in_closure:
+                optimizer.step(lambda second=second: last(*second))
+            else:
+                last(*second)
+                optimizer.step()
+            optimizer.zero_grad()
+        return weights_of(model)
+
+    assert same(accumulated(network(), True), accumulated(network(), False))
+
+
+def test_a_closure_that_takes_no_estimate_is_noticed_at_the_first_step() -> None:
+    model = network()
+    optimizer = sgd(model)
+    step = FogzoStep(model, optimizer, quantized(model))
+
+    def closure() -> Tensor:
+        loss = step.loss(loss_of(model), *batches(1)[0])
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match=r"optimizer.step\(\) came before the estimate"):
+        optimizer.step(closure)
+
+
+def test_an_optimizer_that_takes_the_loss_itself_takes_the_estimate_too() -> None:
+    model = network()
+    x, y = batches(1)[0]
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+    step = FogzoStep(model, optimizer, quantized(model), noise=NOISE)
+    step.loss(loss_of(model), x, y).backward()
+    with pytest.raises(TypeError, match="LBFGS takes the loss itself; take it by loss"):
+        step.step()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = step.loss(loss_of(model), x, y)
+        loss.backward()
+        step.estimate()
+        return loss
+
+    first = optimizer.step(closure)
+    assert step.steps == 5 and loss_of(model)(x, y) < first
 
 
 def test_a_loss_that_depends_on_no_quantized_weight_is_refused() -> None:
@@ -1234,6 +1426,27 @@ def test_replicas_that_have_drifted_are_noticed(tmp_path: Path) -> None:
             model[0].weight[0, 0] += rank
         with pytest.raises(RuntimeError, match="step 0: the processes hold different weights"):
             train(model, batches(1))
+
+    ranks(work, tmp_path)
+
+
+def test_replicas_whose_directions_would_differ_are_noticed(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        with pytest.raises(RuntimeError, match=r"step 0: the processes hold different .* seeds"):
+            train(network(), batches(1), seed=rank)
+
+    ranks(work, tmp_path)
+
+
+def test_weights_that_are_split_over_the_processes_are_refused(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        model = network()
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        with pytest.raises(ValueError, match=r"0.weight is split over the processes, as FSDP"):
+            FogzoStep(model, sgd(model), quantized(model))
 
     ranks(work, tmp_path)
 
