@@ -134,7 +134,7 @@ def _cell(name: str, files: Mapping[str, Path]) -> Entry:
         return found[0]
     raise ConfigError(
         f"experiment={name} stands for {len(found)} cells; give one, as experiment="
-        f"{found[0].path}, or run all by `python {script('run_cells')} {name}`"
+        f"{found[0].path}, or run all by `{script('run_cells', name)}`"
     )
 
 

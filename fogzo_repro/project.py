@@ -8,6 +8,7 @@ directory where the suite is installed.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -27,10 +28,11 @@ def shipped(results: Path, name: str) -> Path:
     return own if own.is_dir() else TOP / "results" / name
 
 
-def script(name: str) -> str:
-    """Return how a command of scripts/ is started.
+def script(name: str, *words: object) -> str:
+    """Return the line that starts a command of scripts/ with these words, as a shell takes it.
 
-    >>> script("prepare_c4") in ("scripts/prepare_c4.py", "-m fogzo_repro.scripts.prepare_c4")
-    True
+    >>> script("prepare_imagenet", "--root", "my data").removeprefix("python ")
+    "scripts/prepare_imagenet.py --root 'my data'"
     """
-    return f"-m fogzo_repro.scripts.{name}" if INSTALLED else f"scripts/{name}.py"
+    start = ["-m", f"fogzo_repro.scripts.{name}"] if INSTALLED else [f"scripts/{name}.py"]
+    return shlex.join(["python", *start, *map(str, words)])

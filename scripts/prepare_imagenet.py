@@ -21,6 +21,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -109,9 +110,10 @@ def check_root(root: Path) -> None:
     if not missing:
         return
     near = [p for p in (root / "imagenet", root.parent) if all((p / s).is_dir() for s in SPLITS)]
+    unpack = "unpack the archives of ILSVRC2012 there"
+    remedy = f"give --root {shlex.quote(str(near[0]))}" if near else unpack
     raise UserError(
-        f"{root} holds no {' and no '.join(f'{split}/' for split in missing)}; "
-        + (f"give --root {near[0]}" if near else "unpack the archives of ILSVRC2012 there")
+        f"{root} holds no {' and no '.join(f'{split}/' for split in missing)}; {remedy}"
     )
 
 

@@ -30,8 +30,13 @@ from fogzo_repro.project import script
 MANIFEST = "manifest.json"
 LEAST_WINDOWS = 64  # a validation split with fewer says nothing, PAPER 4
 TOKENIZER = "meta-llama/Llama-2-7b-hf"  # QuEST's (RECIPES C.2)
-PREPARE = f"python {script('prepare_c4')}"
-AGAIN = f"run {PREPARE} again"
+AGAIN = f"run {script('prepare_c4')} again"
+
+
+def prepare_command(out: str | Path, tokens: str) -> str:
+    """Return the command that writes a corpus of so many tokens to a folder."""
+    where = "--source", "hub", "--tokenizer", TOKENIZER, "--out", out, "--tokens", tokens
+    return script("prepare_c4", *where)
 
 
 class TokenBatch(NamedTuple):
@@ -68,10 +73,10 @@ def build(data_dir: Path) -> Corpus:
         for split in manifest["splits"].values():
             _ = split["documents"], split["tokens"], [_said(shard) for shard in split["shards"]]
     except FileNotFoundError:
+        command = prepare_command(path.parent, "N")
         raise UserError(
-            f"{path} is not there; write it with {PREPARE} --source hub "
-            f"--tokenizer {TOKENIZER} --out {path.parent} --tokens N (docs/data.md: how many), or "
-            "give data_dir="
+            f"{path} is not there; write it with {command} (docs/data.md: how many), or give "
+            "data_dir="
         ) from None
     except Exception as error:  # whatever may be wrong with a file
         raise UserError(f"{path} is not a manifest ({error!r}); delete it and {AGAIN}") from None

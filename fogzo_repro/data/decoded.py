@@ -32,7 +32,7 @@ import numpy as np
 
 from fogzo_repro.config import UserError
 from fogzo_repro.data.augmentation import UnreadableImage
-from fogzo_repro.data.imagenet import CHECK, Files
+from fogzo_repro.data.imagenet import Files, check_command
 
 VERSION = 2
 MADE_BY = ("side", "filter", "decoder", "plan", "images")  # of a manifest, what a run reads
@@ -49,7 +49,7 @@ def folder_of(root: Path, side: int) -> Path:
 
 def command(root: Path, side: int, classes: str | None = None) -> str:
     """Return the command that writes them, and mends them."""
-    return f"{CHECK} {root} --decoded {side}" + (f" --classes {classes}" if classes else "")
+    return check_command(root, "--decoded", side, *(("--classes", classes) if classes else ()))
 
 
 @dataclass(frozen=True)

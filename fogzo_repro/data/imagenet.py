@@ -22,7 +22,6 @@ from fogzo_repro.data.augmentation import read_pixels
 from fogzo_repro.project import CONFIGS, script
 
 CLASS_LISTS = CONFIGS / "classes"
-CHECK = f"python {script('prepare_imagenet')} --root"
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 SPLITS = ("train", "val")
@@ -32,6 +31,11 @@ CLASS_IMAGES = {"train": (732, 1300), "val": (50, 50)}  # of one class: fewest a
 SUFFIXES = (".jpeg", ".jpg", ".png")
 WNID = re.compile(r"n\d{8}")
 Listing = dict[str, dict[str, list[str]]]  # split -> wnid -> file names
+
+
+def check_command(root: Path, *more: object) -> str:
+    """Return the command that checks a tree."""
+    return script("prepare_imagenet", "--root", root, *more)
 
 
 @dataclass(frozen=True)
@@ -136,13 +140,13 @@ def list_split(folder: Path, wanted: set[str] | None = None) -> dict[str, list[s
     if not folder.is_dir():
         raise UserError(
             f"{folder} is not there: data_dir must hold imagenet/train/<wnid>/ and "
-            f"imagenet/val/<wnid>/; check a tree with {CHECK} {folder.parent}"
+            f"imagenet/val/<wnid>/; check a tree with {check_command(folder.parent)}"
         )
     wnids = [e.name for e in os.scandir(folder) if e.is_dir() and WNID.fullmatch(e.name)]
     if not wnids:
         raise UserError(
             f"{folder} has no class folders such as n01440764; run "
-            f"{CHECK} {folder.parent} to see what is wrong"
+            f"{check_command(folder.parent)} to see what is wrong"
         )
     return {
         wnid: sorted(e.name for e in os.scandir(folder / wnid) if is_image_name(e.name))
@@ -184,7 +188,7 @@ def _manifest(root: Path) -> Listing | None:
         return {split: content[split] for split in SPLITS}
     except Exception as error:  # whatever may be wrong with a file
         raise UserError(
-            f"{path} is not a manifest ({error}); delete it and run {CHECK} {root}"
+            f"{path} is not a manifest ({error}); delete it and run {check_command(root)}"
         ) from None
 
 

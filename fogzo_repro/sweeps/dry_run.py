@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -302,8 +303,9 @@ def _trial(table: str, found: Sequence[Needed]) -> list[str]:
     entries = find_entries(table, table_files())
     fogzo = [entry for entry in entries if "fogzo" in entry.name]
     cell, config = (fogzo or entries)[0], found[0].config
-    own = "" if cell.file.is_relative_to(CONFIGS) else f"FOGZO_PARTS={own_parts()} "
-    lines = [f"a cell in two steps, without its data: {own}python {script('smoke')} {cell.path}"]
+    parts = shlex.quote(str(own_parts()))
+    own = "" if cell.file.is_relative_to(CONFIGS) else f"FOGZO_PARTS={parts} "
+    lines = [f"a cell in two steps, without its data: {own}{script('smoke', cell.path)}"]
     small = "recipe.max_steps=5 recipe.global_batch_size=8 cell.table=none"
     command = f"{own}python -m fogzo_repro experiment={cell.path} seed=0 {small}"
     if config.dataset.name.startswith("imagenet"):
@@ -312,11 +314,10 @@ def _trial(table: str, found: Sequence[Needed]) -> list[str]:
             f"{command} dataset=imagenet1k dataset.allow_partial=true"
         )
     elif config.dataset.name == "c4":
-        from fogzo_repro.data.c4 import TOKENIZER
+        from fogzo_repro.data.c4 import prepare_command
 
         lines.append(
-            f"a cell on a little text: python {script('prepare_c4')} --source hub "
-            f"--tokenizer {TOKENIZER} --out DIR/c4 --tokens 2e6 --held-out 0.02, then {command} "
-            "data_dir=DIR"
+            f"a cell on a little text: {prepare_command('DIR/c4', '2e6')} --held-out 0.02, then "
+            f"{command} data_dir=DIR"
         )
     return lines

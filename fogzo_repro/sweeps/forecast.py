@@ -191,8 +191,10 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
 
     name, data_dir = config.dataset.name, Path(config.data_dir)
     if name.startswith("imagenet"):
+        from fogzo_repro.data.imagenet import check_command
+
         tree = data_dir / "imagenet"
-        check = f"python {script('prepare_imagenet')} --root {tree}"
+        check = check_command(tree)
         if not (tree / "train").is_dir():
             return [f"{tree}/train is not there: get ImageNet from image-net.org, then {check}"]
         if not (tree / "manifest.json").is_file():
@@ -203,14 +205,13 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
             return [str(error)]
         return []
     if name == "c4":
-        from fogzo_repro.data.c4 import MANIFEST, TOKENIZER, build
+        from fogzo_repro.data.c4 import MANIFEST, build, prepare_command
 
         manifest = data_dir / "c4" / MANIFEST
         if not manifest.is_file():
+            tokens = f"{_tokens_to_prepare(config, needed.units):.3g}"
             line = (
-                f"{manifest} is not there; write it with python {script('prepare_c4')} "
-                f"--source hub --tokenizer {TOKENIZER} --out {manifest.parent} "
-                f"--tokens {_tokens_to_prepare(config, needed.units):.3g}"
+                f"{manifest} is not there; write it with {prepare_command(manifest.parent, tokens)}"
             )
             mini = " --held-out 0.005; the recorded runs had another text (docs/data.md)"
             return [line + mini * (config.scale == "mini")]
@@ -222,8 +223,7 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
         if tokens < needed.units and config.scale == "full":
             return [
                 f"{data_dir}/c4 has {tokens / 1e9:.3g}B training tokens, {needed.units / 1e9:.3g}B "
-                f"are seen: documents would repeat; run python {script('prepare_c4')} with more "
-                "--tokens"
+                f"are seen: documents would repeat; run {script('prepare_c4')} with more --tokens"
             ]
         return []
     from fogzo_repro.training.classification import InMemoryImages

@@ -172,7 +172,7 @@ def c4_language(config: RunConfig, corpus: Corpus) -> Language:
             f"dataset.validation={dataset.validation} has {windows} windows of {model.context} "
             f"tokens in {documents} documents, at least {LEAST_WINDOWS} are needed, which take "
             f"about {enough_documents(*length, model.context)} documents; run "
-            f"python {script('prepare_c4')} with another --out and a larger {option}"
+            f"{script('prepare_c4')} with another --out and a larger {option}"
         )
     return Language(
         train,

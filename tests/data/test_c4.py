@@ -127,8 +127,9 @@ def test_a_manifest_whose_shards_lack_a_key_is_none(tmp_path, key):
 
 
 def test_a_missing_corpus_names_the_command_that_writes_it(tmp_path):
-    with pytest.raises(UserError, match=r"scripts/prepare_c4.py --source hub"):
-        build(tmp_path)
+    folder = tmp_path / "my data"
+    with pytest.raises(UserError, match=rf"scripts/prepare_c4.py --source hub .* '{folder}/c4' "):
+        build(folder)
 
 
 def test_a_missing_validation_split_names_those_that_are_there(tmp_path):

@@ -468,8 +468,9 @@ def test_a_class_that_is_not_whole_is_refused_unless_a_part_is_asked_for(tmp_pat
 
 
 def test_a_missing_tree_names_the_command_that_checks_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"prepare_imagenet\.py"):
-        build(tmp_path, None, True)
+    folder = tmp_path / "my data"
+    with pytest.raises(UserError, match=rf"prepare_imagenet\.py --root '{folder}/imagenet'"):
+        build(folder, None, True)
 
 
 def test_a_class_list_takes_a_subset_and_changes_the_fingerprint(tmp_path: Path) -> None:
