@@ -97,6 +97,7 @@ RHO_COLUMNS = {  # of docs/library.md: table, quantizer, split, learning rate, t
     "MLP, round": ("figure-shallow", "round", "test", 0.032, (100, 101, 102)),
     "DeiT-Tiny, LSQ": ("mini-deit-tiny", "lsq", "val", 1e-3, (100, 101)),
     "DeiT-Tiny, sign": ("mini-deit-tiny", "sign", "val", 1e-3, (100, 101)),
+    "ResNet-18, sign": ("mini-resnet18", "sign", "val", 0.2, (100, 101)),
     "LLaMA 9M, LSQ": ("mini-llama", "lsq", "val", 6e-4, (100, 101)),
     "LLaMA 9M, sign": ("mini-llama", "sign", "val", 6e-4, (100, 101)),
 }
@@ -116,6 +117,8 @@ def losses_by_rho():
             if config["quantizer"]["name"] != quantizer:
                 continue
             if quantizer == "round" and config["quantizer"]["grid"] != "half_integer":
+                continue
+            if quantizer == "sign" and config["quantizer"]["surrogate"] != "hardtanh":
                 continue
             if estimator.get("n", 1) > 1 or estimator.get("random_sign") or noise == 0:
                 continue
@@ -300,11 +303,23 @@ def test_tags_are_explained_before_a_number_carries_one():
     assert "public" in explained and "not read from the PDF" in explained
 
 
+def diagnosis(name):
+    """Return the rows of a recorded measurement along a run."""
+    with open(ROOT / "results" / "figures" / f"diagnosis-{name}.csv") as file:
+        return sorted(csv.DictReader(file), key=lambda row: float(row["progress"]))
+
+
 def quality(step, estimator):
-    """Return the rows of the recorded measurement along a run."""
-    with open(ROOT / "results" / "figures" / "diagnosis-mnist-ste.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row["estimator"] == estimator]
-    return sorted(rows, key=lambda row: float(row["progress"]))[step]
+    """Return the row of an estimator at a snapshot of the run on MNIST."""
+    return [row for row in diagnosis("mnist-ste") if row["estimator"] == estimator][step]
+
+
+@pytest.mark.parametrize("network", ["resnet18", "deit-tiny", "llama-9m"])
+def test_deep_networks_do_not_resolve_what_is_estimated(network):
+    rows = diagnosis(network)
+    assert {row["progress"] for row in rows} == {"0.0", "1.0"}
+    assert all(float(row["smoothed_square_low"]) < 0 for row in rows)
+    assert not any(float(row["cosine_low"]) > 0 for row in rows)
 
 
 def test_numbers_in_the_prose_are_those_of_the_records():

@@ -38,7 +38,7 @@ LEADS = {  # by verdict: the sign of the gain, and who is ahead
 }
 EQUAL = "STE, equal cost"
 RANDOM = "FOGZO, random sign"
-CONTROLS = RANDOM, "FOGZO, beta=1", "STE over two points, equal cost"
+GUIDE, TWO_POINTS = "FOGZO, beta=1", "STE over two points, equal cost"
 DIGITS = {"loss": 3, "top1": 2, "perplexity": 2}
 
 
@@ -160,18 +160,29 @@ def _of_minis(minis: Sequence[JudgedTable], finetuned: Sequence[JudgedTable]) ->
     named = "; ".join(
         MINIS[t.table] + ("" if " on " in MINIS[t.table] else trained_on(t)) for t in told
     )
-    controls = [one for one in claims if one.claim.worse[1] in CONTROLS]
-    random = [one for one in controls if one.claim.worse[1] == RANDOM and one.test is not None]
+    controls = {
+        name: [one for one in claims if one.claim.worse[1] == name]
+        for name in (RANDOM, GUIDE, TWO_POINTS)
+    }
+    tested = {name: [x for x in group if x.test] for name, group in controls.items()}
+    part = [x for x in claims if x.claim.worse[1].startswith(f"{EQUAL} of probes=") and x.test]
     sentences = [
         "With as many steps, each side at the rate that it chose, FOGZO n=1 is ahead of the STE "
         + _tally(_comparisons(minis, STE)),
-        f"At equal cost it is ahead {_tally(_comparisons(minis, EQUAL))}",
+        f"At equal cost it is ahead {_tally(_comparisons(minis, EQUAL))}"
+        + (f"; with probes on a quarter of the batch, {_tally(part)}" if part else ""),
         "From a trained network, equal cost counted too, it is ahead "
         + _tally(_comparisons(finetuned, STE, EQUAL)),
         "With random signs in place of those of its loss differences FOGZO is behind in "
-        f"{sum(one.verdict == 'holds' for one in random)} of {len(random)} controls",
+        f"{sum(x.verdict == 'holds' for x in tested[RANDOM])} of {len(tested[RANDOM])} controls",
     ]
-    if open_ := sum(one.verdict == NOT_RUN for one in controls):
+    if tested[GUIDE] or tested[TWO_POINTS]:
+        sentences.append(
+            "Of its guide alone (beta = 1), which only rescales the STE's gradient, it is ahead "
+            f"{_tally(tested[GUIDE])}; of the STE averaged over its two points, at equal cost, "
+            f"{_tally(tested[TWO_POINTS])}"
+        )
+    if open_ := sum(one.verdict == NOT_RUN for group in controls.values() for one in group):
         sentences.append(
             f"{open_} controls that tell measured losses from mere noise and rescaling were not "
             "run yet"

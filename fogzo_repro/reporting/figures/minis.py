@@ -129,7 +129,7 @@ def write_gain(stem: Path, tables: Sequence[TableResults]) -> bool:
             draw_points(panel, same, lambda p: p.held_back, label=network(table), **look)
         name_points(panel, points)
         panel.set_xlabel("mean 1 − h' of the STE")
-        panel.set_ylabel("gain of FOGZO, held-out loss (nats)")
+        panel.set_ylabel("gain in held-out loss (nats)")
         handles, labels = panel.get_legend_handles_labels()
         legend_below(figure, dict(zip(labels, handles, strict=True)))
     return True
