@@ -69,7 +69,9 @@ def _weight(name: str, module: nn.Module, scale: str, law: SmoothingLaw) -> Quan
     if hasattr(module, "weight_fake_quantizer"):
         return torchao_weight(name, module, law)
     if parametrize.is_parametrized(module, "weight"):
-        return parametrized_weight(name, module, scale, law)
+        found = parametrized_weight(name, module, scale, law)
+        if found is not None:
+            return found
     return attribute_weight(name, module, scale, law)
 
 
@@ -173,25 +175,34 @@ def attribute_weight(
     A child that is called after inputs or outputs rounds these.
 
     Raises:
-        ValueError: where it is not clear which of several children rounds the weight.
+        ValueError: where it is not clear which of several children rounds the weight, or the weight
+            is computed from what is trained.
     """
-    weight = module._parameters.get("weight")
-    if weight is None:
+    owner = module if hasattr(module, scale) else _child_of_weight(name, module, scale)
+    if owner is None or "weight" in module._buffers:
         return None
-    if hasattr(module, scale):
-        return QuantizedWeight(weight, _live(module, scale), law)
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        return QuantizedWeight(weight, _live(owner, scale), law)
+    if not isinstance(getattr(module, "weight", None), Tensor):
+        return None
+    raise ValueError(
+        f"{name}: its weight is computed from what is trained, as by pruning or weight norm; list "
+        "what is trained yourself as a QuantizedWeight"
+    )
+
+
+def _child_of_weight(name: str, module: nn.Module, scale: str) -> nn.Module | None:
     with_scale = [key for key, part in module.named_children() if hasattr(part, scale)]
-    owners = [key for key in with_scale if key.startswith("w")] or [
+    found = [key for key in with_scale if key.startswith("w")] or [
         key for key in with_scale if not key.startswith(("act", "input", "output"))
     ]
-    if len(owners) > 1:
+    if len(found) > 1 and hasattr(module, "weight"):
         raise ValueError(
-            f"{name}: {' and '.join(owners)} have a {scale} each, and it is not clear which rounds "
+            f"{name}: {' and '.join(found)} have a {scale} each, and it is not clear which rounds "
             "the weight; call it weight_quantizer, or list the weights yourself as QuantizedWeight"
         )
-    return (
-        QuantizedWeight(weight, _live(getattr(module, owners[0]), scale), law) if owners else None
-    )
+    return getattr(module, found[0]) if found else None
 
 
 def _live(owner: Any, scale: str) -> Any:

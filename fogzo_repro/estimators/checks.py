@@ -23,6 +23,18 @@ LARGE_FACTOR = 100  # no loss of its own has it, and a GradScaler begins with mo
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
+def check_kinds(model: Any, optimizer: Any) -> None:
+    """Refuse a model or an optimizer that is none of torch's.
+
+    Raises:
+        TypeError: in one line.
+    """
+    kinds = {"model": (model, nn.Module), "optimizer": (optimizer, torch.optim.Optimizer)}
+    for name, (given, kind) in kinds.items():
+        if not isinstance(given, kind):
+            raise TypeError(f"the {name} is a {type(given).__name__}; give a torch {kind.__name__}")
+
+
 def check_weights(
     weights: Sequence[QuantizedWeight], model: nn.Module, parameters: Iterable[Tensor] | None = None
 ) -> None:
@@ -295,6 +307,14 @@ def check_losses(
         warnings.warn(
             f"the loss{of} was {values[0]:.9g} in the backward pass, and taken again twice at the "
             f"same weights it is {values[1]:.9g} and {values[2]:.9g}, {so}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    narrow = next((loss.first.dtype for loss in losses if loss.first.dtype.itemsize < 4), None)
+    if narrow is not None:
+        warnings.warn(
+            f"the loss is a {narrow}, in which the difference of two losses is lost to rounding; "
+            "compute it from the network's output in float32, .float()",
             RuntimeWarning,
             stacklevel=4,
         )

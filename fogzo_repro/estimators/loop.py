@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fogzo_repro.estimators.checks import (
+    check_kinds,
     check_losses,
     check_number,
     check_places,
@@ -77,6 +78,7 @@ class FogzoStep:
             same weights; should be 0. 0-dim, None before that step.
 
     Raises:
+        TypeError: of a model or an optimizer that is none of torch's.
         ValueError: in one line that names the argument, or the layer (see `check_weights`).
     """
 
@@ -99,6 +101,7 @@ class FogzoStep:
         self.model = model
         # What accelerate and Lightning hand out holds the optimizer itself.
         self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        check_kinds(model, self.optimizer)
         self.held_by = None if self.optimizer is optimizer else type(optimizer).__name__
         self.weights = list(weights)
         check_weights(self.weights, model, self._parameters())
@@ -208,8 +211,9 @@ class FogzoStep:
         weights = self._taking_part()
         is_unscaled, inverse = self._scale()
         after = RandomState(self.device)
+        is_first = self.null_level is None
         try:
-            if self.null_level is None:
+            if is_first:
                 self.null_level = check_losses(losses, self._again, inverse, self.model)
                 self.asks_for_rest = True
             if self.steps % REPLICAS_EVERY == 0:
@@ -225,6 +229,14 @@ class FogzoStep:
             after.restore()
             for loss in losses:
                 loss.forget()
+        if is_first and estimate.flat_probes == self.estimator.n:
+            warnings.warn(
+                "the loss is the same on both sides of the weights, and the estimate is zero: does "
+                "it use weights that were rounded before, as in parametrize.cached(), or are they "
+                "so few that none has changed its level?",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         self.steps += 1
         if inverse is None or is_unscaled:
             return estimate

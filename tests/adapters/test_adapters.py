@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from fogzo_repro.adapters import quantized_weights
 from fogzo_repro.estimators import FogzoStep, smoothing_law
@@ -205,6 +205,17 @@ def test_what_rounds_inputs_is_not_taken_for_what_rounds_the_weight(names: tuple
     (weight,) = quantized_weights(model)
     assert weight.parameter is model[1].weight and callable(weight.scale)
     assert (weight.scale(weight.parameter) == 2).all()
+
+
+def test_a_weight_that_is_computed_from_what_is_trained_is_refused() -> None:
+    for change in (
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: parametrizations.weight_norm(layer),
+    ):
+        layer = WithScale(4, 4)
+        change(layer)
+        with pytest.raises(ValueError, match="1: its weight is computed from what is trained"):
+            quantized_weights(nn.Sequential(WithScale(4, 4), layer), scale="step")
 
 
 def test_two_quantizers_of_which_either_may_be_the_weights_are_refused() -> None:

@@ -538,6 +538,26 @@ def test_a_range_that_each_pass_moves_is_told_of() -> None:
         step.step()
 
 
+def test_a_loss_that_does_not_see_the_probes_is_told_of() -> None:
+    layer = Rounded(6, 3)
+    step = FogzoStep(layer, sgd(layer), quantized(layer))
+    rounded_before = layer.weight * 1.0
+    step.loss(lambda x, y: F.cross_entropy(x @ rounded_before.T, y), *batches(1)[0]).backward()
+    with pytest.warns(RuntimeWarning, match=r"same on both sides of the weights, .* cached\(\)"):
+        step.step()
+
+
+def test_a_loss_of_a_narrow_type_is_told_of() -> None:
+    model = network()
+    step = FogzoStep(model, sgd(model), quantized(model))
+    with torch.autocast("cpu", torch.bfloat16):
+        step.loss(lambda x, y: model(x).square().mean(), *batches(1)[0]).backward()
+    with pytest.warns(
+        RuntimeWarning, match="the loss is a torch.bfloat16, in which the difference"
+    ):
+        step.step()
+
+
 class Counting(nn.Module):
     """Counts its passes in a number of Python, as brevitas does while it calibrates."""
 
@@ -670,6 +690,14 @@ def test_a_scale_of_a_square_weight_along_the_wrong_axis_is_refused() -> None:
     layer = nn.Linear(4, 4)
     with pytest.raises(ValueError, match=r"one scale a row as \(4, 1\)"):
         FogzoStep(layer, sgd(layer), [QuantizedWeight(layer.weight, torch.ones(4), LAW)])
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer"])
+def test_what_is_no_model_or_optimizer_is_refused(name: str) -> None:
+    model = network()
+    given: dict[str, Any] = {"model": model, "optimizer": sgd(model), name: object()}
+    with pytest.raises(TypeError, match=f"the {name} is a object; give a torch "):
+        FogzoStep(**given, weights=quantized(model))
 
 
 def test_a_weight_that_the_optimizer_lacks_is_refused() -> None:
@@ -1160,8 +1188,8 @@ def test_two_networks_against_each_other_are_no_fault(to_none: bool) -> None:
     """The first's loss adds to the gradients of the second, which forgets them before its own."""
     one, two = network(), network()
     steps = [
-        FogzoStep(nn.ModuleList([one, two]), sgd(one), quantized(one)),
-        FogzoStep(two, sgd(two), quantized(two)),
+        FogzoStep(nn.ModuleList([one, two]), sgd(one), quantized(one), noise=0.9),
+        FogzoStep(two, sgd(two), quantized(two), noise=0.9),
     ]
     losses = [
         lambda x: F.softplus(two(one(x).repeat(1, 2))).mean(),
