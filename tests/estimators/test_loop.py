@@ -543,7 +543,7 @@ def test_a_loss_that_does_not_see_the_probes_is_told_of() -> None:
     step = FogzoStep(layer, sgd(layer), quantized(layer))
     rounded_before = layer.weight * 1.0
     step.loss(lambda x, y: F.cross_entropy(x @ rounded_before.T, y), *batches(1)[0]).backward()
-    with pytest.warns(RuntimeWarning, match=r"same on both sides of the weights, .* cached\(\)"):
+    with pytest.warns(RuntimeWarning, match=r"same on both sides of the weights, .*cached\(\)"):
         step.step()
 
 
