@@ -26,12 +26,13 @@ if not __package__:  # started as a file
     __package__ = "scripts"
 
 from fogzo_repro import files
-from fogzo_repro.config import ConfigError, check_own_parts, own_files_named
+from fogzo_repro.config import ConfigError, UserError, check_own_parts, own_files_named
 from fogzo_repro.project import working_folder
 from fogzo_repro.reporting.ranking import (
     Rules,
     check_places,
     chosen_place,
+    data_beside,
     foreseen,
     page,
     rank,
@@ -77,6 +78,8 @@ def main() -> int:
     if arguments.dry_run or arguments.run:
         for row, why in foreseen(arguments.results, rules, seeds, tuning_runs(entries)).items():
             print(f"{row} will not be ranked: {why}", file=stderr())
+        cells = table_cells(arguments.table, overrides)
+        check_data(cells, data_beside(arguments.results, rules), rules)
 
     def chosen() -> dict[str, Place | None]:
         own = read_recorded(arguments.results, name)
@@ -84,13 +87,11 @@ def main() -> int:
 
     status = 0
     if arguments.dry_run:
-        print("\n".join(say_missing(arguments, overrides, rules, rows, seeds, chosen())))
+        print("\n".join(say_missing(arguments, overrides, rules, rows, seeds, cells, chosen())))
         return 0
     if arguments.run:
         tuning = tuning_cells(arguments.table, overrides, rules, rows)
-        status = run_tuned(
-            arguments, tuning, lambda: reporting_cells(arguments.table, overrides, chosen())
-        )
+        status = run_tuned(arguments, tuning, lambda: reporting_cells(cells, chosen()))
         if status in (1, INTERRUPTED_STATUS):
             return status
     elif overrides:
@@ -144,19 +145,43 @@ def check_seeds(
             )
 
 
+def check_data(cells: Sequence[Cell], beside: tuple[str, str] | None, rules: Rules) -> None:
+    """Refuse to run on other data than the records beside them had, as on another text.
+
+    Raises:
+        ConfigError: where they are other data; what is not there, the runs tell.
+    """
+    from fogzo_repro.training.tasks import build_task
+
+    configs = {repr((c.data_dir, c.dataset)): c for c in (cell.config for cell in cells)}
+    for config in configs.values():
+        if beside is None or config.dataset.name != beside[0]:
+            continue
+        try:
+            data = build_task(config).fingerprint
+        except UserError:
+            continue
+        if data != beside[1]:
+            raise ConfigError(
+                f"data_dir={config.data_dir} holds {data}, the records of {rules.beside} had "
+                f"{beside[1]}: {config.cell.row} would not be ranked; give the data_dir of theirs"
+            )
+
+
 def say_missing(
     arguments: argparse.Namespace,
     overrides: list[str],
     rules: Rules,
     rows: Mapping[str, Sequence[str]],
     seeds: Mapping[str, Sequence[int]],
+    reporting: Sequence[Cell],
     places: Mapping[str, Place | None],
 ) -> list[str]:
     """Return the lines of a dry run: what --run would run, as far as it is chosen already."""
     from fogzo_repro.sweeps.dry_run import dry_run
 
     cells = tuning_cells(arguments.table, overrides, rules, rows)
-    cells += reporting_cells(arguments.table, overrides, places)
+    cells += reporting_cells(reporting, places)
     lines = dry_run(arguments.table, cells, arguments.records)
     if open_rows := [row for row, place in places.items() if place is None]:
         runs = sum(len(seeds[row]) for row in open_rows)
@@ -181,12 +206,10 @@ def tuning_cells(
     return found
 
 
-def reporting_cells(
-    table: str, overrides: list[str], places: Mapping[str, Place | None]
-) -> list[Cell]:
+def reporting_cells(cells: Sequence[Cell], places: Mapping[str, Place | None]) -> list[Cell]:
     """Return the chosen cells, of rows whose tuning is complete, with the seeds that report."""
     found = []
-    for cell in table_cells(table, overrides):
+    for cell in cells:
         if cell.place == places[cell.config.cell.row]:
             found.append(replace(cell, seeds=tuple(evaluated(cell.seeds))))
     return found

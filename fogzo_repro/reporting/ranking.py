@@ -278,6 +278,17 @@ def foreseen(
     return {row: reason for row, reason in reasons.items() if reason}
 
 
+def data_beside(results: Path, rules: Rules) -> tuple[str, str] | None:
+    """Return the dataset of the first cell of `against` and its data; None where nothing was run.
+
+    A row on other data of that name, as another text, would stand apart.
+    """
+    record = _beside_cell(read_recorded(results, rules.beside), rules.against[0], rules).record
+    if record is None or not record["resolved"].get("data"):
+        return None
+    return record["config"]["dataset"]["name"], record["resolved"]["data"]
+
+
 def _unlike(seeds: Iterable[int], tuned: int, against: Sequence[Ranked], rules: Rules) -> str:
     """Return what of a row's seeds and tuning is not that of the cells beside it, if anything."""
     first, most = against[0].cell, max(beside.tuned for beside in against)

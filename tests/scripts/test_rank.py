@@ -12,8 +12,10 @@ from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps import side_by_side
 from fogzo_repro.sweeps.queue import Outcome
 from fogzo_repro.sweeps.tables import find_entries, table_files
+from fogzo_repro.tracking.records import write_record
 from scripts import rank, run_cells
 from tests.conftest import ROOT
+from tests.reporting.conftest import make_record
 from tests.test_readme import FILES
 
 TINY = """
@@ -207,6 +209,21 @@ def test_without_the_data_a_table_fails_once_and_before_its_runs(
     assert status == 2 and said.count("error: ") == 1
     assert "error: MNIST is not under data_dir=" in said.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--run", "--dry-run"])
+def test_other_data_than_those_of_the_records_are_refused_before_a_run(
+    option, mine, tmp_path, monkeypatch, capsys
+):
+    record = make_record("STE", "lr=0.002", 0, 0.5, table="tiny", resolved={"data": "other"})
+    record["config"]["dataset"]["name"] = "digits"
+    for seed in (0, 100):
+        path = tmp_path / "records" / "tiny" / f"{seed}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_record(path, record | {"seed": seed})
+    monkeypatch.setattr(rank, "run_tuned", lambda *args: pytest.fail("it has begun"))
+    status, said = call(monkeypatch, capsys, rank, "own", "--results", tmp_path, option)
+    assert status == 2 and "the records of tiny had other: Signed" in said.splitlines()[-1]
 
 
 MINIS = ["mini-rivals-deit", "mini-rivals-llama", "mini-rivals-resnet"]
