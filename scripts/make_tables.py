@@ -20,7 +20,7 @@ from fogzo_repro.reporting.figures.minis import write_gain, write_noise
 from fogzo_repro.reporting.figures.readings import write_figure
 from fogzo_repro.reporting.figures.shallow import write_accuracy, write_shallow
 from fogzo_repro.reporting.figures.sweeps import write_sweeps
-from fogzo_repro.reporting.figures.time import write_time
+from fogzo_repro.reporting.figures.time import write_cost, write_time
 from fogzo_repro.reporting.minis import FINETUNED
 from fogzo_repro.reporting.minis import TITLES as MINI_TITLES
 from fogzo_repro.reporting.readings import write_readings
@@ -30,7 +30,7 @@ from fogzo_repro.reporting.tables import FORMS, PAPER_TITLES, write_table
 from fogzo_repro.terminal import command_parser, one_line_errors
 
 OF_THE_PAPER = {"-curves": write_curves, "-sweeps": write_sweeps, "-time": write_time}
-OF_THE_MINIS = {"-curves": write_curves, "-noise": write_noise, "-time": write_time}
+OF_THE_MINIS = {"-curves": write_curves, "-noise": write_noise, "-cost": write_cost}
 FIGURES = {  # of each table: how a figure's name ends, and what draws it where there is enough
     "figure-shallow": {"": write_shallow, "-accuracy": write_accuracy},
     **dict.fromkeys(PAPER_TITLES, OF_THE_PAPER),

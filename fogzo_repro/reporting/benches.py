@@ -98,6 +98,21 @@ def _steps(records: Records) -> Iterator[Bench]:
             yield min(found, key=lambda bench: ("floor" not in bench.figures, bench.path.name))
 
 
+def ste_steps(records: Records, name: str, quantizer: str, fraction: float = 1.0) -> float | None:
+    """Return how many STE steps a FOGZO step takes, its probes on a part of the batch; if known.
+
+    >>> case = {"fogzo_over_ste": 1.8, "probe_fraction": {"0.25": {"fogzo_over_ste": 1.2}}}
+    >>> ste_steps({Path("a"): {"networks": {"mlp": {"lsq": case}}}}, "mlp", "lsq", 0.25)
+    1.2
+    """
+    cases = [r.get("networks", {}).get(name, {}).get(quantizer, {}) for r in records.values()]
+    for case in sorted(cases, key=lambda case: "probe_fraction" not in case):  # all of one record
+        figures = case if fraction == 1 else case.get("probe_fraction", {}).get(f"{fraction:g}", {})
+        if "fogzo_over_ste" in figures:
+            return float(figures["fogzo_over_ste"])
+    return None
+
+
 def _jobs(records: Records) -> Iterator[tuple[str, str, Path]]:
     """Yield, of each other kind of bench, what was measured, the figure, and the record."""
     for kind, (of_processor_too, said) in KINDS.items():

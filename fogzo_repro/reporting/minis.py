@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import UserError
+from fogzo_repro.reporting.benches import Records, read_benches, ste_steps
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, HYPOTHESES, STE, read_tested, share_of_gain
 from fogzo_repro.reporting.results import CellResult, TableResults
@@ -28,6 +29,7 @@ FINETUNED = {  # has no part in the figures and hypotheses about training from t
 }
 SWEEP = re.compile("(.*): (STE|FOGZO), (noise|rate)")
 KEPT = 0.75  # the share of the gain that the cheapest setting is asked to keep
+BENCHED = "llama_30m"  # the benched network by which the LLaMA's equal cost was set, too
 
 
 def network(table: str) -> str:
@@ -75,7 +77,7 @@ def choices(found: TableResults) -> list[Choice]:
 
 def sections(results: Path, found: TableResults) -> list[str]:
     """Return the parts of a mini table's page that the others do not have."""
-    made, kept = choices(found), probes(found)
+    made, kept = choices(found), probes(found, bench_records(results))
     parts = ["## Chosen", ABOUT_CHOICES, markdown(CHOICES, made) if made else "Nothing yet."]
     tested = read_tested(results, found)
     statistics = {one.line["statistic"] for one in tested}
@@ -93,43 +95,70 @@ def sections(results: Path, found: TableResults) -> list[str]:
 
 @dataclass(frozen=True)
 class Kept:
-    """FOGZO made cheaper: what share of its gain is left, and in how many times the STE's time."""
+    """FOGZO made cheaper: what share of its gain is left, and its time in the STE's, if known."""
 
     cell: CellResult
     share: float
     low: float
     high: float
     n: int
-    time: float
+    time: float | None
 
 
-def probes(found: TableResults) -> list[Kept]:
+def bench_records(results: Path) -> Records:
+    """Return the records of the benches beside those of the tables."""
+    return read_benches(results / "records" / "bench")
+
+
+def time_of(cell: CellResult, ste: CellResult, benches: Records) -> float | None:
+    """Return the time of a run in that of the STE's run: its steps, each as long as was benched.
+
+    The runs shared their cards, so that their own times tell nothing. None where a step of its
+    kind was not benched, or nothing was run.
+    """
+    record, other = cell.any_record, ste.any_record
+    if record is None or other is None:
+        return None
+    steps, quantizer = record["steps"] / other["steps"], record["config"]["quantizer"]
+    estimator = record["config"]["estimator"]
+    if estimator["name"] == "ste":
+        return float(steps)
+    case = "round-w2"  # as long as any with inputs in full precision
+    if quantizer.get("activation_bits", 16) < 16:
+        case = f"{quantizer['name']}-w{quantizer['weight_bits']}a{quantizer['activation_bits']}"
+    one = ste_steps(benches, BENCHED, case, estimator.get("probe_fraction", 1.0))
+    probed = 1 - estimator.get("start_fraction", 0.0)
+    return None if one is None else float(steps * (1 + probed * (one - 1)))
+
+
+def probes(found: TableResults, benches: Records) -> list[Kept]:
     """Return the cells whose probes see a part of the batch or begin late, and FOGZO itself."""
     if found.table != "mini-llama":  # the table that has such cells
         return []
     kept = []
     for cell in found.cells.values():
         ste = found.cells.get((cell.row, STE))
-        if ste is None or not (cell.column == FOGZO or "probes=" in cell.column):
+        if ste is None or not re.fullmatch(f"{FOGZO}(, probes=.*)?", cell.column):
             continue
         share = share_of_gain(found, cell, ste, "val", "loss")
-        if share is not None and cell.hours and ste.hours:
-            kept.append(Kept(cell, *share, cell.hours / ste.hours))
-    return kept
+        if share is not None:
+            kept.append(Kept(cell, *share, time_of(cell, ste, benches)))
+    rows = {k.cell.row for k in kept if k.cell.column != FOGZO}
+    return [k for k in kept if k.cell.row in rows]
 
 
 def _cheapest(kept: Sequence[Kept]) -> str:
     said = []
     for row in dict.fromkeys(k.cell.row for k in kept):
-        enough = [k for k in kept if k.cell.row == row and k.share >= KEPT]
+        enough = [(k.time, k) for k in kept if k.cell.row == row and k.share >= KEPT and k.time]
         if enough:
-            best = min(enough, key=lambda k: k.time)
+            time, best = min(enough, key=lambda one: one[0])
             said.append(
                 f"{row}: the cheapest setting that keeps three quarters of the gain is "
                 f"{best.cell.column}, with {best.share:.2f} [{best.low:.2f}, {best.high:.2f}] of "
-                f"it in {best.time:.2f} times the STE's time."
+                f"it in {time:.2f} times the STE's time."
             )
-    return " ".join(said) or "No setting keeps three quarters of the gain."
+    return " ".join(said) or "No setting whose time is known keeps three quarters of the gain."
 
 
 ABOUT_CHOICES = (
@@ -153,12 +182,13 @@ ABOUT_HYPOTHESES = (
 )
 ABOUT_PROBES = (
     "Share of FOGZO's gain in held-out loss that is left [95% by the jackknife over seeds], and "
-    "the wall time of a run in times the STE's, compilation included."
+    f"the time of a run in the STE's: its steps, each as long as was benched with {BENCHED} "
+    "(results/records/bench), since the runs shared their cards."
 )
 PROBES: Columns = (
     Column("quantizer", lambda kept: kept.cell.row),
     Column("setting", lambda kept: kept.cell.column),
     Column("share of the gain", lambda kept: f"{kept.share:.2f} [{kept.low:.2f}, {kept.high:.2f}]"),
     Column("n", lambda kept: kept.n),
-    Column("time", lambda kept: f"{kept.time:.2f}"),
+    Column("time", lambda kept: kept.time, "{:.2f}".format),
 )

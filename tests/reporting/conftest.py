@@ -50,6 +50,8 @@ def make_record(
     elif "FOGZO" in row + column:
         noise = float(given.get("1-beta", 1e-8))
         estimator = {"name": "fogzo", "n": n, "noise": noise, "beta_min": 1 - noise}
+        parts = {"probe_fraction": "probes", "start_fraction": "start"}
+        estimator |= {key: float(given[name]) for key, name in parts.items() if name in given}
     slug = re.sub(r"\W+", "-", f"{row}-{column}")
     record = {
         "schema_version": 1, "method_version": METHOD_VERSION, "run_id": f"{slug}-s{seed}-aaaaaaaa",

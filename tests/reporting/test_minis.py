@@ -12,6 +12,7 @@ import pytest
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.claims import Claim, judge, read_claims
 from fogzo_repro.reporting.figures.minis import write_gain, write_noise
+from fogzo_repro.reporting.figures.time import write_cost
 from fogzo_repro.reporting.hypotheses import read_tested, spearman
 from fogzo_repro.reporting.minis import FINETUNED, TITLES, choices
 from fogzo_repro.reporting.results import read_paper, read_results
@@ -239,6 +240,14 @@ def test_the_carried_noise_is_held_against_the_best_of_the_sweep(
     assert (said.verdict, said.note) == ("inconclusive", "best 1-beta=1e-09, only 2 seeds")
 
 
+def bench_llama(results: Path) -> None:
+    """Write the record of a bench: FOGZO's step, and its step with probes on a quarter."""
+    (results / "records" / "bench").mkdir(parents=True)
+    case = {"fogzo_over_ste": 1.6, "probe_fraction": {"0.25": {"fogzo_over_ste": 1.3}}}
+    bench = {"hardware": "a card", "networks": {"llama_30m": {"round-w2": case}}}
+    (results / "records" / "bench" / "steps.json").write_text(json.dumps(bench))
+
+
 @pytest.mark.parametrize(
     ("part", "verdict"),
     [(3.92, "holds"), (3.99, "contradicted"), (None, "not run")],
@@ -249,15 +258,40 @@ def test_the_share_of_the_gain_that_cheaper_probes_keep(
 ) -> None:
     for seed in range(5):
         save_mini(HARDTANH, "STE", seed, 4.0 + seed / 1000)
-        save_mini(HARDTANH, "FOGZO", seed, 3.9, wall_seconds=160.0)
+        save_mini(HARDTANH, "FOGZO", seed, 3.9)
         if part is not None:
-            save_mini(HARDTANH, "FOGZO, probes=0.25, start=0.0", seed, part, wall_seconds=130.0)
+            save_mini(HARDTANH, "FOGZO, probes=0.25, start=0.0", seed, part)
+    bench_llama(results)
     said = said_of(results, "H3: sign, hardtanh: probes on a quarter")
     assert said.verdict == verdict
     text = page(results, TABLE)
     cheapest = "keeps three quarters of the gain is FOGZO, probes=0.25, start=0.0, with 0.80 ["
     assert (cheapest in text) == (verdict == "holds")
     assert ("1.30 times the STE's time" in text) == (verdict == "holds")
+
+
+def test_the_time_of_probes_is_that_of_their_steps_by_the_bench(
+    results: Path, save_mini: Save
+) -> None:
+    bench_llama(results)
+    found = read_results(results, TABLE)
+    assert not write_cost(results / "figures" / "t", found)
+    for column, loss, steps in (
+        ("STE", 4.0, 3000), ("STE, equal cost of probes=0.25", 3.95, 3900), ("FOGZO", 3.9, 3000),
+        ("FOGZO, probes=0.25, start=0.0", 3.92, 3000), ("FOGZO, beta=1", 4.0, 3000),
+        ("FOGZO, probes=0.25, start=0.5", 3.93, 3000),
+        ("FOGZO, probes=0.125, start=0.0", 3.92, 3000),  # was not benched
+    ):  # fmt: skip
+        for seed in (0, 1):
+            save_mini(HARDTANH, column, seed, loss * (1 + seed / 1000), steps=steps)
+    save_mini("round", "FOGZO", 0, 3.9)  # has no other probes
+    assert write_cost(results / "figures" / "t", read_results(results, TABLE))
+    drawn = read_csv(results / "figures" / "t.csv")
+    assert {p["method"]: float(p["hours"]) for p in drawn} == pytest.approx({
+        "STE": 1.0, "STE, equal cost of probes=0.25": 1.3, "FOGZO": 1.6,
+        "FOGZO, probes=0.25, start=0.0": 1.3, "FOGZO, probes=0.25, start=0.5": 1.15,
+    })  # fmt: skip
+    assert "the gain is FOGZO, probes=0.25, start=0.0, with 0.80" in page(results, TABLE)
 
 
 def test_an_unknown_statistic_or_cell_is_one_clear_error(results: Path) -> None:

@@ -1,14 +1,18 @@
-"""results/figures/<table>-time: quality against the time of a run, the view of Table 4.
+"""Quality against the time of a run, the view of Table 4: results/figures/<table>-time and -cost.
 
 A panel for each network or quantizer, a mark for each cell of the STE, of FOGZO and of the STE at
 equal cost: mean ± sd over the evaluation seeds against the mean time of the runs that had a card to
-themselves; the staircase joins the cells that no other one beats in both.
+themselves; the staircase joins the cells that no other one beats in both. In a mini, whose runs
+share their cards, it is the time of their steps by a bench, in that of the STE's run, and a number
+beside a mark is the part of the batch that the probes see.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +27,13 @@ from fogzo_repro.reporting.figures.panels import (
     kind_of,
     panels,
 )
+from fogzo_repro.reporting.minis import bench_records, probes, time_of
 from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.wording import METRIC_NAMES
 
 PANEL_HEIGHT = 1.7  # inches
 COMPARED = (STE, FOGZO, EQUAL)
+COST = re.compile("(STE|FOGZO)(, probes=.*)?|STE, equal cost.*")  # the columns of a cost figure
 UNITS = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}  # in an hour
 # The first that a run has:
 QUALITY = (("val", "perplexity"), ("val", "top1"), ("test", "top1"), ("train", "loss"))
@@ -36,7 +42,7 @@ LABELS = METRIC_NAMES | {"loss": "train loss (nats)"}
 
 @dataclass(frozen=True)
 class Point:
-    """A cell over n seeds: hours of a run on the hardware, and its quality."""
+    """A cell over n seeds: hours of a run on the hardware, in a mini STE runs, and its quality."""
 
     panel: str
     method: str
@@ -68,6 +74,23 @@ def write_time(stem: Path, found: TableResults) -> bool:
     return True
 
 
+def write_cost(stem: Path, found: TableResults) -> bool:
+    """Write <stem>.png and .csv of the rows with probes on a part; return False without any."""
+    benches = bench_records(stem.parents[1])
+    rows = {kept.cell.row for kept in probes(found, benches)}
+    points = []
+    for row, cells in panels(found).items():
+        for cell in cells if row in rows else ():
+            time = time_of(cell, found.cells[row, STE], benches)
+            if COST.fullmatch(cell.column) and time is not None:
+                points.append(_point(row, cell, time))
+    if not points:
+        return False
+    label, groups = "time of a run (in the STE's)", list(dict.fromkeys(map(_group, points)))
+    draw_panels(stem, points, groups, PANEL_HEIGHT, label, partial(_draw, per_hour=1.0))
+    return True
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the points that none is below in one coordinate and not above in the other.
 
@@ -93,7 +116,7 @@ def _point(panel: str, cell: CellResult, hours: float) -> Point:
 
 def _group(point: Point) -> str:
     """Return a method's name without its learning rate or 1 - beta: one colour for all of them."""
-    return ", ".join(p for p in point.method.split(", ") if "=" not in p)
+    return re.sub(r"(, | of )[^, ]*=[^, ]*", "", point.method)
 
 
 def _draw(axes: Any, points: Sequence[Point], styles: Styles, per_hour: float) -> dict[str, Any]:
@@ -112,6 +135,12 @@ def _draw(axes: Any, points: Sequence[Point], styles: Styles, per_hour: float) -
         if kind_of(name) == EQUAL:
             look["markerfacecolor"] = "white"
         handles[name] = draw_points(axes, same, lambda p: per_hour * p.hours, **look)
+    for p in points:
+        if probes_on := re.fullmatch(r"FOGZO, probes=([\d.]+), start=([\d.]+)", p.method):
+            part, start = probes_on.groups()
+            text = f"{Fraction(part)}" + (f" from {float(start):g}" if float(start) else "")
+            place = {"textcoords": "offset points", "fontsize": 5, "va": "top"}
+            axes.annotate(text, (per_hour * p.hours, p.mean), (3, -2), **place)
     axes.set_ylabel(LABELS[metric])
     scale_values(axes.yaxis, [p.mean for p in points])
     scale_values(axes.xaxis, [per_hour * p.hours for p in points])
