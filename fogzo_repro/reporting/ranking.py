@@ -235,7 +235,21 @@ def _beside_cell(other: TableResults, place: Place, rules: Rules) -> Ranked:
     cell = chosen(other, row) if is_chosen else other.cells.get(place)
     tuned = _tuning_runs(other.row(row)) if is_chosen else 0
     edge = is_chosen and cell is not None and on_edge(other, cell)
+    if cell is not None:
+        _check_measured(cell, rules)
     return Ranked(cell_name(*place), cell, _summary(cell, rules), tuned, edge)
+
+
+def _check_measured(cell: CellResult, rules: Rules) -> None:
+    """Refuse a metric that the cells beside the rows do not have: a network has none or another."""
+    for record in cell.finished().values():
+        last = record["metrics"]["last"]
+        has = [f"{s} {m}" for s in SPLITS for m in DIGITS if m in last.get(s, {})]
+        if f"{rules.split} {rules.metric}" not in has:
+            raise ConfigError(
+                f"rank: {cell_name(cell.row, cell.column)} of {rules.beside} has no {rules.split} "
+                f"{rules.metric}; it has {', '.join(has)}"
+            )
 
 
 def _summary(cell: CellResult | None, rules: Rules) -> Summary | None:

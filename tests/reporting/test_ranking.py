@@ -1,6 +1,7 @@
 """Rankings of added parts: who is ranked, beside whom, and who stands apart."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -201,6 +202,17 @@ def test_a_cell_that_the_other_table_does_not_have_is_named(rules):
         check_places(rules, {"STE": [], "FOGZO n=2": []})
     with pytest.raises(ConfigError, match=r"has no cell Full precision \| -"):
         check_places(rules, {**known, "Full precision": ["lr=0.1"]})
+
+
+@pytest.mark.parametrize("changed", [{"split": "val"}, {"metric": "perplexity"}], ids=str)
+def test_a_metric_that_the_other_cells_do_not_have_is_refused(results, rules, reference, changed):
+    """It was taken for a damaged record, to be deleted."""
+    other = replace(rules, **changed)
+    said = (
+        rf"STE \(chosen\) of figure-shallow has no {other.split} {other.metric}; it has train loss"
+    )
+    with pytest.raises(ConfigError, match=said):
+        foreseen(results, other, {"CAGE": SEEDS}, {"CAGE": 9})
 
 
 @pytest.mark.parametrize(
