@@ -208,9 +208,7 @@ def test_a_cell_that_the_other_table_does_not_have_is_named(rules):
 def test_a_metric_that_the_other_cells_do_not_have_is_refused(results, rules, reference, changed):
     """It was taken for a damaged record, to be deleted."""
     other = replace(rules, **changed)
-    said = (
-        rf"STE \(chosen\) of figure-shallow has no {other.split} {other.metric}; it has train loss"
-    )
+    said = f"STE .* of figure-shallow has no {other.split} {other.metric}; it has train loss"
     with pytest.raises(ConfigError, match=said):
         foreseen(results, other, {"CAGE": SEEDS}, {"CAGE": 9})
 
