@@ -159,10 +159,15 @@ def evaluations(record: dict[str, Any], counting: str) -> float:
 
     Counted are `probes` alone, or in `total` the STE pass too, as 3 forward passes (PAPER 2).
     """
-    estimator, per_step = record["config"]["estimator"], record["evaluations_per_step"]
-    share = (1 - estimator.get("start_fraction", 0.0)) * estimator.get("probe_fraction", 1.0)
+    per_step = record["evaluations_per_step"]
+    share = probed_share(record["config"]["estimator"])
     of_probes = per_step[counting] - (3 if counting == "total" else 0)
     return (per_step[counting] - of_probes * (1 - share)) * record["steps"]
+
+
+def probed_share(estimator: Mapping[str, Any]) -> float:
+    """Return the share of all batches that an estimator's probes see, by its settings."""
+    return (1 - estimator.get("start_fraction", 0.0)) * estimator.get("probe_fraction", 1.0)
 
 
 def trained_on(found: TableResults) -> str:

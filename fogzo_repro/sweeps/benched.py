@@ -1,11 +1,12 @@
 """How long a run takes on a card, and how much memory, by the benches (results/records/bench).
 
-A network or quantizer that was not measured itself is estimated and marked so: a LLaMA by the
-measured one of the nearest size with its quantizer, by FLOP a token, 6 (N_non-embedding + V d) +
-6 L d T; a quantizer that no record has by 2-bit round. Other networks are not scaled: unknown. The
-benches time training steps with data on the card. Where photographs are decoded more slowly than
-that, by the record of the loader, a run takes as long as its loader; evaluation comes on top. The
-memory of a step is known from them too; a LLaMA that was not measured has the next larger one's.
+What was not measured itself is estimated and marked so: a LLaMA by the measured one of the nearest
+size with its quantizer, by FLOP a token, 6 (N_non-embedding + V d) + 6 L d T; a quantizer that no
+record has by 2-bit round; probes on a part of the batch that no record has by those on all of it.
+Other networks are not scaled: unknown. The benches time training steps with data on the card. Where
+photographs are decoded more slowly than that, by the record of the loader, a run takes as long as
+its loader; evaluation comes on top. The memory of a step is known from them too; a LLaMA that was
+not measured has the next larger one's.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def _network(config: RunConfig, record: dict[str, Any]) -> _Step | None:
         return None
     figures, substituted = found
     factor = config.recipe.global_batch_size / figures["units_per_step"]
-    return _step(figures, (substituted, 0.0), factor)
+    return _step(figures, config.estimator, (substituted, 0.0), factor)
 
 
 def _is_of_kind(config: RunConfig, record: dict[str, Any]) -> bool:
@@ -214,7 +215,7 @@ def _language(config: RunConfig, networks: dict[str, Any]) -> _Step | None:
     ratio = wanted / figures["flop_per_token"]
     tokens = config.recipe.global_batch_size * config.model.context
     far = substituted, abs(math.log(ratio))
-    return _step(figures, far, ratio * tokens / figures["units_per_step"])
+    return _step(figures, config.estimator, far, ratio * tokens / figures["units_per_step"])
 
 
 def _of_quantizer(
@@ -227,10 +228,15 @@ def _of_quantizer(
     return (measured["round-w2"], True) if "round-w2" in measured else None
 
 
-def _step(figures: dict[str, Any], far: tuple[bool, float], factor: float) -> _Step:
+def _step(figures: dict[str, Any], estimator: Any, far: tuple[bool, float], factor: float) -> _Step:
+    """Return a step by measured figures, those of the part of the batch that the probes see."""
     ste = factor * figures["ste_ms"]["median"] / 1000
     if "fogzo_ms" not in figures:
         return _Step(ste, None, far)
+    share = getattr(estimator, "probe_fraction", 1.0)
+    if share < 1:
+        part = figures.get("probe_fraction", {}).get(f"{share:g}")
+        figures, far = part or figures, (far[0] or part is None, far[1])
     return _Step(ste, factor * figures["fogzo_ms"]["median"] / 1000 - ste, far)
 
 

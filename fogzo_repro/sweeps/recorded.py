@@ -3,8 +3,9 @@
 For what the benches do not time: runs at scale mini, and runs that train side by side, where a
 run's time is its share of the group's. A quantizer without a record is estimated by another one's,
 an estimator without one by FOGZO's where it takes probes and by the STE's where not, more probe
-pairs than were recorded in proportion; all are marked, and so are times of runs that shared their
-card, where none had it to itself: it would take less.
+pairs than were recorded in proportion, probes on a part of the batch or of the steps by those on a
+larger one; all are marked, and so are times of runs that shared their card, where none had it to
+itself: it would take less.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from fogzo_repro import files
 from fogzo_repro.config import RunConfig, quantizer_label
-from fogzo_repro.reporting.results import ran_alone
+from fogzo_repro.reporting.results import probed_share, ran_alone
 from fogzo_repro.sweeps.benched import Hours, Peak
 from fogzo_repro.sweeps.lanes import group_key
 
@@ -31,6 +32,7 @@ class Kind(NamedTuple):
     side_by_side: bool
     pairs: int
     quantizer: str
+    share: float  # of the batches and steps, on which probes are taken
 
 
 class Took(NamedTuple):
@@ -79,14 +81,20 @@ def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, Took]
         return Hours(steps * took.seconds / 3600, False, shared=took.shared)
     if getattr(config.estimator, "probe_gradients", False):  # passes of the STE, 1 + 2n a step
         steps *= 1 + 2 * wanted.pairs
-        wanted = wanted._replace(estimator="ste", pairs=0)
+        wanted = wanted._replace(estimator="ste", pairs=0, share=1.0)
     elif all(kind.estimator != wanted.estimator for kind in seconds):
         wanted = wanted._replace(estimator="fogzo" if wanted.pairs else "ste")
-    near = {k: s for k, s in seconds.items() if k[:4] == wanted[:4] and k.pairs <= wanted.pairs}
+    near = {
+        kind: took
+        for kind, took in seconds.items()
+        if kind[:4] == wanted[:4] and kind.pairs <= wanted.pairs and kind.share >= wanted.share
+    }
     if not near:
         return None
     pairs = max(kind.pairs for kind in near)
-    slowest = max((t for k, t in near.items() if k.pairs == pairs), key=lambda t: (not t.shared, t))
+    likest = {k: t for k, t in near.items() if k.pairs == pairs}
+    own = [t for k, t in likest.items() if k.quantizer == wanted.quantizer]
+    slowest = max(own or likest.values(), key=lambda took: (not took.shared, took))
     hours = steps * slowest.seconds * (wanted.pairs / pairs if pairs else 1) / 3600
     return Hours(hours, True, shared=slowest.shared)
 
@@ -115,5 +123,5 @@ def _kind(config: Mapping[str, Any], side_by_side: bool) -> Kind:
     estimator = config["estimator"]
     return Kind(
         config["scale"], config["model"]["name"], estimator["name"], side_by_side,
-        estimator.get("n", 0), quantizer_label(config["quantizer"]),
+        estimator.get("n", 0), quantizer_label(config["quantizer"]), probed_share(estimator),
     )  # fmt: skip

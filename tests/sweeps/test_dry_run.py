@@ -344,6 +344,40 @@ def test_runs_side_by_side_take_their_share_of_the_groups_time(tmp_path: Path) -
     assert [(h.hours, h.scaled) for h in found if h] == [(1.0, False), (8.0, False), (80.0, True)]
 
 
+def test_probes_on_a_part_take_what_was_recorded_of_that_part(tmp_path: Path) -> None:
+    whole, quarter, late, eighth = (
+        config("mini-deit-tiny/lsq-fogzo", *words)
+        for words in (
+            [],
+            ["estimator.probe_fraction=0.25"],
+            ["estimator.start_fraction=0.5"],
+            ["estimator.probe_fraction=0.125"],
+        )
+    )
+    for name, run, hours in (("a", whole, 3.0), ("b", quarter, 2.0)):
+        record_of(tmp_path, name, run, hours)
+    seconds = recorded_seconds(tmp_path)["a card"]
+    found = [hours_by_records(c, 100, seconds) for c in (whole, quarter, late, eighth)]
+    expected = [(3.0, False), (2.0, False), (3.0, True), (3.0, True)]
+    assert [(h.hours, h.scaled) for h in found if h] == expected
+
+
+def test_probes_on_a_part_take_what_the_bench_has_measured() -> None:
+    figures = bench("vision-regions")["networks"]["resnet18"]["round-w2"]
+    cell = "table1/resnet18-identity-"
+    ste = run_hours(config(f"{cell}ste"), 1000, [bench("vision-regions")])
+    for share, ratio in (
+        ("0.25", figures["probe_fraction"]["0.25"]["fogzo_over_ste"]),
+        ("0.125", figures["probe_fraction"]["0.125"]["fogzo_over_ste"]),
+        ("0.5", figures["fogzo_over_ste"]),
+    ):
+        part = config(f"{cell}fogzo", f"estimator.probe_fraction={share}")
+        hours = run_hours(part, 1000, [bench("vision-regions")])
+        assert ste is not None and hours is not None
+        assert hours.hours / ste.hours == pytest.approx(ratio)
+        assert hours.scaled == (share == "0.5")
+
+
 def test_runs_at_scale_mini_take_what_recorded_ones_took(tmp_path: Path) -> None:
     lsq, other = (config(f"mini-deit-tiny/{name}-ste") for name in ("lsq", "clipped"))
     for k, hours in enumerate((1.0, 2.0, 9.0)):
