@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +32,10 @@ REMEDIES = {
     errno.EPERM: "choose a place where you may write",
     errno.EFBIG: "allow larger files (ulimit -f, or the file system's own limit)",
     errno.EROFS: "choose a place where you may write",
+    errno.EMFILE: "allow more open files (ulimit -n)",
 }
 LOCK_POLL_SECONDS = 0.1
+OTHERS_OPEN = 256  # files that torch and Python may have open beside the locks of a group
 
 
 class InUse(UserError):
@@ -250,6 +253,15 @@ def locked(path: Path, what: str, wait: float = 1.0) -> Iterator[bool]:
                 )
             time.sleep(LOCK_POLL_SECONDS)
         yield found is not None
+
+
+def allow_open(count: int) -> None:
+    """Let this process have so many files open beside others, as far as the system's limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHERS_OPEN
+    if wanted > soft != resource.RLIM_INFINITY:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def is_locked(path: Path) -> bool:

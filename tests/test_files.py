@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -115,6 +117,22 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     with files.whole(tmp_path / "b.json"):  # another process is about to finish this one
         files.remove_unfinished(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"mine.tmp", "a.json", "b.json"}
+
+
+def test_more_locks_than_the_soft_limit_on_open_files_can_be_held(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        said = r"open files; allow more open files \(ulimit -n\)"
+        with contextlib.ExitStack() as stack, pytest.raises(UserError, match=said):
+            for k in range(300):
+                stack.enter_context(files.locked(tmp_path / f"{k}.lock", "a run"))
+        files.allow_open(300)
+        with contextlib.ExitStack() as stack:
+            for k in range(300):
+                stack.enter_context(files.locked(tmp_path / f"{k}.lock", "a run"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_lock_keeps_others_out_and_is_seen(tmp_path: Path) -> None:

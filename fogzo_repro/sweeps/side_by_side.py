@@ -105,6 +105,7 @@ def _records_of(
     """
     found: dict[str, dict[str, Any]] = {}
     missing: list[LaneCell] = []
+    files.allow_open(len(group))  # each cell has a lock
     with contextlib.ExitStack() as stack:
         for path in {_lock_of(cell): None for cell in group}:  # one for two cells of one run
             stack.enter_context(files.locked(path, path.stem))
