@@ -6,7 +6,7 @@ bench: 12 at most, what a reader needs to plan; all else stays in the records, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Bench:
 def speed(folder: Path) -> str:
     """Return what a reader needs of a folder's benches as two tables, and links to the rest."""
     records = read_benches(folder)
-    steps, jobs = [*_steps(records)], [*_jobs(records)]
+    steps, jobs = [*_steps(records, SHOWN)], [*_jobs(records)]
     shown = {bench.path for bench in steps} | {path for _, _, path in jobs}
     parts = [ABOUT_STEPS, markdown(filled(STEPS, steps), steps)] if steps else []
     parts += [markdown(JOBS, jobs)] if jobs else []
@@ -54,16 +54,29 @@ def speed(folder: Path) -> str:
 
 
 def speed_sentence(folder: Path) -> str:
-    """Return README's sentence: how many STE steps a FOGZO step takes; nothing without records."""
-    steps = [*_steps(read_benches(folder))]
+    """Return README's sentence: how many STE steps a FOGZO step takes; nothing without records.
+
+    Of all cases: the slowest is none of those that the table shows.
+    """
+    records = read_benches(folder)
+    cases = sorted(
+        {
+            (name, quantizer)
+            for record in records.values()
+            for name, measured in record.get("networks", {}).items()
+            for quantizer in measured
+        }
+    )
+    steps = [*_steps(records, cases)]
     if not steps:
         return ""
     ratios = [bench.figures["fogzo_over_ste"] for bench in steps]
     cards = sorted({bench.record["hardware"].removeprefix("NVIDIA ").split()[0] for bench in steps})
     return (
-        f"In [the table of speeds](docs/hardware.md#measured-speed) a FOGZO step with one probe "
-        f"pair takes {min(ratios):.2f} to {max(ratios):.2f} times as long as an STE step, by "
-        f"network and quantizer, on one {' or '.join(cards)}."
+        "A FOGZO step with one probe pair takes "
+        f"{min(ratios):.2f} to {max(ratios):.2f} times as long as an STE step, by "
+        f"network and quantizer, on one {' or '.join(cards)} ([table of "
+        "speeds](docs/hardware.md#measured-speed) and the records that it links)."
     )
 
 
@@ -86,9 +99,9 @@ def read_benches(folder: Path) -> Records:
     return found
 
 
-def _steps(records: Records) -> Iterator[Bench]:
-    """Yield the cases of `SHOWN` that were measured, a record with floors before an older one."""
-    for name, quantizer in SHOWN:
+def _steps(records: Records, cases: Iterable[tuple[str, str]]) -> Iterator[Bench]:
+    """Yield the cases that were measured, a record with floors before an older one."""
+    for name, quantizer in cases:
         found = [
             Bench(path, record, name, quantizer, record["networks"][name][quantizer])
             for path, record in records.items()
