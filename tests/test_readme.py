@@ -344,6 +344,25 @@ def test_the_means_of_deep_networks_are_those_of_the_readme():
     assert sorted(found) == sorted(told)
 
 
+def test_the_loss_differences_at_the_end_are_those_of_the_records():
+    ends = {}
+    for path in (ROOT / "results" / "records").glob("mini-*/*.json"):
+        (record,) = read_runs(path)
+        if record["column"] == "FOGZO" and record["seed"] < 5:
+            small = "mini-resnet18", "mini-finetune"
+            group = record["table"] if record["table"] in small else record["row"] == "round"
+            ends.setdefault(group, []).append(record["history"]["c_over_g"][-1])
+    low, high = ({group: f"{of(x):.1f}" for group, x in ends.items()} for of in (min, max))
+    text = " ".join(PAGES["docs/results.md"].split())
+    scratch, trained = "mini-resnet18", "mini-finetune"
+    assert low[trained] == high[trained] and float(high[True]) < 1
+    assert (
+        f"ends at {low[False]} to {high[False]} where the STE holds its gradient back and below 1 "
+        f"with round, but at {low[scratch]} to {high[scratch]} on ResNet-18 too, and at "
+        f"{low[trained]} on the trained one."
+    ) in text
+
+
 def test_the_factor_between_estimators_is_that_of_their_passes():
     probes, all_passes = 2 * 7960 / (2 * 10), (2 * 7960 + 3) / (2 * 10 + 3)
     assert f"{probes:.0f} times fewer" in PAGES["docs/results.md"]

@@ -22,7 +22,7 @@ def line(text: str, start: str) -> list[str]:
 def test_without_records_it_says_that_nothing_is_known(results: Path) -> None:
     text = answer(results)
     assert "no reading of what the paper leaves open was run" in text
-    assert "ahead of the STE in 0 of 0 comparisons" in text
+    assert "ahead of the STE, by a verdict, in 0 of 0, behind in 0 (on average: 0 and 0)" in text
     assert "not run (0 tuning runs and 0 evaluation runs)" in text
     assert "nothing is known here of the paper's numbers" in text
     assert text.count("\n| ") == 2  # title and rule
@@ -70,12 +70,12 @@ def test_it_counts_who_is_ahead_and_the_table_says_by_how_much(results: Path, sa
     text = answer(results)
     assert "**Deep networks at small scale** (LLaMA-9m, " in text  # the others compare nothing
     assert (
-        "FOGZO n=1 is ahead of the STE in 1 of 1 comparisons, behind in 0.\n"
-        "   * At equal cost it is ahead in 0 of 1 comparisons, behind in 1.\n"
-        "   * From a trained network, equal cost counted too, it is ahead in 0 of 0 comparisons, "
-        "behind in 0.\n"
-        "   * With random signs in place of those of its loss differences FOGZO is behind in "
-        "1 of 1 controls.\n"
+        "FOGZO n=1 is ahead of the STE, by a verdict, in 1 of 1, behind in 0 (on average: 1 and 0)."
+        "\n   * At equal cost it is ahead in 0 of 1, behind in 1 (on average: 0 and 1).\n"
+        "   * From a trained network, equal cost counted too, it is ahead in 0 of 0, behind in 0 "
+        "(on average: 0 and 0).\n"
+        "   * It is ahead of FOGZO with random signs of the loss differences, which turn the STE's "
+        "part around too, in 1 of 1, behind in 0 (on average: 1 and 0).\n"
     ) in text
     *_, gain, at_cost = line(text, "| LLaMA-9m | sign, hardtanh")
     assert re.match(r"\+10\.000 \[\+9\.99\d, \+10\.00\d\]: holds, p = ", gain)
@@ -89,7 +89,7 @@ def test_one_seed_a_side_is_shown_and_counted_nowhere(results: Path, save: Save)
         save("LSQ, 2 bits", column, 0, 0.0, **more)
     text = answer(results)
     assert line(text, "| DeiT-Tiny on CIFAR-100 | LSQ")[-2] == "+1.000: inconclusive"
-    assert "ahead of the STE in 0 of 0 comparisons" in text and "2 evaluation runs" in text
+    assert "by a verdict, in 0 of 0, behind in 0" in text and "2 evaluation runs" in text
 
 
 def test_a_network_without_its_claim_is_one_line(results: Path) -> None:
