@@ -181,7 +181,7 @@ def attribute_weight(
     owner = module if hasattr(module, scale) else _child_of_weight(name, module, scale)
     if owner is None or "weight" in module._buffers:
         return None
-    weight = module._parameters.get("weight")
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
     if weight is not None:
         return QuantizedWeight(weight, _live(owner, scale), law)
     if not isinstance(getattr(module, "weight", None), Tensor):

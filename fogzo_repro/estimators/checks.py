@@ -24,7 +24,7 @@ WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.com
 
 
 def check_kinds(model: Any, optimizer: Any) -> None:
-    """Refuse a model or an optimizer that is none of torch's.
+    """Refuse a model or an optimizer that is none of torch's, and one of TorchScript.
 
     Raises:
         TypeError: in one line.
@@ -33,6 +33,12 @@ def check_kinds(model: Any, optimizer: Any) -> None:
     for name, (given, kind) in kinds.items():
         if not isinstance(given, kind):
             raise TypeError(f"the {name} is a {type(given).__name__}; give a torch {kind.__name__}")
+    for prefix, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{prefix or 'the model'} was made by torch.jit, which does not let its buffers be "
+                "kept as they are; use torch.compile"
+            )
 
 
 def check_weights(

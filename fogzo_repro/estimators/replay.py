@@ -8,14 +8,15 @@ BatchNorm as the backward pass did, and leave no trace in the model's buffers.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fogzo_repro.estimators.protocol import one_number
 
@@ -137,7 +138,8 @@ class RecordedLoss:
             TypeError: where the function returns something else than a loss.
             ValueError: where the loss has no gradient.
         """
-        loss = self.loss_fn(*self.batch)
+        given, self.batch = self.batch, _rebuilt(self.batch)
+        loss = self.loss_fn(*given)
         one_number(loss)
         if not loss.requires_grad:
             raise ValueError(
@@ -186,7 +188,7 @@ class RecordedLoss:
             self.device.type, self.dtype, enabled=self.autocast, cache_enabled=False
         ):
             try:
-                loss = one_number(self.loss_fn(*self.batch)).detach()
+                loss = one_number(self.loss_fn(*_rebuilt(self.batch))).detach()
             except RuntimeError as error:
                 if "does not require grad" not in str(error):
                     raise
@@ -240,6 +242,11 @@ class BackwardPasses:
         self.versions[number] = weight.grad._version
         self.has_added = True
         self.others = self.others or not self.is_recorded
+
+
+def _rebuilt(batch: Any) -> Any:
+    """Return a batch in new containers: a loss function may take the labels out of its own."""
+    return tree_map(lambda leaf: copy(leaf) if isinstance(leaf, MutableMapping) else leaf, batch)
 
 
 def _versions(batch: Any) -> list[int]:

@@ -6,6 +6,7 @@ import pickle
 import random
 import warnings
 import weakref
+from collections import UserDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import copy, deepcopy
@@ -700,6 +701,15 @@ def test_what_is_no_model_or_optimizer_is_refused(name: str) -> None:
         FogzoStep(**given, weights=quantized(model))
 
 
+def test_a_model_of_torchscript_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        model = nn.Sequential(nn.Linear(6, 3), torch.jit.script(nn.Linear(3, 3)))
+    weights = [QuantizedWeight(model[0].weight, torch.ones(()), LAW)]
+    with pytest.raises(TypeError, match=r"1 was made by torch.jit, .* use torch.compile"):
+        FogzoStep(model, sgd(model), weights)
+
+
 def test_a_weight_that_the_optimizer_lacks_is_refused() -> None:
     model = network()
     with pytest.raises(ValueError, match=r"2\.weight is not among the optimizer's"):
@@ -1246,6 +1256,17 @@ def test_a_batch_may_lie_in_a_tensor_whose_other_part_is_filled_meanwhile() -> N
         step.loss(loss_of(model), places[index % 2], y).backward()
         places[(index + 1) % 2].copy_(torch.ones(16, 6))
         step.step()
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_a_loss_function_may_take_the_labels_out_of_its_batch(kind: Callable[..., Any]) -> None:
+    """As a Trainer of transformers does with smoothed labels, from one of its own mappings."""
+    model = network()
+    x, y = batches(1)[0]
+    step = FogzoStep(model, sgd(model), quantized(model), noise=NOISE)
+    step.loss(lambda b: F.cross_entropy(model(b["x"]), b.pop("y")), kind(x=x, y=y)).backward()
+    step.step()
+    assert same(weights_of(model), weights_of(train(network(), [(x, y)])[0]))
 
 
 def test_what_a_loss_function_does_to_its_batch_itself_is_no_change() -> None:
