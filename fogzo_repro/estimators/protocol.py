@@ -38,6 +38,8 @@ def check_shape(of: str, scale: Tensor, parameter: Tensor) -> None:
     Raises:
         ValueError: in one line.
     """
+    if scale.dim() == 0:  # each step asks this of each weight
+        return
     shape, rows = tuple(scale.shape), (len(parameter), *[1] * (parameter.dim() - 1))
     if scale.numel() > 1 and scale.dim() != parameter.dim():
         raise ValueError(
