@@ -115,7 +115,8 @@ def open_run(path: str | Path) -> StoredRun:
 def _differing(settings: dict[str, Any], written: dict[str, Any]) -> list[str]:
     """Return the settings that stand in both files of a run folder with different values."""
     sections = [name for name in written if isinstance(settings.get(name), dict)]
-    return [
+    lost = [name for name in sections if not isinstance(written[name], dict)]
+    return lost or [
         f"{name}.{key}"
         for name in sections
         for key, value in settings[name].items()

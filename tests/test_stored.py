@@ -132,3 +132,7 @@ def test_settings_that_were_changed_after_the_run_are_refused(tmp_path):
         open_run(folder)
     path.write_text(text)
     assert open_run(folder).config.quantizer.weight_bits == 2
+    resolved = folder / "resolved.json"
+    resolved.write_text(json.dumps({**json.loads(resolved.read_text()), "quantizer": None}))
+    with pytest.raises(UserError, match="differ in quantizer: one was"):
+        open_run(folder)

@@ -37,10 +37,11 @@ from fogzo_repro.tracking.environment import git_state, tree_digest
 
 SCHEMA_VERSION = 2  # 2 adds the records of several seeds; those of one run are as in 1
 FIELDS = {  # what each record has, and all that is read of its settings; `object` may be anything
-    "method_version": int, "run_id": str, "table": str, "row": str, "column": str, "scale": str,
-    "config.model": dict, "config.dataset.name": str, "config.quantizer": dict,
-    "config.estimator.name": str, "config.recipe.lr": float, "resolved": dict, "command": str,
-    "commit": object, "dirty": object, "versions": dict, "hardware": str,
+    "schema_version": int, "method_version": int, "run_id": str, "table": str, "row": str,
+    "column": str, "scale": str, "config.model": dict, "config.dataset.name": str,
+    "config.quantizer": dict, "config.estimator.name": str, "config.recipe.lr": float,
+    "resolved": dict, "command": str, "commit": object, "dirty": object, "versions": dict,
+    "hardware": str,
     "evaluations_per_step.probes": int, "evaluations_per_step.total": int,
     "perturbed_weights": int, "steps": int, "wall_seconds": float, "gpu_hours": float,
     "peak_memory_mb": float, "started": str, "ended": str, "metrics": dict,
