@@ -144,6 +144,7 @@ def file_record(record: dict[str, Any], records: Path) -> str | None:
     """
     folder = records / record["table"]
     files.make_folder(folder, str(folder))
+    files.remove_unfinished(folder)
     target = folder / f"{record['run_id']}.json"
     place = ("row", "column", "scale")
     seeds = set(_seeds(record))

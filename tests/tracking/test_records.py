@@ -196,7 +196,9 @@ def test_more_seeds_of_a_cell_are_filed_beside_the_first(tmp_path: Path) -> None
     assert file_record(several([0, 1]), tmp_path) is None
     assert file_record(several([2, 3]), tmp_path) is None
     assert file_record(single(4), tmp_path) is None
-    assert len(list((tmp_path / "figure-shallow").iterdir())) == 3
+    (tmp_path / "figure-shallow" / "a.json.77.tmp").write_bytes(b"of a command that was killed")
+    assert file_record(single(5), tmp_path) is None
+    assert len(list((tmp_path / "figure-shallow").iterdir())) == 4
 
 
 @pytest.mark.parametrize(
