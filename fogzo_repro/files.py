@@ -112,7 +112,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             _sync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)  # while it is locked
         _sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
