@@ -1,9 +1,8 @@
-"""FOGZO in a Trainer of Hugging Face: a small LLaMA with 2-bit weights on text in bytes.
+"""FOGZO in a Trainer of Hugging Face: a small LLaMA with 2-bit weights on Python's help in bytes.
 
     python -m examples.huggingface_trainer [--steps 200] [--seeds 2]
 
-The text is that of Python's help. Prints the losses of the STE and of FOGZO on the same seeds;
-takes minutes on a CPU; needs transformers and accelerate.
+Prints the STE's and FOGZO's losses on the same seeds; minutes on a CPU; needs accelerate too.
 """
 
 import argparse
@@ -43,6 +42,7 @@ class FogzoTrainer(Trainer):
             return plain(model, inputs, return_outputs, **options)
         if self.fogzo is None:
             given = {"seed": self.args.seed, "scaler": self.accelerator.scaler}
+            given |= {"schedule": "linear", "total_steps": self.args.max_steps}
             self.fogzo = FogzoStep(model, self.optimizer, quantized_weights(model), **given)
         return self.fogzo.loss(lambda batch: plain(model, batch, **options), inputs)
 

@@ -14,6 +14,7 @@ goes on. Options as those of run_cells.py, and so is the exit status.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,13 @@ if not __package__:  # started as a file
     __package__ = "scripts"
 
 from fogzo_repro import files
-from fogzo_repro.config import ConfigError, UserError, check_own_parts, own_files_named
+from fogzo_repro.config import (
+    ConfigError,
+    UserError,
+    check_own_parts,
+    own_files_named,
+    result_fields,
+)
 from fogzo_repro.project import working_folder
 from fogzo_repro.reporting.ranking import (
     Rules,
@@ -76,9 +83,18 @@ def main() -> int:
     seeds = {e.settings["cell.row"]: evaluated(e.seeds) for e in entries}
     check_seeds(entries, rows, rules, known[name])
     if arguments.dry_run or arguments.run:
-        for row, why in foreseen(arguments.results, rules, seeds, tuning_runs(entries)).items():
-            print(f"{row} will not be ranked: {why}", file=stderr())
         cells = table_cells(arguments.table, overrides)
+        settings = {
+            row: [
+                json.loads(json.dumps(result_fields(c.config, {})))
+                for c in cells
+                if c.config.cell.row == row
+            ]
+            for row in rows
+        }
+        runs = tuning_runs(entries)
+        for row, why in foreseen(arguments.results, rules, seeds, runs, settings).items():
+            print(f"{row} will not be ranked: {why}", file=stderr())
         check_data(cells, data_beside(arguments.results, rules), rules)
 
     def chosen() -> dict[str, Place | None]:

@@ -280,16 +280,28 @@ def _on_seeds(cell: CellResult, seeds: Sequence[int]) -> CellResult:
 
 
 def foreseen(
-    results: Path, rules: Rules, seeds: Mapping[str, Sequence[int]], tuned: Mapping[str, int]
+    results: Path,
+    rules: Rules,
+    seeds: Mapping[str, Sequence[int]],
+    tuned: Mapping[str, int],
+    settings: Mapping[str, Sequence[dict[str, Any]]],
 ) -> dict[str, str]:
     """Return the rows that will not be ranked, with the reason that is known before they are run.
 
-    Rows are given with the seeds that report, and with how many tuning runs they take.
+    Rows are given with the seeds that report, with how many tuning runs they take, and with what a
+    record holds of the settings of each of their cells.
     """
     other = read_recorded(results, rules.beside)
     against = [_beside_cell(other, place, rules) for place in rules.against]
-    reasons = {row: _unlike(seeds[row], tuned[row], against, rules) for row in seeds}
-    return {row: reason for row, reason in reasons.items() if reason}
+    reasons = {}
+    for row in seeds:
+        reason = _unlike(seeds[row], tuned[row], against, rules)
+        if not reason and settings[row]:
+            mine = [_settings(cell) for cell in settings[row]]
+            reason = _other_setting(mine[0], mine, against[0].cell, other)
+        if reason:
+            reasons[row] = reason
+    return reasons
 
 
 def data_beside(results: Path, rules: Rules) -> tuple[str, str] | None:
@@ -336,12 +348,20 @@ def _apart(
         return f"diverged: seeds {_said(lost)}"
     if unlike := _unlike(runs, one.tuned, against, rules):
         return unlike
-    first = against[0].cell
+    tuned = _facts_of(own.row(tuned_row(one.cell.row, rules)))
+    return _other_setting(_facts(next(iter(runs.values()))), tuned, against[0].cell, other)
+
+
+def _other_setting(
+    mine: Mapping[str, Any],
+    tuned: Sequence[Mapping[str, Any]],
+    first: CellResult | None,
+    other: TableResults,
+) -> str:
+    """Return in which setting a cell is unlike the first beside it, the tuned ones aside."""
     assert first is not None, "else it was not run"
-    mine = _facts(next(iter(runs.values())))
     their = _facts(next(iter(first.reporting().values())))
-    tuned = own.row(tuned_row(one.cell.row, rules))
-    free = {"recipe.lr", *_swept(tuned), *_swept(other.row(first.row))}
+    free = {"recipe.lr", *_differing(tuned), *_differing(_facts_of(other.row(first.row)))}
     for key, value in mine.items():
         if key not in free and key in their and value != their[key]:
             return f"{key}={value}, not {their[key]}"
@@ -357,8 +377,12 @@ def _said(seeds: Iterable[int]) -> str:
 
 def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the runs of a ranking have in common."""
-    config = record["config"]
-    found = {"steps": record["steps"], "data": record["resolved"].get("data")}
+    made = {"steps": record["steps"], "data": record["resolved"].get("data")}
+    return made | _settings(record["config"])
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for section in ("model", "dataset", "recipe"):
         found |= {f"{section}.{key}": value for key, value in config[section].items()}
     # What is for people, or changes no weight; what came later has its neutral value elsewhere.
@@ -367,9 +391,12 @@ def _facts(record: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _swept(cells: Sequence[CellResult]) -> set[str]:
-    """Return the settings in which the cells of a row differ."""
-    facts = [_facts(cell.any_record) for cell in cells if cell.any_record is not None]
+def _facts_of(cells: Sequence[CellResult]) -> list[dict[str, Any]]:
+    return [_facts(cell.any_record) for cell in cells if cell.any_record is not None]
+
+
+def _differing(facts: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return what differs among the cells of a row."""
     return {k for k in facts[0] if any(f.get(k) != facts[0][k] for f in facts)} if facts else set()
 
 
