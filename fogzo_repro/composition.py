@@ -38,6 +38,7 @@ from fogzo_repro.config.parts import own_folder_hint, own_parts
 from fogzo_repro.config.rules import spelled
 from fogzo_repro.project import script
 from fogzo_repro.sweeps.tables import GROUPS, Entry, find_entries, table_files
+from fogzo_repro.terminal import of_a_file
 
 
 def compose_config(overrides: Sequence[str]) -> Any:
@@ -210,6 +211,8 @@ def _in_one_line(error: Exception, words: Sequence[str]) -> UserError:
     elif isinstance(error, OSError) and error.filename:
         why = (error.strerror or "").lower()
         return ConfigError(f"{error.filename}: {why}; a sweep writes to output_root, give another")
+    elif isinstance(error, FileNotFoundError):
+        return of_a_file(error)
     override = re.match(rf"Could not override '({'|'.join(BROUGHT)})'", str(error))
     if override:
         models = [word.partition("=")[2] for word in words if setting_of(word) == "model"]

@@ -36,6 +36,8 @@ def of_a_file(error: OSError) -> UserError:
     Raises:
         OSError: the error itself, where it is of no file.
     """
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # by os.getcwd
+        return UserError("the folder that this is started in was removed; go to one that is there")
     if error.filename is None:
         raise error
     path = os.fsdecode(error.filename)

@@ -101,6 +101,18 @@ def test_what_the_system_refuses_to_do_with_a_file_is_one_line(
     assert capsys.readouterr().err == f"error: {said} again\n"
 
 
+@pytest.mark.parametrize("words", [["scripts.rank", "x"], ["fogzo_repro", "--help"]], ids=str)
+def test_a_folder_that_was_removed_under_a_command_is_one_line(
+    words: list[str], tmp_path: Path
+) -> None:
+    line = 'rmdir "$0" && "$@"'
+    command = ["sh", "-c", line, str(tmp_path), sys.executable, "-m", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FOGZO_PARTS": "mine"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    said = "error: the folder that this is started in was removed; go to one that is there\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 def test_int_ends_a_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     @one_line_errors
     def command() -> None:
