@@ -34,8 +34,10 @@ from fogzo_repro.config import (
     own_files_named,
     result_fields,
 )
+from fogzo_repro.config.identity import difference
 from fogzo_repro.project import working_folder
 from fogzo_repro.reporting.ranking import (
+    TUNED,
     Rules,
     check_places,
     chosen_place,
@@ -50,6 +52,7 @@ from fogzo_repro.reporting.results import TUNING_SEEDS, Place, read_recorded
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
 from fogzo_repro.terminal import command_parser, one_line_errors, stderr
+from fogzo_repro.tracking.records import read_runs
 
 from .run_cells import INTERRUPTED_STATUS, parse, run_tuned, table_cells
 
@@ -82,8 +85,16 @@ def main() -> int:
     rows = labels(entries)
     seeds = {e.settings["cell.row"]: evaluated(e.seeds) for e in entries}
     check_seeds(entries, rows, rules, known[name])
+    if overrides and not (arguments.dry_run or arguments.run):
+        raise ConfigError(
+            f"{overrides[0]}: settings are for --run and --dry-run; a ranking has none"
+        )
+    cells = table_cells(arguments.table, overrides)
+    counted = [*tuning_cells(arguments.table, overrides, rules, rows), *cells]
+    changed = changed_rows(arguments.records / name, counted)
     if arguments.dry_run or arguments.run:
-        cells = table_cells(arguments.table, overrides)
+        if said := "; ".join(f"{row}: {why}" for row, why in changed.items()):
+            raise ConfigError(f"{said}; delete them, or give the row another label")
         settings = {
             row: [
                 json.loads(json.dumps(result_fields(c.config, {})))
@@ -110,11 +121,7 @@ def main() -> int:
         status = run_tuned(arguments, tuning, lambda: reporting_cells(cells, chosen()))
         if status in (1, INTERRUPTED_STATUS):
             return status
-    elif overrides:
-        raise ConfigError(
-            f"{overrides[0]}: settings are for --run and --dry-run; a ranking has none"
-        )
-    text = page(rank(arguments.results, name, rules, rows, seeds))
+    text = page(rank(arguments.results, name, rules, rows, seeds, changed))
     print(text)
     if arguments.out:
         files.write(arguments.out, text)
@@ -159,6 +166,28 @@ def check_seeds(
                 f"{file}: {row} has {len(rows[row])} cells and no seed that chooses among them; "
                 f"add {choosing} to seeds"
             )
+
+
+def changed_rows(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
+    """Return the rows with records that are not of what their cells are now, and what they are of.
+
+    A record is filed by row, column and seed: after a change of settings or of a file of yours, the
+    ranking would be that of before, and new runs would not be filed beside it.
+    """
+    now = {cell.place: cell for cell in cells}
+    found: dict[str, dict[Path, str]] = {}
+    for path in sorted(folder.glob("*.json")):
+        for record in read_runs(path):
+            cell = now.get((record["row"], record["column"]))
+            if cell is None or record["seed"] not in cell.seeds:
+                continue
+            if why := difference(record, cell.config):
+                found.setdefault(record["row"].removesuffix(TUNED), {})[path] = why
+    return {
+        row: f"{len(paths)} records in {folder} ({min(paths).name}, ...) are of another run than "
+        f"the table's: {paths[min(paths)]}"
+        for row, paths in found.items()
+    }
 
 
 def check_data(cells: Sequence[Cell], beside: tuple[str, str] | None, rules: Rules) -> None:

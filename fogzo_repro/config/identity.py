@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fogzo_repro import METHOD_VERSION
+from fogzo_repro.config.parts import added_files
 from fogzo_repro.config.quantizers import has_learned_scales
 from fogzo_repro.config.run import FAMILIES, RunConfig
 
@@ -65,6 +66,25 @@ def result_fields(config: RunConfig, resolved: dict[str, Any]) -> dict[str, Any]
     if not has_learned_scales(config.quantizer):  # it is false then and decides nothing
         del kept["recipe"]["decay_scales"]
     return {**kept, "resolved": resolved, "method_version": METHOD_VERSION}
+
+
+def difference(record: Mapping[str, Any], config: RunConfig) -> str | None:
+    """Return in what a recorded run is another one than its configuration gives now, if anything.
+
+    Looked at are the settings of its parts and recipe and the files of added parts. Data, device
+    and the network that it begins with are not.
+    """
+    now = json.loads(json.dumps(published(config)))
+    for section in (*FAMILIES, "recipe"):
+        there = record["config"].get(section, {})
+        for key in sorted(now[section].keys() - {"family", START}):
+            value = now[section][key]
+            had = there.get(key, NEUTRAL.get(f"{section}.{key}", value))
+            if had != value:
+                return f"{section}.{key}={had}, not {value}"
+    parts, had = added_files(config), record["resolved"].get("parts", {})
+    changed = [section for section in parts if had.get(section) != parts[section]]
+    return f"another Python file of its {changed[0]}" if changed else None
 
 
 def config_hash(result: dict[str, Any]) -> str:

@@ -181,8 +181,11 @@ def rank(
     rules: Rules,
     rows: Mapping[str, Sequence[str]],
     seeds: Mapping[str, Sequence[int]],
+    changed: Mapping[str, str],
 ) -> Ranking:
     """Rank the rows of a table of added parts, given with their columns and evaluation seeds.
+
+    Those of `changed` stand apart for the reason given there.
 
     Raises:
         UserError: where both tables have a row of the same name.
@@ -195,7 +198,8 @@ def rank(
     checked = []
     for row, columns in rows.items():
         one = _added(own, row, columns, seeds[row], rules)
-        checked.append(replace(one, apart=_apart(one, against, own, other, seeds[row], rules)))
+        why = changed.get(row) or _apart(one, against, own, other, seeds[row], rules)
+        checked.append(replace(one, apart=why))
     ranked = [one for one in checked if not one.apart]
     compared = [
         (_claim(one, beside, rules), one.cell, _on_seeds(beside.cell, seeds[one.label]))

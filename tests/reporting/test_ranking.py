@@ -63,7 +63,7 @@ def reference(row):
 
 def ranked(results, rules, *labels, columns=RATES, seeds=SEEDS):
     rows = {label: columns for label in labels}
-    return rank(results, OWN, rules, rows, {label: seeds for label in labels})
+    return rank(results, OWN, rules, rows, {label: seeds for label in labels}, {})
 
 
 def test_rows_stand_in_order_with_their_verdicts(results, rules, reference, row):
@@ -123,7 +123,7 @@ def test_another_run_stands_apart_with_its_reason(results, rules, reference, row
 def test_what_will_keep_a_row_apart_is_known_before_it_is_run(results, rules, reference):
     seeds = {"Good": [0, 1], "Other seeds": [1, 20], "Tuned more": SEEDS}
     tuned = {"Good": 9, "Other seeds": 9, "Tuned more": 12}
-    assert foreseen(results, rules, seeds, tuned) == {
+    assert foreseen(results, rules, seeds, tuned, {row: [] for row in seeds}) == {
         "Other seeds": "its seeds are 1, 20, not among 0 to 9",
         "Tuned more": "tuned by 12 runs, not 9",
     }
@@ -210,7 +210,7 @@ def test_a_metric_that_the_other_cells_do_not_have_is_refused(results, rules, re
     other = replace(rules, **changed)
     said = f"STE .* of figure-shallow has no {other.split} {other.metric}; it has train loss"
     with pytest.raises(ConfigError, match=said):
-        foreseen(results, other, {"CAGE": SEEDS}, {"CAGE": 9})
+        foreseen(results, other, {"CAGE": SEEDS}, {"CAGE": 9}, {"CAGE": []})
 
 
 @pytest.mark.parametrize(

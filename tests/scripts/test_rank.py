@@ -165,6 +165,21 @@ def test_an_own_estimator_is_tuned_run_and_ranked(mine, here, tmp_path, monkeypa
     assert "own: 2 cells, 2 runs, 2 over, 0 to run" in said
     assert "own: 2 cells, 4 runs, 4 over, 0 to run" in said
 
+    file = mine / "estimator" / "signed.py"
+    file.write_text(file.read_text().replace("w.parameter.grad.sign()", "1"))
+    status, said = call(*rank_it)
+    assert status == 0 and "Signed" not in said.split("## Not ranked")[0]
+    assert said.count("of another run than the table's: another Python file of its estimator") == 2
+    for option in ("--dry-run", "--run"):
+        status, said = call(*rank_it, option, *more)
+        assert status == 2 and said.count("error: ") == 1 and "Signed: 4 records in" in said
+        assert said.endswith("; delete them, or give the row another label\n")
+    file.write_text(SIGNED)
+    longer = (mine / "table" / "own.yaml").read_text()
+    (mine / "table" / "own.yaml").write_text(longer.replace("max_steps: 4", "max_steps: 5"))
+    status, said = call(*rank_it, "--run", *more)
+    assert status == 2 and "than the table's: recipe.max_steps=4, not 5; delete" in said
+
 
 @pytest.mark.parametrize(
     ("words", "message"),
