@@ -22,11 +22,22 @@ class SmoothingLaw:
         epsilon_bar: the width of the noise in units of the quantizer's scale.
         factor: u = transform(factor * t), with t = 2r - 1 and r uniform on (0, 1).
         transform: works in place.
+
+    Raises:
+        ValueError: where it does not; its result would not be used.
     """
 
     epsilon_bar: float
     factor: float
     transform: Callable[[Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        t = torch.zeros(1, device="cpu")
+        if self.transform(t) is not t:
+            raise ValueError(
+                "the transform of a SmoothingLaw does not change its tensor in place and return "
+                "it, as t.mul_(2) or t.copy_(...) does"
+            )
 
     def from_symmetric(self, t: Tensor) -> Tensor:
         """Return the u that belong to t = 2r - 1."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import filter as matching
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from fogzo_repro.quantization import (
     surrogate_slope,
     use_exact_products,
 )
+from fogzo_repro.quantization.functional import sign_levels
 from fogzo_repro.quantization.products import has_products
 from fogzo_repro.randomness import derive_seed
 from fogzo_repro.training.start import Start
@@ -233,8 +235,35 @@ def _surrogate(section: Any, parts_dir: str | None) -> dict[str, Surrogate]:
         )
     surrogate = Surrogate(*found)
     _check_elementwise(f"{what} returned a Surrogate whose h", surrogate.h)
-    _law(surrogate.law, f"{what} returned a Surrogate whose law")
+    law = _law(surrogate.law, f"{what} returned a Surrogate whose law")
+    if law is not NO_LAW:
+        grid = getattr(section, "grid", None)
+        _check_expectation(f"{what} returned a Surrogate whose", surrogate.h, law, grid)
     return {"surrogate": surrogate}
+
+
+@cache  # once for all layers
+def _check_expectation(
+    what: str, h: Callable[[Tensor], Tensor], law: SmoothingLaw, grid: str | None
+) -> None:
+    """Refuse a law that is not the one of h, by its mean over 10,000 quantiles.
+
+    `grid` is that of rounding, far from the outer levels, and None of the sign.
+    """
+    half = 0.5 * (grid == "half_integer")
+    exact: Any = {"dtype": torch.float64, "device": "cpu"}  # a network may be built on meta
+    t = torch.arange(-9_999, 10_000, 2, **exact) / 10_000
+    x = torch.linspace(-1.2, 1.2, 25, **exact)
+    moved = x[:, None] + law.epsilon_bar * law.from_symmetric(t)
+    levels = sign_levels(moved) if grid is None else (moved - half).round() + half
+    off = (h(x.clone()) - levels.mean(1)).abs()
+    if off[worst := int(off.argmax())] > 0.01:
+        operator, at = "sign" if grid is None else f"round, grid={grid}", f"{x[worst]:.1f}"
+        raise UserError(
+            f"{what} law is not that of its h: h({at}) is {h(x)[worst]:.3f}, and the mean of "
+            f"{operator} at {at} + epsilon_bar u is {levels.mean(1)[worst]:.3f}; give the law for "
+            "which they are equal, or none to train by the STE alone"
+        )
 
 
 def _check_elementwise(what: str, function: Callable[[Tensor], Any]) -> None:

@@ -468,7 +468,17 @@ WRONG = {  # section, file, what is said
     "surrogate: a law without a return": (
         "surrogate",
         f"{SURROGATE}{LAW}build = lambda: Surrogate(tanh, SmoothingLaw(1, 1, lambda t: None))\n",
-        "has a transform that turns 5 numbers into None",
+        "line 4: the transform of a SmoothingLaw does not change its tensor in place and return it",
+    ),
+    "surrogate: a law that is not in place": (
+        "surrogate",
+        f"{SURROGATE}{LAW}build = lambda: Surrogate(tanh, SmoothingLaw(1, 1, lambda t: t * 2))\n",
+        "line 4: the transform of a SmoothingLaw does not change its tensor in place and return it",
+    ),
+    "surrogate: the law of another": (
+        "surrogate",
+        f"{SURROGATE}build = lambda: Surrogate(tanh, ('sign', 'hardtanh'))\n",
+        r"law is not that of its h: h\(-1.0\) is -0.762, and the mean of sign at -1.0 \+ ",
     ),
     "quantizer: nothing": ("quantizer", "build = lambda: None\n", "build.. returned a NoneType"),
     "quantizer: half": ("quantizer", MODULE.format("pass"), r"which has no units\(weight\)"),
