@@ -142,8 +142,14 @@ class TableResults:
     @property
     def refused_section(self) -> list[str]:
         """What a page says of the refused records; empty where there are none."""
-        lines = "\n".join(f"- {line}" for line in self.refused)
-        return ["## Refused records", lines] if lines else []
+        by_reason: dict[str, list[str]] = {}
+        for name, _, reason in (line.partition(": ") for line in self.refused):
+            by_reason.setdefault(reason, []).append(name)
+        lines = [
+            f"- {names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}: {reason}"
+            for reason, names in by_reason.items()
+        ]
+        return ["## Refused records", "\n".join(lines)] if lines else []
 
     def row(self, row: str) -> list[CellResult]:
         """Return the cells of a row."""

@@ -277,13 +277,14 @@ MINI_ABOUT = (
     "Scale mini: the same code where the estimators can be told apart on one card in minutes a "
     "run; never a value of the paper's. Train loss in nats over training data with the final "
     "weights, beside the metric on data that took no part in training or choosing. Mean ± sd (n) "
-    "over the evaluation seeds, [ ] its 95% t interval. Mean 1−h': over the quantized weights and "
-    "the steps, how much the surrogate holds back."
+    "over the evaluation seeds, [ ] its 95% t interval. ρ = (1−β)d/β at β_min, d the number of "
+    "perturbed weights. Mean 1−h', over the quantized weights and the steps: how much of the "
+    "gradient the STE holds back, h' the derivative that it puts in place of rounding's."
 )
 MINI_TUNING = replace(
     SWEEPS,
     about="On the tuning seeds, which choose and report nothing else, by the loss on what was held "
-    "out of those runs for it. ρ = (1−β)d/β at β_min, d the number of perturbed weights.",
+    "out of those runs for it.",
     columns=(
         ROW, COLUMN, RHO, METRIC, Column("tuning seeds", _tuned),
         Column(

@@ -17,7 +17,9 @@ HOW_JUDGED = (
     "that decides. Inconclusive: with the difference that so many seeds of "
     "such spread would have shown with a probability of 80%. Fewer than 5 seeds or a diverged run "
     "give at most inconclusive. Evaluations: how many times as many the other side takes in a run, "
-    "under both countings."
+    "perturbed forward passes alone / with the back-propagation of a step counted as 3. Sources: "
+    "the tags are [README's](../../README.md), `PAPER n` are [notes of ours]"
+    "(../../docs/choices.md)."
 )
 
 TWO_LOOKS = (

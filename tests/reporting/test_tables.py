@@ -132,6 +132,13 @@ def test_a_record_that_may_not_stand_there_is_refused_by_name(
     assert found.refused[0].startswith(f"{record['run_id']}.json: {reason}")
 
 
+def test_records_refused_for_one_reason_are_one_line(results: Path, save: Save) -> None:
+    for seed in range(3):
+        save("STE, integer grid", "lr=0.032", seed, 1.0, dirty=True)
+    said = page(results).partition("## Refused records\n\n")[2]
+    assert said.count("\n- ") == 0 and " and 2 more: not from a clean commit; commit" in said
+
+
 def test_an_unknown_cell_is_one_clear_error(results: Path, save: Save) -> None:
     save("STE, integer grid", "lr=7", 0, 1.0)
     with pytest.raises(UserError, match=r"unknown cell STE, integer grid \| lr=7"):
