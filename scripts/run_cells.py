@@ -49,7 +49,12 @@ from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_
 from fogzo_repro.sweeps.lanes import group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
-from fogzo_repro.sweeps.status import over_without_start, run_elsewhere, runs_of
+from fogzo_repro.sweeps.status import (
+    over_without_start,
+    recorded_otherwise,
+    run_elsewhere,
+    runs_of,
+)
 from fogzo_repro.sweeps.tables import evaluation_seeds
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from fogzo_repro.training.preemption import how_to_go_on, hurry
@@ -203,6 +208,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     to_run += [run for j in missing for run in runs_of(j.config.cell, scale, [j.config.seed])]
     if not first.force:
         said += run_elsewhere(to_run, arguments.records, first.hardware.name, kind)
+        said += recorded_otherwise(to_run, arguments.records, kind)
     for start in sorted({str(cell.config.recipe.start_from) for cell in over}):
         said.append(
             f"recipe.start_from={start} is not here: cells that begin with it count as over where "

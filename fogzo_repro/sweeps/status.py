@@ -118,6 +118,17 @@ def run_elsewhere(runs: Iterable[Run], records: Path, hardware: str, device: str
     return [said] if count else []
 
 
+def recorded_otherwise(runs: Iterable[Run], records: Path, device: str) -> list[str]:
+    """Say, in a line, how many of the runs that are missing have another run's record in place."""
+    known = known_runs(records, [], device)
+    count = sum(known.get(run) in OVER for run in runs)
+    said = (
+        f"{count} of the missing runs have a record of other settings, or of other files of yours, "
+        "under their row, column and seed, and are not filed beside it: delete that first"
+    )
+    return [said] if count else []
+
+
 def _device(resolved: Path) -> str | None:
     """Return the kind of device of a run folder's resolved.json; None where it cannot be read."""
     try:

@@ -294,10 +294,13 @@ def test_runs_side_by_side_go_on_with_the_cells_that_are_missing(tmp_path: Path)
     assert len(list((tmp_path / "records" / TABLE).glob("*-3seeds-*.json"))) == 6
     assert not list((tmp_path / "runs").glob("*/*.json"))
 
-    for path in (tmp_path / "records" / TABLE).glob("*.json"):
-        path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     fewer = [*command, "estimator.noise=1e-4"]
     fewer[fewer.index("recipe.max_steps=3")] = "recipe.max_steps=2"
+    other = python(*fewer)
+    assert "3 of the missing runs have a record of other settings, or of other" in other.stderr
+
+    for path in (tmp_path / "records" / TABLE).glob("*.json"):
+        path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     other = python(*fewer)
     assert "3 of the missing runs have a record of a GPU: on the CPU, which" in other.stderr
     assert other.stderr.count("not filed: ") == 1
