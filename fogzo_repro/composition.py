@@ -206,7 +206,7 @@ def _in_one_line(error: Exception, words: Sequence[str]) -> UserError:
                 return unknown
         if error.options:
             near, options = did_you_mean(name, error.options), ", ".join(error.options)
-            hint = "" if near else own_folder_hint(own_parts())
+            hint = "" if near else own_folder_hint(own_parts(), f"{group}/{name}.yaml")
             return ConfigError(f"{group}={name} is not an option{near}; options: {options}{hint}")
     elif isinstance(error, OSError) and error.filename:
         why = (error.strerror or "").lower()

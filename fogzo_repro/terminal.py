@@ -47,16 +47,16 @@ def of_a_file(error: OSError) -> UserError:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or what it is where it says nothing.
+    r"""Return the first line of what an error says, or what it is where it says nothing.
 
-    >>> first_line(OSError("no room")), first_line(OSError())
+    >>> first_line(OSError("no room:\nnone")), first_line(OSError())
     ('no room', 'OSError()')
     """
     try:
         said = str(error)
     except Exception:  # a class of somebody else's
         said = ""
-    return next(iter(said.strip().splitlines()), f"{type(error).__name__}()")
+    return next(iter(said.strip().splitlines()), f"{type(error).__name__}()").rstrip(" :")
 
 
 def aligned(lines: Sequence[Sequence[str]], numbers: bool = False) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tokenise C4 (en), or any other *.json.gz of documents, into uint16 shards for dataset=c4.
+r"""Tokenise C4 (en), or any other *.json.gz of documents, into uint16 shards for dataset=c4.
 
     python scripts/prepare_c4.py --source hub --tokenizer mistralai/Mistral-7B-v0.1 \
         --out data/c4 --tokens 1e8 --held-out 0.005

@@ -465,6 +465,21 @@ def test_how_a_folder_of_the_users_is_named_is_told(word, monkeypatch, capsys):
     assert status == 2 and err.endswith("; a folder of yours is named by FOGZO_PARTS\n")
 
 
+@pytest.mark.parametrize(
+    ("word", "place"),
+    [
+        ("experiment=own/ste", "table/own.yaml"),
+        ("estimator=cage", "estimator/cage.yaml"),
+        ("quantizer.surrogate=erf", "surrogate/round_erf.py"),
+    ],
+)
+def test_where_a_file_of_the_users_would_lie_is_told(word, place, monkeypatch, capsys, tmp_path):
+    """As where it lies in `estimators/`, or in the folder itself."""
+    monkeypatch.setenv("FOGZO_PARTS", str(tmp_path))
+    status, _, err = run_cli(monkeypatch, capsys, word)
+    assert status == 2 and err.endswith(f"; yours would be {tmp_path / place}\n")
+
+
 def test_a_table_with_a_mistake_is_named(monkeypatch, capsys, tiny_table):
     tiny_table.write_text(TABLE.replace("columns:", "colums:"))
     status, _, err = run_cli(monkeypatch, capsys, "experiment=tiny/ste")

@@ -106,3 +106,4 @@ def test_every_option_is_explained_and_an_example_is_shown(module, monkeypatch):
     assert [action.dest for action in parser._actions if not action.help] == []
     text = parser.format_help()
     assert re.search(r"^    (python|make|torchrun) ", text, re.M), "no example"
+    assert not re.search(r"^    python .*\S {5,}--", text, re.M), "two lines of it are one"

@@ -193,9 +193,14 @@ def _folders(section: str, parts_dir: str | None) -> list[Path]:
     return [PACKAGE / FOLDERS[section], *own]
 
 
-def own_folder_hint(parts_dir: str | None) -> str:
-    """Return how a folder of the user's is named, for an error about what may lie in one."""
-    return "" if parts_dir else "; a folder of yours is named by FOGZO_PARTS"
+def own_folder_hint(parts_dir: str | None, place: str | None = None) -> str:
+    """Return how a folder of the user's is named, for an error about what may lie in one.
+
+    Where it is named already: at which place the user's file would lie in it, if that is given.
+    """
+    if parts_dir is None:
+        return "; a folder of yours is named by FOGZO_PARTS"
+    return f"; yours would be {Path(parts_dir) / place}" if place else ""
 
 
 def schema(

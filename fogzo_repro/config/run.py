@@ -88,8 +88,9 @@ class RunConfig:
             start = f"{operator}_"
             known = names("surrogate", self.parts_dir)
             options = tuple(n.removeprefix(start) for n in known if n.startswith(start))
-            hint = own_folder_hint(self.parts_dir)
-            choice("quantizer.surrogate", self.quantizer.surrogate, options, hint)
+            name = self.quantizer.surrogate
+            hint = own_folder_hint(self.parts_dir, f"surrogate/{start}{name}.py")
+            choice("quantizer.surrogate", name, options, hint)
 
 
 # The rules of built-in families; a part of another family has its YAML file's keys and types.

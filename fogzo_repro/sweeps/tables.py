@@ -199,7 +199,7 @@ def find_entries(name: str, files: Mapping[str, Path]) -> list[Entry]:
     table, _, pattern = name.partition("/")
     if table not in files:
         near = did_you_mean(table, files)
-        hint = "" if near else own_folder_hint(own_parts())
+        hint = "" if near else own_folder_hint(own_parts(), f"table/{table}.yaml")
         raise ConfigError(f"{table} is not a table{near}; tables: {', '.join(sorted(files))}{hint}")
     entries = _read_once(files[table], files[table].stat().st_mtime_ns)
     found = [entry for entry in entries if fnmatchcase(entry.name, pattern or "*")]

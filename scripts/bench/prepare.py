@@ -1,4 +1,4 @@
-"""Measure how many tokens a second scripts/prepare_c4.py writes, by number of processes.
+r"""Measure how many tokens a second scripts/prepare_c4.py writes, by number of processes.
 
     python -m scripts.bench.prepare --source DIR --tokenizer DIR --workers 1,2 --repeat 20 \
         --out results/records/bench/prepare-cpu.json
