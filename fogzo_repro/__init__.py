@@ -4,6 +4,8 @@
 :func:`load_run` gives a trained model back.
 """
 
+import sys
+
 # Raised whenever a change alters the numbers a run produces; a record of an older version is stale.
 METHOD_VERSION = 1
 
@@ -15,3 +17,12 @@ def __getattr__(name: str):
 
         return load_run
     raise AttributeError(f"module 'fogzo_repro' has no attribute {name!r}")
+
+
+# While `python -m` looks for its module, argv is that; the library itself needs torch alone.
+if sys.argv[:1] == ["-m"] and f"{sys.orig_argv[sys.orig_argv.index('-m') + 1]}.".startswith(
+    "fogzo_repro."
+):
+    from fogzo_repro.project import check_installed
+
+    check_installed()

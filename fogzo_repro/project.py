@@ -9,6 +9,8 @@ directory where the suite is installed.
 from __future__ import annotations
 
 import shlex
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -36,3 +38,14 @@ def script(name: str, *words: object) -> str:
     """
     start = ["-m", f"fogzo_repro.scripts.{name}"] if INSTALLED else [f"scripts/{name}.py"]
     return shlex.join(["python", *start, *map(str, words)])
+
+
+def check_installed() -> None:
+    """End a command in one line where this Python has not the packages that the suite needs."""
+    if find_spec("hydra") is None:
+        print(
+            f"error: {sys.executable} has not the packages of the suite: in the clone, make "
+            "install and then source .venv/bin/activate; or pip install '.[suite]'",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)

@@ -8,3 +8,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fogzo_repro.project import check_installed
+
+check_installed()

@@ -1,5 +1,7 @@
 """Every command runs as the README calls it, without the package installed."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,28 @@ def test_script_tells_its_usage_from_any_folder(script, tmp_path):
     process = python(script, "--help", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith("usage:")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "-m fogzo_repro",
+        "-m fogzo_repro.summary runs",
+        "scripts/rank.py own",
+        "-m scripts.bench.mnist",
+    ],
+)
+def test_without_the_packages_a_command_ends_in_one_line(command):
+    words = [sys.executable, "-S", *command.split()]  # -S: no site-packages
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={"PATH": ""})
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "has not the packages of the suite: in the clone, make install" in done.stderr
+
+
+def test_the_library_needs_them_not():
+    words = [sys.executable, "-S", "-c", "import fogzo_repro", "-m", "fogzo_repro"]
+    assert subprocess.run(words, cwd=ROOT, env={"PATH": ""}, check=False).returncode == 0
 
 
 @pytest.mark.slow
