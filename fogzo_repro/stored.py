@@ -114,8 +114,9 @@ def open_run(path: str | Path) -> StoredRun:
 
 def _differing(settings: dict[str, Any], written: dict[str, Any]) -> list[str]:
     """Return the settings that stand in both files of a run folder with different values."""
-    sections = [name for name in written if isinstance(settings.get(name), dict)]
-    lost = [name for name in sections if not isinstance(written[name], dict)]
+    both = [name for name in written if name in settings]
+    sections = [name for name in both if isinstance(written[name], dict)]
+    lost = [k for k in both if isinstance(settings[k], dict) != isinstance(written[k], dict)]
     return lost or [
         f"{name}.{key}"
         for name in sections

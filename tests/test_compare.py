@@ -55,6 +55,9 @@ def test_the_first_step_that_differs_is_named(runs: dict[str, Path], tmp_path: P
     last = compare.compare(runs["ste"], copy).splitlines()[-1]
     assert last.startswith("metrics.jsonl: first differ at step 7: loss ")
     assert last.endswith("/ 99.0")
+    (copy / "metrics.jsonl").write_text('{"step": "x"}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged .*; compare the record\.json"):
+        compare.compare(runs["ste"], copy)
 
 
 def test_a_shorter_run_is_said_to_end() -> None:

@@ -1,6 +1,7 @@
 """Every stored run loads as what it was: each command on a smoke run of each network, old runs."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -132,6 +133,13 @@ def test_settings_that_were_changed_after_the_run_are_refused(tmp_path):
         open_run(folder)
     path.write_text(text)
     assert open_run(folder).config.quantizer.weight_bits == 2
+    path.write_text(re.sub(r"^quantizer:\n(  .*\n)+", "quantizer: 3\n", text, flags=re.M))
+    with pytest.raises(UserError, match="differ in quantizer: one was"):
+        open_run(folder)
+    path.write_text(re.sub(r"^parts_dir:.*$", "parts_dir: 3", text, flags=re.M))
+    with pytest.raises(UserError, match=r"config\.yaml: parts_dir=3 is not a text"):
+        open_run(folder)
+    path.write_text(text)
     resolved = folder / "resolved.json"
     resolved.write_text(json.dumps({**json.loads(resolved.read_text()), "quantizer": None}))
     with pytest.raises(UserError, match="differ in quantizer: one was"):

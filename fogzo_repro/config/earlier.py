@@ -15,7 +15,8 @@ from typing import Any
 from fogzo_repro.config.identity import NEUTRAL
 from fogzo_repro.config.parse import parse_settings, setting_types
 from fogzo_repro.config.parts import own_parts
-from fogzo_repro.config.run import FAMILIES, RunConfig
+from fogzo_repro.config.rules import ConfigError
+from fogzo_repro.config.run import FAMILIES, SECTIONS, RunConfig
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS
 
@@ -36,10 +37,15 @@ def parse_stored(stored: Mapping[str, Any]) -> RunConfig:
     A setting that came later has the value that the code had before.
 
     Raises:
-        ConfigError: where this code does not know the settings.
+        ConfigError: where this code does not know the settings, or they are damaged.
     """
     settings = copy.deepcopy(dict(stored))
     settings.setdefault("parts_dir", own_parts())
+    if not isinstance(settings["parts_dir"], str | None):
+        raise ConfigError(f"parts_dir={settings['parts_dir']} is not a text")
+    for name in SECTIONS:
+        if not isinstance(settings.get(name, {}), dict):
+            raise ConfigError(f"{name}={settings[name]} is not a section of settings")
     for section in FAMILIES:
         part = settings.get(section, {})
         part.setdefault("family", _family(section, part.get("name")))
@@ -52,8 +58,16 @@ def parse_stored(stored: Mapping[str, Any]) -> RunConfig:
 
 
 def load_stored(path: Path) -> RunConfig:
-    """Read a run's config.yaml, see `parse_stored`."""
-    return parse_stored(read_yaml(path))
+    """Read a run's config.yaml, see `parse_stored`.
+
+    Raises:
+        ConfigError: as `parse_stored`, with the file.
+    """
+    try:
+        return parse_stored(read_yaml(path))
+    except ConfigError as error:
+        said = str(error)
+        raise ConfigError(said if str(path) in said else f"{path}: {said}") from None
 
 
 @cache

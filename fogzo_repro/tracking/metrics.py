@@ -171,8 +171,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def stream_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole lines of a metrics file one by one: a long run has a million."""
-    return (files.parse_json(line) for line in files.whole_lines(path))
+    """Yield the whole lines of a metrics file one by one: a long run has a million.
+
+    Raises:
+        ValueError: at a line that is none of a run's.
+    """
+    for line in files.whole_lines(path):
+        if (found := _parse(line, timed=False)) is None:
+            raise ValueError(f"its line {line[:40]!r} is none of a run's")
+        yield found
 
 
 def _crc32(path: Path, begin: int, end: int, crc32: int = 0) -> int:
