@@ -132,7 +132,8 @@ def _at_their_best(judged: Sequence[Judged]) -> str:
                 f"{ahead} under the {grid.replace('_', '-')} grid, by {sign * test.gain:.3f} "
                 f"[{low:.3f}, {high:.3f}] nats"
             )
-    return f"With learning rate and noise chosen by each side, {'; '.join(said)}." if said else ""
+    start = "In train loss [95% interval], with learning rate and noise chosen by each side"
+    return f"{start}, {'; '.join(said)}." if said else ""
 
 
 def _claim(judged: Sequence[Judged], better: Place, worse: Place, metric: str = "loss") -> Judged:
@@ -168,7 +169,7 @@ def _of_minis(minis: Sequence[JudgedTable], finetuned: Sequence[JudgedTable]) ->
     part = [x for x in claims if x.claim.worse[1].startswith(f"{EQUAL} of probes=") and x.test]
     sentences = [
         "With as many steps, each side at the rate that it chose, FOGZO n=1 is ahead of the STE, "
-        f"by a verdict, {_tally(_comparisons(minis, STE))}",
+        f"by a verdict (significantly over seeds), {_tally(_comparisons(minis, STE))}",
         f"At equal cost it is ahead {_tally(_comparisons(minis, EQUAL))}"
         + (f"; with probes on a quarter of the batch, {_tally(part)}{_late(part)}" if part else ""),
         "From a trained network, equal cost counted too, it is ahead "

@@ -22,7 +22,10 @@ def line(text: str, start: str) -> list[str]:
 def test_without_records_it_says_that_nothing_is_known(results: Path) -> None:
     text = answer(results)
     assert "no reading of what the paper leaves open was run" in text
-    assert "ahead of the STE, by a verdict, in 0 of 0, behind in 0 (on average: 0 and 0)" in text
+    assert (
+        "by a verdict (significantly over seeds), in 0 of 0, behind in 0 (on average: 0 and 0)"
+        in text
+    )
     assert "not run (0 tuning runs and 0 evaluation runs)" in text
     assert "nothing is known here of the paper's numbers" in text
     assert text.count("\n| ") == 2  # title and rule
@@ -70,7 +73,8 @@ def test_it_counts_who_is_ahead_and_the_table_says_by_how_much(results: Path, sa
     text = answer(results)
     assert "**Deep networks at small scale** (LLaMA-9m, " in text  # the others compare nothing
     assert (
-        "FOGZO n=1 is ahead of the STE, by a verdict, in 1 of 1, behind in 0 (on average: 1 and 0)."
+        "FOGZO n=1 is ahead of the STE, by a verdict (significantly over seeds), in 1 of 1, "
+        "behind in 0 (on average: 1 and 0)."
         "\n   * At equal cost it is ahead in 0 of 1, behind in 1 (on average: 0 and 1).\n"
         "   * From a trained network, equal cost counted too, it is ahead in 0 of 0, behind in 0 "
         "(on average: 0 and 0).\n"
@@ -89,7 +93,10 @@ def test_one_seed_a_side_is_shown_and_counted_nowhere(results: Path, save: Save)
         save("LSQ, 2 bits", column, 0, 0.0, **more)
     text = answer(results)
     assert line(text, "| DeiT-Tiny on CIFAR-100 | LSQ")[-2] == "+1.000: inconclusive"
-    assert "by a verdict, in 0 of 0, behind in 0" in text and "2 evaluation runs" in text
+    assert (
+        "by a verdict (significantly over seeds), in 0 of 0, behind in 0" in text
+        and "2 evaluation runs" in text
+    )
 
 
 def test_a_network_without_its_claim_is_one_line(results: Path) -> None:
