@@ -236,8 +236,13 @@ def _unknown_setting(words: Sequence[str]) -> ConfigError | None:
             return ConfigError("table is not a setting; a cell is run by experiment=TABLE/CELL")
         if key not in known and not key.startswith(("hydra", "+", "~")):
             section = key.split(".")[0]
-            of = f" of {section}={config[section].name}" if f"{section}.name" in known else ""
-            return ConfigError(f"{key} is not a setting{of}{did_you_mean(key, known)}")
+            of, hint = "", did_you_mean(key, known)
+            if f"{section}.name" in known:
+                of, kept = f" of {section}={config[section].name}", ("name", "family")
+                its = sorted(k for k in known if k.startswith(f"{section}."))
+                its = [k for k in its if k.partition(".")[2] not in kept]
+                hint = hint or (f"; its settings: {', '.join(its)}" if its else "; it has none")
+            return ConfigError(f"{key} is not a setting{of}{hint}")
     return None
 
 

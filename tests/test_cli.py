@@ -418,6 +418,14 @@ UNKNOWN = {
         f"{MINI} dataset.held_outt=5000",
         "dataset.held_outt is not a setting of dataset=cifar100; did you mean dataset.held_out?",
     ),
+    "setting with no near one": (
+        "quantizer=sign quantizer.bits=2",
+        "quantizer.bits is not a setting of quantizer=sign; its settings: quantizer.activation_b",
+    ),
+    "setting of an option without": (
+        "estimator=ste estimator.noise=0.1",
+        "estimator.noise is not a setting of estimator=ste; it has none",
+    ),
     "several without -m": ("experiment=tiny/ste,tiny/nspsa", SEVERAL),
     "several over another word": ("experiment=tiny/ste,tiny/nspsa dry_run=true", SEVERAL),
     "two in place of a list": (
