@@ -311,7 +311,7 @@ CANNOT = {  # a command, and what its line begins with and has
     "swept": (
         "experiment=tiny/nspsa estimator=ste",
         "estimator=ste cannot stand over experiment=tiny/nspsa: estimator.n is not a setting of "
-        "estimator=ste; give a cell with estimator=ste, as tiny/ste, or what "
+        "estimator=ste; it has none; give a cell with estimator=ste, as tiny/ste, or what "
         "`experiment=tiny/nspsa --plain` prints, changed",
     ),
     "set": (
