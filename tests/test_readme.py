@@ -53,7 +53,7 @@ PYTHON = [
 ]
 COMMANDS = list(
     dict.fromkeys(
-        line.split("  #")[0].strip()
+        line.split("  #")[0].strip().removeprefix("OMP_NUM_THREADS=1 ")
         for _, language, code in BLOCKS
         if language == "sh"
         for line in code.replace("\\\n", " ").splitlines()
