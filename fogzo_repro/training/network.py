@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import filter as matching
@@ -246,9 +247,10 @@ def _surrogate(section: Any, parts_dir: str | None) -> dict[str, Surrogate]:
 def _check_expectation(
     what: str, h: Callable[[Tensor], Tensor], law: SmoothingLaw, grid: str | None
 ) -> None:
-    """Refuse a law that is not the one of h, by its mean over 10,000 quantiles.
+    """Warn of a law that is not the one of h, by its mean over 10,000 quantiles.
 
-    `grid` is that of rounding, far from the outer levels, and None of the sign.
+    It may be meant: then the STE is that of another noise than the probes'. `grid` is that of
+    rounding, far from the outer levels, and None of the sign.
     """
     half = 0.5 * (grid == "half_integer")
     exact: Any = {"dtype": torch.float64, "device": "cpu"}  # a network may be built on meta
@@ -259,10 +261,12 @@ def _check_expectation(
     off = (h(x.clone()) - levels.mean(1)).abs()
     if off[worst := int(off.argmax())] > 0.01:
         operator, at = "sign" if grid is None else f"round, grid={grid}", f"{x[worst]:.1f}"
-        raise UserError(
+        warnings.warn(
             f"{what} law is not that of its h: h({at}) is {h(x)[worst]:.3f}, and the mean of "
-            f"{operator} at {at} + epsilon_bar u is {levels.mean(1)[worst]:.3f}; give the law for "
-            "which they are equal, or none to train by the STE alone"
+            f"{operator} at {at} + epsilon_bar u is {levels.mean(1)[worst]:.3f}, so that the STE "
+            "is that of another noise than the probes'; give the law for which they are equal",
+            RuntimeWarning,
+            stacklevel=2,
         )
 
 

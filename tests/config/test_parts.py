@@ -475,11 +475,6 @@ WRONG = {  # section, file, what is said
         f"{SURROGATE}{LAW}build = lambda: Surrogate(tanh, SmoothingLaw(1, 1, lambda t: t * 2))\n",
         "line 4: the transform of a SmoothingLaw does not change its tensor in place and return it",
     ),
-    "surrogate: the law of another": (
-        "surrogate",
-        f"{SURROGATE}build = lambda: Surrogate(tanh, ('sign', 'hardtanh'))\n",
-        r"law is not that of its h: h\(-1.0\) is -0.762, and the mean of sign at -1.0 \+ ",
-    ),
     "quantizer: nothing": ("quantizer", "build = lambda: None\n", "build.. returned a NoneType"),
     "quantizer: half": ("quantizer", MODULE.format("pass"), r"which has no units\(weight\)"),
     "quantizer: no scale": ("quantizer", MODULE.format(HALF), "has no perturbation_scale"),
@@ -518,6 +513,14 @@ def test_what_is_no_part_is_one_line(mine, section, code, said):
     with pytest.raises(UserError, match=said) as error:
         make_plan(compose_run(*words))
     assert "\n" not in str(error.value)
+
+
+def test_a_law_that_is_not_the_surrogates_is_told_of_and_may_be_meant(mine):
+    code = f"{SURROGATE}build = lambda: Surrogate(tanh, ('sign', 'hardtanh'))\n"
+    words, _ = wrong(mine, "surrogate", code)
+    said = r"law is not that of its h: h\(-1.0\) is -0.762, and the mean of sign at -1.0 \+ "
+    with pytest.warns(RuntimeWarning, match=said):
+        make_plan(compose_run(*words))
 
 
 def test_a_dry_run_without_the_data_finds_another_shape_too(mine):
