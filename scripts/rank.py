@@ -14,7 +14,6 @@ goes on. Options as those of run_cells.py, and so is the exit status.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,14 +26,8 @@ if not __package__:  # started as a file
     __package__ = "scripts"
 
 from fogzo_repro import files
-from fogzo_repro.config import (
-    ConfigError,
-    UserError,
-    check_own_parts,
-    own_files_named,
-    result_fields,
-)
-from fogzo_repro.config.identity import difference
+from fogzo_repro.config import ConfigError, UserError, check_own_parts, own_files_named
+from fogzo_repro.config.identity import as_recorded, difference
 from fogzo_repro.project import working_folder
 from fogzo_repro.reporting.ranking import (
     TUNED,
@@ -96,12 +89,7 @@ def main() -> int:
         if said := "; ".join(f"{row}: {why}" for row, why in changed.items()):
             raise ConfigError(f"{said}; delete them, or give the row another label")
         settings = {
-            row: [
-                json.loads(json.dumps(result_fields(c.config, {})))
-                for c in cells
-                if c.config.cell.row == row
-            ]
-            for row in rows
+            row: [as_recorded(c.config) for c in cells if c.config.cell.row == row] for row in rows
         }
         runs = tuning_runs(entries)
         for row, why in foreseen(arguments.results, rules, seeds, runs, settings).items():

@@ -49,6 +49,12 @@ def published(config: RunConfig) -> dict[str, Any]:
     return kept
 
 
+def as_recorded(config: RunConfig) -> dict[str, Any]:
+    """Return a run's settings as they are read from its record."""
+    found: dict[str, Any] = json.loads(json.dumps(published(config)))
+    return found
+
+
 def result_fields(config: RunConfig, resolved: dict[str, Any]) -> dict[str, Any]:
     """Return all that determines the result: settings, resolved facts, method version.
 
@@ -74,7 +80,7 @@ def difference(record: Mapping[str, Any], config: RunConfig) -> str | None:
     Looked at are the settings of its parts and recipe and the files of added parts. Data, device
     and the network that it begins with are not.
     """
-    now = json.loads(json.dumps(published(config)))
+    now = as_recorded(config)
     for section in (*FAMILIES, "recipe"):
         there = record["config"].get(section, {})
         for key in sorted(now[section].keys() - {"family", START}):

@@ -39,6 +39,7 @@ LEADS = {  # by verdict: the sign of the gain, and who is ahead
 EQUAL = "STE, equal cost"
 RANDOM = "FOGZO, random sign"
 GUIDE, TWO_POINTS = "FOGZO, beta=1", "STE over two points, equal cost"
+QUARTER = "STE, equal cost of probes=0.25"
 DIGITS = {"loss": 3, "top1": 2, "perplexity": 2}
 
 
@@ -166,7 +167,7 @@ def _of_minis(minis: Sequence[JudgedTable], finetuned: Sequence[JudgedTable]) ->
         for name in (RANDOM, GUIDE, TWO_POINTS)
     }
     tested = {name: [x for x in group if x.test] for name, group in controls.items()}
-    part = [x for x in claims if x.claim.worse[1].startswith(f"{EQUAL} of probes=") and x.test]
+    part = [x for x in claims if x.claim.worse[1] == QUARTER and x.test]
     sentences = [
         "With as many steps, each side at the rate that it chose, FOGZO n=1 is ahead of the STE, "
         f"by a verdict (significantly over seeds), {_tally(_comparisons(minis, STE))}",

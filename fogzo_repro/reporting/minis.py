@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fogzo_repro.config import UserError
+from fogzo_repro.config import UserError, quantizer_label
 from fogzo_repro.reporting.benches import Records, read_benches, ste_steps
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, HYPOTHESES, STE, read_tested, share_of_gain
@@ -123,9 +123,8 @@ def time_of(cell: CellResult, ste: CellResult, benches: Records) -> float | None
     estimator = record["config"]["estimator"]
     if estimator["name"] == "ste":
         return float(steps)
-    case = "round-w2"  # as long as any with inputs in full precision
-    if quantizer.get("activation_bits", 16) < 16:
-        case = f"{quantizer['name']}-w{quantizer['weight_bits']}a{quantizer['activation_bits']}"
+    # With inputs in full precision one takes as long as another.
+    case = quantizer_label(quantizer) if quantizer.get("activation_bits", 16) < 16 else "round-w2"
     one = ste_steps(benches, BENCHED, case, estimator.get("probe_fraction", 1.0))
     probed = 1 - estimator.get("start_fraction", 0.0)
     return None if one is None else float(steps * (1 + probed * (one - 1)))
