@@ -43,7 +43,10 @@ class Bench:
 
 def speed(folder: Path) -> str:
     """Return what a reader needs of a folder's benches as two tables, and links to the rest."""
-    records = read_benches(folder)
+    return _tables(read_benches(folder))
+
+
+def _tables(records: Records) -> str:
     steps, jobs = [*_steps(records, SHOWN)], [*_jobs(records)]
     shown = {bench.path for bench in steps} | {path for _, _, path in jobs}
     parts = [ABOUT_STEPS, markdown(filled(STEPS, steps), steps)] if steps else []
@@ -58,7 +61,10 @@ def speed_sentence(folder: Path) -> str:
 
     Of all cases: the slowest is none of those that the table shows.
     """
-    records = read_benches(folder)
+    return _sentence(read_benches(folder))
+
+
+def _sentence(records: Records) -> str:
     cases = sorted(
         {
             (name, quantizer)
@@ -92,7 +98,10 @@ def read_benches(folder: Path) -> Records:
             found[path] = files.parse_json(path.read_bytes())
             if not isinstance(found[path]["hardware"], str):
                 raise ValueError("hardware is not a text")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            alone = {path: found[path]}
+            _tables(alone)  # reads every figure that a page shows
+            _sentence(alone)
+        except Exception as error:  # whatever may be wrong with a file
             raise UserError(
                 f"{path} is not the record of a bench ({error!r}); put back the committed file"
             ) from None

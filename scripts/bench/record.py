@@ -11,6 +11,7 @@ from typing import Any
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.project import TOP
+from fogzo_repro.reporting.benches import read_benches
 
 COMMITTED = TOP / "results" / "records" / "bench"
 MOVED = 0.03  # a share
@@ -60,7 +61,7 @@ def write(path: Path, record: dict[str, Any]) -> None:
 
 def read_committed() -> dict[str, dict[str, Any]]:
     """Return the records that are there before a bench writes its own, by file name."""
-    return {path.name: json.loads(path.read_text()) for path in sorted(COMMITTED.glob("*.json"))}
+    return {path.name: record for path, record in read_benches(COMMITTED).items()}
 
 
 def tell_moved(
@@ -101,7 +102,7 @@ def at(record: dict[str, Any], where: tuple[str, ...]) -> dict[str, Any] | None:
     found: Any = record
     for key in where:
         found = found.get(key) if isinstance(found, dict) else None
-    return found
+    return found if isinstance(found, dict) else None  # a damaged one is not there either
 
 
 def compare(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
@@ -119,7 +120,7 @@ def figures(part: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]
         name = f"{above} {key}".strip()
         if key in LEFT_OUT:
             continue
-        if isinstance(value, dict) and "median" in value:
+        if isinstance(value, dict) and isinstance(value.get("median"), int | float):
             yield name, value["median"]
         elif isinstance(value, dict):
             yield from figures(value, name)

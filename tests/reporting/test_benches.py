@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from fogzo_repro.config import UserError
-from fogzo_repro.reporting.benches import SHOWN, speed, speed_sentence
+from fogzo_repro.reporting.benches import SHOWN, read_benches, speed, speed_sentence
 
 COMMITTED = ROOT / "results" / "records" / "bench"
 LOOP = {
@@ -81,3 +81,25 @@ def test_what_is_no_record_of_a_bench_is_one_line(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"a\.json is not the record of a bench .*; put back the"):
         speed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bench", "where", "damage"),
+    [
+        ("vision-h200", ("networks",), 3),
+        ("vision-h200", ("networks", "resnet18", "round-w2", "ste_per_s"), "fast"),
+        ("vision-h200", ("networks", "resnet18", "round-w2", "fogzo_over_ste"), None),
+        ("cards-h100", ("cards", "resnet18", "together"), []),
+        ("loader-h200", ("recipes", "resnet18", "images_per_s"), "fast"),
+    ],
+)
+@pytest.mark.parametrize("read", [speed, speed_sentence, read_benches])
+def test_a_damaged_figure_is_one_line_that_names_the_record(tmp_path, bench, where, damage, read):
+    record = json.loads((COMMITTED / f"{bench}.json").read_text())
+    part = record
+    for key in where[:-1]:
+        part = part[key]
+    part[where[-1]] = damage
+    filed(tmp_path, "a", record)
+    with pytest.raises(UserError, match=r"a\.json is not the record of a bench .*; put back the"):
+        read(tmp_path)

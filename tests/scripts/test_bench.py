@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fogzo_repro.__main__ import compose_run
+from fogzo_repro.config import UserError
 from fogzo_repro.data import photographs
 from fogzo_repro.data.images import Batch
 from fogzo_repro.sweeps.benched import flop_per_token
@@ -22,7 +23,7 @@ from scripts.bench import loader, loop, mnist, prepare, products, start, steps
 from scripts.bench.clock import Clock
 from scripts.bench.floor import Products, Rates, floors, products_of
 from scripts.bench.networks import build, measure
-from scripts.bench.record import compare, head, tell_moved
+from scripts.bench.record import compare, head, read_committed, tell_moved
 from scripts.bench.steps import fractions, line
 
 META = torch.device("meta")
@@ -149,6 +150,19 @@ def test_a_bench_is_compared_with_the_record_of_its_card_and_of_its_own_file_fir
         "vision a none: no committed record of new card to compare with",
         "vision a none: no committed record of card to compare with",
     ]
+
+
+def test_a_damaged_committed_record_ends_no_bench_in_a_traceback(tmp_path, monkeypatch, capsys):
+    old = {"bench": "vision", "hardware": "card"}
+    networks = {"a": {"none": 3, "lsq": changed(ste_ms={"median": "fast"})}}
+    new = old | {"networks": {"a": {"none": THEN, "lsq": THEN}}}
+    for quantizer in ("none", "lsq"):
+        tell_moved(new, {"b.json": old | {"networks": networks}}, ("networks", "a", quantizer))
+    assert "a none: no committed record" in capsys.readouterr().out
+    monkeypatch.setattr("scripts.bench.record.COMMITTED", tmp_path)
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(UserError, match=r"b\.json is not the record of a bench"):
+        read_committed()
 
 
 @pytest.mark.parametrize(
