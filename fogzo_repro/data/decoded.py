@@ -35,7 +35,9 @@ from fogzo_repro.data.augmentation import UnreadableImage
 from fogzo_repro.data.imagenet import Files, check_command
 
 VERSION = 2
-MADE_BY = ("side", "filter", "decoder", "plan", "images")  # of a manifest, what a run reads
+MADE_BY = {  # of a manifest, what a run reads
+    "side": int, "filter": str, "decoder": dict, "plan": str, "images": str,
+}  # fmt: skip
 HEAD_BYTES = 64
 ROW = [
     ("shard", "<u4"), ("offset", "<u8"), ("height", "<u4"), ("width", "<u4"),
@@ -163,6 +165,9 @@ def read_manifest(folder: Path, remedy: str) -> dict[str, Any]:
             raise ValueError(f"version {content['version']}")
         if lacking := [key for key in MADE_BY if key not in content]:
             raise ValueError(f"it lacks {', '.join(lacking)}")
+        for key, kind in {"classes": str | None, **MADE_BY}.items():
+            if not isinstance(content.get(key), kind):
+                raise ValueError(f"{key} is {content[key]!r}")
         return {"classes": None, **content}
     except FileNotFoundError:
         raise UserError(f"{path} is not there: no whole decoded tree; run {remedy}") from None

@@ -183,10 +183,10 @@ def another_image(data_dir: Path, folder: Path) -> None:
     picture().save(data_dir / "imagenet/train/n00000001/new.JPEG")
 
 
-def without(key: str) -> Callable[[Path, Path], Any]:
+def manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path, Path], Any]:
     def damage(data_dir: Path, folder: Path) -> None:
         content = json.loads((folder / "manifest.json").read_text())
-        del content[key]
+        change(content)
         (folder / "manifest.json").write_text(json.dumps(content))
 
     return damage
@@ -196,7 +196,9 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "missing": (lambda d, f: shutil.rmtree(f), "manifest.json is not there: no whole decoded tree"),
     "unfinished": (lambda d, f: (f / "manifest.json").unlink(), "no whole decoded tree"),
     "manifest": (lambda d, f: (f / "manifest.json").write_text("{}"), "is not a manifest"),
-    "manifest-short": (without("plan"), "is not a manifest .it lacks plan"),
+    "manifest-short": (manifest(lambda m: m.pop("plan")), "is not a manifest .it lacks plan"),
+    "manifest-plan": (manifest(lambda m: m.update(plan=5)), "is not a manifest .plan is 5"),
+    "manifest-classes": (manifest(lambda m: m.update(classes=5)), "manifest .classes is 5"),
     "side": (lambda d, f: shutil.copytree(write(d, 41), f, dirs_exist_ok=True), "at a side of 41"),
     "list": (lambda d, f: flip_a_bit(f / "images.npy", -3), "images.npy is damaged"),
     "shard-gone": (lambda d, f: (f / "00001.pixels").unlink(), "00001.pixels cannot be read"),
