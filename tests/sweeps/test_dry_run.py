@@ -327,6 +327,28 @@ def test_a_card_counts_by_its_training_benches_alone() -> None:
     assert said == {"language", "mnist", "vision"}
 
 
+@pytest.mark.parametrize(
+    ("bench", "where"),
+    [
+        ("vision-deit-small-h200", ("networks", "deit_small", "round-w2", "ste_ms")),
+        ("mnist-h200", ("jobs", "mnist_ste", "seconds")),
+        ("loader-h200", ("recipes", "resnet18", "images_per_s")),
+    ],
+)
+@pytest.mark.parametrize("damage", ["fast", None, 0])
+def test_a_damaged_figure_of_a_bench_is_one_line(
+    tmp_path: Path, bench: str, where: tuple[str, ...], damage: Any
+) -> None:
+    part = record = json.loads((RECORDS / "bench" / f"{bench}.json").read_text())
+    for key in where[:-1]:
+        part = part[key]
+    part[where[-1]] = damage
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    for read in (read_benches, loader_rates):
+        with pytest.raises(UserError, match=r"a\.json .*; put back the committed file"):
+            read(tmp_path)
+
+
 def record_of(folder: Path, name: str, run: RunConfig, hours: float, **changes: Any) -> None:
     made = {"config": asdict(run), "gpu_hours": hours, "steps": 100, "hardware": "a card"}
     made["peak_memory_mb"] = 1024 * hours
