@@ -59,7 +59,8 @@ def _tables(records: Records) -> str:
 def speed_sentence(folder: Path) -> str:
     """Return README's sentence: how many STE steps a FOGZO step takes; nothing without records.
 
-    Of all cases: the slowest is none of those that the table shows.
+    Of all cases, by the record that the table would show: the slowest is none of those that it
+    does show, and older records of a case are of earlier code.
     """
     return _sentence(read_benches(folder))
 
@@ -82,7 +83,7 @@ def _sentence(records: Records) -> str:
         "A FOGZO step with one probe pair takes "
         f"{min(ratios):.2f} to {max(ratios):.2f} times as long as an STE step, by "
         f"network and quantizer, on one {' or '.join(cards)} ([table of "
-        "speeds](docs/hardware.md#measured-speed) and the records that it links)."
+        "speeds](docs/hardware.md#measured-speed); of each, one record: earlier code took longer)."
     )
 
 
