@@ -10,7 +10,7 @@ endif
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick lint types check smoke figure-shallow readings minis mini-finetune table1 table2 table3 table4 tables status bench bench-vision bench-language bench-loop bench-products bench-cards bench-loader bench-prepare bench-start clean
+.PHONY: help install demo test quick lint types check smoke figure-shallow readings minis mini-finetune table1 table2 table3 table4 tables status bench bench-vision bench-language bench-peers bench-loop bench-products bench-cards bench-loader bench-prepare bench-start clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s'|' 2>/dev/null \
@@ -118,6 +118,9 @@ bench-vision: install  ## measure the training step of ResNets and DeiTs on one 
 
 bench-language: install  ## measure the training step of the LLaMAs on one GPU, about 5 minutes
 	@$(BIN)/python -m scripts.bench.steps language --out 'results/records/bench/{group}-$(HARDWARE).json'
+
+bench-peers: install  ## measure the STE step beside QuEST's own code on one GPU: QUEST=its clone, about 4 minutes
+	@$(BIN)/python -m scripts.bench.peers --quest $(QUEST) --out results/records/bench/peers-$(HARDWARE).json
 
 bench-loop: install  ## measure FogzoStep beside the suite's own FOGZO step on one GPU, about 3 minutes
 	@$(BIN)/python -m scripts.bench.loop --out results/records/bench/loop-$(HARDWARE).json

@@ -14,6 +14,8 @@ Each network has a process of its own. Several compile side by side; then one af
 measures, while the others wait, so that the card is never shared under the clock. Those that have
 not compiled after --patience seconds are halted, and measured after the others.
 
+With --profile K, `ste_kernels` are the K kernels of an STE step that take longest on the GPU.
+
 `memory_mb` is the peak while a step of the kind is captured; `probe_fraction` a FOGZO step whose
 probes see that part of the batch, in the round-w2 case of each network; `floor` what the products
 and the bytes take at the least at the card's own rates, see scripts/bench/floor.py, and
@@ -65,6 +67,9 @@ def main() -> int:
         "--probe-fractions", type=fractions, default="0.25,0.125",
         help="parts of the batch for the probes, comma-separated, between 0 and 1; none: no such",
     )  # fmt: skip
+    parser.add_argument(
+        "--profile", type=int, default=0, metavar="K", help="note an STE step's K longest kernels"
+    )
     parser.add_argument("--toy", action="store_true", help="tiny networks, a check on the CPU")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a measuring process
     arguments = parser.parse_args()
@@ -162,6 +167,7 @@ class Measuring:
             [
                 sys.executable, "-m", "scripts.bench.steps", group, "--one", case,
                 "--out", str(self.out), "--probe-fractions", parts, *steps, *toy,
+                "--profile", str(arguments.profile),
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
             env={"TORCHINDUCTOR_COMPILE_THREADS": "3", **os.environ},

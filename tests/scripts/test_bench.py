@@ -19,10 +19,10 @@ from fogzo_repro.data import photographs
 from fogzo_repro.data.images import Batch
 from fogzo_repro.sweeps.benched import flop_per_token
 from fogzo_repro.training.network import build_network
-from scripts.bench import loader, loop, mnist, prepare, products, start, steps
+from scripts.bench import loader, loop, mnist, peers, prepare, products, start, steps
 from scripts.bench.clock import Clock
 from scripts.bench.floor import Products, Rates, floors, products_of
-from scripts.bench.networks import build, measure
+from scripts.bench.networks import build, configure, measure
 from scripts.bench.record import compare, head, read_committed, tell_moved
 from scripts.bench.steps import fractions, line
 
@@ -196,7 +196,12 @@ def test_probe_fractions_lie_between_0_and_1():
 @pytest.mark.slow
 def test_a_case_has_probes_on_parts_of_the_batch_and_a_floor(monkeypatch):
     arguments = argparse.Namespace(
-        one="llama_30m round-w2", toy=True, steps=2, warm_up=1, probe_fractions=(0.5, 0.25)
+        one="llama_30m round-w2",
+        toy=True,
+        steps=2,
+        warm_up=1,
+        probe_fractions=(0.5, 0.25),
+        profile=0,
     )
     monkeypatch.setattr("sys.stdin", io.StringIO("go\n"))
     found = measure("language", arguments)
@@ -220,6 +225,54 @@ def test_the_object_and_the_suites_step_train_the_same_network(tmp_path, monkeyp
     times = [found[f"{way}_ms"] for way in ("train_step", "fogzo_step")]
     assert [t["n"] for t in times] == [3, 3] and min(t["min"] for t in times) > 0
     assert found["fogzo_step_over_train_step"] == times[1]["median"] / times[0]["median"]
+
+
+QUEST_STAND_IN = """
+import torch
+from torch import nn
+
+class Llama(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.extra = nn.Parameter(torch.zeros(EXTRA - self.embed.weight.numel()))
+
+    def get_parameter_group_specs(self):
+        return [{"params": ["extra"]}, {"params": ["embed.weight"], "weight_decay": 0.0}]
+
+    def forward(self, idx, targets):
+        x = self.embed(idx) + self.extra.sum()
+        return {"loss": nn.functional.cross_entropy((x @ self.embed.weight.T).mT, targets)}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [0, 1])
+def test_quests_code_and_the_suites_take_turns_on_networks_of_one_size(
+    tmp_path, monkeypatch, capsys, more
+):
+    config = configure("language", "llama_30m none", Namespace(toy=True))
+    parameters = sum(
+        p.numel() for p in build_network(config, {}, torch.device("cpu")).model.parameters()
+    )
+    models = tmp_path / "quest" / "src" / "models"
+    out = tmp_path / "peers.json"
+    given = ["peers", "--toy", "--steps=3", "--turn=2", "--cases=none", f"--out={out}"]
+    monkeypatch.setattr("sys.argv", [*given, f"--quest={tmp_path / 'quest'}"])
+    assert peers.main() == 2
+    assert "quest has no src/models/llama.py; give a clone of" in capsys.readouterr().err
+    models.mkdir(parents=True)
+    (models / "llama.py").write_text(QUEST_STAND_IN.replace("EXTRA", str(parameters + more)))
+    assert peers.main() == 2 * more
+    if more:
+        assert "the networks are not of one size" in capsys.readouterr().err
+        return
+    record = json.loads(out.read_text())
+    found = record["peers"]["llama_30m"]["none"]
+    assert found["suite_parameters"] == found["quest_parameters"] == parameters
+    assert found["suite_ms"]["n"] == found["quest_ms"]["n"] == 3
+    assert found["quest_over_suite"] == found["quest_ms"]["median"] / found["suite_ms"]["median"]
+    assert [*record["files"]] == ["src/models/llama.py"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -287,6 +340,7 @@ BENCHES = {
     "mnist": (mnist, ["hardware=cpu"]),
     "steps": (steps, ["vision", "--toy"]),
     "loop": (loop, ["--toy"]),
+    "peers": (peers, ["--toy", "--quest", "."]),
     "products": (products, ["--toy"]),
     "start": (start, ["--toy"]),
     "loader": (loader, ["--data-dir", "."]),
