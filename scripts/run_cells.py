@@ -21,8 +21,8 @@ With --claims the tuning seeds are run first; they choose, and of a sweep only t
 then run on the evaluation seeds. A sweep that has none of its own gets those of --seeds.
 
 Exit status: 0 all runs finished; 1 some failed or hung; 2 an error that the user can mend, in one
-line; 3 some diverged; 75 interrupted, out of --minutes or some are another process's, run the same
-command again.
+line; 3 some diverged, now or before; 75 interrupted, out of --minutes or some are another
+process's, run the same command again.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from fogzo_repro.sweeps.lanes import group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.status import (
+    known_runs,
     over_without_start,
     recorded_otherwise,
     run_elsewhere,
@@ -185,7 +186,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
 
     gpus, first = visible_gpus(arguments.gpus), cells[0].config
     scale, kind = first.scale, device_here(first.hardware.device)
-    count, over = len(cells), over_without_start(cells, arguments.records, kind)
+    asked, over = cells, over_without_start(cells, arguments.records, kind)
     cells = [cell for cell in cells if cell not in over]
     side_by_side = [cell for cell in cells if group_key(cell.config) is not None]
     for table in {cell.config.cell.table for cell in cells}:  # committed since they were made
@@ -200,7 +201,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     wanted = together + len(missing)
     overview = Overview(arguments.table, runs, runs - wanted)
     overview.say(
-        f"{arguments.table}: {count} cells, {runs} runs, {runs - wanted} over, {wanted} to run"
+        f"{arguments.table}: {len(asked)} cells, {runs} runs, {runs - wanted} over, {wanted} to run"
         + (f", {together} of them side by side" if together else "")
         + (f", with {workers} workers" if workers else "")
     )
@@ -242,7 +243,12 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     if scale != "smoke":
         for line in collect(jobs, arguments.records):
             overview.say(f"not filed: {line}")
+    known = known_runs(arguments.records, [Path(first.output_root)], kind)
+    before = {run for c in asked for run in runs_of(c.config.cell, scale, c.seeds)} - {*to_run}
     status = conclude(outcome, wanted, overview)
+    if diverged := sum(known.get(run) == "diverged" for run in before):
+        overview.say(f"of the runs that were over before, {diverged} diverged")
+        status = status or 3
     if outcome.interrupted:
         overview.say(f"interrupted; {how_to_go_on(first.force)}")
         hurry()
