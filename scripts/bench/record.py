@@ -79,7 +79,7 @@ def tell_moved(
         own_name: the file that the record is written to, which is looked at first; then the first
             by name that holds such figures of the same bench and card.
     """
-    what = f"{record['bench']} {' '.join(where[1:])}".strip()
+    what = " ".join(dict.fromkeys([record["bench"], *(where[1:] or where)]))
     for name in sorted(committed, key=lambda name: (name != own_name, name)):
         old = committed[name]
         said = [(old.get(key), record.get(key)) for key in SAME]

@@ -152,6 +152,20 @@ def test_a_bench_is_compared_with_the_record_of_its_card_and_of_its_own_file_fir
     ]
 
 
+@pytest.mark.parametrize(
+    ("bench", "where", "said"),
+    [
+        ("products", ("layers",), "products layers"),
+        ("products", ("head",), "products head"),
+        ("prepare", ("prepare",), "prepare"),
+        ("loader", ("recipes", "resnet18"), "loader resnet18"),
+    ],
+)
+def test_what_has_not_moved_is_named(bench, where, said, capsys):
+    tell_moved({"bench": bench, "hardware": "card"}, {}, where)
+    assert capsys.readouterr().out.startswith(f"{said}: no committed record")
+
+
 def test_a_damaged_committed_record_ends_no_bench_in_a_traceback(tmp_path, monkeypatch, capsys):
     old = {"bench": "vision", "hardware": "card"}
     networks = {"a": {"none": 3, "lsq": changed(ste_ms={"median": "fast"})}}

@@ -1,9 +1,14 @@
 """The bench of several cards, as two processes on the CPU with a tiny network."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fogzo_repro.reporting.benches import speed
 from tests.forked import ROOT, finish, torchrun_forked
@@ -27,3 +32,15 @@ def test_two_processes_train_together_and_alone(tmp_path: Path) -> None:
     (row,) = (line for line in speed(tmp_path).splitlines() if line.startswith("| FOGZO on 2 "))
     rates = 2 * times["one_card"][1] / times["together"][1]  # two processes of 4 images each
     assert f"| resnet18 {rates:.2f} |" in row
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_make_says_in_one_line_that_there_is_no_card() -> None:
+    command = ["make", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", "bench-cards"]
+    outside = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=outside)
+    first, *rest = done.stderr.splitlines()
+    assert done.returncode == 2 and first.startswith("error: no CUDA device is here")
+    assert all(line.startswith("make") for line in rest)
