@@ -133,12 +133,12 @@ class Clock:
             raise SystemExit("the quantized weights have no gradient: this was no training")
         return last["loss"]
 
-    def kernels(self, probing: bool, count: int) -> list[dict[str, Any]]:
-        """Return the kernels of one step that take longest on the GPU: name, launches, ms."""
+    def kernels(self, work: Callable[[], Any], count: int) -> list[dict[str, Any]]:
+        """Return the kernels of something that take longest on the GPU: name, launches, ms."""
         from torch.profiler import ProfilerActivity, profile
 
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-            self.train(probing)
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
+            work()
         found = sorted(profiled.key_averages(), key=lambda one: -one.self_device_time_total)
         return [
             {"kernel": one.key, "launches": one.count, "ms": one.self_device_time_total / 1000}

@@ -168,7 +168,9 @@ def measure(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
     found["loss"] = clock.last_loss()
     on_gpu = machine.device.type == "cuda"
     if on_gpu and arguments.profile:
-        found["ste_kernels"] = clock.kernels(False, arguments.profile)
+        found["ste_kernels"] = clock.kernels(lambda: clock.train(False), arguments.profile)
+        if probed:
+            found["two_forwards_kernels"] = clock.kernels(clock.forwards, arguments.profile)
     found["peak_memory_mb"] = clock.peak_memory_mb() if on_gpu else machine.peak_memory_mb()
     found["memory_mb"] = clock.memory_mb
     if probed:

@@ -14,7 +14,7 @@ Each network has a process of its own. Several compile side by side; then one af
 measures, while the others wait, so that the card is never shared under the clock. Those that have
 not compiled after --patience seconds are halted, and measured after the others.
 
-With --profile K, `ste_kernels` are the K kernels of an STE step that take longest on the GPU.
+With --profile K, `ste_kernels` and `two_forwards_kernels` are the K that take longest on the GPU.
 
 `memory_mb` is the peak while a step of the kind is captured; `probe_fraction` a FOGZO step whose
 probes see that part of the batch, in the round-w2 case of each network; `floor` what the products
@@ -68,7 +68,7 @@ def main() -> int:
         help="parts of the batch for the probes, comma-separated, between 0 and 1; none: no such",
     )  # fmt: skip
     parser.add_argument(
-        "--profile", type=int, default=0, metavar="K", help="note an STE step's K longest kernels"
+        "--profile", type=int, default=0, metavar="K", help="note the K longest kernels"
     )
     parser.add_argument("--toy", action="store_true", help="tiny networks, a check on the CPU")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a measuring process
