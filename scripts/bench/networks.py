@@ -7,6 +7,7 @@ import gc
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fogzo_repro.__main__ import compose_run
@@ -168,7 +169,7 @@ def measure(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
     found["loss"] = clock.last_loss()
     on_gpu = machine.device.type == "cuda"
     if on_gpu and arguments.profile:
-        found["ste_kernels"] = clock.kernels(lambda: clock.train(False), arguments.profile)
+        found["ste_kernels"] = clock.kernels(partial(clock.train, False), arguments.profile)
         if probed:
             found["two_forwards_kernels"] = clock.kernels(clock.forwards, arguments.profile)
     found["peak_memory_mb"] = clock.peak_memory_mb() if on_gpu else machine.peak_memory_mb()
