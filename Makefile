@@ -129,7 +129,7 @@ bench-products: install  ## measure products in eight bits against bf16, and the
 	@$(BIN)/python -m scripts.bench.products --out results/records/bench/products-$(HARDWARE).json
 
 # Asked before torchrun starts, which adds a traceback to the one line of an error.
-HAS_GPU := import sys, fogzo_repro.terminal as t, scripts.bench.record as r; sys.exit(t.one_line_errors(r.check_gpu)(False))
+HAS_GPU := import sys, fogzo_repro.terminal as t, scripts.bench.record as r; sys.exit(t.one_line_errors(r.check_gpu)())
 bench-cards: install  ## measure the step of several cards in one run: CARDS=4, about 6 minutes
 	@$(BIN)/python -c '$(HAS_GPU)'
 	@$(BIN)/python -m torch.distributed.run --nproc-per-node=$(or $(CARDS),4) -m scripts.bench.cards \

@@ -28,18 +28,34 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 if not __package__:  # started as a file
     import root  # noqa: F401
 
 from fogzo_repro.config import UserError
-from fogzo_repro.project import working_folder
+from fogzo_repro.project import TOP, working_folder
+from fogzo_repro.reporting.figures.groups import Point, draw_groups
+from fogzo_repro.reporting.readings import (
+    DERIVATIVES,
+    FOGZO,
+    RATE,
+    SPACING,
+    STE,
+    Reading,
+    read_readings,
+)
+from fogzo_repro.reporting.statistics import gain_test, summarize
+from fogzo_repro.reporting.wording import mean_sd
+from fogzo_repro.sweeps.jobs import Cell, missing_jobs, plan_jobs
+from fogzo_repro.sweeps.overview import Overview
+from fogzo_repro.sweeps.queue import run_queue
 from fogzo_repro.terminal import aligned, command_parser, one_line_errors
+from fogzo_repro.tracking.metrics import read_metrics
+from fogzo_repro.tracking.records import read_record
 
 FOLDER = working_folder() / "demo"
-RECORDS = Path(__file__).resolve().parents[1] / "results" / "records" / "readings"
-SEEDS = tuple(range(10))
 COMMON = [
     "dataset=digits", "recipe=digits_mlp", "hardware=cpu", "quantizer=round",
     "quantizer.grid=integer", "quantizer.scale_factor=1.0", f"output_root='{FOLDER / 'runs'}'",
@@ -68,11 +84,7 @@ def cells() -> dict[tuple[str, str], list[str]]:
 
 def run_cells(seeds: tuple[int, ...]) -> dict[tuple[str, str], list[dict[str, Any]]] | None:
     """Run what is missing, one process a core; return records by cell, None if it was stopped."""
-    from fogzo_repro.__main__ import compose_run
-    from fogzo_repro.sweeps.jobs import Cell, missing_jobs, plan_jobs
-    from fogzo_repro.sweeps.overview import Overview
-    from fogzo_repro.sweeps.queue import run_queue
-    from fogzo_repro.tracking.records import read_record
+    from fogzo_repro.__main__ import compose_run  # Hydra: not for the workers, which import this
 
     composed = [
         Cell(compose_run(*COMMON, f"cell.row='{row}'", f"cell.column='{column}'", *words), seeds)
@@ -119,15 +131,12 @@ def stuck(record: dict[str, Any]) -> float:
 
 def table(records: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     """Return the table, mean ± standard deviation (seeds)."""
-    from fogzo_repro.reporting.statistics import summarize
-    from fogzo_repro.reporting.wording import mean_sd
-
     lines = [["quantizer", "estimator", "train loss", "test top-1 %", "weights with derivative 0"]]
     for (quantizer, estimator), runs in records.items():
         loss, top1 = last(runs, "train", "loss"), last(runs, "test", "top1")
         zero = "not used"
         if estimator != SPSA:
-            zero = f"{summarize([stuck(run) for run in runs]).mean:.0f}%"
+            zero = f"{mean(map(stuck, runs)):.0f}%"
         values = (mean_sd(summarize([*loss.values()]), 3), mean_sd(summarize([*top1.values()]), 1))
         lines.append([quantizer, estimator, *values, zero])
     lines.insert(1, ["-" * max(map(len, column)) for column in zip(*lines, strict=True)])
@@ -143,8 +152,6 @@ WORDS = {  # FOGZO's train loss
 
 def compared(fogzo: dict[int, float], ste: dict[int, float]) -> tuple[str, str]:
     """Return which of `WORDS` holds of two cells, and a sentence with the 95% interval."""
-    from fogzo_repro.reporting.statistics import gain_test
-
     found = gain_test(fogzo, ste)
     verdict = "lower" if found.low > 0 else "higher" if found.high < 0 else "same"
     numbers = f"{-found.gain:+.3f}, 95% interval [{-found.high:+.3f}, {-found.low:+.3f}]"
@@ -153,23 +160,9 @@ def compared(fogzo: dict[int, float], ste: dict[int, float]) -> tuple[str, str]:
 
 def recorded(clip: bool) -> tuple[dict[int, float], dict[int, float]] | None:
     """Return FOGZO's and the STE's train losses on MNIST with a quantizer, from the records."""
-    from fogzo_repro.tracking.records import read_runs
-
-    found: dict[str, dict[int, float]] = {"fogzo": {}, "ste": {}}
-    wanted = {"grid": "integer", "clip_gradient": clip, "scale_factor": 1.0}
-    for name, losses in found.items():
-        for path in sorted(RECORDS.glob(f"mlp-mnist-round-{name}-*.json")):
-            for run in read_runs(path):
-                config = run["config"]
-                estimator = config["estimator"]
-                if (
-                    wanted.items() <= config["quantizer"].items()
-                    and config["recipe"]["lr"] == 0.032
-                    and (estimator.get("n", 1), estimator.get("beta_min", 0.999)) == (1, 0.999)
-                    and run["status"] == "finished"
-                ):
-                    losses[run["seed"]] = run["metrics"]["last"]["train"]["loss"]
-    return (found["fogzo"], found["ste"]) if all(found.values()) else None
+    wanted = Reading(RATE, SPACING, "integer", DERIVATIVES[clip])
+    _, tried = read_readings(TOP / "results")
+    return next(((t.losses(FOGZO), t.losses(STE)) for t in tried if t.reading == wanted), None)
 
 
 def outcome(records: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
@@ -193,11 +186,6 @@ def outcome(records: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
 
 def draw(records: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
     """Draw the train loss, mean over each epoch, with the range over the seeds."""
-    from statistics import mean
-
-    from fogzo_repro.reporting.figures.groups import Point, draw_groups
-    from fogzo_repro.tracking.metrics import read_metrics
-
     points = []
     for (row, estimator), runs in records.items():
         curves = []
@@ -219,7 +207,7 @@ def draw(records: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> No
 def main() -> int:
     """Run, print, draw; return the exit status."""
     parser = command_parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs a cell; 2 or more")
+    parser.add_argument("--seeds", type=int, default=10, help="runs a cell; 2 or more")
     seeds = tuple(range(parser.parse_args().seeds))
     print(
         "FOGZO demo: a small network with 2-bit weights (integer grid, which is not the default)\n"

@@ -28,7 +28,7 @@ from fogzo_repro.terminal import at_least_one, command_parser
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks, leave
 from scripts.bench.clock import Clock
 from scripts.bench.networks import build, configure
-from scripts.bench.record import check_gpu, check_out, head, read_committed, tell_moved, write
+from scripts.bench.record import begin, head, tell_moved, write
 
 NETWORKS = {
     "resnet18": "vision", "deit_tiny": "vision", "llama_30m": "language", "resnet50": "vision",
@@ -54,9 +54,7 @@ def main() -> None:
     ranks = current_ranks()
     if ranks.world_size == 1:
         raise UserError("start it with torchrun --nproc-per-node=N, N above 1")
-    check_gpu(arguments.toy)
-    check_out(arguments.out)
-    committed = read_committed()
+    committed = begin(arguments.out, on_gpu=not arguments.toy)
     content: dict[str, Any] = {}
     for name in names:
         found, card = measure(name, ranks, arguments)

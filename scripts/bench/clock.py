@@ -9,6 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fogzo_repro.training.graph import WARM_UP_STEPS, CapturedStep
+from fogzo_repro.training.row import ROW
+
 LR = 1e-4  # low, so that random labels do no harm
 
 
@@ -23,8 +29,6 @@ class Clock:
         arguments: argparse.Namespace,
         captured: bool,
     ) -> None:
-        from fogzo_repro.training.graph import CapturedStep
-
         self.step = step
         self.batches = batches
         self.on_gpu = machine.device.type == "cuda"
@@ -48,8 +52,6 @@ class Clock:
 
     def compile(self, kinds: Sequence[bool]) -> None:
         """Take the steps, probed or not, that compile what will be timed; give memory back."""
-        import torch
-
         for probing in kinds:
             self.step.begin(1, 10**4, LR)
             self.step(self.batches[0], probing)
@@ -63,8 +65,6 @@ class Clock:
 
         The peak of a captured step is seen while it is captured: a replay allocates nothing.
         """
-        from fogzo_repro.training.graph import WARM_UP_STEPS
-
         for probing in kinds:
             for _ in range(WARM_UP_STEPS):  # taken eagerly
                 self.train(probing)
@@ -74,8 +74,6 @@ class Clock:
 
     def capture_forwards(self) -> None:
         """Capture the two forward passes of a probe pair, on a GPU, and note their memory."""
-        import torch
-
         if not self.on_gpu:
             return
         torch.cuda.synchronize()
@@ -91,8 +89,6 @@ class Clock:
     @contextmanager
     def _peaks(self, what: str) -> Iterator[None]:
         """Note the peak of the memory that is allocated and reserved in here, on a GPU."""
-        import torch
-
         if not self.on_gpu:
             yield
             return
@@ -109,8 +105,6 @@ class Clock:
 
     def peak_memory_mb(self) -> float:
         """Return the peak of allocated memory of this process since it began, in MiB."""
-        import torch
-
         self.highest = max(self.highest, torch.cuda.max_memory_allocated() / 2**20)
         return round(self.highest, 1)
 
@@ -124,8 +118,6 @@ class Clock:
 
     def last_loss(self) -> float:
         """Return the loss of the last step; without numbers and gradients nothing was measured."""
-        from fogzo_repro.training.row import ROW
-
         last = dict(zip(ROW, self.row.tolist(), strict=True))
         if last["failed"] or last["loss"] != last["loss"]:
             raise SystemExit("a loss or gradient was not finite: this was no training")
@@ -135,8 +127,6 @@ class Clock:
 
     def kernels(self, work: Callable[[], Any], count: int) -> list[dict[str, Any]]:
         """Return the kernels of something that take longest on the GPU: name, launches, ms."""
-        from torch.profiler import ProfilerActivity, profile
-
         with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
             work()
         found = sorted(profiled.key_averages(), key=lambda one: -one.self_device_time_total)
@@ -157,8 +147,6 @@ def times(
     work: Callable[[], Any], on_gpu: bool, count: int, between: Callable[[], None] = lambda: None
 ) -> list[float]:
     """Return the milliseconds of something each time, with something else in between."""
-    import torch
-
     marks: list[Any] = []
     for _ in range(count):
         between()

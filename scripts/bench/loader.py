@@ -33,10 +33,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError, build_part
+from fogzo_repro.data import augmentation
+from fogzo_repro.data.augmentation import normalize, training_view
+from fogzo_repro.data.decoded import open_decoded
+from fogzo_repro.data.device_views import to_device
+from fogzo_repro.data.photographs import PhotographLoader, Photographs, Sample
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
-from scripts.bench.record import check_out, head, read_committed, tell_moved, write
+from fogzo_repro.training.imagenet import on_device
+from fogzo_repro.training.machine import processor_name
+from scripts.bench.record import begin, head, tell_moved, write
 
 RECIPES = ("resnet18", "deit_tiny")
 LEAST_ROUNDS = 5  # of one batch of each worker
@@ -57,13 +66,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="train by the command too, on a GPU")
     parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     arguments = parser.parse_args()
-    check_out(arguments.out)
-    committed = read_committed()
-
-    import torch
-
-    from fogzo_repro.training.machine import processor_name
-
+    committed = begin(arguments.out, on_gpu=False)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     if arguments.train and gpu is None:
         raise UserError("--train measures steps on a GPU, and no CUDA device is here; leave it out")
@@ -84,14 +87,6 @@ def main() -> None:
 
 def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return images/s of a model's recipe by each way, and by the one that a run takes."""
-    import torch
-
-    from fogzo_repro.data import augmentation
-    from fogzo_repro.data.augmentation import training_view
-    from fogzo_repro.data.decoded import open_decoded
-    from fogzo_repro.data.photographs import Photographs
-    from fogzo_repro.training.imagenet import on_device
-
     words = [f"model={model}", "dataset=imagenet1k", "dataset.allow_partial=true"]
     config = compose_run(*words)
     files = build_part(
@@ -137,11 +132,6 @@ def rate(
         finished: take batches to normalised inputs there; else take what the workers make of them.
         arguments: of the command.
     """
-    import torch
-
-    from fogzo_repro.data.augmentation import normalize
-    from fogzo_repro.data.photographs import PhotographLoader, Sample
-
     per_round = arguments.batch * arguments.workers
     rounds = 2 + max(LEAST_ROUNDS, math.ceil(arguments.images / per_round))
     batches = [
@@ -174,12 +164,6 @@ def rate(
 
 def device_half(photographs: Any, device: Any, size: int) -> float:
     """Return milliseconds of the device's half of one batch, the median of 20."""
-    import torch
-
-    from fogzo_repro.data.augmentation import normalize
-    from fogzo_repro.data.device_views import to_device
-    from fogzo_repro.data.photographs import Sample
-
     count = len(photographs.files.labels)
     batch, _ = photographs.collate([photographs[Sample(i % count, i)] for i in range(size)])
     there = to_device(batch, device)

@@ -28,7 +28,7 @@ from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from fogzo_repro.training.optimizers import set_lr
 from scripts.bench.clock import LR, Clock, spread
 from scripts.bench.networks import build, configure
-from scripts.bench.record import check_gpu, check_out, head, read_committed, tell_moved, write
+from scripts.bench.record import begin, head, tell_moved, write
 
 NETWORK, QUANTIZER = "llama_30m", "round-w2"
 CONTENDER = "the suite's own FOGZO step (training.step.TrainStep), launched and captured"
@@ -47,9 +47,7 @@ def main() -> int:
     parser.add_argument("--warm-up", type=int, default=10, help="of each way; 5 or more on a GPU")
     parser.add_argument("--toy", action="store_true", help="a tiny network, a check on the CPU")
     arguments = parser.parse_args()
-    check_gpu(arguments.toy)
-    check_out(arguments.out)
-    committed = read_committed()
+    committed = begin(arguments.out, on_gpu=not arguments.toy)
     found, card = measure(arguments)
     record = head("loop", CONTENDER, card) | {"loop": {NETWORK: {QUANTIZER: found}}}
     write(arguments.out, record)

@@ -17,8 +17,6 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +28,8 @@ from fogzo_repro.config import RunConfig
 from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.step import TrainStep
-from scripts.bench.record import check_out, head, read_committed, tell_moved, write
-
-
-def synchronize() -> None:
-    """Wait for the device, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+from scripts.bench.clock import times
+from scripts.bench.record import begin, head, tell_moved, write
 
 
 def whole_run(*overrides: str, repetitions: int) -> dict[str, Any]:
@@ -68,16 +61,10 @@ def build_step(config: RunConfig) -> tuple[TrainStep, Any]:
 
 
 def median_step(step: TrainStep, batch: Any, repetitions: int) -> dict[str, Any]:
-    """Time single steps after one warm-up; the weights change with every step."""
-    seconds = []
-    for t in range(repetitions + 1):
-        probing = step.begin(t, 1170, 0.032)
-        synchronize()
-        started = time.perf_counter()
-        step(batch, probing)
-        synchronize()
-        if t:
-            seconds.append(time.perf_counter() - started)
+    """Time single steps with probes after one warm-up; the weights change with every step."""
+    step.begin(1, 1170, 0.032)
+    ms = times(lambda: step(batch, True), step.device.type == "cuda", repetitions + 1)[1:]
+    seconds = [each / 1000 for each in ms]
     return {"seconds": statistics.median(seconds), "all_seconds": seconds}
 
 
@@ -97,22 +84,10 @@ def gemm_floor(device: torch.device) -> dict[str, Any]:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     levels = torch.randint(-2, 2, (4096 * 10, 784), device=device).to(dtype)
     pixels = torch.randint(0, 256, (784, 512), device=device).to(dtype)
-    multiply: Callable[[], Any] = lambda: levels @ pixels  # noqa: E731
-    for _ in range(3):
-        multiply()
-    synchronize()
-    seconds = []
-    for _ in range(10):
-        started = time.perf_counter()
-        multiply()
-        synchronize()
-        seconds.append(time.perf_counter() - started)
-    scale = 2 * 7960 / 4096
+    ms = times(lambda: levels @ pixels, device.type == "cuda", 13)[3:]
+    seconds = statistics.median(ms) / 1000
     flops = 2 * levels.shape[0] * 784 * 512
-    return {
-        "seconds_for_n_7960": statistics.median(seconds) * scale,
-        "tflops": flops / statistics.median(seconds) / 1e12,
-    }
+    return {"seconds_for_n_7960": seconds * 2 * 7960 / 4096, "tflops": flops / seconds / 1e12}
 
 
 def probe_memory(hardware: str) -> list[dict[str, Any]]:
@@ -126,11 +101,11 @@ def probe_memory(hardware: str) -> list[dict[str, Any]]:
         step, batch = build_step(config)
         probing = step.begin(0, 1170, 0.032)
         step(batch, probing)
-        synchronize()
+        torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step(batch, probing)
-        synchronize()
+        torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
         rows.append({"n": n, "budget_mb": 512, "peak_mb": round(peak / 2**20, 1)})
     return rows
@@ -144,7 +119,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="the record to write; a JSON file")
     parser.add_argument("--quick", action="store_true", help="one repetition of everything")
     arguments = parser.parse_args()
-    check_out(arguments.out)
+    committed = begin(arguments.out, on_gpu=False)
     hardware = arguments.hardware.removeprefix("hardware=")
     repetitions = 1 if arguments.quick else 5
 
@@ -163,7 +138,6 @@ def main() -> None:
         jobs["probe_memory"] = {"rows": probe_memory(hardware)}
     jobs["step_n7960"] = large_n(hardware, repetitions, 1 if arguments.quick else 3)
     jobs["gemm_floor"] = gemm_floor(machine.device)
-    committed = read_committed()
     record = head("mnist", "the sequential evaluator", machine.card) | {
         "cores": torch.get_num_threads(),
         "system": platform.system(),

@@ -10,10 +10,23 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
+
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig
+from fogzo_repro.data import Batch
+from fogzo_repro.data.c4 import TokenBatch
+from fogzo_repro.estimators import SequentialProbes
+from fogzo_repro.plan import build_step
 from fogzo_repro.sweeps.benched import flop_per_token
+from fogzo_repro.training.imagenet import photograph_loss
+from fogzo_repro.training.language import token_loss
+from fogzo_repro.training.machine import resolve_machine
+from fogzo_repro.training.network import build_network
+from fogzo_repro.training.ranks import current_ranks
+from fogzo_repro.training.step import TrainStep
 from scripts.bench.clock import Clock
+from scripts.bench.floor import floors, measured_rates, products_of
 
 NETWORKS = {
     "vision": {
@@ -83,12 +96,6 @@ def configure(
 
 def photographs(config: RunConfig, device: Any, toy: bool) -> tuple[list[Any], Any, dict[str, Any]]:
     """Return batches of random pixels, the loss, and what the model is built with."""
-    import torch
-
-    from fogzo_repro.data import Batch
-    from fogzo_repro.training.imagenet import photograph_loss
-    from fogzo_repro.training.ranks import current_ranks
-
     batch, side = config.recipe.global_batch_size, 64 if toy else 224
     stream = torch.Generator().manual_seed(current_ranks().rank)
     shape = (BATCHES * batch, 3, side, side)
@@ -100,12 +107,6 @@ def photographs(config: RunConfig, device: Any, toy: bool) -> tuple[list[Any], A
 
 def sequences(config: RunConfig, device: Any) -> tuple[list[Any], Any, dict[str, Any]]:
     """Return batches of random tokens, the loss, and what the model is built with."""
-    import torch
-
-    from fogzo_repro.data.c4 import TokenBatch
-    from fogzo_repro.training.language import token_loss
-    from fogzo_repro.training.ranks import current_ranks
-
     model: Any = config.model
     shape = (config.recipe.global_batch_size, model.context + 1)
     stream = torch.Generator().manual_seed(current_ranks().rank)
@@ -116,12 +117,6 @@ def sequences(config: RunConfig, device: Any) -> tuple[list[Any], Any, dict[str,
 
 def build(config: RunConfig, group: str, toy: bool) -> tuple[Any, list[Any], Any]:
     """Return the training step as a run builds it, its batches, and the machine."""
-    import torch
-
-    from fogzo_repro.plan import build_step
-    from fogzo_repro.training.machine import resolve_machine
-    from fogzo_repro.training.network import build_network
-
     machine = resolve_machine(config)
     if group == "vision":
         batches, loss, of_model = photographs(config, machine.device, toy)
@@ -152,8 +147,6 @@ def measure(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
             on_parts[fraction] = Clock(of_part, batches, machine, arguments, captured)
             on_parts[fraction].compile([True])
     if machine.device.type == "cuda":
-        import torch
-
         torch.cuda.empty_cache()  # for those that compile beside it
     print("ready", flush=True)
     if sys.stdin.readline() != "go\n":
@@ -203,11 +196,6 @@ def _floor(
     group: str, arguments: argparse.Namespace, config: RunConfig, batch: Any, machine: Any
 ) -> dict[str, Any]:
     """Return what a case's steps take at the least, at the rates that the card has just now."""
-    import torch
-
-    from fogzo_repro.training.network import build_network
-    from scripts.bench.floor import floors, measured_rates, products_of
-
     plain = configure(group, f"{arguments.one.rsplit(' ', 1)[0]} none", arguments)
     meta, of_model = torch.device("meta"), {}
     if config.dataset.name == "c4":
@@ -235,8 +223,6 @@ def _on_part(clocks: dict[float, Clock], fraction: float, ste_ms: float) -> dict
 
 def with_probe_fraction(step: Any, fraction: float) -> Any:
     """Return a step of the same network and optimizer whose probes see a part of the batch."""
-    from fogzo_repro.training.step import TrainStep
-
     return TrainStep(
         step.model, step.passes.loss, step.optimizer, step.estimator, step.weights,
         seed=step.seed, pairs=step.pairs, probe_fraction=fraction, autocast=step.passes.autocast,
@@ -260,14 +246,10 @@ def rates(found: dict[str, Any]) -> dict[str, float]:
 
 def estimator_memory(step: Any) -> dict[str, float]:
     """Return what the estimator itself takes beside the passes: at its peak, and between steps."""
-    import torch
-
     weights = step.weights
     quantized = sum(w.parameter.numel() * w.parameter.element_size() for w in weights)
     found: dict[str, float] = {"quantized_weight_bytes": quantized}
     if step.device.type == "cuda":
-        from fogzo_repro.estimators import SequentialProbes
-
         zero = torch.zeros((), device=step.device)
         for w in weights:
             w.parameter.grad = torch.rand_like(w.parameter)

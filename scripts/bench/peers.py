@@ -26,11 +26,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from fogzo_repro.config import UserError
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from scripts.bench.clock import LR, Clock, spread, times
 from scripts.bench.networks import build, configure
-from scripts.bench.record import check_gpu, check_out, head, read_committed, tell_moved, write
+from scripts.bench.record import begin, card_name, head, tell_moved, write
 
 NETWORK = "llama_30m"
 CONTENDER = "QuEST's own training step (IST-DASLab/QuEST, src/models, torch.compile, fused AdamW)"
@@ -60,16 +62,15 @@ def main() -> int:
     if arguments.side:
         take_turns(arguments)
         return 0
-    check_gpu(arguments.toy)
-    check_out(arguments.out)
+    committed = begin(arguments.out, on_gpu=not arguments.toy)
     if not (arguments.quest / "src" / "models" / "llama.py").is_file():
         raise UserError(
             f"--quest {arguments.quest} has no src/models/llama.py; give a clone of "
             "https://github.com/IST-DASLab/QuEST"
         )
-    committed, failed = read_committed(), False
-    record = head("peers", CONTENDER, _card(arguments)) | {"files": digests(arguments.quest)}
-    record["peers"] = {NETWORK: {}}
+    failed = False
+    record = head("peers", CONTENDER, card_name(arguments.toy))
+    record |= {"files": digests(arguments.quest), "peers": {NETWORK: {}}}
     for case in asked:
         found = measure(case, arguments)
         if found is None:
@@ -133,8 +134,6 @@ def _said(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def take_turns(arguments: argparse.Namespace) -> None:
     """Be one of the two sides: compile, say so, and time a turn whenever told to."""
-    import torch
-
     torch.manual_seed(0)
     config = configure("language", f"{NETWORK} {arguments.cases}", arguments)
     suite, batches, machine = build(config, "language", arguments.toy)
@@ -158,8 +157,6 @@ def quest_step(
     model: Any, windows: list[Any], arguments: argparse.Namespace
 ) -> tuple[Callable[[], Any], int]:
     """Return QuEST's training step on a network of the same dimensions, and its parameters."""
-    import torch
-
     sys.path.insert(0, str(arguments.quest / "src"))
     from models.llama import Llama
 
@@ -205,14 +202,6 @@ def digests(quest: Path) -> dict[str, str]:
         str(path.relative_to(quest)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*.py"))
     }
-
-
-def _card(arguments: argparse.Namespace) -> str:
-    """Return the name of what measures."""
-    from fogzo_repro.training.machine import resolve_machine
-
-    case = arguments.cases.split(",")[0]
-    return resolve_machine(configure("language", f"{NETWORK} {case}", arguments)).card
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from fogzo_repro.config import UserError
 from fogzo_repro.data.c4 import MANIFEST
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from fogzo_repro.training.machine import processor_name
-from scripts.bench.record import check_out, head, read_committed, tell_moved, write
+from scripts.bench.record import begin, head, tell_moved, write
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,7 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     arguments = parser.parse_args()
-    check_out(arguments.out)
+    committed = begin(arguments.out, on_gpu=False)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         source.mkdir()
@@ -52,7 +52,6 @@ def main() -> None:
             str(n): measure(n, source, arguments.tokenizer, Path(folder)) for n in arguments.workers
         }
     record = head("prepare", "one process", processor_name()) | {"prepare": results}
-    committed = read_committed()
     write(arguments.out, record)
     tell_moved(record, committed, ("prepare",), arguments.out.name)
 

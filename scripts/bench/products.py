@@ -20,9 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
+from fogzo_repro.models.head_loss import linear_cross_entropy
+from fogzo_repro.quantization import products
 from fogzo_repro.terminal import command_parser, one_line_errors
 from scripts.bench.clock import times
-from scripts.bench.record import check_gpu, check_out, head, read_committed, tell_moved, write
+from scripts.bench.record import begin, card_name, head, tell_moved, write
 
 LAYERS = {  # tokens, and (K, N) of each kind of layer
     "llama_30m": (32768, [(640, 640), (640, 1792), (1792, 640)]),
@@ -40,18 +45,13 @@ CALLS = 8  # in a graph
 @one_line_errors
 def main() -> int:
     """Measure, write one JSON file."""
-    import torch
-
     parser = command_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     parser.add_argument("--toy", action="store_true", help="tiny products, a check on the CPU")
     arguments = parser.parse_args()
-    check_gpu(arguments.toy)
-    check_out(arguments.out)
+    committed = begin(arguments.out, on_gpu=not arguments.toy)
     device = torch.device("cpu" if arguments.toy else "cuda")
-    card = "cpu" if arguments.toy else torch.cuda.get_device_name(device)
-    committed = read_committed()
-    record = head("products", "the same products in bf16", card)
+    record = head("products", "the same products in bf16", card_name(arguments.toy))
     shrink = 32 if arguments.toy else 1
     record["layers"] = {
         f"{name} {k} to {n}": layer(tokens // shrink**2, k, n, device)
@@ -71,11 +71,6 @@ def main() -> int:
 
 def layer(tokens: int, k: int, n: int, device: Any) -> dict[str, float]:
     """Return milliseconds of a layer's product in bf16 and in float8."""
-    import torch
-    import torch.nn.functional as F
-
-    from fogzo_repro.quantization import products
-
     stream = torch.Generator().manual_seed(0)
     drawn = (torch.randint(0, 4, (rows, k), generator=stream) for rows in (tokens, n))
     x, weight = ((2 * levels - 3).to(device) for levels in drawn)
@@ -97,10 +92,6 @@ def layer(tokens: int, k: int, n: int, device: Any) -> dict[str, float]:
 
 def exact_to(code: int, scales: str, device: Any) -> int:
     """Return the largest number of products of this code whose sum comes out exactly, 0 if none."""
-    import torch
-
-    from fogzo_repro.quantization import products
-
     found = 0
     for k in FEATURES:
         x, weight = (torch.full((rows, k), float(code), device=device) for rows in (256, 128))
@@ -119,21 +110,14 @@ def exact_to(code: int, scales: str, device: Any) -> int:
 
 def head_of(tokens: int, width: int, words: int, device: Any) -> dict[str, float]:
     """Return milliseconds of a head's product, and of the loss with and without gradients."""
-    import torch
-    import torch.nn.functional as F
-
-    from fogzo_repro.models.head_loss import linear_cross_entropy
-
     stream = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, width, generator=stream).to(device).requires_grad_()
     weight = (0.02 * torch.randn(words, width, generator=stream)).to(device).requires_grad_()
     targets = torch.randint(words, (tokens,), generator=stream).to(device)
     narrow = hidden.detach().bfloat16(), weight.detach().bfloat16()
-    loss = (
-        torch.compile(linear_cross_entropy, dynamic=False)
-        if device.type == "cuda"
-        else (linear_cross_entropy)
-    )
+    loss = linear_cross_entropy
+    if device.type == "cuda":
+        loss = torch.compile(loss, dynamic=False)
 
     def forward() -> Any:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
@@ -156,8 +140,6 @@ def head_of(tokens: int, width: int, words: int, device: Any) -> dict[str, float
 
 def milliseconds(call: Callable[[], Any], device: Any, calls: int = CALLS) -> float:
     """Return the median time of a call in a captured graph of some, or on the CPU of one call."""
-    import torch
-
     if device.type == "cpu":
         return times(call, False, 1)[0]
     stream = torch.cuda.Stream()

@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.project import TOP
 from fogzo_repro.reporting.benches import read_benches
+from fogzo_repro.tracking.environment import command_line, git_state, versions
+from fogzo_repro.training.machine import processor_name
 
 COMMITTED = TOP / "results" / "records" / "bench"
 MOVED = 0.03  # a share
@@ -21,33 +25,40 @@ FIGURE = re.compile(r"(_ms|_mb|_over_[a-z_]+|^ratio|^seconds|^(images|tokens)_pe
 LEFT_OUT = {"floor", "estimator_memory", "compile_seconds"}  # no speed, or of the compiler's mood
 
 
-def check_gpu(toy: bool) -> None:
-    """Refuse at once to measure a card where there is none.
+def begin(*paths: Path, on_gpu: bool) -> dict[str, dict[str, Any]]:
+    """Refuse at once what could not be measured or written; return the records that are committed.
+
+    They are as before a bench writes its own, by file name. The folders of `paths` are made.
 
     Raises:
-        UserError: without a CUDA device, but for a check on the CPU.
+        UserError: without a card to measure, or naming --out.
     """
-    import torch
+    if on_gpu:
+        check_gpu()
+    for path in paths:
+        files.make_folder(path.parent, f"--out {path}")
+        if path.is_dir():
+            raise UserError(f"--out {path} is a folder; give the name of a JSON file in it")
+    return {path.name: record for path, record in read_benches(COMMITTED).items()}
 
-    if not (toy or torch.cuda.is_available()):
+
+def check_gpu() -> None:
+    """Refuse to measure a card where there is none.
+
+    Raises:
+        UserError: without a CUDA device.
+    """
+    if not torch.cuda.is_available():
         raise UserError("no CUDA device is here; --toy checks on the CPU that it runs")
 
 
-def check_out(path: Path) -> None:
-    """Refuse at once a record that could not be written after all is measured; make its folder.
-
-    Raises:
-        UserError: naming --out.
-    """
-    files.make_folder(path.parent, f"--out {path}")
-    if path.is_dir():
-        raise UserError(f"--out {path} is a folder; give the name of a JSON file in it")
+def card_name(toy: bool) -> str:
+    """Return the name of what measures: the first card, for a check the processor."""
+    return processor_name() if toy else torch.cuda.get_device_name()
 
 
 def head(bench: str, contender: str, card: str) -> dict[str, Any]:
     """Return the first lines of a bench's record: its card or processor, its contender in words."""
-    from fogzo_repro.tracking.environment import command_line, git_state, versions
-
     return {
         "bench": bench, "contender": contender, "command": command_line(), **git_state(),
         "versions": versions(), "hardware": card,
@@ -55,13 +66,8 @@ def head(bench: str, contender: str, card: str) -> dict[str, Any]:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Write a record, whose folder `check_out` has made."""
+    """Write a record, whose folder `begin` has made."""
     files.write(path, json.dumps(record, indent=1) + "\n")
-
-
-def read_committed() -> dict[str, dict[str, Any]]:
-    """Return the records that are there before a bench writes its own, by file name."""
-    return {path.name: record for path, record in read_benches(COMMITTED).items()}
 
 
 def tell_moved(
@@ -74,7 +80,7 @@ def tell_moved(
 
     Args:
         record: the new one.
-        committed: by file name, see `read_committed`.
+        committed: by file name, see `begin`.
         where: keys that lead to the figures, as ("networks", "resnet18", "round-w2").
         own_name: the file that the record is written to, which is looked at first; then the first
             by name that holds such figures of the same bench and card.

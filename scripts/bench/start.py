@@ -24,7 +24,7 @@ from typing import Any
 
 from fogzo_repro.config import UserError
 from fogzo_repro.terminal import command_parser, one_line_errors
-from scripts.bench.record import check_gpu, check_out, head, read_committed, tell_moved, write
+from scripts.bench.record import begin, card_name, head, tell_moved, write
 
 STEPS = 20
 LLAMA = ("model=llama_30m", f"eval_every_steps={STEPS}")  # else it is evaluated every second step
@@ -48,16 +48,14 @@ def main() -> int:
     parser.add_argument("--cases", help="comma-separated, as 'llama_30m round-w2'")
     parser.add_argument("--toy", action="store_true", help="the MLP, a check on the CPU")
     arguments = parser.parse_args()
-    check_gpu(arguments.toy)
-    check_out(arguments.out)
+    committed = begin(arguments.out, on_gpu=not arguments.toy)
     commands = TOY if arguments.toy else COMMANDS
     asked = arguments.cases.split(",") if arguments.cases else [*commands]
     if unknown := sorted({*asked} - {*commands}):
         parser.error(f"no case {', '.join(unknown)}; there are {', '.join(commands)}")
     if arguments.data_dir is None and not arguments.toy:
         parser.error("--data-dir is missing")
-    committed = read_committed()
-    content = head("start", CONTENDER, _card(arguments.toy)) | {"steps": STEPS, "starts": {}}
+    content = head("start", CONTENDER, card_name(arguments.toy)) | {"steps": STEPS, "starts": {}}
     for case in asked:
         content["starts"][case] = found = measure(commands[case], arguments)
         write(arguments.out, content)
@@ -67,15 +65,6 @@ def main() -> int:
         )
         tell_moved(content, committed, ("starts", case), arguments.out.name)
     return 0
-
-
-def _card(toy: bool) -> str:
-    """Return the name of what measures."""
-    import torch
-
-    from fogzo_repro.training.machine import processor_name
-
-    return processor_name() if toy else torch.cuda.get_device_name()
 
 
 def measure(words: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, Any]:

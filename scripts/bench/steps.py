@@ -43,8 +43,9 @@ from typing import Any
 
 from fogzo_repro import files
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
+from fogzo_repro.training.machine import resolve_machine
 from scripts.bench.networks import NETWORKS, cases, configure, measure
-from scripts.bench.record import check_gpu, check_out, head, read_committed, tell_moved, write
+from scripts.bench.record import begin, head, tell_moved, write
 
 CONTENDER = "an STE step of the same network and quantizer; a step without a quantizer"
 PAPER_RATIO = 1.58  # a FOGZO step in STE steps, PAPER 2, "Table 4"
@@ -76,9 +77,8 @@ def main() -> int:
     if arguments.one:
         files.write(Path(arguments.out), json.dumps(measure(arguments.groups[0], arguments)))
         return 0
-    check_gpu(arguments.toy)
-    for group in arguments.groups:
-        check_out(Path(arguments.out.replace("{group}", group)))
+    paths = {group: Path(arguments.out.replace("{group}", group)) for group in arguments.groups}
+    committed = begin(*paths.values(), on_gpu=not arguments.toy)
     waiting = [(group, case) for group in arguments.groups for case in cases(group)]
     if arguments.cases:
         asked = arguments.cases.split(",")
@@ -87,7 +87,6 @@ def main() -> int:
             parser.error(f"no case {', '.join(unknown)}; there are {known}")
         waiting = [(g, case) for g, case in waiting if case in asked]
     waiting.sort(key=lambda one: not one[1].startswith("resnet50"))  # compiles longest
-    committed = read_committed()
     contents = {group: head_of(group, arguments) for group in arguments.groups}
     started, failed = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
@@ -119,15 +118,13 @@ def main() -> int:
                 continue
             content["networks"].setdefault(measuring.network, {})[measuring.quantizer] = found
             content["seconds"] = round(time.monotonic() - started)
-            path = Path(arguments.out.replace("{group}", measuring.group))
-            write(path, content)
+            write(paths[measuring.group], content)
             networks = content["networks"][measuring.network]
             print(line(measuring.network, measuring.quantizer, networks), flush=True)
     for group, content in contents.items():
-        name = Path(arguments.out.replace("{group}", group)).name
         for network, measured in content["networks"].items():
             for quantizer in measured:
-                tell_moved(content, committed, ("networks", network, quantizer), name)
+                tell_moved(content, committed, ("networks", network, quantizer), paths[group].name)
     return 1 if failed else 0
 
 
@@ -141,8 +138,6 @@ def fractions(said: str) -> tuple[float, ...]:
 
 def head_of(group: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the figures were measured with."""
-    from fogzo_repro.training.machine import resolve_machine
-
     machine = resolve_machine(configure(group, cases(group)[0], arguments))
     return head(group, CONTENDER, machine.card) | {
         "precision": str(machine.autocast),

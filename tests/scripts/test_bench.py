@@ -15,7 +15,6 @@ from torch import nn
 
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError
-from fogzo_repro.data import photographs
 from fogzo_repro.data.images import Batch
 from fogzo_repro.sweeps.benched import flop_per_token
 from fogzo_repro.training.network import build_network
@@ -23,7 +22,7 @@ from scripts.bench import loader, loop, mnist, peers, prepare, products, start, 
 from scripts.bench.clock import Clock
 from scripts.bench.floor import Products, Rates, floors, products_of
 from scripts.bench.networks import build, configure, measure
-from scripts.bench.record import compare, head, read_committed, tell_moved
+from scripts.bench.record import begin, compare, head, tell_moved
 from scripts.bench.steps import fractions, line
 
 META = torch.device("meta")
@@ -176,7 +175,7 @@ def test_a_damaged_committed_record_ends_no_bench_in_a_traceback(tmp_path, monke
     monkeypatch.setattr("scripts.bench.record.COMMITTED", tmp_path)
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(UserError, match=r"b\.json is not the record of a bench"):
-        read_committed()
+        begin(on_gpu=False)
 
 
 @pytest.mark.parametrize(
@@ -427,7 +426,7 @@ def test_the_rate_is_that_of_workers_whose_batches_come_in_rounds(monkeypatch, i
                     now[0] += 2.0 if k else 60.0
                 yield Batch(torch.zeros(len(batch), 1), torch.zeros(len(batch)))
 
-    monkeypatch.setattr(photographs, "PhotographLoader", InRounds)
+    monkeypatch.setattr(loader, "PhotographLoader", InRounds)
     monkeypatch.setattr(loader.time, "perf_counter", lambda: now[0])
     files = SimpleNamespace(files=SimpleNamespace(labels=range(7)))
     arguments = Namespace(images=images, batch=10, workers=4)
