@@ -34,6 +34,7 @@ from typing import Any
 if not __package__:  # started as a file
     import root  # noqa: F401
 
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import UserError
 from fogzo_repro.project import TOP, working_folder
 from fogzo_repro.reporting.figures.groups import Point, draw_groups
@@ -84,8 +85,6 @@ def cells() -> dict[tuple[str, str], list[str]]:
 
 def run_cells(seeds: tuple[int, ...]) -> dict[tuple[str, str], list[dict[str, Any]]] | None:
     """Run what is missing, one process a core; return records by cell, None if it was stopped."""
-    from fogzo_repro.__main__ import compose_run  # Hydra: not for the workers, which import this
-
     composed = [
         Cell(compose_run(*COMMON, f"cell.row='{row}'", f"cell.column='{column}'", *words), seeds)
         for (row, column), words in cells().items()

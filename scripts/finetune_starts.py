@@ -25,7 +25,7 @@ from fogzo_repro.__main__ import run_one
 from fogzo_repro.composition import compose_run
 from fogzo_repro.plan import make_plan
 from fogzo_repro.project import working_folder
-from fogzo_repro.sweeps.forecast import device_here
+from fogzo_repro.sweeps.jobs import device_here
 from fogzo_repro.sweeps.status import absent_starts, known_runs
 from fogzo_repro.sweeps.tables import evaluation_seeds
 from fogzo_repro.terminal import command_parser, one_line_errors

@@ -42,12 +42,14 @@ from fogzo_repro.reporting.ranking import (
     tuned_row,
 )
 from fogzo_repro.reporting.results import TUNING_SEEDS, Place, read_recorded
+from fogzo_repro.sweeps.claimed import tuning_part
 from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
 from fogzo_repro.terminal import command_parser, one_line_errors, stderr
 from fogzo_repro.tracking.records import read_runs
 
-from .run_cells import INTERRUPTED_STATUS, parse, run_tuned, table_cells
+from .run_cells import INTERRUPTED_STATUS, parse, run_tuned
+from .table_cells import table_cells
 
 
 @one_line_errors
@@ -83,8 +85,8 @@ def main() -> int:
             f"{overrides[0]}: settings are for --run and --dry-run; a ranking has none"
         )
     cells = table_cells(arguments.table, overrides)
-    counted = [*tuning_cells(arguments.table, overrides, rules, rows), *cells]
-    changed = changed_rows(arguments.records / name, counted)
+    tuning = tuning_cells(arguments.table, overrides, rules, rows)
+    changed = changed_rows(arguments.records / name, [*tuning, *cells])
     if arguments.dry_run or arguments.run:
         if said := "; ".join(f"{row}: {why}" for row, why in changed.items()):
             raise ConfigError(f"{said}; delete them, or give the row another label")
@@ -102,10 +104,11 @@ def main() -> int:
 
     status = 0
     if arguments.dry_run:
-        print("\n".join(say_missing(arguments, overrides, rules, rows, seeds, cells, chosen())))
+        places = chosen()
+        to_run = [*tuning, *reporting_cells(cells, places)]
+        print("\n".join(say_missing(arguments, to_run, places, seeds)))
         return 0
     if arguments.run:
-        tuning = tuning_cells(arguments.table, overrides, rules, rows)
         status = run_tuned(arguments, tuning, lambda: reporting_cells(cells, chosen()))
         if status in (1, INTERRUPTED_STATUS):
             return status
@@ -203,18 +206,13 @@ def check_data(cells: Sequence[Cell], beside: tuple[str, str] | None, rules: Rul
 
 def say_missing(
     arguments: argparse.Namespace,
-    overrides: list[str],
-    rules: Rules,
-    rows: Mapping[str, Sequence[str]],
-    seeds: Mapping[str, Sequence[int]],
-    reporting: Sequence[Cell],
+    cells: Sequence[Cell],
     places: Mapping[str, Place | None],
+    seeds: Mapping[str, Sequence[int]],
 ) -> list[str]:
-    """Return the lines of a dry run: what --run would run, as far as it is chosen already."""
-    from fogzo_repro.sweeps.dry_run import dry_run
+    """Return the lines of a dry run of cells, and how many runs the rows that are open add."""
+    from fogzo_repro.sweeps.dry_run import dry_run  # torch, once it is needed
 
-    cells = tuning_cells(arguments.table, overrides, rules, rows)
-    cells += reporting_cells(reporting, places)
     lines = dry_run(arguments.table, cells, arguments.records)
     if open_rows := [row for row, place in places.items() if place is None]:
         runs = sum(len(seeds[row]) for row in open_rows)
@@ -231,11 +229,10 @@ def tuning_cells(
     """Return the cells of rows that choose among several, with the tuning seeds alone."""
     alone = [f"{key}={value}" for key, value in rules.tuning.items()]
     found = []
-    for cell in table_cells(table, [*overrides, *alone]):
-        seeds = tuple(seed for seed in cell.seeds if seed in TUNING_SEEDS)
+    for cell in tuning_part(table_cells(table, [*overrides, *alone])):
         label = replace(cell.config.cell, row=tuned_row(cell.config.cell.row, rules))
-        if seeds and len(rows[cell.config.cell.row]) > 1:
-            found.append(Cell(replace(cell.config, cell=label), seeds))
+        if len(rows[cell.config.cell.row]) > 1:
+            found.append(replace(cell, config=replace(cell.config, cell=label)))
     return found
 
 

@@ -44,8 +44,16 @@ if not __package__:  # started as a file
 from fogzo_repro import files
 from fogzo_repro.config import ConfigError, RunConfig, check_given_once, own_files_named
 from fogzo_repro.project import working_folder
-from fogzo_repro.sweeps.forecast import device_here
-from fogzo_repro.sweeps.jobs import Cell, collect, distinct, missing_jobs, plan_jobs, read_images
+from fogzo_repro.sweeps.claimed import claimed_part, needed_part, tuning_part
+from fogzo_repro.sweeps.jobs import (
+    Cell,
+    collect,
+    device_here,
+    distinct,
+    missing_jobs,
+    plan_jobs,
+    read_images,
+)
 from fogzo_repro.sweeps.lanes import group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
@@ -58,7 +66,11 @@ from fogzo_repro.sweeps.status import (
 )
 from fogzo_repro.sweeps.tables import evaluation_seeds
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
+from fogzo_repro.tracking.environment import git_state, why_refused
+from fogzo_repro.tracking.records import make_good
 from fogzo_repro.training.preemption import how_to_go_on, hurry
+
+from .table_cells import table_cells
 
 INTERRUPTED_STATUS = 75
 
@@ -82,12 +94,9 @@ def main() -> int:
     arguments, overrides = parse(parser)
     seeds = evaluation_seeds(arguments.seeds)
     cells = table_cells(arguments.table, overrides, seeds)
-    if arguments.claims:
-        from fogzo_repro.sweeps.claimed import claimed_part, needed_part, tuning_part
-
-        table, results = arguments.table.split("/")[0], arguments.records.parent
+    table, results = arguments.table.split("/")[0], arguments.records.parent
     if arguments.dry_run:
-        from fogzo_repro.sweeps.dry_run import dry_run
+        from fogzo_repro.sweeps.dry_run import dry_run  # torch, once it is needed
 
         if arguments.claims:
             cells, said = needed_part(cells, results, table, seeds)
@@ -132,16 +141,6 @@ def check_overrides(overrides: list[str]) -> None:
     check_given_once(overrides)
 
 
-def table_cells(
-    table: str, overrides: list[str], seeds: tuple[int, ...] | None = None
-) -> list[Cell]:
-    """Compose each cell of a table, see `scripts.table_cells`."""
-    # Not above: the workers import this file again and have no use for Hydra.
-    from .table_cells import table_cells as compose_cells
-
-    return compose_cells(table, overrides, seeds)
-
-
 def visible_gpus(text: str) -> list[str]:
     """Return names for CUDA_VISIBLE_DEVICES from a comma list of indices.
 
@@ -181,9 +180,6 @@ def run_tuned(
 
 def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     """Run the missing runs, collect the records, say what happened; return the exit status."""
-    from fogzo_repro.tracking.environment import git_state, why_refused
-    from fogzo_repro.tracking.records import make_good
-
     gpus, first = visible_gpus(arguments.gpus), cells[0].config
     scale, kind = first.scale, device_here(first.hardware.device)
     asked, over = cells, over_without_start(cells, arguments.records, kind)

@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fogzo_repro.config import CONFIGS, RunConfig, to_yaml
 from fogzo_repro.config.parts import own_parts
+from fogzo_repro.data.c4 import prepare_command
 from fogzo_repro.project import script, shipped, working_folder
 from fogzo_repro.sweeps.benched import (
     Hours,
@@ -23,21 +23,18 @@ from fogzo_repro.sweeps.benched import (
 from fogzo_repro.sweeps.forecast import (
     NO_GPU,
     Forecast,
-    device_here,
     forecast,
     missing_disk,
     missing_here,
     plain,
 )
-from fogzo_repro.sweeps.jobs import Cell
+from fogzo_repro.sweeps.jobs import Cell, device_here
 from fogzo_repro.sweeps.lanes import group_key
 from fogzo_repro.sweeps.recorded import hours_by_records, peak_by_records, recorded_seconds
 from fogzo_repro.sweeps.status import OVER, Run, absent_starts, known_runs, run_elsewhere, runs_of
 from fogzo_repro.sweeps.tables import find_entries, table_files
 from fogzo_repro.terminal import aligned
-
-if TYPE_CHECKING:
-    from fogzo_repro.training.network import Network
+from fogzo_repro.training.network import Network
 
 HOURS = (
     "hours are training steps by results/records/bench, or what runs took that have a record; "
@@ -314,8 +311,6 @@ def _trial(table: str, found: Sequence[Needed]) -> list[str]:
             f"{command} dataset=imagenet1k dataset.allow_partial=true"
         )
     elif config.dataset.name == "c4":
-        from fogzo_repro.data.c4 import prepare_command
-
         lines.append(
             f"a cell on a little text: {prepare_command('DIR/c4', '2e6')} --held-out 0.02, then "
             f"{command} data_dir=DIR"

@@ -10,14 +10,19 @@ import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe
+from fogzo_repro.data import c4
+from fogzo_repro.data.imagenet import check_command
+from fogzo_repro.data.order import EpochOrder
+from fogzo_repro.plan import build_estimator, needs_of
 from fogzo_repro.project import script
-
-if TYPE_CHECKING:
-    from fogzo_repro.data.order import EpochOrder
-    from fogzo_repro.training.network import Network
+from fogzo_repro.training.classification import InMemoryImages
+from fogzo_repro.training.network import Network, build_network
+from fogzo_repro.training.tasks import build_task
 
 PHOTOGRAPHS = {  # training images, shape, classes
     "imagenet100": (128_117, (3, 224, 224), 100),  # a tenth of ImageNet-1K; the tree decides
@@ -62,11 +67,6 @@ def forecast(config: RunConfig, networks: dict[str, Network] | None = None) -> F
 
     `networks` are those of the forecasts before: most cells of a table share one.
     """
-    import torch
-
-    from fogzo_repro.plan import build_estimator, needs_of
-    from fogzo_repro.training.tasks import build_task
-
     build_estimator(config, torch.device("cpu"))  # what is wrong in its file is said here too
     made_of = config.model, config.dataset, config.quantizer, config.hardware, config.parts_dir
     networks, key = {} if networks is None else networks, repr(made_of)
@@ -113,16 +113,12 @@ def _images(config: RunConfig) -> tuple[int, tuple[int, int, int], int]:
     """Return training images, shape and classes; those of ImageNet without looking at its tree."""
     if config.dataset.name in PHOTOGRAPHS:
         return PHOTOGRAPHS[config.dataset.name]
-    from fogzo_repro.training.tasks import build_task
-
     task = build_task(config)
     return task.examples, task.model_arguments["image_shape"], task.model_arguments["classes"]
 
 
 def epoch_order(config: RunConfig) -> EpochOrder:
     """Return how the images of an epoch are cut into batches."""
-    from fogzo_repro.data.order import EpochOrder
-
     images, recipe = _images(config)[0], config.recipe
     order = EpochOrder(images, recipe.global_batch_size, getattr(recipe, "drop_last", True))
     if isinstance(recipe, VisionRecipe):
@@ -132,10 +128,6 @@ def epoch_order(config: RunConfig) -> EpochOrder:
 
 def _network_without_memory(config: RunConfig) -> Network:
     """Return the quantized network on the meta device: shapes without numbers."""
-    import torch
-
-    from fogzo_repro.training.network import build_network
-
     arguments: dict[str, Any] = {}
     if config.dataset.name != "c4":
         _, shape, classes = _images(config)
@@ -147,23 +139,12 @@ def _network_without_memory(config: RunConfig) -> Network:
 
 def missing_here(config: RunConfig, needed: Forecast) -> list[str]:
     """Return what a run lacks on this machine: data, tokens, a card. Each in one line."""
-    import torch
-
     said, device = _missing_data(config, needed), config.hardware.device
     if device != "cpu" and not torch.cuda.is_available():
         auto = f"{NO_GPU}: hardware=auto would take the CPU"
         given = f"hardware={config.hardware.name}: no CUDA device is here"
         said.insert(0, auto if device == "auto" else given)
     return said
-
-
-def device_here(device: str) -> str:
-    """Return the kind of device that hardware.device takes on this machine, `cpu` or `cuda`."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return "cpu" if device == "cpu" else "cuda"
 
 
 def missing_disk(root: Path, needed: int) -> list[str]:
@@ -187,12 +168,8 @@ def plain(value: float) -> str:
 
 
 def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
-    from fogzo_repro.training.tasks import build_task
-
     name, data_dir = config.dataset.name, Path(config.data_dir)
     if name.startswith("imagenet"):
-        from fogzo_repro.data.imagenet import check_command
-
         tree = data_dir / "imagenet"
         check = check_command(tree)
         if not (tree / "train").is_dir():
@@ -205,18 +182,15 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
             return [str(error)]
         return []
     if name == "c4":
-        from fogzo_repro.data.c4 import MANIFEST, build, prepare_command
-
-        manifest = data_dir / "c4" / MANIFEST
+        manifest = data_dir / "c4" / c4.MANIFEST
         if not manifest.is_file():
             tokens = f"{_tokens_to_prepare(config, needed.units):.3g}"
-            line = (
-                f"{manifest} is not there; write it with {prepare_command(manifest.parent, tokens)}"
-            )
+            command = c4.prepare_command(manifest.parent, tokens)
+            line = f"{manifest} is not there; write it with {command}"
             mini = " --held-out 0.005; the recorded runs had another text (docs/data.md)"
             return [line + mini * (config.scale == "mini")]
         try:
-            splits = build(data_dir).manifest["splits"]
+            splits = c4.build(data_dir).manifest["splits"]
         except UserError as error:
             return [str(error)]
         tokens = sum(shard["tokens"] for shard in splits.get("train", {}).get("shards", []))
@@ -226,8 +200,6 @@ def _missing_data(config: RunConfig, needed: Forecast) -> list[str]:
                 f"are seen: documents would repeat; run {script('prepare_c4')} with more --tokens"
             ]
         return []
-    from fogzo_repro.training.classification import InMemoryImages
-
     task = build_task(config)
     if isinstance(task, InMemoryImages) and not task.dataset.is_there():
         return [f"dataset={name} is not under {data_dir}; the first run downloads it"]

@@ -66,6 +66,15 @@ class Job:
             (self.folder / FAILURE).unlink()
 
 
+def device_here(device: str) -> str:
+    """Return the kind of device that hardware.device takes on this machine, `cpu` or `cuda`."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cpu" if device == "cpu" else "cuda"
+
+
 def plan_jobs(cells: Iterable[Cell]) -> list[Job]:
     """Resolve every run of every cell; the seed is the only thing that differs within a cell.
 
