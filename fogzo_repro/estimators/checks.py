@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,10 +12,12 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fogzo_repro.estimators.protocol import NO_WEIGHTS, QuantizedWeight, check_shape
 from fogzo_repro.estimators.replay import RecordedLoss
+from fogzo_repro.estimators.schedule import RHO, noise_from_rho
 from fogzo_repro.estimators.smoothing import SmoothingLaw
 
 LARGE_FACTOR = 100  # no loss of its own has it, and a GradScaler begins with more
@@ -75,7 +76,7 @@ def check_weights(
         _check_trainable(name, p)
         if trained is not None and id(p) not in trained:
             raise ValueError(f"{name} is not among the optimizer's parameters")
-        if _overlaps_itself(p):
+        if torch._debug_has_internal_overlap(p) == 1:
             raise ValueError(
                 f"several elements of {name} share one place in memory, as in an expanded tensor, "
                 "and would be perturbed as one; give the parameter memory of its own, .contiguous()"
@@ -181,16 +182,6 @@ def _check_trainable(name: str, p: Tensor) -> None:
         )
 
 
-def _overlaps_itself(p: Tensor) -> bool:
-    """Tell whether an axis steps within what the axes of smaller steps reach."""
-    reached = 0
-    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
-        if size > 1 and stride <= reached:
-            return p.numel() > 0
-        reached += stride * (size - 1)
-    return False
-
-
 def check_whole(name: str, value: Any, least: int) -> int:
     """Return an argument that must be a whole number, at least `least`.
 
@@ -202,14 +193,43 @@ def check_whole(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def check_number(name: str, value: Any) -> None:
-    """Refuse an argument that is no finite number.
+def chosen_noise(rho: float | None, noise: float | None, beta: None, d: int) -> float:
+    """Return the noise 1 - beta by the one argument of the three that was given, or by `RHO`.
 
     Raises:
         ValueError: in one line with the argument's name.
     """
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name}={value!r} must be a finite number")
+    if beta is not None:
+        raise ValueError(f"beta={beta}: give noise, which is 1 - beta, or rho")
+    for name, value in {"rho": rho, "noise": noise}.items():
+        if not (value is None or (isinstance(value, Real) and math.isfinite(value))):
+            raise ValueError(f"{name}={value!r} must be a finite number")
+    if rho is not None and noise is not None:
+        raise ValueError("rho and noise say the same; give one of them")
+    if noise is not None:
+        if not 0 <= noise <= 1:
+            raise ValueError(f"noise={noise} is outside [0, 1]")
+        return noise
+    if rho is not None and rho < 0:
+        raise ValueError(f"rho={rho} must be at least 0")
+    return noise_from_rho(RHO if rho is None else rho, d)
+
+
+def check_replicas(weights: Sequence[QuantizedWeight], seed: int, step: int) -> None:
+    """Refuse to go on where the processes hold different weights, or would draw other directions.
+
+    Raises:
+        RuntimeError: with the step.
+    """
+    sums = [w.parameter.detach().view(torch.int32).sum() for w in weights]
+    held = torch.stack([*sums, *torch.tensor([seed % 2**63, step], device=sums[0].device)])
+    both = torch.stack([held, -held])
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    if not torch.equal(both[0], -both[1]):
+        raise RuntimeError(
+            f"step {step}: the processes hold different weights or seeds and do not train as one; "
+            "start all with the same weights, seed and FogzoStep"
+        )
 
 
 def _check_scale(name: str, weight: QuantizedWeight) -> None:
@@ -243,112 +263,97 @@ def _plain(name: str) -> str:
     return name
 
 
-def check_losses(
-    losses: Sequence[RecordedLoss],
-    again: Callable[[RecordedLoss], Tensor],
-    inverse: Tensor | None,
-    model: nn.Module,
-) -> Tensor:
-    """Take each loss twice more at the same weights, and warn where it does not come out the same.
+def check_factors(losses: Sequence[RecordedLoss], inverse: Tensor | None) -> list[str]:
+    """Return what there is to warn of in how the losses of a step took part in backward.
 
-    So it does where a module counts its passes in Python, which nothing undoes.
-
-    Args:
-        losses: of a step, after their backward passes.
-        again: takes one of them again.
-        inverse: of the scale of the GradScaler, where one is known.
-        model: whose modules run.
-
-    Returns:
-        The difference of the two passes over all losses, which should be 0.
+    `inverse` is that of the scale of the GradScaler, where one is known.
 
     Raises:
-        ValueError: where backward was not called, or of a loss that a GradScaler had scaled while
-            none is known.
+        ValueError: of a loss that a GradScaler had scaled while none is known.
     """
-    factors = [float(weight_of(loss)) for loss in losses]
+    factors = [float(loss.factor) for loss in losses]
     total = sum(factors)
-    if inverse is None and max(factors) > LARGE_FACTOR:
-        raise ValueError(
-            f"the loss was multiplied by {max(factors):g} before backward; give the GradScaler "
-            "that has done it, scaler="
-        )
-    if inverse is not None and 0 < abs(total) * float(inverse) < LARGE_FACTOR**-2:
-        warnings.warn(
+    if inverse is None:
+        if max(factors) > LARGE_FACTOR:
+            raise ValueError(
+                f"the loss was multiplied by {max(factors):g} before backward; give the GradScaler "
+                "that has done it, scaler="
+            )
+    elif 0 < abs(total) * float(inverse) < LARGE_FACTOR**-2:
+        return [
             f"scaler= is given, and the loss was multiplied by {total:g} before backward and not "
             f"by its scale, {1 / float(inverse):g}, by which the gradients are divided; call "
-            "scaler.scale(loss).backward(), or leave out scaler=",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    counts = _numbers(model)
-    null = torch.zeros(())
+            "scaler.scale(loss).backward(), or leave out scaler="
+        ]
+    return []
+
+
+def taken_again(
+    losses: Sequence[RecordedLoss], again: Callable[[RecordedLoss], Tensor], model: nn.Module
+) -> tuple[Tensor, list[str]]:
+    """Take each loss of a step twice more at the same weights, by `again`.
+
+    Returns:
+        The difference of the two passes over all losses, which should be 0, and what there is to
+        warn of: a loss that comes out otherwise, one of 16 bits, a module that counts its passes.
+    """
+    counts, null = _numbers(model), torch.zeros(())
+    said: list[str] = []
     for index, loss in enumerate(losses):
         others = _states()
         one, two = again(loss), again(loss)
-        null = null.to(one.device) + (one - two) * weight_of(loss)
-        changed = [what for what, state in _states().items() if state != others[what]]
-        coarse = loss.autocast or loss.first.dtype.itemsize < 4
-        values = [float(value) for value in (loss.first, one, two)]
-        close = abs(values[0] - values[1]) <= (2e-3 if coarse else 1e-5) * max(1.0, abs(values[1]))
-        if torch.equal(one, two) and close:
-            continue
-        if changed:
-            why = f"it draws from {' and '.join(changed)}"
-        elif not torch.equal(one, two):
-            why = "does it fetch a new batch, or draw from a generator of its own?"
-        else:
-            why = (
-                "does it look up its batch in a variable that has changed since? Give the batch "
-                "as arguments, loss(loss_fn, x, y); or does each pass move a range that it rounds "
-                "by, as an observer's? Fix that range first"
-            )
-        so = f"so that probes measure something else than the weights' effect: {why}"
-        if not all(map(math.isfinite, values)):
-            so = (
-                "which is not finite, and leaves the STE's gradient in place: look at the data, "
-                "the learning rate and the start of the weights"
-            )
+        null = null.to(one.device) + (one - two) * loss.factor
+        drawn = [what for what, state in _states().items() if state != others[what]]
         of = f" of micro-batch {index + 1} of {len(losses)}" if len(losses) > 1 else ""
-        warnings.warn(
-            f"the loss{of} was {values[0]:.9g} in the backward pass, and taken again twice at the "
-            f"same weights it is {values[1]:.9g} and {values[2]:.9g}, {so}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        said += _differing(f"the loss{of}", loss, one, two, drawn)
     narrow = next((loss.first.dtype for loss in losses if loss.first.dtype.itemsize < 4), None)
     if narrow is not None:
-        warnings.warn(
+        said.append(
             f"the loss is a {narrow}, in which the difference of two losses is lost to rounding; "
-            "compute it from the network's output in float32, .float()",
-            RuntimeWarning,
-            stacklevel=4,
+            "compute it from the network's output in float32, .float()"
         )
-    for name, now in _numbers(model).items():
-        if now != counts.get(name, now):
-            warnings.warn(
-                f"{name} went from {counts[name]} to {now} while the loss was taken again: what a "
-                "module counts in Python is counted by each probe too, 2n + 1 times a step; "
-                "lengthen what goes by it, such as the passes of a calibration",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-            break
-    return null
+    moved = {k: now for k, now in _numbers(model).items() if now != counts.get(k, now)}
+    for name in [*moved][:1]:
+        said.append(
+            f"{name} went from {counts[name]} to {moved[name]} while the loss was taken again: "
+            "what a module counts in Python is counted by each probe too, 2n + 1 times a step; "
+            "lengthen what goes by it, such as the passes of a calibration"
+        )
+    return null, said
 
 
-def weight_of(loss: RecordedLoss) -> Tensor:
-    """Return the factor with which a loss took part in backward, without asking the device.
+def _differing(
+    what: str, loss: RecordedLoss, one: Tensor, two: Tensor, drawn: Sequence[str]
+) -> list[str]:
+    """Say where a loss that was taken again twice differs from itself, and what may be the cause.
 
-    Raises:
-        ValueError: where backward was not called.
+    `drawn` are the random numbers that were drawn from meanwhile.
     """
-    if loss.weight is None:
-        raise ValueError(
-            "backward was not called on a loss of this step; call loss.backward(), or "
-            "FogzoStep.losses.clear() where the batch is skipped"
+    first, again = float(loss.first), float(one)
+    coarse = loss.autocast or loss.first.dtype.itemsize < 4
+    close = abs(first - again) <= (2e-3 if coarse else 1e-5) * max(1.0, abs(again))
+    if torch.equal(one, two) and close:
+        return []
+    if drawn:
+        why = f"it draws from {' and '.join(drawn)}"
+    elif not torch.equal(one, two):
+        why = "does it fetch a new batch, or draw from a generator of its own?"
+    else:
+        why = (
+            "does it look up its batch in a variable that has changed since? Give the batch "
+            "as arguments, loss(loss_fn, x, y); or does each pass move a range that it rounds "
+            "by, as an observer's? Fix that range first"
         )
-    return loss.weight
+    so = f"so that probes measure something else than the weights' effect: {why}"
+    if not all(map(math.isfinite, (first, again, float(two)))):
+        so = (
+            "which is not finite, and leaves the STE's gradient in place: look at the data, "
+            "the learning rate and the start of the weights"
+        )
+    return [
+        f"{what} was {first:.9g} in the backward pass, and taken again twice at the same weights "
+        f"it is {again:.9g} and {float(two):.9g}, {so}"
+    ]
 
 
 def _numbers(model: nn.Module) -> dict[str, float]:

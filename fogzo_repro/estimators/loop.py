@@ -17,7 +17,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -26,25 +25,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fogzo_repro.estimators.checks import (
+    check_factors,
     check_kinds,
-    check_losses,
-    check_number,
     check_places,
+    check_replicas,
     check_weights,
     check_whole,
+    chosen_noise,
     places_of,
-    weight_of,
+    taken_again,
 )
 from fogzo_repro.estimators.fogzo import Fogzo
+from fogzo_repro.estimators.fused import total_norm
 from fogzo_repro.estimators.probes import AveragedProbes, SequentialProbes
 from fogzo_repro.estimators.protocol import Estimate, Probes, QuantizedWeight
-from fogzo_repro.estimators.replay import (
-    BackwardPasses,
-    FrozenBuffers,
-    RandomState,
-    RecordedLoss,
-)
-from fogzo_repro.estimators.schedule import RHO, noise_from_rho
+from fogzo_repro.estimators.replay import FrozenBuffers, RandomState, RecordedLoss, StepLosses
 from fogzo_repro.randomness import derive_seed
 
 REPLICAS_EVERY = 100  # steps between checks that all processes hold the same weights
@@ -73,7 +68,6 @@ class FogzoStep:
     Attributes:
         d: the number of perturbed weights.
         steps: how many estimates have been made.
-        losses: that were taken since the last estimate.
         null_level: by how much the loss of the first step differed when it was taken twice at the
             same weights; should be 0. 0-dim, None before that step.
 
@@ -108,21 +102,9 @@ class FogzoStep:
         self.places = places_of(self.weights, model)
         self.layer = next(m for m in model.modules() if m._parameters is self.places[0].own)
         self.d = sum(w.parameter.numel() for w in self.weights)
-        if beta is not None:
-            raise ValueError(f"beta={beta}: give noise, which is 1 - beta, or rho")
-        for name, value in {"rho": rho, "noise": noise}.items():
-            if value is not None:
-                check_number(name, value)
-        if clip_norm is not None and not (isinstance(clip_norm, Real) and clip_norm > 0):
+        noise = chosen_noise(rho, noise, beta, self.d)
+        if not (clip_norm is None or (isinstance(clip_norm, Real) and clip_norm > 0)):
             raise ValueError(f"clip_norm={clip_norm!r} must be a number above 0, or None")
-        if rho is not None and rho < 0:
-            raise ValueError(f"rho={rho} must be at least 0")
-        if rho is not None and noise is not None:
-            raise ValueError("rho and noise say the same; give one of them")
-        if noise is None:
-            noise = noise_from_rho(RHO if rho is None else rho, self.d)
-        if not 0 <= noise <= 1:
-            raise ValueError(f"noise={noise} is outside [0, 1]")
         if schedule not in ("constant", "linear"):
             raise ValueError(f"schedule={schedule}; options: constant, linear")
         if schedule == "linear" and total_steps is None:
@@ -135,21 +117,20 @@ class FogzoStep:
         self.clip_norm = clip_norm
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.steps = 0
-        self.losses: list[RecordedLoss] = []
+        self.of_step = StepLosses([w.parameter for w in self.weights])
         self.buffers: FrozenBuffers | None = None  # of the model as it is at the first step
         self.null_level: Tensor | None = None
         self.was_training = self.layer.training  # when the last loss was taken
         self.told_of_idle = False
-        self.asks_for_rest = False  # whether the next backward pass is that behind the first step
         self.is_copy = False
-        self.passes = BackwardPasses()
-        self.passing: list[RecordedLoss] = []  # the losses of the present backward pass
-        for number, weight in enumerate(self.weights):
-            hook = partial(self.passes.added, number)
-            weight.parameter.register_post_accumulate_grad_hook(hook)
         self.directions, self.signs = (torch.Generator(self.device) for _ in range(2))
         self.optimizer.register_step_pre_hook(self._before_update)
         self.optimizer.register_step_post_hook(self._refuse_without_estimate)
+
+    @property
+    def losses(self) -> list[RecordedLoss]:
+        """The losses that were taken since the last estimate."""
+        return self.of_step.taken
 
     def loss(self, loss_fn: Callable[..., Tensor], *batch: Any) -> Tensor:
         """Return the loss of a batch, or of a micro-batch, and remember how to take it again.
@@ -163,12 +144,8 @@ class FogzoStep:
             The loss with its graph: divide or scale it as you are used to, and call backward.
         """
         self._refuse_copy()
-        self._end_backward()  # one that ended in an error did not say so
-        recorded = RecordedLoss(loss_fn, batch, self.device)
-        loss = recorded.take()
+        loss = self.of_step.take(RecordedLoss(loss_fn, batch, self.device))
         self.was_training = self.layer.training
-        self.losses.append(recorded)
-        loss.register_hook(lambda _: self._begin_backward(recorded))
         return loss
 
     @torch.no_grad()
@@ -187,42 +164,25 @@ class FogzoStep:
             RuntimeError: where the processes of a distributed training hold different weights.
         """
         self._refuse_copy()
-        self._end_backward()
-        losses, self.losses = self.losses, []
-        others, self.passes.others = self.passes.others, False
-        if not losses:
-            raise ValueError("no loss was recorded for this step; take it by loss(loss_fn, *batch)")
-        for loss in losses:
-            weight_of(loss)  # refuses one without backward
-        if others:
-            raise ValueError(
-                "the gradients hold those of a loss that FogzoStep.loss did not take, and that the "
-                "probes would not see; take it by loss(loss_fn, *batch) too, or call its backward "
-                "after estimate()"
-            )
-        if self.layer.training != self.was_training:
-            modes = {True: "train", False: "eval"}
-            raise ValueError(
-                f"the loss was taken in {modes[self.was_training]} mode and the model is in "
-                f"{modes[self.layer.training]} mode now, where probes would see another network; "
-                f"call model.{modes[self.was_training]}() before the estimate"
-            )
+        losses = self.of_step.of_the_step()
+        self._check_mode()
         check_places(self.places)
         weights = self._taking_part()
         is_unscaled, inverse = self._scale()
+        unscaled_by = inverse if is_unscaled else None
+        probes: Probes = SequentialProbes(lambda: self._sum(losses, unscaled_by))
         after = RandomState(self.device)
         is_first = self.null_level is None
         try:
             if is_first:
-                self.null_level = check_losses(losses, self._again, inverse, self.model)
-                self.asks_for_rest = True
-            if self.steps % REPLICAS_EVERY == 0:
-                self._check_replicas()
-            probes: Probes = SequentialProbes(
-                lambda: self._sum(losses, inverse if is_unscaled else None)
-            )
-            if _world_size() > 1:
+                _warn(*check_factors(losses, inverse))
+                self.null_level, said = taken_again(losses, self._again, self.model)
+                _warn(*said)
+                self.of_step.expects_rest = True
+            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 probes = AveragedProbes(probes)
+                if self.steps % REPLICAS_EVERY == 0:
+                    check_replicas(self.weights, self.seed, self.steps)
             self._begin()
             estimate = self.estimator(weights, probes, self.directions, self.signs)
         finally:
@@ -230,12 +190,10 @@ class FogzoStep:
             for loss in losses:
                 loss.forget()
         if is_first and estimate.flat_probes == self.estimator.n:
-            warnings.warn(
+            _warn(
                 "the loss is the same on both sides of the weights, and the estimate is zero: does "
                 "it use weights that were rounded before, as in parametrize.cached(), or are they "
-                "so few that none has changed its level?",
-                RuntimeWarning,
-                stacklevel=3,
+                "so few that none has changed its level?"
             )
         self.steps += 1
         if inverse is None or is_unscaled:
@@ -263,7 +221,7 @@ class FogzoStep:
             self.scaler.unscale_(self.optimizer)
         estimate = self.estimate()
         if self.clip_norm is not None:
-            _clip([p.grad for p in self._parameters() if p.grad is not None], self.clip_norm)
+            _clip(self._parameters(), self.clip_norm)
         if self.scaler is None:
             self._update()
         else:
@@ -287,41 +245,14 @@ class FogzoStep:
         steps, seed = (check_whole(name, state[name], least=0) for name in ("steps", "seed"))
         self.steps, self.seed = steps, seed
 
-    def _begin_backward(self, recorded: RecordedLoss) -> None:
-        """Forget the losses whose gradients were set to None or zero: their batches are skipped."""
-        if torch.compiler.is_compiling():
-            recorded.end_pass(has_added=True)
-            return
-        self.passing.append(recorded)
-        if not self.passes.begin(self._end_backward):
-            return
-        gradients = [
-            (number, w.parameter.grad)
-            for number, w in enumerate(self.weights)
-            if w.parameter.grad is not None
-        ]
-        asks, self.asks_for_rest = self.asks_for_rest, False
-        if asks and not self.passes.others and any(g.any() for _, g in gradients):
+    def _check_mode(self) -> None:
+        if self.layer.training != self.was_training:
+            modes = {True: "train", False: "eval"}
             raise ValueError(
-                "the gradients hold the last step's estimate still, to which this pass would add; "
-                "call estimate() once all micro-batches of a step are in them, and set them to "
-                "zero after the optimizer's step"
+                f"the loss was taken in {modes[self.was_training]} mode and the model is in "
+                f"{modes[self.layer.training]} mode now, where probes would see another network; "
+                f"call model.{modes[self.was_training]}() before the estimate"
             )
-        taken = [loss for loss in self.losses if loss.is_added]
-        left = [self.passes.versions.get(number) == g._version for number, g in gradients[:1]]
-        if not self.passes.others and (left == [True] or not taken):
-            return  # nothing to forget, or as the last pass has left them: the device is not asked
-        if any(g.any() for _, g in gradients):
-            return
-        self.passes.others = False
-        self.losses = [loss for loss in self.losses if loss is recorded or loss not in taken]
-        recorded.weight, recorded.is_added = None, False
-
-    def _end_backward(self) -> None:
-        for loss in self.passing:
-            loss.end_pass(self.passes.has_added)
-        self.passing = []
-        self.passes.end()
 
     def _taking_part(self) -> list[QuantizedWeight]:
         """Return the weights on which the loss of this step depends: those with a gradient."""
@@ -334,11 +265,9 @@ class FogzoStep:
         if len(found) < len(self.weights) and not self.told_of_idle:
             self.told_of_idle = True
             idle = next(p.name for p in self.places if p.is_weight and p.tensor.grad is None)
-            warnings.warn(
+            _warn(
                 f"{idle} has no gradient after backward: the loss of this step does not depend on "
-                "it; a weight stays as it is at such steps, of which only the first is told",
-                RuntimeWarning,
-                stacklevel=3,
+                "it; a weight stays as it is at such steps, of which only the first is told"
             )
         return found
 
@@ -358,7 +287,7 @@ class FogzoStep:
         """Return what was differentiated: the losses, each as it took part in backward."""
         total = torch.zeros((), device=self.device)
         for loss in losses:
-            total = total + self._again(loss) * weight_of(loss)
+            total = total + self._again(loss) * loss.factor
         return total if unscaled_by is None else total * unscaled_by
 
     def _scale(self) -> tuple[bool, Tensor | None]:
@@ -373,21 +302,6 @@ class FogzoStep:
     def _parameters(self) -> list[Tensor]:
         listed = (p for group in self.optimizer.param_groups for p in group["params"])
         return [*dict.fromkeys(listed)]  # torch takes one twice, with a warning
-
-    def _check_replicas(self) -> None:
-        """Refuse to go on where the processes hold different weights."""
-        if _world_size() == 1:
-            return
-        sums = [w.parameter.detach().view(torch.int32).sum() for w in self.weights]
-        state = [self.seed % 2**63, self.steps]  # of which the directions are functions
-        held = torch.stack([*sums, *torch.tensor(state, device=self.device)])
-        both = torch.stack([held, -held])
-        dist.all_reduce(both, dist.ReduceOp.MAX)
-        if not torch.equal(both[0], -both[1]):
-            raise RuntimeError(
-                f"step {self.steps}: the processes hold different weights or seeds and do not "
-                "train as one; start all with the same weights, seed and FogzoStep"
-            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill a copy, of this object or of what holds it, or one that was pickled."""
@@ -421,39 +335,30 @@ class FogzoStep:
 
     def _refuse_without_estimate(self, *_: Any) -> None:
         if self.losses:
-            self.losses = []
+            self.losses.clear()
             raise RuntimeError(
                 "optimizer.step() came before the estimate, and would use the STE's gradient; call "
                 "FogzoStep.step() in its place, or FogzoStep.estimate() before clipping"
             )
 
 
+def _warn(*lines: str) -> None:
+    for line in lines:
+        warnings.warn(line, RuntimeWarning, stacklevel=4)  # behind estimate() and its decorator
+
+
 @torch.no_grad()
-def _clip(gradients: Sequence[Tensor], bound: float) -> None:
+def _clip(parameters: Sequence[Tensor], bound: float) -> None:
     """Bound the norm of all gradients together, dense or sparse, in place.
 
-    It is `torch.nn.utils.clip_grad_norm_` to the bit, but where the norm, or squares in float32,
-    over- or underflow: by an infinite norm all gradients would be set to zero, without a word.
+    As `torch.nn.utils.clip_grad_norm_`, to the bit, but where squares overflow: by an infinite norm
+    all gradients would be set to zero, without a word.
     """
+    gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return
-    parts = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    norm = nn.utils.get_total_norm(parts)
-    norms = torch._foreach_norm(parts, 2, dtype=torch.float64)
-    wide = torch.stack([n.to(norm.device) for n in norms]).norm()
-    usual = (bound / (norm + 1e-6)).clamp(max=1.0)
-    # The factor of a norm that the type cannot hold may itself be too small for it, its root not.
-    root = (bound / (wide + 1e-6)).clamp(max=1.0).sqrt().to(norm.dtype)
-    held = norm.isfinite() & (wide > 1e-18) & (wide < 1e18) | ~wide.isfinite()
-    factors = torch.where(held, usual, root), torch.where(held, torch.ones_like(root), root)
-    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for gradient in gradients:
-        values = gradient._values() if gradient.is_sparse else gradient
-        alike.setdefault((values.device, values.dtype), []).append(values)
-    for (device, _), group in alike.items():
-        for factor in factors:
-            torch._foreach_mul_(group, factor.to(device))
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    norm = nn.utils.get_total_norm(values)
+    norm = torch.where(norm.isfinite(), norm, total_norm([v.to(norm.device) for v in values]))
+    foreach = False if any(g.is_sparse for g in gradients) else None
+    nn.utils.clip_grads_with_norm_(parameters, bound, norm, foreach)

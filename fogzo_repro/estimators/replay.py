@@ -8,9 +8,10 @@ BatchNorm as the backward pass did, and leave no trace in the model's buffers.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,9 +112,8 @@ class RecordedLoss:
         device: whose random numbers and autocast are recorded.
 
     Attributes:
-        weight: the factor with which the loss took part in backward, 0-dim: 1/k where it was
-            divided by k micro-batches, the scale of a GradScaler. None before backward.
         first: the loss as it came out the first time.
+        is_added: whether a backward pass of it has added to gradients.
     """
 
     def __init__(
@@ -125,11 +125,9 @@ class RecordedLoss:
         self.random = RandomState(device)
         self.autocast = torch.is_autocast_enabled(device.type)
         self.dtype = torch.get_autocast_dtype(device.type)
-        self.weight: Tensor | None = None
-        self.is_added = False  # whether the weight is of passes that have added to gradients
-        self.handed: Tensor | None = None  # by the present pass
         self.first: Tensor
         self.versions: list[int] = []
+        self.forget_passes()
 
     def take(self) -> Tensor:
         """Return the loss for the first time, for the caller to differentiate.
@@ -148,24 +146,39 @@ class RecordedLoss:
             )
         self.first = loss.detach().clone()  # `loss /= k` changes it in place
         self.versions = _versions(self.batch)
-        loss.register_hook(self._keep_weight)
         return loss
 
-    def _keep_weight(self, gradient: Tensor) -> None:
-        """Take what backward hands to the loss."""
-        self.handed = gradient.detach().squeeze()
+    def forget_passes(self) -> None:
+        """Be as before backward."""
+        self._factor: Tensor | None = None
+        self.is_added = False
 
-    def end_pass(self, has_added: bool) -> None:
-        """Count what the pass has handed to the loss; a second pass adds to it, as to `.grad`.
+    def count_pass(self, handed: Tensor, has_added: bool) -> None:
+        """Count what a backward pass has handed to the loss; a second one adds, as to `.grad`.
 
         One of torch.autograd.grad, which leaves `.grad` alone, counts where there is no other.
         """
-        handed, self.handed = self.handed, None
-        if handed is None or (self.is_added and not has_added):
+        if self.is_added and not has_added:
             return
-        if self.weight is not None and self.is_added == has_added:
-            handed = self.weight + handed
-        self.weight, self.is_added = handed, has_added
+        if self._factor is not None and self.is_added == has_added:
+            handed = self._factor + handed
+        self._factor, self.is_added = handed, has_added
+
+    @property
+    def factor(self) -> Tensor:
+        """The factor with which the loss took part in backward, 0-dim.
+
+        1/k where it was divided by k micro-batches, the scale of a GradScaler.
+
+        Raises:
+            ValueError: where backward was not called.
+        """
+        if self._factor is None:
+            raise ValueError(
+                "backward was not called on a loss of this step; call loss.backward(), or "
+                "FogzoStep.losses.clear() where the batch is skipped"
+            )
+        return self._factor
 
     def forget(self) -> None:
         """Let go of the batch: a caller may keep the loss, whose hooks refer to this object."""
@@ -200,48 +213,137 @@ class RecordedLoss:
         return loss.to(torch.promote_types(loss.dtype, torch.float32))
 
 
-class BackwardPasses:
-    """Tells the backward passes of recorded losses from others, by the weights that they reach.
+class StepLosses:
+    """The losses of a step, each with its share in the gradients that backward passes have made.
+
+    Args:
+        parameters: the quantized weights; each gets a hook.
+
+    Attributes:
+        taken: the losses since the last estimate.
+        expects_rest: whether the next backward pass must find no gradients: it is the one behind
+            the first estimate. Looking makes the device wait, and so is done once.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = parameters
+        self.taken: list[RecordedLoss] = []
+        self.passing: list[tuple[RecordedLoss, Tensor]] = []  # in the present backward pass
+        self.expects_rest = False
+        self.additions = Additions()
+        for number, parameter in enumerate(parameters):
+            hook = partial(self.additions.note, number)
+            parameter.register_post_accumulate_grad_hook(hook)
+
+    def take(self, recorded: RecordedLoss) -> Tensor:
+        """Take a loss for the first time, for the caller to differentiate."""
+        self._end_pass()  # one that ended in an error did not say so
+        loss = recorded.take()
+        self.taken.append(recorded)
+        loss.register_hook(lambda gradient: self._begin_pass(recorded, gradient))
+        return loss
+
+    def of_the_step(self) -> list[RecordedLoss]:
+        """Return the losses that the gradients are of, and begin another step.
+
+        Raises:
+            ValueError: where there is none, backward was not called on one, or the gradients hold
+                more than theirs.
+        """
+        self._end_pass()
+        losses, self.taken = self.taken, []
+        others, self.additions.others = self.additions.others, False
+        if not losses:
+            raise ValueError("no loss was recorded for this step; take it by loss(loss_fn, *batch)")
+        for loss in losses:
+            _ = loss.factor
+        if others:
+            raise ValueError(
+                "the gradients hold those of a loss that FogzoStep.loss did not take, and that the "
+                "probes would not see; take it by loss(loss_fn, *batch) too, or call its backward "
+                "after estimate()"
+            )
+        return losses
+
+    def _begin_pass(self, recorded: RecordedLoss, gradient: Tensor) -> None:
+        """Note that a backward pass has come to a loss, and what it has handed to it."""
+        handed = gradient.detach().squeeze()
+        if torch.compiler.is_compiling():  # such a pass does not tell when it is over
+            recorded.count_pass(handed, has_added=True)
+            return
+        self.passing.append((recorded, handed))
+        if len(self.passing) > 1:  # of losses that go backward together
+            return
+        self.additions.are_recorded = True
+        # Torch has no public way to learn that a pass is over.
+        torch.autograd.Variable._execution_engine.queue_callback(self._end_pass)
+        self._look_at_gradients(recorded)
+
+    def _end_pass(self) -> None:
+        for recorded, handed in self.passing:
+            recorded.count_pass(handed, self.additions.are_new)
+        self.passing = []
+        self.additions.are_recorded = self.additions.are_new = False
+
+    def _look_at_gradients(self, recorded: RecordedLoss) -> None:
+        """Forget losses whose gradients were set to None or zero since: their batches are skipped.
+
+        The device is asked only where that may be: not where the gradients are as the last pass has
+        left them.
+        """
+        expects_rest, self.expects_rest = self.expects_rest, False
+        others = self.additions.others
+        if expects_rest and not others and self._hold_gradients():
+            raise ValueError(
+                "the gradients hold the last step's estimate still, to which this pass would add; "
+                "call estimate() once all micro-batches of a step are in them, and set them to "
+                "zero after the optimizer's step"
+            )
+        added = [loss for loss in self.taken if loss.is_added]
+        may_be = others or (added and not self._are_left())
+        if may_be and not self._hold_gradients():
+            self.additions.others = False
+            self.taken = [loss for loss in self.taken if loss is recorded or loss not in added]
+            recorded.forget_passes()
+
+    def _hold_gradients(self) -> bool:
+        return any(p.grad is not None and bool(p.grad.any()) for p in self.parameters)
+
+    def _are_left(self) -> bool:
+        """Return whether the first gradient that is there is as the last addition has left it."""
+        for number, p in enumerate(self.parameters):
+            if p.grad is not None:
+                return self.additions.versions.get(number) == p.grad._version
+        return False
+
+
+class Additions:
+    """What backward passes have added to the gradients of the weights, as hooks of these see it.
 
     It refers to no tensor: Python cannot collect a model whose weight has a hook that refers to it.
 
     Attributes:
-        is_recorded: whether the present pass is of a recorded loss.
-        has_added: whether it has added to a gradient.
-        others: whether another one than a recorded loss's has added to a gradient.
-        versions: of the gradients after the last addition, by the number of the weight.
+        are_recorded: whether those of the present pass are a recorded loss's.
+        are_new: whether the present pass, of a recorded loss, has made one.
+        others: whether one was made that is no recorded loss's.
+        versions: of the gradients behind the last one, by the number of the weight.
     """
 
     def __init__(self) -> None:
-        self.is_recorded = self.has_added = self.others = False
+        self.are_recorded = self.are_new = self.others = False
         self.versions: dict[int, int] = {}
 
-    def begin(self, end: Callable[[], None]) -> bool:
-        """Note that a recorded loss's pass begins; return False where it is one with another's.
-
-        Args:
-            end: called when it is over.
-        """
-        if self.is_recorded:
-            return False
-        self.is_recorded = True
-        # Torch has no public way to learn that a pass is over.
-        torch.autograd.Variable._execution_engine.queue_callback(end)
-        return True
-
-    def end(self) -> None:
-        """Note that it is over."""
-        self.is_recorded = self.has_added = False
-
-    def added(self, number: int, weight: Tensor) -> None:
-        """Note that a pass has added to the gradient of a weight; that weight's hook."""
+    def note(self, number: int, weight: Tensor) -> None:
+        """Note one; the hook of a weight."""
         if torch.compiler.is_compiling():  # a compiled pass does not tell when it is over
             return
         if weight.grad is None:  # another hook has taken it, and the estimate says so
             return
         self.versions[number] = weight.grad._version
-        self.has_added = True
-        self.others = self.others or not self.is_recorded
+        if self.are_recorded:
+            self.are_new = True
+        else:
+            self.others = True
 
 
 def _rebuilt(batch: Any) -> Any:

@@ -398,35 +398,22 @@ def test_clipping_bounds_the_update_at_any_size_of_the_gradients(size: float) ->
     assert nn.utils.get_total_norm(moved) == pytest.approx(1e-3, rel=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("value", "dtype"),
-    [(3e4, torch.float16), (1e38, torch.float32), (3e38, torch.bfloat16)],
-    ids=["float16", "float32", "bfloat16"],
-)
-def test_clipping_bounds_a_norm_that_the_type_cannot_hold(value: float, dtype: torch.dtype) -> None:
-    gradients = [torch.full((30,), value, dtype=dtype), torch.full((70,), -value, dtype=dtype)]
-    assert nn.utils.get_total_norm(gradients).isinf()
-    _clip(gradients, 1.0)
-    found = torch.cat(gradients).double()
-    torch.testing.assert_close(found.norm().item(), 1.0, rtol=1e-2, atol=0)
-    assert (found[:30] == -found[-1]).all() and found[0] > 0
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("value", [1.0, 1e-3, math.inf, math.nan])
 def test_clipping_is_that_of_torch_to_the_bit_at_ordinary_norms(
     value: float, dtype: torch.dtype
 ) -> None:
     g = torch.Generator().manual_seed(0)
-    ours = [torch.randn(size, generator=g).to(dtype) for size in (7, 500)]
-    ours[0][0] *= value
-    theirs = [nn.Parameter(torch.zeros_like(one)) for one in ours]
-    for parameter, gradient in zip(theirs, ours, strict=True):
-        parameter.grad = gradient.clone()
+    gradients = [torch.randn(size, generator=g).to(dtype) for size in (7, 500)]
+    gradients[0][0] *= value
+    ours, theirs = ([nn.Parameter(torch.zeros_like(g)) for g in gradients] for _ in range(2))
+    for parameters in (ours, theirs):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
     nn.utils.clip_grad_norm_(theirs, 0.7)
     _clip(ours, 0.7)
-    for parameter, gradient in zip(theirs, ours, strict=True):
-        torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=0, equal_nan=True)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=0, equal_nan=True)
 
 
 def test_sparse_gradients_are_clipped_like_dense_ones() -> None:
@@ -622,11 +609,6 @@ def expanded(model: Any, w: QuantizedWeight) -> QuantizedWeight:
     return QuantizedWeight(model[0].weight, w.scale, LAW)
 
 
-def overlapping(model: Any, w: QuantizedWeight) -> QuantizedWeight:
-    model[0].weight = nn.Parameter(torch.ones(20).as_strided((8, 6), (1, 2)))
-    return QuantizedWeight(model[0].weight, w.scale, LAW)
-
-
 def on_meta(model: Any, w: QuantizedWeight) -> list[QuantizedWeight]:
     return quantized(model.to("meta"))
 
@@ -656,7 +638,6 @@ WRONG = {
     "bfloat16": (cast, "0.weight is kept in torch.bfloat16, in which a perturbation is lost"),
     "frozen": (frozen, "0.weight does not require a gradient"),
     "expanded": (expanded, r"several elements of 0.weight share one place .*\.contiguous\(\)"),
-    "overlapping": (overlapping, r"several elements of 0.weight share one place in memory"),
     "shared": (shared, r"\d.weight and \d.weight share memory"),
     "meta": (on_meta, "0.weight is on the meta device, without values"),
     "another model's": (
