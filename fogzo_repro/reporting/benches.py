@@ -41,12 +41,8 @@ class Bench:
     figures: dict[str, Any]
 
 
-def speed(folder: Path) -> str:
-    """Return what a reader needs of a folder's benches as two tables, and links to the rest."""
-    return _tables(read_benches(folder))
-
-
-def _tables(records: Records) -> str:
+def speed(records: Records) -> str:
+    """Return what a reader needs of the benches as two tables, and links to the rest."""
     steps, jobs = [*_steps(records, SHOWN)], [*_jobs(records)]
     shown = {bench.path for bench in steps} | {path for _, _, path in jobs}
     parts = [ABOUT_STEPS, markdown(filled(STEPS, steps), steps)] if steps else []
@@ -56,16 +52,12 @@ def _tables(records: Records) -> str:
     return "\n\n".join(parts)
 
 
-def speed_sentence(folder: Path) -> str:
+def speed_sentence(records: Records) -> str:
     """Return README's sentence: how many STE steps a FOGZO step takes; nothing without records.
 
     Of all cases, by the record that the table would show: the slowest is none of those that it
     does show, and older records of a case are of earlier code.
     """
-    return _sentence(read_benches(folder))
-
-
-def _sentence(records: Records) -> str:
     cases = sorted(
         {
             (name, quantizer)
@@ -99,14 +91,33 @@ def read_benches(folder: Path) -> Records:
             found[path] = files.parse_json(path.read_bytes())
             if not isinstance(found[path]["hardware"], str):
                 raise ValueError("hardware is not a text")
+            if not all(figure > 0 for figure in _estimated_by(found[path])):
+                raise ValueError("a figure is not above 0")
             alone = {path: found[path]}
-            _tables(alone)  # reads every figure that a page shows
-            _sentence(alone)
+            speed(alone)  # reads every figure that a page shows
+            speed_sentence(alone)
         except Exception as error:  # whatever may be wrong with a file
             raise UserError(
                 f"{path} is not the record of a bench ({error!r}); put back the committed file"
             ) from None
     return found
+
+
+def _estimated_by(record: dict[str, Any]) -> Iterator[float]:
+    """Yield the figures that a dry run estimates hours and memory by."""
+    for recipe in record.get("recipes", {}).values():
+        for way in (recipe, *recipe.get("ways", {}).values()):
+            yield way["images_per_s"]
+    for job in record.get("jobs", {}).values():
+        yield job.get("seconds", 1.0)
+    for measured in record.get("networks", {}).values():
+        for figures in measured.values():
+            yield figures["units_per_step"]
+            yield figures["peak_memory_mb"]
+            yield figures["ste_ms"]["median"]
+            yield figures.get("flop_per_token", 1.0)
+            for part in (figures, *figures.get("probe_fraction", {}).values()):
+                yield part.get("fogzo_ms", {"median": 1.0})["median"]
 
 
 def _steps(records: Records, cases: Iterable[tuple[str, str]]) -> Iterator[Bench]:

@@ -77,7 +77,7 @@ def choices(found: TableResults) -> list[Choice]:
 
 def sections(results: Path, found: TableResults) -> list[str]:
     """Return the parts of a mini table's page that the others do not have."""
-    made, kept = choices(found), probes(found, bench_records(results))
+    made, kept = choices(found), probes(found, read_benches(results / "records" / "bench"))
     parts = ["## Chosen", ABOUT_CHOICES, markdown(CHOICES, made) if made else "Nothing yet."]
     tested = read_tested(results, found)
     statistics = {one.line["statistic"] for one in tested}
@@ -103,11 +103,6 @@ class Kept:
     high: float
     n: int
     time: float | None
-
-
-def bench_records(results: Path) -> Records:
-    """Return the records of the benches beside those of the tables."""
-    return read_benches(results / "records" / "bench")
 
 
 def time_of(cell: CellResult, ste: CellResult, benches: Records) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.reporting.answer import answer
-from fogzo_repro.reporting.benches import speed, speed_sentence
+from fogzo_repro.reporting.benches import read_benches, speed, speed_sentence
 from fogzo_repro.reporting.claims import VERDICTS, JudgedTable, counted, judged_table
 from fogzo_repro.reporting.columns import Column, markdown
 from fogzo_repro.reporting.results import TableResults, ran, read_results
@@ -35,7 +35,7 @@ def update_pages(root: Path, results: Path) -> None:
 
 def first_screen(results: Path) -> str:
     """Return what README.md shows: the answer, and how long a FOGZO step takes."""
-    said = [answer(results), speed_sentence(results / "records" / "bench")]
+    said = [answer(results), speed_sentence(read_benches(results / "records" / "bench"))]
     return "\n\n".join(filter(None, said))
 
 
@@ -49,7 +49,7 @@ def claims_and_tables(results: Path) -> str:
 PAGES: dict[str, Callable[[Path], str]] = {  # what each shows of results/
     "README.md": first_screen,
     "docs/results.md": claims_and_tables,
-    "docs/hardware.md": lambda results: speed(results / "records" / "bench"),
+    "docs/hardware.md": lambda results: speed(read_benches(results / "records" / "bench")),
 }
 
 

@@ -12,13 +12,12 @@ not measured has the next larger one's.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from fogzo_repro.config import RunConfig, UserError, quantizer_label
-from fogzo_repro.reporting.benches import read_benches as bench_records
+from fogzo_repro.config import RunConfig, quantizer_label
+from fogzo_repro.reporting.benches import Records
 from fogzo_repro.sweeps.forecast import epoch_order
 
 LOADERS = {"torchvision": "resnet18", "timm": "deit_tiny"}  # recipe.augmentation: bench's recipe
@@ -64,57 +63,23 @@ class Peak:
     scaled: bool
 
 
-def read_benches(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def by_card(records: Records) -> dict[str, list[dict[str, Any]]]:
     """Return the bench records of training steps by card, those of processors left out."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for record in _undamaged(folder):
+    for record in records.values():
         card = record["hardware"]
         if ("networks" in record or "jobs" in record) and "threads" not in card:
             found.setdefault(card, []).append(record)
     return found
 
 
-def _undamaged(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the bench records.
-
-    Raises:
-        UserError: for a figure that nothing can be estimated by.
-    """
-    for path, record in bench_records(folder).items():
-        try:
-            whole = all(number > 0 for number in _numbers(record))
-        except Exception:  # whatever may be wrong with a file
-            whole = False
-        if not whole:
-            raise UserError(f"{path} has a damaged figure; put back the committed file")
-        yield record
-
-
-def _numbers(record: dict[str, Any]) -> Iterator[float]:
-    """Yield the figures that hours and memory are estimated by."""
-    for recipe in record.get("recipes", {}).values():
-        for way in (recipe, *recipe.get("ways", {}).values()):
-            yield way["images_per_s"]
-    for name, job in record.get("jobs", {}).items():
-        if name in MNIST_JOBS.values():
-            yield job["seconds"]
-    for measured in record.get("networks", {}).values():
-        for figures in measured.values():
-            yield figures["units_per_step"]
-            yield figures["peak_memory_mb"]
-            yield figures["ste_ms"]["median"]
-            yield figures.get("flop_per_token", 1.0)
-            for part in (figures, *figures.get("probe_fraction", {}).values()):
-                yield part.get("fogzo_ms", {"median": 1.0})["median"]
-
-
-def loader_rates(folder: Path) -> dict[str, float]:
+def loader_rates(records: Records) -> dict[str, float]:
     """Return how many images a second a loader gives, by recipe of its bench.
 
     `resnet18` is from the files, `resnet18 decoded` from a decoded tree.
     """
     found: dict[str, float] = {}
-    for record in _undamaged(folder):
+    for record in records.values():
         for recipe, figures in record.get("recipes", {}).items():
             decoded = figures.get("ways", {}).get("decoded_device")
             for name, way in ((recipe, figures), (f"{recipe} decoded", decoded)):

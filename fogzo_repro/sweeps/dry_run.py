@@ -12,14 +12,8 @@ from fogzo_repro.config import CONFIGS, RunConfig, to_yaml
 from fogzo_repro.config.parts import own_parts
 from fogzo_repro.data.c4 import prepare_command
 from fogzo_repro.project import script, shipped, working_folder
-from fogzo_repro.sweeps.benched import (
-    Hours,
-    Peak,
-    loader_rates,
-    peak_memory,
-    read_benches,
-    run_hours,
-)
+from fogzo_repro.reporting.benches import read_benches
+from fogzo_repro.sweeps.benched import Hours, Peak, by_card, loader_rates, peak_memory, run_hours
 from fogzo_repro.sweeps.forecast import (
     NO_GPU,
     Forecast,
@@ -75,10 +69,10 @@ class Measured:
     """
 
     def __init__(self, records: Path, device: str) -> None:
-        on_cpu, bench = device == "cpu", shipped(records.parent, "records/bench")
-        self.benches = {} if on_cpu else read_benches(bench)
+        on_cpu, benches = device == "cpu", read_benches(shipped(records.parent, "records/bench"))
+        self.benches = {} if on_cpu else by_card(benches)
         self.recorded = {} if on_cpu else recorded_seconds(records)
-        self.rates = loader_rates(bench)
+        self.rates = loader_rates(benches)
 
     def hours(self, config: RunConfig, steps: int, alone: bool = False) -> dict[str, Hours | None]:
         """Return the hours of a run by card: by benches where there are any, else by records.

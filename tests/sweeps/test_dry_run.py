@@ -16,12 +16,13 @@ from fogzo_repro import __main__ as cli
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import RunConfig, UserError, to_yaml
 from fogzo_repro.data.decoded import command
+from fogzo_repro.reporting.benches import read_benches
 from fogzo_repro.sweeps.benched import (
     Peak,
+    by_card,
     flop_per_token,
     loader_rates,
     peak_memory,
-    read_benches,
     run_hours,
 )
 from fogzo_repro.sweeps.dry_run import describe_without_data, dry_run
@@ -160,7 +161,7 @@ def test_a_row_has_the_sum_of_its_cells() -> None:
 def test_photographs_take_as_long_as_their_loader_where_that_is_slower() -> None:
     deit, record = config("table1/deit-tiny-identity-ste"), bench("vision")
     rate = bench("loader")["recipes"]["deit_tiny"]["images_per_s"]
-    hours = run_hours(deit, 1000, [record], loader_rates(RECORDS / "bench"))
+    hours = run_hours(deit, 1000, [record], loader_rates(read_benches(RECORDS / "bench")))
     assert hours is not None and hours.loader
     assert hours.hours == pytest.approx(1000 * 1024 / rate / 3600)
     fast = run_hours(deit, 1000, [record], {"deit_tiny": 1e9})
@@ -188,7 +189,7 @@ def test_the_best_recorded_loader_counts(tmp_path: Path) -> None:
     for name, rate in (("a", 100.0), ("b", 300.0)):
         recipes = {"hardware": "a card", "recipes": {"deit_tiny": {"images_per_s": rate}}}
         (tmp_path / f"{name}.json").write_text(json.dumps(recipes))
-    assert loader_rates(tmp_path) == {"deit_tiny": 300.0}
+    assert loader_rates(read_benches(tmp_path)) == {"deit_tiny": 300.0}
 
 
 def test_a_run_from_a_decoded_tree_has_the_rate_of_that_way(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_a_run_from_a_decoded_tree_has_the_rate_of_that_way(tmp_path: Path) -> N
         "recipes": {"deit_tiny": {"images_per_s": 300.0, "ways": ways}},
     }
     (tmp_path / "a.json").write_text(json.dumps(recipes))
-    rates, record = loader_rates(tmp_path), bench("vision")
+    rates, record = loader_rates(read_benches(tmp_path)), bench("vision")
     assert rates == {"deit_tiny": 300.0, "deit_tiny decoded": 700.0}
     for more, rate in (((), 300.0), (("dataset.decoded=256",), 700.0)):
         deit = config("table1/deit-tiny-identity-ste", *more)
@@ -321,7 +322,7 @@ def test_a_dry_run_says_the_measured_memory_and_what_is_not_measured() -> None:
 def test_a_card_counts_by_its_training_benches_alone() -> None:
     said = {
         record.get("bench", "mnist")
-        for records in read_benches(RECORDS / "bench").values()
+        for records in by_card(read_benches(RECORDS / "bench")).values()
         for record in records
     }
     assert said == {"language", "mnist", "vision"}
@@ -344,9 +345,8 @@ def test_a_damaged_figure_of_a_bench_is_one_line(
         part = part[key]
     part[where[-1]] = damage
     (tmp_path / "a.json").write_text(json.dumps(record))
-    for read in (read_benches, loader_rates):
-        with pytest.raises(UserError, match=r"a\.json .*; put back the committed file"):
-            read(tmp_path)
+    with pytest.raises(UserError, match=r"a\.json .*; put back the committed file"):
+        read_benches(tmp_path)
 
 
 def record_of(folder: Path, name: str, run: RunConfig, hours: float, **changes: Any) -> None:

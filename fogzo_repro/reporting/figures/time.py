@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fogzo_repro.reporting.benches import read_benches
 from fogzo_repro.reporting.figures.drawing import GREY, draw_points, ends_of_sd, scale_values
 from fogzo_repro.reporting.figures.panels import (
     EQUAL,
@@ -27,7 +28,7 @@ from fogzo_repro.reporting.figures.panels import (
     kind_of,
     panels,
 )
-from fogzo_repro.reporting.minis import bench_records, probes, time_of
+from fogzo_repro.reporting.minis import probes, time_of
 from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.wording import METRIC_NAMES
 
@@ -76,7 +77,7 @@ def write_time(stem: Path, found: TableResults) -> bool:
 
 def write_cost(stem: Path, found: TableResults) -> bool:
     """Write <stem>.png and .csv of the rows with probes on a part; return False without any."""
-    benches = bench_records(stem.parents[1])
+    benches = read_benches(stem.parents[1] / "records" / "bench")
     rows = {kept.cell.row for kept in probes(found, benches)}
     points = []
     for row, cells in panels(found).items():
