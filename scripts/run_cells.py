@@ -182,7 +182,8 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     """Run the missing runs, collect the records, say what happened; return the exit status."""
     gpus, first = visible_gpus(arguments.gpus), cells[0].config
     scale, kind = first.scale, device_here(first.hardware.device)
-    asked, over = cells, over_without_start(cells, arguments.records, kind)
+    recorded = known_runs(arguments.records, [], kind)
+    asked, over = cells, over_without_start(cells, recorded)
     cells = [cell for cell in cells if cell not in over]
     side_by_side = [cell for cell in cells if group_key(cell.config) is not None]
     for table in {cell.config.cell.table for cell in cells}:  # committed since they were made
@@ -205,7 +206,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     to_run += [run for j in missing for run in runs_of(j.config.cell, scale, [j.config.seed])]
     if not first.force:
         said += run_elsewhere(to_run, arguments.records, first.hardware.name, kind)
-        said += recorded_otherwise(to_run, arguments.records, kind)
+        said += recorded_otherwise(to_run, recorded)
     for start in sorted({str(cell.config.recipe.start_from) for cell in over}):
         said.append(
             f"recipe.start_from={start} is not here: cells that begin with it count as over where "

@@ -14,6 +14,7 @@ From results/records and the run folders alone; imports no torch.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 if not __package__:  # started as a file
@@ -23,11 +24,9 @@ from fogzo_repro.config import UserError
 from fogzo_repro.project import working_folder
 from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.claimed import needed_cells
-from fogzo_repro.sweeps.status import OVER, STATES, Run, count_states, known_runs, runs_of
+from fogzo_repro.sweeps.status import OVER, STATES, Run, known_runs, runs_of
 from fogzo_repro.sweeps.tables import evaluation_seeds, find_entries, table_files
 from fogzo_repro.terminal import aligned, command_parser, one_line_errors
-
-NOT_NEEDED, OTHERS = "not needed", "other seeds"
 
 
 def not_needed(results: Path, table: str, runs: list[Run], known: dict[Run, str]) -> set[Run]:
@@ -61,15 +60,15 @@ def main() -> None:
     arguments = parser.parse_args()
     seeds, files = evaluation_seeds(arguments.seeds), table_files()
     known = known_runs(arguments.records, [arguments.runs])
-    lines = [["table", "cells", "runs", *STATES, NOT_NEEDED, OTHERS]]
+    lines = [["table", "cells", "runs", *STATES, "not needed", "other seeds"]]
     for name in arguments.tables or files:
         entries = [entry.with_seeds(seeds) for entry in find_entries(name, files)]
         cells = [cell for entry in entries for cell in entry.cells()]
         runs = [run for cell in cells for run in runs_of(cell, cell.scale, cell.seeds)]
         spare = not_needed(arguments.records.parent, name.split("/")[0], runs, known)
-        states = count_states([run for run in runs if run not in spare], known)
-        counts = [len(cells), len(runs), *(states[s] for s in STATES), len(spare)]
-        counts.append(over_on_others(runs, known))
+        states = Counter(known.get(run, "missing") for run in runs if run not in spare)
+        others = over_on_others(runs, known)
+        counts = [len(cells), len(runs), *(states[s] for s in STATES), len(spare), others]
         lines.append([name, *map(str, counts)])
     print("\n".join(aligned(lines, numbers=True)))
 

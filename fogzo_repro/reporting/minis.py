@@ -44,15 +44,7 @@ def held_out(table: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What one sweep has chosen.
-
-    Attributes:
-        row: the quantizer.
-        side: STE or FOGZO.
-        what: noise or rate.
-        cell: the chosen one.
-        note: what limits the choice.
-    """
+    """What one sweep has chosen for a quantizer: a side's (STE, FOGZO) `what`, noise or rate."""
 
     row: str
     side: str

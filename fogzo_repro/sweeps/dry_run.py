@@ -60,13 +60,7 @@ class Needed:
 
 
 class Measured:
-    """What benches and records say of hours and memory, by card; of a CPU nothing is known.
-
-    Attributes:
-        benches: of training steps, by card.
-        recorded: what runs took that have a record, by card.
-        rates: of the loader.
-    """
+    """What benches and records say of hours and memory, by card; of a CPU nothing is known."""
 
     def __init__(self, records: Path, device: str) -> None:
         on_cpu, benches = device == "cpu", read_benches(shipped(records.parent, "records/bench"))

@@ -23,15 +23,7 @@ DIFFERING = ("seed", "recipe.lr", "quantizer.scale_factor")  # among the lanes o
 
 @dataclass(frozen=True)
 class LaneCell:
-    """A cell, and those of its seeds that have no record.
-
-    Attributes:
-        config: of all its runs.
-        seeds: to train.
-        result: what determines the result, without the seed.
-        total_steps: of each run.
-        perturbed: weights that directions move.
-    """
+    """A cell, those of its seeds that have no record, and what determines the result but these."""
 
     config: RunConfig
     seeds: tuple[int, ...]

@@ -16,9 +16,8 @@ from rich.text import Text
 from fogzo_repro import files
 from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.terminal import stderr
-from fogzo_repro.tracking.progress import clock
+from fogzo_repro.tracking.progress import LINE_SECONDS, clock
 
-LINE_SECONDS = 15.0  # without a terminal: a line at most this often, unless told otherwise
 TAIL_BYTES = 200  # enough for the last line of timing.jsonl
 
 

@@ -60,11 +60,6 @@ def known_runs(
     return found
 
 
-def count_states(runs: Iterable[Run], known: dict[Run, str]) -> Counter[str]:
-    """Count runs by state; one that has left nothing is missing."""
-    return Counter(known.get(run, "missing") for run in runs)
-
-
 def runs_of(label: CellConfig | Planned, scale: str, seeds: Iterable[int]) -> list[Run]:
     """Return the runs of a cell, as `known_runs` names them."""
     return [(label.table, label.row, label.column, scale, seed) for seed in seeds]
@@ -86,18 +81,16 @@ def absent_starts(cells: Iterable[Cell], known: Mapping[Run, str]) -> Counter[st
     return +starts
 
 
-def over_without_start(cells: Iterable[Cell], records: Path, device: str) -> list[Cell]:
+def over_without_start(cells: Iterable[Cell], known: Mapping[Run, str]) -> list[Cell]:
     """Return the cells that are over and begin with a network that is not here.
 
-    A run id needs its weights, so that such cells cannot be planned; nor need they be. `device` is
-    the kind that the runs take here, `cpu` or `cuda`.
+    A run id needs its weights, so that such cells cannot be planned; nor need they be.
     """
-    lacking = [c for c in cells if absent_start(c.config) and not c.config.force]
-    known = known_runs(records, [], device) if lacking else {}
     found = []
-    for cell in lacking:
+    for cell in cells:
         runs = runs_of(cell.config.cell, cell.config.scale, cell.seeds)
-        found += [cell] if all(known.get(run) in OVER for run in runs) else []
+        over = not cell.config.force and all(known.get(run) in OVER for run in runs)
+        found += [cell] if over and absent_start(cell.config) else []
     return found
 
 
@@ -118,9 +111,8 @@ def run_elsewhere(runs: Iterable[Run], records: Path, hardware: str, device: str
     return [said] if count else []
 
 
-def recorded_otherwise(runs: Iterable[Run], records: Path, device: str) -> list[str]:
+def recorded_otherwise(runs: Iterable[Run], known: Mapping[Run, str]) -> list[str]:
     """Say, in a line, how many of the runs that are missing have another run's record in place."""
-    known = known_runs(records, [], device)
     count = sum(known.get(run) in OVER for run in runs)
     said = (
         f"{count} of the missing runs have a record of other settings, or of other files of yours, "
