@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,10 +34,11 @@ from fogzo_repro.models.prefix import EndOfPrefix
 from fogzo_repro.quantization.lsq import LsqInput
 
 
+@dataclass(eq=False)
 class Passes:
     """The passes of a training step.
 
-    Args:
+    Attributes:
         model: in training mode.
         loss: (model, batch) -> 0-dim loss in float32.
         perturbed: the parameters that probes move.
@@ -50,31 +52,24 @@ class Passes:
             than those of a full batch do.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[[nn.Module, Any], Tensor],
-        perturbed: Sequence[Tensor] = (),
-        *,
-        autocast: torch.dtype | None = None,
-        micro_batch: int | None = None,
-        one_batch: bool = True,
-        examples: int | None = None,
-    ) -> None:
-        self.model = model
-        self.loss = loss
-        self.perturbed = list(perturbed)
-        self.autocast = autocast
-        self.micro_batch = micro_batch
-        self.examples = examples
+    model: nn.Module
+    loss: Callable[[nn.Module, Any], Tensor]
+    perturbed: Sequence[Tensor] = ()
+    autocast: torch.dtype | None = None
+    micro_batch: int | None = None
+    one_batch: bool = True
+    examples: int | None = None
+
+    def __post_init__(self) -> None:
+        model = self.model
         self.eager = False  # the passes of this step, though the network is compiled
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device)  # of the masks of stochastic depth
         self.buffers = FrozenBuffers(model)
         self.masks = DropPathMasks(model, self.device)
         self.learned_inputs = [m for m in model.modules() if isinstance(m, LsqInput)]
-        shares = one_batch and micro_batch is None
-        self.prefix = SharedPrefix(model if shares else nn.Identity(), perturbed)
+        shares = self.one_batch and self.micro_batch is None
+        self.prefix = SharedPrefix(model if shares else nn.Identity(), self.perturbed)
         self.seed(0)
 
     def seed(self, seed: int) -> None:

@@ -11,6 +11,7 @@ same code runs eagerly and inside a captured CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -35,10 +36,11 @@ from fogzo_repro.training.row import MAX_BAD_STREAK, make_row
 STREAMS = ("directions", "signs", "control")  # all ranks draw the same
 
 
+@dataclass(eq=False)
 class TrainStep:
     """The step of one run.
 
-    Args:
+    Attributes:
         model: in training mode.
         loss: (model, batch) -> 0-dim loss in float32.
         optimizer: of the fused kind.
@@ -59,53 +61,37 @@ class TrainStep:
         examples: of a full batch, see `Passes`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[[nn.Module, Any], Tensor],
-        optimizer: torch.optim.Optimizer,
-        estimator: Estimator,
-        weights: Sequence[QuantizedWeight],
-        *,
-        seed: int,
-        pairs: int,
-        batched_probes: Callable[[Any], Probes] | None = None,
-        start_fraction: float = 0.0,
-        probe_fraction: float = 1.0,
-        random_sign: bool = False,
-        probe_gradients: bool = False,
-        autocast: torch.dtype | None = None,
-        clip_norm: float | None = None,
-        ranks: Ranks = ALONE,
-        micro_batch: int | None = None,
-        examples: int | None = None,
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.estimator = estimator
-        self.after_update = getattr(estimator, "after_update", None)
-        self.weights = weights
-        self.seed = seed
-        self.pairs = pairs
-        self.batched_probes = batched_probes
-        self.start_fraction = start_fraction
-        self.probe_fraction = probe_fraction
-        self.random_sign = random_sign
-        self.probe_gradients = probe_gradients
-        self.clip_norm = clip_norm
-        self.ranks = ranks
+    model: nn.Module
+    loss: Callable[[nn.Module, Any], Tensor]
+    optimizer: torch.optim.Optimizer
+    estimator: Estimator
+    weights: Sequence[QuantizedWeight]
+    _: KW_ONLY
+    seed: int
+    pairs: int
+    batched_probes: Callable[[Any], Probes] | None = None
+    start_fraction: float = 0.0
+    probe_fraction: float = 1.0
+    random_sign: bool = False
+    probe_gradients: bool = False
+    autocast: torch.dtype | None = None
+    clip_norm: float | None = None
+    ranks: Ranks = ALONE
+    micro_batch: int | None = None
+    examples: int | None = None
 
-        perturbed = [w.parameter for w in weights]
+    def __post_init__(self) -> None:
+        self.after_update = getattr(self.estimator, "after_update", None)
+        perturbed = [w.parameter for w in self.weights]
         self.passes = Passes(
-            model, loss, perturbed,
-            autocast=autocast, micro_batch=micro_batch, one_batch=probe_fraction == 1,
-            examples=examples,
+            self.model, self.loss, perturbed, self.autocast, self.micro_batch,
+            one_batch=self.probe_fraction == 1, examples=self.examples,
         )  # fmt: skip
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         moved = set(perturbed)
         self.others = [p for p in self.parameters if p not in moved]
         self.device = self.passes.device
-        fp16 = autocast == torch.float16
+        fp16 = self.autocast == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.generators = {name: torch.Generator(self.device) for name in STREAMS}
         self.failed = torch.zeros((), device=self.device)  # 1 once the run must stop
