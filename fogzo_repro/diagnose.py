@@ -46,7 +46,7 @@ from fogzo_repro.estimators.quality import (
 )
 from fogzo_repro.estimators.schedule import noise_from_rho, start_step
 from fogzo_repro.evaluate import parse_settings
-from fogzo_repro.plan import build_estimator, probe_budget, probe_gradients, probe_pairs
+from fogzo_repro.plan import batched_probes, build_estimator, probe_gradients, probe_pairs
 from fogzo_repro.randomness import derive_seed, generator_for
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
 from fogzo_repro.reporting.statistics import jackknife
@@ -115,8 +115,7 @@ class Diagnosis:
     ) -> None:
         self.seed = run.config.seed
         self.network, self.task, self.device = network, task, device
-        budget = probe_budget(run.config.hardware)
-        self.batched = task.batched_probes(network.model, budget)
+        self.batched = batched_probes(task, network.model, run.config.hardware)
         self.passes = Passes(network.model, task.loss, [w.parameter for w in network.weights])
         self.effort = replace(MANY if self.batched else FEW, **given)
         settings = run.config.estimator

@@ -34,7 +34,9 @@ from fogzo_repro.estimators.schedule import noise_from_rho, rho_from_noise
 from fogzo_repro.quantization.products import MOST_BITS, MULTIPLE
 from fogzo_repro.quantization.replace import SharedInput
 from fogzo_repro.terminal import aligned
+from fogzo_repro.training.batched import BatchedProbes, supports_batched
 from fogzo_repro.training.checkpoint import KEEP
+from fogzo_repro.training.classification import InMemoryImages
 from fogzo_repro.training.compilation import compile_network
 from fogzo_repro.training.graph import can_capture
 from fogzo_repro.training.machine import Machine, resolve_machine
@@ -201,14 +203,14 @@ def make_plan(config: RunConfig) -> Plan:
         share_batchnorm(network.model)
     if machine.channels_last:
         network.model.to(memory_format=torch.channels_last)
-    batched_probes = choose_batched_probes(config, machine, task, network)
+    many = choose_batched_probes(config, machine, task, network)
     resolved = {
         "device": machine.device.type,
         "precision": str(machine.autocast or torch.float32).removeprefix("torch."),
         "world_size": ranks.world_size,
         "rank_batch": batch // ranks.world_size,
         "sync_batchnorm": shares_batchnorm,
-        "evaluator": "batched" if batched_probes else "sequential",
+        "evaluator": "batched" if many else "sequential",
         "data": task.fingerprint,
         "model_arguments": task.model_arguments,
         **({"corpus": task.corpus} if task.corpus else {}),
@@ -221,7 +223,7 @@ def make_plan(config: RunConfig) -> Plan:
         resolved["parts"] = added
     total = config.recipe.total_steps(batches.order.steps)
     result = json.loads(json.dumps(result_fields(config, resolved)))
-    return Plan(config, machine, task, network, total, batched_probes, result)
+    return Plan(config, machine, task, network, total, many, result)
 
 
 def build_step(
@@ -276,9 +278,16 @@ def build_estimator(config: RunConfig, device: torch.device) -> Estimator:
     return found
 
 
-def probe_budget(hardware: HardwareConfig) -> int:
-    """Return the bytes that hardware.probe_memory_mb leaves beside the directions."""
-    return hardware.probe_memory_mb * 2**20 - BLOCKS_ALIVE * 4 * BLOCK_NUMBERS
+def batched_probes(
+    task: Any, model: Any, hardware: HardwareConfig
+) -> Callable[[Any], Probes] | None:
+    """Return what measures many probe pairs of a batch at once; None where that cannot be."""
+    if not (isinstance(task, InMemoryImages) and supports_batched(model)):
+        return None
+    if task.mixing is not None or task.dataset.shape[0] > 1:
+        return None
+    budget = hardware.probe_memory_mb * 2**20 - BLOCKS_ALIVE * 4 * BLOCK_NUMBERS
+    return lambda batch: BatchedProbes(model, task.images, batch, budget)
 
 
 def choose_batched_probes(
@@ -293,7 +302,7 @@ def choose_batched_probes(
         return None
     found = None
     if machine.autocast is None:  # the batched evaluator computes in float32
-        found = task.batched_probes(network.model, probe_budget(config.hardware))
+        found = batched_probes(task, network.model, config.hardware)
     if found is None and wanted == "batched":
         raise UserError(
             "estimator.evaluator=batched runs model=mlp in float32 with quantizer=round or sign "

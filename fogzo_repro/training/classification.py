@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +14,6 @@ from fogzo_repro.config import RunConfig, UserError, VisionRecipe
 from fogzo_repro.data import Batch, ImageBatches, ImageDataset, Images, MixedBatches, Mixing
 from fogzo_repro.data.images import hold_out
 from fogzo_repro.data.order import EpochOrder
-from fogzo_repro.estimators.protocol import Probes
-from fogzo_repro.training.batched import BatchedProbes, supports_batched
 from fogzo_repro.training.preemption import evaluated
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks
 
@@ -102,13 +99,6 @@ class InMemoryImages:
     def skipped(self) -> list[str]:
         """Return nothing: the data are checked as a whole."""
         return []
-
-    def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
-        """Return the batched evaluator where the model supports it."""
-        if not supports_batched(model) or self.mixing is not None or self.dataset.shape[0] > 1:
-            return None
-        mlp: Any = model
-        return lambda batch: BatchedProbes(mlp, self.images, batch, budget)
 
 
 def in_memory_images(config: RunConfig, dataset: ImageDataset) -> InMemoryImages:

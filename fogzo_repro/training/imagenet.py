@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +27,6 @@ from fogzo_repro.data.photographs import (
     Photographs,
     all_batches,
 )
-from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.terminal import stderr
 from fogzo_repro.training.classification import recipe_mixing
 from fogzo_repro.training.preemption import evaluated
@@ -120,10 +118,6 @@ class ImageNet:
         model.train(training)
         loss_sum, top1, top5 = (self.ranks.sum(sums) / count).tolist()
         return {"val": {"loss": loss_sum, "top1": 100 * top1, "top5": 100 * top5}}
-
-    def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
-        """Return None: these networks are probed one direction after another."""
-        return None
 
     def skipped(self) -> list[str]:
         """Return which images the ranks have replaced, and what was wrong; all ranks must ask."""

@@ -8,7 +8,7 @@ float32 with the quantizers active; perplexity is exp of the mean loss over all 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,6 @@ from fogzo_repro.data.c4 import (
     enough_documents,
     open_split,
 )
-from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.project import script
 from fogzo_repro.training.preemption import evaluated
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks
@@ -135,10 +134,6 @@ class Language:
             for _ in self._checked():
                 pass
         return []
-
-    def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
-        """Return None: the batched evaluator runs the MLP."""
-        return None
 
 
 def token_loss(model: nn.Module, batch: TokenBatch) -> Tensor:

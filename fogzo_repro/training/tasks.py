@@ -16,7 +16,6 @@ from fogzo_repro.config import RunConfig, UserError, build_part
 from fogzo_repro.data import ImageDataset
 from fogzo_repro.data.c4 import Corpus
 from fogzo_repro.data.imagenet import ImageNetIndex
-from fogzo_repro.estimators.protocol import Probes
 from fogzo_repro.training.classification import in_memory_images
 from fogzo_repro.training.imagenet import imagenet
 from fogzo_repro.training.language import c4_language
@@ -70,10 +69,6 @@ class Task(Protocol):
         Raises:
             UserError: where what was read is not what it should be, so that no result stands.
         """
-        ...
-
-    def batched_probes(self, model: nn.Module, budget: int) -> Callable[[Any], Probes] | None:
-        """Return the batched evaluator, given a memory budget in bytes; None if unsupported."""
         ...
 
 
