@@ -189,15 +189,18 @@ def cross_(
     return flips
 
 
-@_compilable
-def weighted(
+def _weighted(
     coefficients: Tensor,
     epsilons: Sequence[Tensor],
     directions: Sequence[Tensor],
     earlier: Sequence[Tensor] | None,
 ) -> list[Tensor]:
     """Return sum_k c_k v_k / eps for each weight, plus what is there from earlier."""
-    return _weighted(coefficients, epsilons, directions, earlier)
+    sums = [_weighted_sum(coefficients, v) / e for e, v in zip(epsilons, directions, strict=True)]
+    return sums if earlier is None else [a + b for a, b in zip(earlier, sums, strict=True)]
+
+
+weighted = _compilable(_weighted)
 
 
 @_compilable
@@ -222,16 +225,6 @@ def replace_(
 def outer(a: Tensor, b: Tensor) -> Tensor:
     """Return a_k b for a of shape (k,), shaped (k, *b.shape)."""
     return a.view(-1, *([1] * b.dim())) * b
-
-
-def _weighted(
-    coefficients: Tensor,
-    epsilons: Sequence[Tensor],
-    directions: Sequence[Tensor],
-    earlier: Sequence[Tensor] | None,
-) -> list[Tensor]:
-    sums = [_weighted_sum(coefficients, v) / e for e, v in zip(epsilons, directions, strict=True)]
-    return sums if earlier is None else [a + b for a, b in zip(earlier, sums, strict=True)]
 
 
 def _weighted_sum(a: Tensor, v: Tensor) -> Tensor:

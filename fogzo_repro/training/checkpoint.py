@@ -61,7 +61,7 @@ def load_checkpoint(
         None where there is none.
     """
     damaged, unreadable = [], None
-    for path in reversed(_checkpoints(folder)):
+    for path in sorted(folder.glob("checkpoint-*.json"), reverse=True):
         try:
             head = files.parse_json(path.read_bytes())
             if not isinstance(head, dict):
@@ -146,10 +146,6 @@ def another_network(source: Path) -> UserError:
         f"the weights of {source} are of another network than the files of its parts build now; "
         "give these back what they had"
     )
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*.json"))
 
 
 def checksum_of(head: Mapping[str, Any]) -> str:

@@ -185,32 +185,28 @@ class DropPathMasks:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         layers = [m for m in model.modules() if isinstance(m, DropPath)]
-        self.layers = [m for m in layers if m.drop_prob]
-        self.undropped = [m for m in layers if not m.drop_prob]
-        kept = [1 - layer.drop_prob for layer in self.layers]
+        self.layers = sorted(layers, key=lambda layer: not layer.drop_prob)  # that drop come first
+        kept = [1 - layer.drop_prob for layer in layers if layer.drop_prob]
         self.kept = torch.tensor(kept, device=device).unsqueeze(1)
         # By the number of examples. A captured graph reads and writes those of a full batch where
         # they are, also after a smaller batch, the last one of an epoch.
-        self.tables: dict[int, tuple[Tensor, Tensor]] = {}
-        # Those of the last draw; before the first there are none.
-        self.table = self.kept.new_empty(len(self.layers), 0)
-        self.ones = self.kept.new_empty(len(self.undropped), 0)
+        self.tables: dict[int, Tensor] = {}
+        self.table = self.kept.new_ones(len(layers), 0)  # of the last draw
 
     def draw(self, examples: int, generator: torch.Generator) -> None:
         """Draw one mask for each layer and example, where those of as many examples lie."""
         if examples not in self.tables:
-            ones = self.kept.new_ones(len(self.undropped), examples)
-            self.tables[examples] = self.kept.new_empty(len(self.layers), examples), ones
-        self.table, self.ones = self.tables[examples]
-        if self.layers:
-            self.table.uniform_(generator=generator)
-            self.table.copy_((self.table < self.kept) / self.kept)
+            self.tables[examples] = self.kept.new_ones(len(self.layers), examples)
+        self.table = self.tables[examples]
+        if len(self.kept):
+            drawn = self.table[: len(self.kept)]
+            drawn.uniform_(generator=generator)
+            drawn.copy_((drawn < self.kept) / self.kept)
         self.select(0, examples)
 
     def select(self, first: int, count: int) -> None:
         """Give the layers the masks of `count` examples from `first` on."""
-        rows = [*self.table, *self.ones]
-        for layer, factors in zip([*self.layers, *self.undropped], rows, strict=True):
+        for layer, factors in zip(self.layers, self.table, strict=True):
             layer.factors = factors[first : first + count]
 
 
