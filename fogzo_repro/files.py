@@ -143,10 +143,7 @@ def remove_unfinished(folder: Path) -> None:
 def append(path: Path, text: str, size: int | None = None) -> int:
     """Add whole lines to the end of a file, all or none of them; return its new size in bytes.
 
-    Args:
-        path: of the file.
-        text: the lines.
-        size: that the file has, where the caller alone writes it; None where that is not known.
+    `size` is what it has before, where the caller alone writes it.
 
     Raises:
         UserError: where they cannot be written, or the file has another size; it is as it was.

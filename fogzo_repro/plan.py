@@ -55,21 +55,13 @@ NUMBER = 4  # bytes: weights, directions and states are in float32
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run takes in bytes; activations and data come on top.
+    """What a run takes in bytes; activations and data come on top."""
 
-    Attributes:
-        weights: the network's parameters and buffers.
-        gradients: of the trainable parameters.
-        optimizer: its state, from the first step on.
-        estimator: directions, and the quantized weights kept while these are displaced.
-        disk: the run folder's checkpoints and snapshots.
-    """
-
-    weights: int
+    weights: int  # parameters and buffers
     gradients: int
-    optimizer: int
-    estimator: int
-    disk: int
+    optimizer: int  # its state, from the first step on
+    estimator: int  # directions, and the quantized weights kept while these are displaced
+    disk: int  # checkpoints and snapshots
 
     @property
     def memory(self) -> int:

@@ -154,19 +154,12 @@ class Window(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What is drawn for an image; see `TrainingView.draw`.
-
-    Attributes:
-        window: what is cut out.
-        mirrored: left and right are exchanged.
-        operations: timm's, in their order.
-        erased: where and what, see `NotedErasing`; None for nowhere.
-    """
+    """What is drawn for an image; see `TrainingView.draw`."""
 
     window: Window
     mirrored: bool
-    operations: list[Operation]
-    erased: tuple[tuple[int, int, int, int], Tensor] | None
+    operations: list[Operation]  # timm's, in their order
+    erased: tuple[tuple[int, int, int, int], Tensor] | None  # see `NotedErasing`; None for nowhere
 
 
 @dataclass(frozen=True)

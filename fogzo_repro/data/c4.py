@@ -229,20 +229,12 @@ class WindowBatches:
 
     As QuEST's reader, an epoch begins at an offset in [0, T) and takes each window once (RECIPES
     C.4). Order and offset are functions of the epoch's generator, the batch of (step, rank).
-
-    Attributes:
-        stream: the training tokens.
-        context: T.
-        batch_size: windows per step over all ranks.
-        device: where the batches go.
-        rank: this process.
-        world_size: number of processes.
     """
 
     stream: TokenStream
-    context: int
-    batch_size: int
-    device: torch.device
+    context: int  # T
+    batch_size: int  # windows per step over all ranks
+    device: torch.device  # where the batches go
     rank: int = 0
     world_size: int = 1
 
@@ -257,12 +249,7 @@ class WindowBatches:
         return EpochOrder(self.windows, self.batch_size, world_size=self.world_size)
 
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[TokenBatch]:
-        """Yield this rank's share of each batch.
-
-        Args:
-            generator: decides offset and order of the epoch, the same on all ranks; on the CPU.
-            start: the batch to begin with.
-        """
+        """Yield this rank's share of each batch from `start` on; all ranks pass the same stream."""
         offset = int(torch.randint(self.context, (), generator=generator))
         order = torch.randperm(self.windows, generator=generator)
         for index in range(start, self.order.steps):

@@ -112,17 +112,10 @@ def tokenize_file(
     limit: int,
     report: Callable[[int], None],
 ) -> Part:
-    """Write the part of one source file.
+    """Write the part of one source file, see `tokenize_files`.
 
-    Args:
-        source: the documents.
-        tokenizer: from `load_tokenizer`.
-        out: the folder.
-        prefix: of the file names, `train` or `c4`.
-        index: of the file.
-        every: of so many documents one goes to each slice that is held out; 0 for none.
-        limit: training tokens after which the file is left.
-        report: called with the number of new tokens now and then.
+    The file is left after `limit` training tokens; `report` is told the number of new ones now and
+    then.
     """
     between = {split: "" if split == "train" else f"{split}-" for split in SPLITS}
     names = {split: f"{prefix}-{word}{index:05d}.bin" for split, word in between.items()}
@@ -224,17 +217,9 @@ def tokenize_files(
 ) -> list[Part]:
     """Return the parts of the first files that hold `wanted` training tokens; the last one is cut.
 
-    Parts that are there are kept, so the same call goes on after an interruption.
-
-    Args:
-        sources: in the order in which they are used.
-        tokenizer: path of the sentencepiece model.
-        out: the folder.
-        prefix: of the file names.
-        wanted: training tokens.
-        every: of so many documents one goes to each slice that is held out; 0 for none.
-        workers: processes, each with one file at a time.
-        progress: called with the number of tokens so far.
+    Parts that are there are kept, so the same call goes on after an interruption. Names of files
+    begin with the `prefix`, `train` or `c4`; of `every` documents one goes to each slice that is
+    held out, of 0 none. Each worker has one file at a time.
 
     Raises:
         UserError: what a worker raised first.

@@ -74,11 +74,7 @@ def _source(data_dir: Path) -> Path | None:
 def in_one_order(pixels: np.ndarray, labels: np.ndarray, split: str, source: Path) -> Batch:
     """Verify a split and sort it by label, then by the digest of label and pixels.
 
-    Args:
-        pixels: (N, H, W, C) uint8.
-        labels: (N,) from 0 to 99.
-        split: `train` or `test`.
-        source: for messages.
+    Pixels are (N, H, W, C) uint8, labels (N,) from 0 to 99.
 
     Raises:
         UserError: where it is not the split that it should be.

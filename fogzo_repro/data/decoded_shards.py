@@ -58,13 +58,8 @@ def kept_size(width: int, height: int, side: int) -> tuple[int, int]:
 def plan_tree(root: Path, names: Sequence[str], side: int, workers: int) -> np.ndarray:
     """Return a row for each image: its name and file, and where its pixels will be.
 
-    Reads the files' heads.
-
-    Args:
-        root: holds train/.
-        names: `wnid/file`, sorted.
-        side: the longest that a shorter side may be.
-        workers: processes.
+    Reads the files' heads. `root` holds train/, names are `wnid/file`, sorted, and a shorter side
+    is `side` at most.
 
     Raises:
         UserError: naming a file that is no image.
@@ -109,14 +104,8 @@ def write_tree(
 ) -> Iterator[tuple[int, int]]:
     """Write the decoded tree; what an earlier call has written whole is checked and kept.
 
-    A whole tree that has these images among others is checked, and mended, as it is.
-
-    Args:
-        root: holds train/.
-        side: as in `plan_tree`.
-        rows: of `plan_tree`.
-        workers: processes.
-        classes: the list that the images are of, for the command that mends the tree; None for all.
+    A whole tree that has these images among others is checked, and mended, as it is. The rows are
+    those of `plan_tree`; the list of classes is for the command that mends the tree, None for all.
 
     Yields:
         Shards done, and shards in all, after each.

@@ -33,18 +33,11 @@ class Part(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The parts of a batch as tensors.
-
-    Attributes:
-        windows: of the images.
-        mirrored: (B,) bool.
-        layers: timm's operations.
-        erased: where inputs are erased.
-    """
+    """The parts of a batch as tensors."""
 
     windows: Windows
-    mirrored: Tensor
-    layers: list[Layer]
+    mirrored: Tensor  # (B,) bool
+    layers: list[Layer]  # of timm's operations
     erased: Erased
 
 

@@ -27,12 +27,7 @@ class Erased(NamedTuple):
 
 
 class NotedErasing:
-    """Draws as timm's RandomErasing does, and notes where and what, in place of inputs.
-
-    Args:
-        erase: timm's.
-        size: S.
-    """
+    """Draws as timm's RandomErasing, `erase`, and notes where and what, in place of inputs."""
 
     dtype = torch.float32
 

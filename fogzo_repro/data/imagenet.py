@@ -62,28 +62,16 @@ class Files:
 
 @dataclass(frozen=True)
 class ImageNetIndex:
-    """The images of the classes that are used.
-
-    Attributes:
-        train: training images, sorted by class and name.
-        val: validation images, likewise.
-        classes: the wnids, sorted; the label is the place.
-        fingerprint: hash of the class list and of all file names in use.
-    """
+    """The images of the classes that are used, sorted by class and name."""
 
     train: Files
     val: Files
-    classes: list[str]
-    fingerprint: str
+    classes: list[str]  # the wnids, sorted; the label is the place
+    fingerprint: str  # hash of the class list and of all file names in use
 
 
 def build(data_dir: Path, classes: str | None, allow_partial: bool) -> ImageNetIndex:
     """Read which images there are.
-
-    Args:
-        data_dir: holds imagenet/.
-        classes: a file in configs/classes, or the path of another list of wnids; None for all.
-        allow_partial: take the classes of the list that are there.
 
     Raises:
         UserError: where the tree, the class list or a class is missing, with the remedy.

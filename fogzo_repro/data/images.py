@@ -161,13 +161,7 @@ class ImageBatches:
     crop_padding: int | None = None
 
     def epoch(self, generator: torch.Generator, start: int = 0) -> Iterator[Batch]:
-        """Yield this rank's share of each batch.
-
-        Args:
-            generator: decides the order of the epoch and what is drawn for each image, the same on
-                all ranks; on the CPU.
-            start: the batch to begin with.
-        """
+        """Yield this rank's share of each batch from `start` on; all ranks pass the same stream."""
         assert self.data is not None, "read the images first"
         pixels, labels = self.data
         images, _ = self.order.draw(generator)

@@ -70,14 +70,7 @@ class Mixing:
 
 @dataclass(frozen=True)
 class MixedBatches:
-    """Batches whose images are mixed: normalised float inputs and soft targets.
-
-    Attributes:
-        data: batches of images and labels.
-        mixing: the recipe's mixing.
-        normalize: from pixels to inputs.
-        classes: the length of a target.
-    """
+    """Batches of `data` with their images mixed: normalised float inputs and soft targets."""
 
     data: Any
     mixing: Mixing

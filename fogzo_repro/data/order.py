@@ -96,13 +96,7 @@ class EpochOrder:
         return order[places // self.repeats % self.images], places % self.repeats
 
     def batches(self, places: Tensor, rank: int, start: int = 0) -> Iterator[Tensor]:
-        """Yield a rank's share of each batch, from batch `start` on.
-
-        Args:
-            places: what stands at each place of the epoch, in order.
-            rank: the process.
-            start: the batch to begin with.
-        """
+        """Yield a rank's share of each batch, from `start` on, of what stands at each place."""
         for i in range(start, self.steps):
             batch = places[i * self.batch_size : (i + 1) * self.batch_size]
             yield batch[rank_share(len(batch), rank, self.world_size)]
@@ -133,13 +127,9 @@ def one_after_another(
     steps: range,
     steps_per_epoch: int,
 ) -> Iterator[T]:
-    """Yield what `epoch` gives for each step; it is called when the first one of it is asked for.
+    """Yield what `epoch` gives for each step, by a generator and the step of it to begin with.
 
-    Args:
-        epoch: from a generator and the number of the step to begin with.
-        order: see `across_epochs`.
-        steps: likewise.
-        steps_per_epoch: of a whole epoch.
+    It is called when its first step is asked for; the rest is as for `across_epochs`.
     """
     step = steps.start
     while step < steps.stop:

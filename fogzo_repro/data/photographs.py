@@ -228,13 +228,7 @@ def begin_worker(worker: int) -> None:
 
 @dataclass(frozen=True)
 class PhotographBatches:
-    """The training batches of one rank.
-
-    Attributes:
-        loader: decodes and augments.
-        order: which images a batch holds.
-        rank: this process.
-    """
+    """The training batches of one rank."""
 
     loader: PhotographLoader
     order: EpochOrder

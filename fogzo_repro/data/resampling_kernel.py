@@ -87,15 +87,7 @@ def resize(
     second: tuple[Tensor, Tensor],
     mirrored: Tensor,
 ) -> Tensor:
-    """Return what `resampling.resize` returns.
-
-    Args:
-        windows: B of them.
-        size: S.
-        first: first pixels and weights along the first axis, see `resampling.taps`.
-        second: the same along the second.
-        mirrored: (B,) bool.
-    """
+    """Return what `resampling.resize` returns, by the `taps` along the first and second axis."""
     flat, images, longest = windows.flat, len(windows.offsets), windows.longest[1]
     (length, step), (lines, line_step) = windows.axes()
     middle = torch.empty(images, longest, 3, size, dtype=torch.uint8, device=flat.device)

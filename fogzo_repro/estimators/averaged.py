@@ -33,14 +33,7 @@ def averaged_gradient(
 ) -> Estimate:
     """Replace the STE gradient in `.grad` of each weight by its mean over the points of n pairs.
 
-    Args:
-        weights: the quantized weights; `.grad` holds the STE gradient. Left bitwise unchanged.
-        probes: add the STE gradient at each point to `.grad`.
-        n: number of pairs, at least 1.
-        sqrt_beta: square root of the guide's share in v.
-        sqrt_noise: square root of the noise's share.
-        generator: the stream of the directions u.
-        signs: the stream of the signs s.
+    All is as for `fogzo.algorithm_1`, but that probes add the STE gradient there to `.grad`.
 
     Returns:
         What FOGZO's estimate along the same directions would have rested on. A loss that is not

@@ -100,20 +100,12 @@ def check_weights(
 
 @dataclass(frozen=True)
 class Place:
-    """Where the model keeps a weight, or the scale of one.
+    """Where the model keeps a weight, or the scale of one."""
 
-    Attributes:
-        name: for people.
-        own: the module's parameters or buffers.
-        key: among them.
-        tensor: what is kept there.
-        is_weight: whether it is a weight.
-    """
-
-    name: str
-    own: Mapping[str, Tensor | None]
-    key: str
-    tensor: Tensor
+    name: str  # for people
+    own: Mapping[str, Tensor | None]  # the module's parameters or buffers
+    key: str  # among them
+    tensor: Tensor  # what is kept there
     is_weight: bool
 
 

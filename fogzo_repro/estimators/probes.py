@@ -59,11 +59,7 @@ class SequentialProbes:
 
 
 class CountedProbes:
-    """Probes that count the pairs that they measure, as `pairs`.
-
-    Args:
-        probes: what measures them.
-    """
+    """Probes that count the pairs that they measure, as `pairs`."""
 
     def __init__(self, probes: Probes) -> None:
         self.probes = probes
@@ -76,11 +72,7 @@ class CountedProbes:
 
 
 class AveragedProbes:
-    """Probes whose losses are means over the processes: one coefficient for all.
-
-    Args:
-        probes: measures this process's share of the batch.
-    """
+    """Probes whose losses are means over the processes' shares of a batch: one coefficient."""
 
     def __init__(self, probes: Probes) -> None:
         self.probes = probes
@@ -97,9 +89,7 @@ class AveragedProbes:
 class RandomSign:
     """A control: swaps L+ and L- with probability 1/2, so the sign of each difference is random.
 
-    Args:
-        probes: the probes whose losses are swapped.
-        generator: a stream of its own.
+    The generator is a stream of its own.
     """
 
     def __init__(self, probes: Probes, generator: torch.Generator) -> None:

@@ -84,11 +84,7 @@ class FrozenBuffers:
 
 
 class RandomState:
-    """The present state of torch's default generators, of the CPU and of one device.
-
-    Args:
-        device: whose generator is kept beside the CPU's.
-    """
+    """The present state of torch's default generators, of the CPU and of one device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

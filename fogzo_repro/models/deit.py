@@ -19,16 +19,7 @@ def build(
     patch_size: int,
     drop_path: float,
 ) -> nn.Module:
-    """Build the network.
-
-    Args:
-        image_shape: (C, H, W), H = W.
-        classes: outputs.
-        depth: blocks.
-        heads: attention heads; the width is heads * head_dim.
-        head_dim: width of a head.
-        patch_size: pixels a side of the patches, of which the image is made.
-        drop_path: the rate of the last block; it rises linearly from 0.
+    """Build the network for square images; drop path's rate rises from 0 to that of the last block.
 
     Raises:
         ValueError: where the patches do not make up the image.

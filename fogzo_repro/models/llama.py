@@ -26,17 +26,6 @@ class Llama(nn.Module):
     The layers are transformers'. They are called one by one, without transformers' mask: under
     torch.compile with torch before 2.14 it builds an explicit causal mask, which rules out the
     flash kernel; without a mask the attention is causal by its own flag.
-
-    Args:
-        layers: blocks.
-        width: D.
-        heads: attention heads.
-        hidden: width of the MLP.
-        context: T, tokens a sequence.
-        vocabulary: V.
-        norm_eps: of the norms.
-        rope_theta: base of the rotary embeddings.
-        init_std: of the initial matrices.
     """
 
     regions = ("embed", "block", "head")  # of training.compilation

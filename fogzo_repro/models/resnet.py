@@ -19,15 +19,7 @@ FULL_WIDTH = 64
 def build(
     image_shape: tuple[int, int, int], classes: int, depth: int, width: int, stem: str
 ) -> nn.Module:
-    """Build the network.
-
-    Args:
-        image_shape: (C, H, W).
-        classes: outputs.
-        depth: 18 or 50.
-        width: channels of the first stage.
-        stem: `imagenet` or `small`.
-    """
+    """Build the network; `width` is that of its first stage."""
     from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
     block: Any = BasicBlock if depth == 18 else Bottleneck

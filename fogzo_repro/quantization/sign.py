@@ -10,12 +10,7 @@ from fogzo_repro.quantization.functional import Surrogate, sign_levels, with_sur
 
 
 class Sign(FixedScale):
-    """alpha * sign(w / alpha) with derivative h'(w / alpha).
-
-    Args:
-        weight: initial weights, any shape.
-        surrogate: h and its smoothing law.
-    """
+    """alpha * sign(w / alpha) with derivative h'(w / alpha); the surrogate is h and its law."""
 
     def __init__(self, weight: Tensor, surrogate: Surrogate) -> None:
         super().__init__(weight)

@@ -30,12 +30,7 @@ TOTALS = ("status", "steps", "wall_seconds", "gpu_hours", "peak_memory_mb", "per
 class WandbMirror:
     """Sends metrics to wandb: as WANDB_MODE says, else offline unless WANDB_API_KEY is set.
 
-    Args:
-        config: the `tracker` section.
-        run_id: of the run.
-        folder: the run folder; wandb keeps its files there too.
-        settings: the resolved configuration.
-        name: how the run is called there; the run id by default.
+    wandb keeps its files in the run folder too, and calls the run by its `name`, or its id.
     """
 
     def __init__(

@@ -25,14 +25,8 @@ CPU_IMAGES, SHALLOW = 64, 10**6  # of more parameters, so that a signal does not
 class InMemoryImages:
     """Cross-entropy on images in memory; see `tasks.Task` for the parts.
 
-    Attributes:
-        dataset: the images, not read yet.
-        ranks: the processes that share each batch.
-        held_out: training images that are kept out of training and evaluated as `val` in place of
-            the test images: what settings are chosen by.
-        crop_padding: see `ImageBatches`.
-        mixing: the recipe's mixup and label smoothing, or None.
-        drop_last: whether a last batch that is not full is left out.
+    So many training images as are held out are kept out of training and evaluated as `val` in place
+    of the test images: what settings are chosen by.
     """
 
     unit = "images"
@@ -41,7 +35,7 @@ class InMemoryImages:
     dataset: ImageDataset
     ranks: Ranks = ALONE
     held_out: int = 0
-    crop_padding: int | None = None
+    crop_padding: int | None = None  # see `ImageBatches`
     mixing: Mixing | None = None
     drop_last: bool = True
 
@@ -165,11 +159,7 @@ def evaluate_classifier(
 ) -> dict[str, float]:
     """Return the mean cross-entropy in nats and top-1 in percent, with the quantizers active.
 
-    Args:
-        model: put into evaluation mode for the pass, and back.
-        images: how pixels become inputs.
-        data: all images of a split, on the model's device.
-        ranks: processes that all evaluate all images, and stop together.
+    The ranks all evaluate all images of the split, and stop together.
 
     Raises:
         EvaluationStopped: where one of them was asked to leave.

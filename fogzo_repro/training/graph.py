@@ -32,9 +32,7 @@ def can_capture(model: nn.Module) -> bool:
 class CapturedStep:
     """Runs `TrainStep` from a captured graph, one graph per kind of step (probed or not).
 
-    Args:
-        step: the step.
-        examples: of a full batch; other batches are taken eagerly.
+    Batches that have not the examples of a full one are taken eagerly.
     """
 
     def __init__(self, step: TrainStep, examples: int) -> None:

@@ -36,13 +36,7 @@ EVALUATION_BATCH = 250  # images a pass and rank
 
 
 class ImageNet:
-    """Cross-entropy on image files; see `tasks.Task` for the parts.
-
-    Args:
-        config: the run; its recipe is a `VisionRecipe`.
-        index: the images.
-        ranks: the processes that share each batch.
-    """
+    """Cross-entropy on image files, by a `VisionRecipe`; see `tasks.Task` for the parts."""
 
     unit = "images"
     units_per_example = 1
@@ -127,11 +121,6 @@ class ImageNet:
 
 def on_device(view: TrainingView, wanted: str, device: torch.device) -> bool:
     """Return whether the second half of a view is done on the device, see `device_views`.
-
-    Args:
-        view: of the training images.
-        wanted: hardware.augmentation.
-        device: of the run.
 
     Raises:
         UserError: where it is asked for and gives other pixels, or there is no such half.

@@ -40,19 +40,12 @@ from fogzo_repro.training.streams import SeedStreams
 
 @dataclass
 class Layer:
-    """A linear layer of all lanes.
+    """A linear layer of all lanes."""
 
-    Attributes:
-        weight: latent, (S, C, i, j).
-        bias: (S, C, i, 1).
-        quantizer: rounds weights, with a scale for each lane; None in full precision.
-        law: the smoothing law that belongs to it.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    quantizer: Any
-    law: Any
+    weight: Tensor  # latent, (S, C, i, j)
+    bias: Tensor  # (S, C, i, 1)
+    quantizer: Any  # with a scale for each lane; None in full precision
+    law: Any  # that belongs to it
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (S, C, j, B) to (S, C, i, B), or (S, j, B) and (j, B), which lanes share."""

@@ -35,27 +35,16 @@ EVALUATION_BATCH = 64  # windows a pass
 
 @dataclass(eq=False)
 class Language:
-    """Causal language modelling; see `tasks.Task` for the parts.
-
-    Attributes:
-        train: training tokens.
-        validation: a slice of documents held out of training, or C4's own validation split.
-        context: T, tokens a window.
-        interim_windows: validation windows of all evaluations but the last.
-        train_windows: training windows in the last one.
-        fingerprint: identifies corpus and validation split.
-        corpus: what records and tables call the text.
-        ranks: the processes that share each batch.
-    """
+    """Causal language modelling; see `tasks.Task` for the parts."""
 
     unit = "tokens"
     best_by = ("val", "perplexity", False)
 
     train: TokenStream
-    validation: TokenStream
-    context: int
-    interim_windows: int
-    train_windows: int
+    validation: TokenStream  # documents held out of training, or C4's own validation split
+    context: int  # T, tokens a window
+    interim_windows: int  # of validation, in all evaluations but the last
+    train_windows: int  # in the last one
     fingerprint: str
     corpus: str | None
     ranks: Ranks = ALONE

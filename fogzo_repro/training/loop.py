@@ -84,47 +84,27 @@ def held_back(weights: Sequence[QuantizedWeight]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Timetable:
-    """How long, how often, where.
+    """How long, how often, where."""
 
-    Attributes:
-        seed: of the run; decides the order of every epoch.
-        total_steps: optimizer steps in all.
-        lr: the learning rate at (step, total_steps).
-        eval_every_epochs: epochs between evaluations; the last step is always evaluated.
-        eval_every_steps: steps between evaluations inside an epoch, None for none.
-        checkpoint_seconds: wall time between checkpoints.
-        snapshot_steps: after which steps the weights are kept for good.
-        folder: the run folder.
-    """
-
-    seed: int
+    seed: int  # decides the order of every epoch
     total_steps: int
-    lr: Callable[[int, int], float]
-    eval_every_epochs: int
-    eval_every_steps: int | None
-    checkpoint_seconds: float
-    snapshot_steps: frozenset[int]
-    folder: Path
+    lr: Callable[[int, int], float]  # at (step, total_steps)
+    eval_every_epochs: int  # the last step is always evaluated
+    eval_every_steps: int | None  # inside an epoch
+    checkpoint_seconds: float  # wall time between checkpoints
+    snapshot_steps: frozenset[int]  # after which the weights are kept for good
+    folder: Path  # of the run
 
 
 @dataclass(eq=False)
 class Training:
-    """One run from its last checkpoint to its end.
-
-    Attributes:
-        timetable: how long, how often, where.
-        step: the step, with the model and all that is trained.
-        take: takes a step: `step` itself or its captured form.
-        data: training batches.
-        evaluate: from (is last step) to metrics by split.
-        journal: metrics.jsonl and timing.jsonl.
-    """
+    """One run from its last checkpoint to its end."""
 
     timetable: Timetable
-    step: TrainStep
-    take: Callable[[Any, bool], Tensor]
+    step: TrainStep  # with the model and all that is trained
+    take: Callable[[Any, bool], Tensor]  # takes a step: `step` itself or its captured form
     data: Data
-    evaluate: Callable[[bool], Mapping[str, dict[str, float]]]
+    evaluate: Callable[[bool], Mapping[str, dict[str, float]]]  # from (is last step), by split
     journal: Journal
 
     def __post_init__(self) -> None:

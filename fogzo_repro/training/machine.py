@@ -18,23 +18,14 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computes on.
-
-    Attributes:
-        device: of all tensors.
-        card: the card's or processor's name.
-        autocast: dtype of the forward passes, None for float32.
-        cuda_graph: whether the whole step is captured.
-        compile: whether the network is compiled.
-        channels_last: whether convolution weights are kept in that memory format.
-    """
+    """What a run computes on."""
 
     device: torch.device
-    card: str
-    autocast: torch.dtype | None
-    cuda_graph: bool
-    compile: bool
-    channels_last: bool
+    card: str  # its name, or the processor's
+    autocast: torch.dtype | None  # of the forward passes; None for float32
+    cuda_graph: bool  # whether the whole step is captured
+    compile: bool  # whether the network is compiled
+    channels_last: bool  # the memory format of convolution weights
 
     def peak_memory_mb(self) -> float:
         """Return the peak of allocated device memory, or of resident memory on the CPU."""

@@ -52,17 +52,10 @@ class Need:
 def refuse_large_batch(
     config: RunConfig, need: Need, available: float, world_size: int, total_steps: int
 ) -> None:
-    """Refuse a batch that does not fit, with the overrides that do.
-
-    Args:
-        config: the run; its batch is shared by the ranks.
-        need: what this rank takes.
-        available: bytes that it can have.
-        world_size: number of ranks.
-        total_steps: of the run as it is configured.
+    """Refuse a batch of which a rank's share needs more than the available bytes.
 
     Raises:
-        UserError: naming batch, rate and, where given, steps by the linear scaling rule.
+        UserError: naming batch, rate and, where given, steps that fit, by the linear scaling rule.
     """
     recipe = config.recipe
     at_once = pass_size(recipe, world_size)
@@ -101,12 +94,9 @@ def pass_size(recipe: Any, world_size: int) -> int:
 def measure_need(
     one_pass: Callable[[int], float], later: float, batches: tuple[int, int] = SMALL_BATCHES
 ) -> Need:
-    """Measure what a batch takes.
+    """Measure what a batch takes, by the peak bytes of a pass forward and backward on two of them.
 
-    Args:
-        one_pass: peak bytes of a forward and backward pass on this many images.
-        later: bytes that come with the first step.
-        batches: the two that are measured.
+    `later` are the bytes that come with the first step.
     """
     few, more = batches
     one_pass(few)  # the first pass also sets up libraries
@@ -121,13 +111,7 @@ def compiled_need(
     """Measure what the run's own pass takes once it is compiled.
 
     The slope stays the eager one: a second compiled size would take another minute, and the batch
-    that is proposed instead is then a cautious one.
-
-    Args:
-        eager: the upper bound.
-        at_once: examples of the run's own pass.
-        later: bytes that come with the first step.
-        one_pass: peak bytes of a compiled pass; the first call compiles.
+    that is proposed instead is then a cautious one. That pass has `at_once` examples.
     """
     try:
         one_pass(at_once)  # compiling and tuning take memory of their own
@@ -196,14 +180,7 @@ def check_batch_fits(
 ) -> None:
     """Refuse a batch that does not fit on the GPU; do nothing elsewhere.
 
-    Args:
-        config: of the run.
-        task: gives the loss, and the shape of a batch.
-        model: on the machine's device.
-        machine: what the run computes on.
-        world_size: number of ranks.
-        total_steps: of the run as it is configured.
-        later: bytes that come with the first step, which the passes here do not show.
+    `later` are the bytes that come with the first step, which the passes here do not show.
 
     Raises:
         UserError: see `refuse_large_batch`.

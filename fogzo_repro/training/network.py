@@ -38,17 +38,11 @@ from fogzo_repro.training.start import Start
 
 @dataclass(frozen=True)
 class Network:
-    """A quantized model and its quantized weights.
-
-    Attributes:
-        model: on its device.
-        weights: what an estimator perturbs.
-        exact_products: whether layers multiply in eight bits where autocast is on.
-    """
+    """A quantized model and its quantized weights."""
 
     model: nn.Module
     weights: list[QuantizedWeight]
-    exact_products: bool = False
+    exact_products: bool = False  # whether layers multiply in eight bits where autocast is on
 
     @property
     def parameters(self) -> int:
@@ -88,11 +82,7 @@ def build_network(
 ) -> Network:
     """Initialise the model, quantize it, move it to the device.
 
-    Args:
-        config: of the run.
-        model_arguments: what the data give to the model.
-        device: where the network shall be.
-        start: the weights to begin with, in place of those from (seed, "initialisation").
+    It begins with the weights of `start`, by default with those from (seed, "initialisation").
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, 0, "initialisation"))

@@ -176,12 +176,7 @@ def _seed_default_generator(device: torch.device, seed: int) -> None:
 
 
 class DropPathMasks:
-    """The masks of all stochastic-depth layers of a model.
-
-    Args:
-        model: its `DropPath` layers are served.
-        device: of the masks.
-    """
+    """The masks of all `DropPath` layers of a model."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         layers = [m for m in model.modules() if isinstance(m, DropPath)]

@@ -37,17 +37,11 @@ class SharedError(UserError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, and which of them this is.
-
-    Attributes:
-        rank: of this process, 0 writes the files.
-        world_size: number of processes.
-        control: a gloo group for decisions that are taken on the CPU; None for one process.
-    """
+    """The processes of a run, and which of them this is."""
 
     rank: int = 0
     world_size: int = 1
-    control: Any = None
+    control: Any = None  # a gloo group, for decisions that are taken on the CPU
 
     @property
     def first(self) -> bool:

@@ -51,11 +51,8 @@ def begin_line(
 ) -> dict[str, Any]:
     """Return what a line has beside the numbers of its row; None is left out.
 
-    Args:
-        step: from 1.
-        lr: the learning rate.
-        noise: the estimator's share of noise, 1 - beta.
-        null_level: see `training.passes`; measured at the first step that is probed.
+    Steps count from 1, the noise is 1 - beta, and the null level (`training.passes`) is measured at
+    the first step that is probed.
     """
     told = {"step": step, "lr": lr, "noise": noise, "null_level": null_level}
     return {name: value for name, value in told.items() if value is not None}
