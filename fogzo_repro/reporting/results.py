@@ -156,8 +156,8 @@ class TableResults:
         return [cell for cell in self.cells.values() if cell.row == row]
 
     def tuned(self, row: str) -> list[CellResult]:
-        """Return the cells of a row that have tuning runs which did not diverge."""
-        return [cell for cell in self.row(row) if cell.tuning_losses()]
+        """Return the cells of a row that have tuning runs, those that diverged included."""
+        return [cell for cell in self.row(row) if cell.reporting(tuning=True)]
 
 
 def evaluations(record: dict[str, Any], counting: str) -> float:

@@ -107,7 +107,12 @@ def _numbers(prefix: str, summary: Callable[[Line], Summary | None]) -> Columns:
 
 def _tuned(line: Line) -> str:
     """Return the metric on the tuning seeds, and whether the cell was chosen by it."""
-    return mean_sd(line.summary(tuning=True), DIGITS[line.metric]) + line.choice
+    return _on_tuning_seeds(line, line.split, line.metric) + line.choice
+
+
+def _on_tuning_seeds(line: Line, split: str, metric: str) -> str:
+    summary = line.cell.summary(split, metric, tuning=True)
+    return mean_sd(summary, DIGITS[metric], len(line.cell.diverged(tuning=True)))
 
 
 TABLE = Column("table", lambda line: line.table)
@@ -232,7 +237,7 @@ SHALLOW = Form(
         "Chosen on the tuning seeds",
         f"By the lowest mean train loss on seeds {SEEDS}, which report nothing else.",
         (ROW, COLUMN, Column("train loss", _tuned)),
-        lambda line: line.summary(tuning=True) is not None,
+        lambda line: bool(line.cell.reporting(tuning=True)),
     ),
     apart=False,
 )
@@ -287,10 +292,7 @@ MINI_TUNING = replace(
     "out of those runs for it.",
     columns=(
         ROW, COLUMN, RHO, METRIC, Column("tuning seeds", _tuned),
-        Column(
-            "train loss",
-            lambda line: mean_sd(line.cell.summary("train", "loss", tuning=True), DIGITS["loss"]),
-        ),
+        Column("train loss", lambda line: _on_tuning_seeds(line, "train", "loss")),
     ),
 )  # fmt: skip
 

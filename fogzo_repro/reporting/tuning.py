@@ -50,7 +50,7 @@ def on_edge(results: TableResults, cell: CellResult, row: str = "") -> bool:
     the one that is given and the sweep before that.
     """
     swept = results.tuned(row or cell.row)
-    before = [c for c in _elsewhere(results, row or cell.row, swept) if c.tuning_losses()]
+    before = [c for c in _elsewhere(results, row or cell.row, swept) if c.reporting(tuning=True)]
     tried = {(c.row, c.column): _settings(c.column) for c in (cell, *swept, *before)}
     for c in before:  # at the recipe's rate, which its label does not name
         if c.rate is not None:

@@ -177,6 +177,22 @@ def test_the_lowest_rate_of_a_sweep_is_no_edge_where_the_recipes_own_is_lower(
     assert not on_edge(found, best)
 
 
+def test_a_rate_at_which_a_run_diverged_was_tried(results: Path, save_mini: Save) -> None:
+    row = f"{HARDTANH}: STE, rate"
+    for rate, loss in ((0.0003, 3.2), (0.0006, 3.1), (0.0012, 3.0)):
+        save_mini(row, f"lr={rate}", 100, loss)
+    found = read_results(results, TABLE)
+    best = chosen(found, row)
+    assert best is not None and on_edge(found, best)
+    save_mini(row, "lr=0.0024", 100, 9.0, status="diverged", metrics={})
+    found = read_results(results, TABLE)
+    best = chosen(found, row)
+    assert best is not None and best.column == "lr=0.0012" and not on_edge(found, best)
+    text = page(results, TABLE)
+    assert "| 4 of 5 values were tried |" in text
+    assert f"| {row} | lr=0.0024 |  | val loss | 1 diverged | 1 diverged |" in text
+
+
 def hardtanh_loss(results: Path) -> Claim:
     claims = read_claims(results / "paper" / "claims.csv", TABLE)
     return next(c for c in claims if c.id == "mini-llama-hardtanh-loss")
