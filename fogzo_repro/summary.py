@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro import files
-from fogzo_repro.compare import ABSENT, LABELS, flat
-from fogzo_repro.config import PLACES, UserError, did_you_mean
+from fogzo_repro.compare import ABSENT, flat
+from fogzo_repro.config import UserError, did_you_mean
 from fogzo_repro.config.estimators import complement
-from fogzo_repro.config.identity import HOW_COMPUTED, NEUTRAL
+from fogzo_repro.config.identity import FREE, HOW_COMPUTED, NEUTRAL
 from fogzo_repro.config.rules import spelled
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.reporting.figures.drawing import ends_of_sd
@@ -39,7 +39,7 @@ from fogzo_repro.tracking.records import read_runs
 HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b")
 METRICS = {"loss": 4, "top1": 2, "perplexity": 3}  # shown, and with how many digits
 SPLITS = ("train", "test", "val")
-IGNORED = (*LABELS, *PLACES, "seed", "eval_every_steps")
+IGNORED = {*FREE, "seed"}
 MOST_LINES = 12  # in a figure; more cannot be told apart
 COMMON = ("model", "dataset", "quantizer", "estimator", "recipe", "scale")  # said once, if equal
 

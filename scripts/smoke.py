@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 if not __package__:  # started as a file
     import root  # noqa: F401
 
@@ -26,6 +28,7 @@ if not __package__:  # started as a file
 
 from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.jobs import Cell
+from fogzo_repro.sweeps.smoke import try_cell, write_invented_corpus
 from fogzo_repro.sweeps.tables import table_files
 from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.training.preemption import Preempted
@@ -39,8 +42,6 @@ def main() -> int:
     parser = command_parser(__doc__)
     parser.add_argument("tables", nargs="*", help="TABLE or TABLE/CELL; none: all tables")
     names = parser.parse_args().tables or table_files()
-    from fogzo_repro.sweeps.smoke import write_invented_corpus  # torch, once it is needed
-
     started, failed, count = time.monotonic(), [], 0
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -59,10 +60,6 @@ def main() -> int:
 
 def smoke_table(name: str, folder: Path) -> tuple[int, list[str]]:
     """Run the cells of a table, a line each; return their number and what failed."""
-    import torch
-
-    from fogzo_repro.sweeps.smoke import try_cell
-
     torch.set_num_threads(1)  # for networks so small, threads mostly wait for each other
     cells = table_cells(name, ["scale=smoke"], each_value_once=True)
     cells = cells if "/" in name else without_most_sweeps(cells)

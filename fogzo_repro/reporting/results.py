@@ -328,11 +328,7 @@ def ran_alone(record: Mapping[str, Any]) -> bool:
     >>> ran_alone({"command": "python scripts/run_cells.py minis --workers 2"})
     False
     """
-    if record.get("beside") or SHARED in record.get("notes", ""):
+    if SHARED in record.get("notes", "") or record.get("resolved", {}).get("evaluator") == "lanes":
         return False
-    workers, gpus = (
-        re.search(rf"--{option}[ =]([\d,]+)", record["command"]) for option in ("workers", "gpus")
-    )
-    cards = gpus[1].count(",") + 1 if gpus else 1
-    side_by_side = record.get("resolved", {}).get("evaluator") == "lanes"
-    return not side_by_side and (workers is None or int(workers[1]) <= cards)
+    workers = re.search(r"--workers[ =](\d+)", record["command"])
+    return not record.get("beside", workers is not None and int(workers[1]) > 1)

@@ -115,6 +115,10 @@ def _on_tuning_seeds(line: Line, split: str, metric: str) -> str:
     return mean_sd(summary, DIGITS[metric], len(line.cell.diverged(tuning=True)))
 
 
+def _diverged(cell: CellResult) -> int:
+    return len(cell.diverged()) + len(cell.diverged(tuning=True))
+
+
 TABLE = Column("table", lambda line: line.table)
 ROW = Column("row", lambda line: line.cell.row)
 COLUMN = Column("column", lambda line: line.cell.column)
@@ -129,6 +133,7 @@ BETA = Column("β", lambda line: line.cell.noise, lambda noise: f"{1 - noise:.10
 EVALUATIONS = Column(
     "evaluations per step", lambda line: line.evaluations, "{0[probes]:,} / {0[total]:,}".format
 )
+DIVERGED = Column("diverged", lambda line: _diverged(line.cell) if line.cell.runs else NOT_RUN)
 
 
 SHALLOW_SHOWN = (
@@ -145,7 +150,7 @@ SHALLOW_EXACT = (
     Column("evaluations_per_step", lambda line: line.record and line.evaluations["total"]),
     *_numbers("train_loss_", lambda line: line.cell.summary("train", "loss")),
     *_numbers("test_top1_", lambda line: line.cell.summary("test", "top1")),
-    Column("diverged", lambda line: len(line.cell.diverged()) if line.cell.runs else NOT_RUN),
+    DIVERGED,
 )  # fmt: skip
 
 PAPER_SHOWN = (
@@ -167,18 +172,7 @@ WHICH = (
     Column("metric", lambda line: line.metric), Column("split", lambda line: line.split),
     Column("seeds", lambda line: "tuning" if line.only_tuned else "evaluation" * bool(line.record)),
 )  # fmt: skip
-RUNS = (
-    Column("hours", lambda line: line.cell.hours),
-    Column(
-        "diverged",
-        lambda line: (
-            len(line.cell.diverged()) + len(line.cell.diverged(tuning=True))
-            if line.cell.runs
-            else NOT_RUN
-        ),
-    ),
-    SOURCE,
-)
+RUNS = (Column("hours", lambda line: line.cell.hours), DIVERGED, SOURCE)
 PAPER_EXACT = (
     *WHICH, Column("paper", lambda line: line.paper),
     *_numbers("", lambda line: line.summary(tuning=line.only_tuned)),

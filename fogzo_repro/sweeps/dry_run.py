@@ -114,12 +114,9 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
         found.append(Needed(cell, needed, len(left), hours, measured.peak(config)))
     disk = sum(each.forecast.disk * each.missing for each in found)
     largest: dict[str, Needed] = {}  # by dataset: of the most data
-    for each in found:
-        name = each.config.dataset.name
-        if each.missing and (
-            name not in largest or each.forecast.data > largest[name].forecast.data
-        ):
-            largest[name] = each
+    for each in sorted(found, key=lambda one: -one.forecast.data):
+        if each.missing:
+            largest.setdefault(each.config.dataset.name, each)
     sizes = ", ".join(f"{k} {plain(n.forecast.data / 1e9)} GB" for k, n in sorted(largest.items()))
     lines = [
         f"{table}, scale={cells[0].config.scale}: nothing is started",

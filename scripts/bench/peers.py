@@ -17,7 +17,6 @@ source files as they were imported.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 
+from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from scripts.bench.clock import LR, Clock, spread, times
@@ -198,10 +198,8 @@ def quest_step(
 def digests(quest: Path) -> dict[str, str]:
     """Return the SHA-256 of QuEST's model files, by path."""
     folder = quest / "src" / "models"
-    return {
-        str(path.relative_to(quest)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*.py"))
-    }
+    found = sorted(folder.rglob("*.py"))
+    return {str(path.relative_to(quest)): files.sha256_of(path) for path in found}
 
 
 if __name__ == "__main__":

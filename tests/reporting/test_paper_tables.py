@@ -213,10 +213,9 @@ def test_latex_names_a_row_once_and_rules_off_the_next() -> None:
     [
         ("python -m fogzo_repro", {}, True),
         ("python scripts/run_cells.py table1 --workers 2", {}, False),
-        ("python scripts/run_cells.py table1 --gpus 0,1 --workers 2", {}, True),
         ("python scripts/run_cells.py figure-shallow", {"evaluator": "lanes"}, False),
     ],
-    ids=["single", "shared", "a card each", "lanes"],
+    ids=["single", "shared", "lanes"],
 )
 def test_the_time_of_a_run_that_shared_its_card_is_not_told(
     command: str, resolved: dict[str, str], alone: bool
@@ -224,6 +223,7 @@ def test_the_time_of_a_run_that_shared_its_card_is_not_told(
     record = {"command": command, "resolved": resolved}
     assert ran_alone(record) is alone
     assert not ran_alone({**record, "beside": 7})  # as its queue had them without being told
+    assert ran_alone({**record, "beside": 0}) is not bool(resolved)  # with a card for each worker
 
 
 def test_a_column_without_anything_to_say_is_left_out(results: Path) -> None:
