@@ -66,17 +66,11 @@ RHOS = (100.0, 10.0, 1.0, 0.1, 0.01)  # of other networks than that section's
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to measure at each snapshot.
+    """How much to measure at each snapshot."""
 
-    Attributes:
-        directions: probe pairs for the smoothed gradient, over all batches together.
-        batches: how many batches, at least 2.
-        draws: probe pairs for each estimator on each batch, at least 100.
-    """
-
-    directions: int
-    batches: int
-    draws: int
+    directions: int  # probe pairs for the smoothed gradient, over all batches together
+    batches: int  # at least 2
+    draws: int  # probe pairs for each estimator on each batch, at least 100
 
     def __post_init__(self) -> None:
         if self.batches < 2:

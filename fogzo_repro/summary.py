@@ -46,23 +46,14 @@ COMMON = ("model", "dataset", "quantizer", "estimator", "recipe", "scale")  # sa
 
 @dataclass(frozen=True)
 class Run:
-    """One run.
+    """One run."""
 
-    Attributes:
-        name: its run id.
-        seed: of the run.
-        settings: what determines the result but the seed, by dotted key.
-        state: finished, diverged or how far it is.
-        metrics: by split and name, after the last step; empty unless it is finished.
-        course: step and loss, along the steps.
-    """
-
-    name: str
+    name: str  # its run id
     seed: int
-    settings: dict[str, Any]
-    state: str
-    metrics: Mapping[str, Mapping[str, float]]
-    course: list[tuple[float, float]]
+    settings: dict[str, Any]  # what determines the result but the seed, by dotted key
+    state: str  # finished, diverged or how far it is
+    metrics: Mapping[str, Mapping[str, float]]  # after the last step; empty unless it is finished
+    course: list[tuple[float, float]]  # step and loss, along the steps
 
 
 @dataclass(frozen=True)

@@ -77,27 +77,16 @@ Compared = tuple[Claim, CellResult | None, CellResult | None]
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with its verdict.
-
-    Attributes:
-        claim: as it was written down.
-        better: the cell that it calls better; None where the tuning has not chosen one.
-        worse: the other one, likewise.
-        test: None where a side was not run.
-        adjusted_p: by Holm, of the gain against the margin.
-        adjusted_same: by Holm, of the gain between minus and plus the bound.
-        verdict: one of `VERDICTS`.
-        note: what limits it.
-    """
+    """A claim with its verdict."""
 
     claim: Claim
-    better: CellResult | None
+    better: CellResult | None  # the cell; None where the tuning has not chosen one
     worse: CellResult | None
-    test: GainTest | None
-    adjusted_p: float
-    adjusted_same: float
-    verdict: str
-    note: str
+    test: GainTest | None  # None where a side was not run
+    adjusted_p: float  # by Holm, of the gain against the margin
+    adjusted_same: float  # by Holm, of the gain between minus and plus the bound
+    verdict: str  # one of `VERDICTS`
+    note: str  # what limits it
 
     @property
     def deciding_p(self) -> float:

@@ -16,31 +16,18 @@ from fogzo_repro.reporting.statistics import Interval
 
 @dataclass(frozen=True)
 class Row:
-    """One estimator at one snapshot, relative to the smoothed gradient R of that snapshot.
+    """One estimator at one snapshot, relative to the smoothed gradient R of that snapshot."""
 
-    Attributes:
-        step: optimizer steps before the snapshot.
-        progress: step over the steps of the run.
-        estimator: `ste`, `nspsa`, `fogzo`, or the name of a user's.
-        n: probe pairs of one estimate; 0 for what takes none.
-        noise: 1 - beta of FOGZO.
-        cosine: between one estimate and R.
-        norm_ratio: norm of one estimate over that of R.
-        bias_squared: ||E[G] - R||^2 / ||R||^2; unbiased, so it may come out below 0.
-        variance: E||G - E[G]||^2 / ||R||^2.
-        smoothed_square: ||R||^2 in units of epsilon.
-    """
-
-    step: int
-    progress: float
-    estimator: str
-    n: int
-    noise: float | None
-    cosine: Interval
-    norm_ratio: Interval
-    bias_squared: Interval
-    variance: Interval
-    smoothed_square: Interval
+    step: int  # optimizer steps before the snapshot
+    progress: float  # step over the steps of the run
+    estimator: str  # `ste`, `nspsa`, `fogzo`, or the name of a user's
+    n: int  # probe pairs of one estimate; 0 for what takes none
+    noise: float | None  # 1 - beta of FOGZO
+    cosine: Interval  # between one estimate and R
+    norm_ratio: Interval  # of one estimate over that of R
+    bias_squared: Interval  # ||E[G] - R||^2 / ||R||^2; unbiased, so it may come out below 0
+    variance: Interval  # E||G - E[G]||^2 / ||R||^2
+    smoothed_square: Interval  # ||R||^2 in units of epsilon
 
     @property
     def label(self) -> str:

@@ -32,25 +32,15 @@ FOGZO, STE = "FOGZO", "STE"  # the columns whose difference is the gain
 
 @dataclass(frozen=True)
 class Tested:
-    """A hypothesis with what the records say of it.
+    """A hypothesis with what the records say of it."""
 
-    Attributes:
-        line: of claims.csv, as it was written down.
-        value: of the statistic; nan where a side was not run.
-        low: lower end of its 95% interval, nan where it has none.
-        high: its upper end.
-        n: seeds, or rows for a rank correlation.
-        verdict: one of `claims.VERDICTS`.
-        note: what limits it.
-    """
-
-    line: dict[str, str]
-    value: float = math.nan
-    low: float = math.nan
+    line: dict[str, str]  # of claims.csv, as it was written down
+    value: float = math.nan  # of the statistic; nan where a side was not run
+    low: float = math.nan  # its 95% interval, nan where it has none
     high: float = math.nan
-    n: int = 0
-    verdict: str = NOT_RUN
-    note: str = ""
+    n: int = 0  # seeds, or rows for a rank correlation
+    verdict: str = NOT_RUN  # one of `claims.VERDICTS`
+    note: str = ""  # what limits it
 
 
 def read_tested(results: Path, found: TableResults) -> list[Tested]:

@@ -74,25 +74,15 @@ class Rules:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A row in a ranking.
+    """A row in a ranking."""
 
-    Attributes:
-        label: of its row, and of its column where the rules name that.
-        cell: the one that it is ranked with; None where none is chosen yet.
-        summary: of the metric over the evaluation seeds.
-        tuned: how many tuning runs chose the cell.
-        edge: no value beyond the chosen one was tried.
-        compared: what became of it beside each cell of `against`; None where that is itself.
-        apart: why it is not ranked; empty where it is.
-    """
-
-    label: str
-    cell: CellResult | None
-    summary: Summary | None
-    tuned: int
-    edge: bool
-    compared: tuple[Judged | None, ...] = ()
-    apart: str = ""
+    label: str  # of its row, and of its column where the rules name that
+    cell: CellResult | None  # that it is ranked with; None where none is chosen yet
+    summary: Summary | None  # of the metric over the evaluation seeds
+    tuned: int  # how many tuning runs chose the cell
+    edge: bool  # no value beyond the chosen one was tried
+    compared: tuple[Judged | None, ...] = ()  # beside each of `against`; None where it is itself
+    apart: str = ""  # why it is not ranked; empty where it is
 
     @property
     def record(self) -> dict[str, Any] | None:

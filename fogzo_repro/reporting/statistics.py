@@ -28,29 +28,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class GainTest:
-    """How much better one side is than the other, and what chance makes of it.
+    """How much better one side is than the other, and what chance makes of it."""
 
-    Attributes:
-        n: values of the better side and of the worse.
-        paired: each seed's difference was taken, else the two means were compared (Welch).
-        gain: mean gain of the better side.
-        low: lower end of its 95% interval; nan where a side has a single value.
-        high: its upper end.
-        p: two-sided, of the gain against the margin; nan likewise.
-        p_same: the larger p of the two one-sided tests that the gain lies between -bound and
-            bound; nan where there is no bound.
-        visible: the difference from the margin that a test of this size and spread finds with a
-            probability of `POWER`.
-    """
-
-    n: tuple[int, int]
-    paired: bool
-    gain: float
-    low: float
+    n: tuple[int, int]  # values of the better side and of the worse
+    paired: bool  # each seed's difference was taken, else the two means were compared (Welch)
+    gain: float  # mean gain of the better side
+    low: float  # its 95% interval; nan where a side has a single value
     high: float
-    p: float
-    p_same: float
-    visible: float
+    p: float  # two-sided, of the gain against the margin; nan likewise
+    p_same: float  # the larger of two one-sided tests, gain within the bound; nan without a bound
+    visible: float  # difference from the margin that such a test finds with probability `POWER`
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
@@ -179,11 +166,9 @@ class Interval(NamedTuple):
 
 
 def jackknife(samples: Sequence[Sequence[float]], figure: Callable[[Tensor], Tensor]) -> Interval:
-    """Return a function of the mean of B samples, with a 95% interval by the jackknife.
+    """Return a figure of the mean (k,) of B samples, with a 95% interval by the jackknife.
 
-    Args:
-        samples: B rows of k numbers, independent and alike.
-        figure: from the mean row (k,) to a number.
+    The samples are rows of k numbers, independent and alike.
     """
     import torch
     from scipy.stats import t

@@ -43,23 +43,16 @@ from fogzo_repro.reporting.wording import (
 
 @dataclass(frozen=True)
 class Line:
-    """A cell beside what results/paper/ says of it.
-
-    Attributes:
-        paper: the paper's value as it was transcribed, empty where not known.
-        quest: the value that QuEST's authors published, likewise.
-        source: where the value is from, or what the cell is for.
-        choice: said where the tuning seeds have chosen this cell among those of its row.
-    """
+    """A cell beside what results/paper/ says of it."""
 
     table: str
     cell: CellResult
     split: str
     metric: str
-    paper: str
-    quest: str
-    source: str
-    choice: str
+    paper: str  # the paper's value as it was transcribed, empty where not known
+    quest: str  # the value that QuEST's authors published, likewise
+    source: str  # where the value is from, or what the cell is for
+    choice: str  # said where the tuning seeds have chosen this cell among those of its row
 
     @property
     def record(self) -> dict[str, Any] | None:
@@ -195,26 +188,15 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Form:
-    """How a table is written.
-
-    Attributes:
-        title: its heading.
-        about: what stands above it, after how much was run.
-        shown: the columns for people.
-        more: those that LaTeX does without.
-        exact: the columns of the CSV.
-        tuning: the section on the tuning seeds.
-        apart: sweeps have rows of their own, which stand in the section on the tuning seeds alone;
-            such a table is written in LaTeX too.
-    """
+    """How a table is written."""
 
     title: str
-    about: str
-    shown: Columns
-    more: Columns
-    exact: Columns
+    about: str  # what stands above it, after how much was run
+    shown: Columns  # for people
+    more: Columns  # that LaTeX does without
+    exact: Columns  # of the CSV
     tuning: Tuning
-    apart: bool
+    apart: bool  # sweeps have rows of their own, for `tuning` alone; it is written in LaTeX too
 
 
 SEEDS = ", ".join(map(str, TUNING_SEEDS))

@@ -27,19 +27,12 @@ MNIST_JOBS = {0: "mnist_ste", 1: "mnist_fogzo_n1", 7960: "mnist_nspsa_n7960"}  #
 
 @dataclass(frozen=True)
 class Hours:
-    """Hours of one run on a card.
-
-    Attributes:
-        hours: of its training.
-        scaled: whether they are estimated from another network or quantizer.
-        loader: whether decoding the images takes that long, and not the steps.
-        shared: whether they are of runs that shared their card, and so too many.
-    """
+    """Hours of the training of one run on a card."""
 
     hours: float
-    scaled: bool
-    loader: bool = False
-    shared: bool = False
+    scaled: bool  # they are estimated from another network or quantizer
+    loader: bool = False  # decoding the images takes that long, and not the steps
+    shared: bool = False  # they are of runs that shared their card, and so too many
 
 
 @dataclass(frozen=True)

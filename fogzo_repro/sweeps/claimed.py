@@ -28,17 +28,11 @@ def tuning_part(cells: Sequence[Cell]) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Needed:
-    """Which cells the claims of a table look at.
+    """Which cells the claims of a table look at."""
 
-    Attributes:
-        rows: that a claim compares; cells of other rows are all needed.
-        named: row and column of the cells that claims compare.
-        open: the rows of claims whose tuning has not chosen a cell yet, by the claim's id.
-    """
-
-    rows: frozenset[str]
-    named: frozenset[tuple[str, str]]
-    open: Mapping[str, frozenset[str]]
+    rows: frozenset[str]  # that a claim compares; cells of other rows are all needed
+    named: frozenset[tuple[str, str]]  # row and column of the cells that claims compare
+    open: Mapping[str, frozenset[str]]  # by claim: its rows, where the tuning has not chosen yet
 
     def __contains__(self, place: tuple[str, str]) -> bool:
         """Tell whether a cell's evaluation runs are needed; those of an open claim may be."""

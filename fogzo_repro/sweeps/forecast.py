@@ -37,29 +37,17 @@ NO_GPU = "no GPU is here"
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one run of a cell takes.
+    """What one run of a cell takes."""
 
-    Attributes:
-        parameters: trainable, the steps that a quantizer learns among them.
-        perturbed: d, the quantized weights that an estimator perturbs.
-        steps: optimizer steps.
-        rough: the steps rest on an estimate of the number of images.
-        units: images or tokens seen.
-        unit: which of them.
-        memory: bytes of weights, gradients, optimizer and estimator; activations come on top.
-        disk: bytes of the run folder, checkpoints and snapshots.
-        data: bytes of the prepared data that all runs of the dataset share.
-    """
-
-    parameters: int
-    perturbed: int
-    steps: int
-    rough: bool
-    units: int
-    unit: str
-    memory: int
-    disk: int
-    data: float
+    parameters: int  # trainable, the steps that a quantizer learns among them
+    perturbed: int  # d, the quantized weights that an estimator perturbs
+    steps: int  # of the optimizer
+    rough: bool  # the steps rest on an estimate of the number of images
+    units: int  # images or tokens seen
+    unit: str  # which of them
+    memory: int  # bytes of weights, gradients, optimizer, estimator; activations come on top
+    disk: int  # bytes of the run folder, checkpoints and snapshots
+    data: float  # bytes of the prepared data that all runs of the dataset share
 
 
 def forecast(config: RunConfig, networks: dict[str, Network] | None = None) -> Forecast:

@@ -33,19 +33,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a cell.
+    """One run of a cell."""
 
-    Attributes:
-        config: of the run, with its seed.
-        run_id: its name under output_root.
-        total_steps: optimizer steps in all.
-        cost: network evaluations in all, the STE pass counted as 3; orders the queue.
-    """
-
-    config: RunConfig
+    config: RunConfig  # with its seed
     run_id: str
     total_steps: int
-    cost: int
+    cost: int  # network evaluations in all, the STE pass counted as 3; orders the queue
 
     @property
     def folder(self) -> Path:

@@ -51,14 +51,10 @@ def write_invented_corpus(data_dir: Path) -> None:
 
 
 def try_cell(cell: Cell, folder: Path) -> str:
-    """Run a cell composed at scale=smoke, with its first seed; its run goes into the folder.
+    """Run a cell composed at scale=smoke, with its first seed; return what is wrong, if anything.
 
-    Args:
-        cell: of any table.
-        folder: has the invented corpus under data/.
-
-    Returns:
-        What is wrong; nothing where it finished with a finite train loss.
+    The folder has the invented corpus under data/, and the run goes into it. It has to finish with
+    a finite train loss.
     """
     config = replace(
         cell.config, seed=cell.seeds[0], output_root=str(folder / "runs"), checkpoint_minutes=1e9

@@ -30,14 +30,9 @@ STATES = (*OVER, "running", "interrupted", "failed", "stale", "missing")
 def known_runs(
     records: Path, output_roots: Iterable[Path], device: str | None = None
 ) -> dict[Run, str]:
-    """Return the state of every run that has left something.
+    """Return the state of every run that has left something; of a device, `cpu` or `cuda`, alone.
 
-    What is committed comes before what is in run folders.
-
-    Args:
-        records: the folder of committed records.
-        output_roots: folders of run folders.
-        device: `cpu` or `cuda`: leave out runs on the other, which are other runs.
+    What is committed comes before what is in run folders. Runs on another device are other runs.
     """
     found: dict[Run, str] = {}
     for root in output_roots:

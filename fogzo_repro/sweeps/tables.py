@@ -84,20 +84,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Entry:
-    """What `experiment=TABLE/NAME` stands for: a cell, or one for each combination of `over`.
+    """What `experiment=TABLE/NAME` stands for: a cell, or one for each combination of `over`."""
 
-    Attributes:
-        file: the table's file.
-        name: within the table.
-        settings: by their names on the command line; `cell.row` and `cell.column` are the labels.
-        over: settings with several values.
-        seeds: of the runs.
-    """
-
-    file: Path
-    name: str
-    settings: Mapping[str, Any]
-    over: Mapping[str, list[Any]]
+    file: Path  # the table's
+    name: str  # within the table
+    settings: Mapping[str, Any]  # as on the command line; the labels are cell.row and cell.column
+    over: Mapping[str, list[Any]]  # settings with several values
     seeds: tuple[int, ...]
 
     @property

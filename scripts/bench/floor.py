@@ -96,9 +96,7 @@ def attention(q: Any, k: Any, v: Any, causal: bool) -> Product:
 def products_of(model: nn.Module, example: Any) -> list[Product]:
     """Return the products of a network's forward pass, in their order.
 
-    Args:
-        model: on the meta device, without a quantizer.
-        example: the input of a whole batch, on the meta device.
+    Model, without a quantizer, and example, the input of a whole batch, are on the meta device.
     """
     with Products() as products:
         logits = model(example)
@@ -126,11 +124,7 @@ def floors(
 ) -> dict[str, Any]:
     """Return the floor of a forward pass, of an STE step and of a FOGZO step, with its rates.
 
-    Args:
-        products: of a step's forward pass.
-        parameters: that the optimizer trains.
-        config: a run's; says the optimizer, what is quantized and the probe pairs.
-        rates: of the card.
+    The products are those of a run's forward pass, the parameters those that its optimizer trains.
     """
     recipe: Any = config.recipe
     states = STATES[recipe.optimizer] if recipe.optimizer == "adamw" or recipe.momentum else 0
@@ -155,13 +149,7 @@ def floors(
 
 
 def measured_rates(device: Any, dtype: Any, toy: bool = False) -> Rates:
-    """Measure the rates on the device itself, each the median of 20.
-
-    Args:
-        device: which.
-        dtype: of the products.
-        toy: at a size that is nothing but a check that it runs.
-    """
+    """Measure the rates on the device itself, each the median of 20; a toy checks that it runs."""
     side, count = (64, 2**10) if toy else (8192, 2**28)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     numbers = torch.ones(count, device=device)

@@ -125,12 +125,7 @@ def rate(
 
     A worker makes every --workers-th batch, so that batches come in rounds. The clock starts and
     stops at the end of one; the first two make up for the workers' start and fill their queues.
-
-    Args:
-        photographs: the images.
-        device: where batches go.
-        finished: take batches to normalised inputs there; else take what the workers make of them.
-        arguments: of the command.
+    Batches are taken to normalised inputs on the device, those not `finished` as workers make them.
     """
     per_round = arguments.batch * arguments.workers
     rounds = 2 + max(LEAST_ROUNDS, math.ceil(arguments.images / per_round))

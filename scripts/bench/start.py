@@ -78,11 +78,7 @@ def measure(words: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, 
 def start(words: tuple[str, ...], folder: Path, name: str, arguments: argparse.Namespace) -> float:
     """Return the seconds from a command's start to the end of its last step.
 
-    Args:
-        words: of the command.
-        folder: for what it writes; what it keeps of its code stays in there.
-        name: of this start; its caches are its own, and empty.
-        arguments: of the command line.
+    What it keeps of its code stays in the folder. The start of this name has caches of its own.
     """
     runs, caches = folder / name / "runs", folder / name
     command = [
