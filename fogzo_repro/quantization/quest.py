@@ -113,7 +113,7 @@ class Quest(nn.Module):
         """Return the quantized rows, shaped and typed as x."""
         kind = self._product_type(x)
         if self._takes_kernels(x):
-            return self._unrows(self._by_kernel(self._last(x).to(kind)), x).to(x.dtype)
+            return self._unrows(self._by_kernel(self._last(x).to(kind)).rows, x).to(x.dtype)
         quantized, spacing = self._in_units(x)
         if self.hadamard == "full":
             rows = scaled_block_hadamard(quantized, spacing, self.block, kind)
@@ -127,7 +127,7 @@ class Quest(nn.Module):
         Those of the layer's other operand are rotated too: in the product both rotations cancel.
         """
         if self._takes_kernels(x):
-            return self._coded_by_kernel(x.to(self._product_type(x)))
+            return self._by_kernel(x.to(self._product_type(x)), CODES)
         quantized, spacing = self._in_units(x)
         codes = (2 * quantized.detach()).to(CODES)
         return Coded((quantized * spacing).to(x.dtype), codes, (spacing / 2).float())
@@ -145,21 +145,14 @@ class Quest(nn.Module):
         """Return whether Triton takes one pass over memory where torch takes several."""
         return self.has_kernels and x.is_cuda and self._product_type(x) is not None
 
-    def _by_kernel(self, rows: Tensor) -> Tensor:
+    def _by_kernel(self, rows: Tensor, kind: torch.dtype | None = None) -> Coded:
+        """Return the quantized rows; with codes of a kind they stay rotated."""
         from fogzo_repro.quantization import quest_kernel  # triton takes a while to import
 
-        rotate_back = self.hadamard == "full"
-        return quest_kernel.quantize_rows(*self._for_kernel(rows), rotate_back)[0]
-
-    def _coded_by_kernel(self, rows: Tensor) -> Coded:
-        from fogzo_repro.quantization import quest_kernel
-
-        inputs = self._for_kernel(rows)
-        return Coded(*quest_kernel.quantize_rows(*inputs, kind=CODES), inputs[1] / 2)
-
-    def _for_kernel(self, rows: Tensor) -> tuple[Tensor, Tensor, int, float, float, float]:
         spacing = self._spacing(rows.float())  # a rotation keeps the rms
-        return rows, spacing, self.block, self.outer_unit, self.limit, self.width
+        limits = self.block, self.outer_unit, self.limit, self.width
+        back = self.hadamard == "full" and kind is None
+        return Coded(*quest_kernel.quantize_rows(rows, spacing, *limits, back, kind), spacing / 2)
 
     def quantized(self, weight: Tensor) -> Tensor:
         """Return the quantized weight in its own coordinates, which `half` leaves rotated."""

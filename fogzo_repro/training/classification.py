@@ -81,7 +81,6 @@ class InMemoryImages:
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:
         """Return what is not trained on; after the last step the whole training split too."""
-        self.ranks.same_buffers(model)
         splits = {self.evaluated: self.images.test}
         if last:
             splits["train"] = self.images.train
@@ -164,8 +163,6 @@ def evaluate_classifier(
     Raises:
         EvaluationStopped: where one of them was asked to leave.
     """
-    training = model.training
-    model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=data.labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=data.labels.device)
     at_once = max(1, EVALUATION_PIXELS // math.prod(images.shape))
@@ -176,6 +173,5 @@ def evaluate_classifier(
         logits = model(images.normalize(pixels)).float()
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
-    model.train(training)
     count = len(data.labels)
     return {"loss": loss.item() / count, "top1": 100 * correct.item() / count}

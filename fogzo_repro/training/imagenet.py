@@ -35,6 +35,11 @@ from fogzo_repro.training.ranks import Ranks, current_ranks
 EVALUATION_BATCH = 250  # images a pass and rank
 
 
+def photograph_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy in float32, against labels or soft targets."""
+    return F.cross_entropy(model(normalize(batch.pixels)).float(), batch.labels)
+
+
 class ImageNet:
     """Cross-entropy on image files, by a `VisionRecipe`; see `tasks.Task` for the parts."""
 
@@ -42,6 +47,7 @@ class ImageNet:
     units_per_example = 1
     corpus: str | None = None
     best_by = ("val", "top1", True)
+    loss = staticmethod(photograph_loss)
 
     def __init__(self, config: RunConfig, index: ImageNetIndex, ranks: Ranks) -> None:
         self.config = config
@@ -91,16 +97,9 @@ class ImageNet:
             return plain
         return MixedBatches(plain, self.mixing, normalize, len(self.index.classes))
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy in float32, against labels or soft targets."""
-        return photograph_loss(model, batch)
-
     @torch.no_grad()
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:
-        """Return loss, top-1 and top-5 on the validation split, with the first rank's buffers."""
-        self.ranks.same_buffers(model)
-        training = model.training
-        model.eval()
+        """Return loss, top-1 and top-5 on the validation split."""
         count = len(self.index.val.names)
         own = all_batches(count, EVALUATION_BATCH, self.ranks.rank, self.ranks.world_size)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -109,7 +108,6 @@ class ImageNet:
             best = logits.topk(min(5, logits.shape[1])).indices == batch.labels.unsqueeze(1)
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
             sums += torch.stack([loss.double(), best[:, 0].sum(), best.sum()])
-        model.train(training)
         loss_sum, top1, top5 = (self.ranks.sum(sums) / count).tolist()
         return {"val": {"loss": loss_sum, "top1": 100 * top1, "top5": 100 * top5}}
 
@@ -133,11 +131,6 @@ def on_device(view: TrainingView, wanted: str, device: torch.device) -> bool:
     if why:
         print(f"photographs are augmented by their loaders: {why}", file=stderr())
     return not why
-
-
-def photograph_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the mean cross-entropy in float32 of normalised pixels."""
-    return F.cross_entropy(model(normalize(batch.pixels)).float(), batch.labels)
 
 
 def imagenet(config: RunConfig, index: ImageNetIndex) -> ImageNet:

@@ -33,12 +33,18 @@ from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks
 EVALUATION_BATCH = 64  # windows a pass
 
 
+def token_loss(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Return the mean cross-entropy of the next tokens in float32."""
+    return model(batch.windows[:, :-1], batch.windows[:, 1:])
+
+
 @dataclass(eq=False)
 class Language:
     """Causal language modelling; see `tasks.Task` for the parts."""
 
     unit = "tokens"
     best_by = ("val", "perplexity", False)
+    loss = staticmethod(token_loss)
 
     train: TokenStream
     validation: TokenStream  # documents held out of training, or C4's own validation split
@@ -68,10 +74,6 @@ class Language:
             self.train, self.context, global_batch_size, self.device, rank, world_size
         )
 
-    def loss(self, model: nn.Module, batch: TokenBatch) -> Tensor:
-        """Return the mean cross-entropy of the next tokens in float32."""
-        return token_loss(model, batch)
-
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:
         """Return the validation split, in full after the last step, then also some training.
 
@@ -96,8 +98,6 @@ class Language:
 
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, stream: TokenStream, bound: int) -> dict[str, float]:
-        training = model.training
-        model.eval()
         windows = min(bound, window_count(stream, self.context))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         stride = EVALUATION_BATCH * self.ranks.world_size
@@ -108,7 +108,6 @@ class Language:
         read = (stream.windows([i * self.context for i in k], self.context) for k in own)
         for batch in evaluated(read, self.ranks):
             total += self.loss(model, TokenBatch(batch.to(self.device))).double() * len(batch)
-        model.train(training)
         loss = self.ranks.sum(total).item() / windows
         perplexity = math.exp(min(loss, 700.0))
         return {"loss": loss, "perplexity": perplexity, "windows": windows}
@@ -123,11 +122,6 @@ class Language:
             for _ in self._checked():
                 pass
         return []
-
-
-def token_loss(model: nn.Module, batch: TokenBatch) -> Tensor:
-    """Return the mean cross-entropy of the next tokens in float32."""
-    return model(batch.windows[:, :-1], batch.windows[:, 1:])
 
 
 def window_count(stream: TokenStream, context: int) -> int:

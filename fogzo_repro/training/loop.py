@@ -270,9 +270,12 @@ class Training:
                 "process"
             )
         lines: list[dict[str, Any]] = []
+        self.ranks.same_buffers(self.model)
+        self.model.eval()
         # Compiling it would take longer than it does.
         with torch.compiler.set_stance("force_eager"):
             found = self.evaluate(finished)
+        self.model.train()
         for split, values in found.items():
             lines.append({"step": self.done, "split": split, **values})
             self.last.update({f"{split} {k}": v for k, v in values.items()})

@@ -60,7 +60,10 @@ class Task(Protocol):
         ...
 
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:
-        """Return metrics by split; after the last step those of the final report too."""
+        """Return metrics by split; after the last step those of the final report too.
+
+        The model is in evaluation mode, with the buffers of the first rank.
+        """
         ...
 
     def skipped(self) -> list[str]:

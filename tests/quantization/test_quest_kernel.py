@@ -14,6 +14,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 
+from fogzo_repro.quantization.products import CODES
 from fogzo_repro.quantization.quest import Quest
 
 GPU = torch.cuda.is_available()
@@ -22,7 +23,7 @@ device = "cuda" if GPU else "cpu"
 
 def by_kernel(quantizer, x):
     assert quantizer.block >= 16
-    return quantizer._by_kernel(x)
+    return quantizer._by_kernel(x).rows
 
 
 def gaussian(*shape, seed=0):
@@ -31,7 +32,7 @@ def gaussian(*shape, seed=0):
 def check_codes(half, quantizer, x, g):
     # The rows stay rotated, as in the half variant; the codes are theirs, with or without them.
     leaf, other = (x.clone().requires_grad_() for _ in range(2))
-    rows, codes, scale = quantizer._coded_by_kernel(leaf)
+    rows, codes, scale = quantizer._by_kernel(leaf, CODES)
     expected = by_kernel(half, other)
     assert torch.equal(rows, expected)
     assert (codes.float() % 2 == 1).all()
@@ -40,7 +41,7 @@ def check_codes(half, quantizer, x, g):
     expected.backward(g)
     assert torch.equal(leaf.grad, other.grad)
     with torch.no_grad():
-        empty, again, _ = quantizer._coded_by_kernel(x)
+        empty, again, _ = quantizer._by_kernel(x, CODES)
     assert empty.numel() == 0 and torch.equal(again.float(), codes.float())
 
 
