@@ -46,7 +46,7 @@ from fogzo_repro.estimators.quality import (
 )
 from fogzo_repro.estimators.schedule import noise_from_rho, start_step
 from fogzo_repro.evaluate import parse_settings
-from fogzo_repro.plan import batched_probes, build_estimator, probe_gradients, probe_pairs
+from fogzo_repro.plan import batched_probes, build_estimator
 from fogzo_repro.randomness import derive_seed, generator_for
 from fogzo_repro.reporting.diagnosis import Row, draw, table, write_csv
 from fogzo_repro.reporting.statistics import jackknife
@@ -113,8 +113,8 @@ class Diagnosis:
         self.passes = Passes(network.model, task.loss, [w.parameter for w in network.weights])
         self.effort = replace(MANY if self.batched else FEW, **given)
         settings = run.config.estimator
-        self.own, self.name, self.n = None, settings.name, probe_pairs(settings)
-        self.own_gradients = probe_gradients(settings)
+        self.own, self.name, self.n = None, settings.name, settings.n
+        self.own_gradients = settings.probe_gradients
         if settings.family not in BUILT_IN:
             self.own = build_estimator(run.config, device)
         mlp = run.config.model.family == "mlp"
@@ -122,7 +122,7 @@ class Diagnosis:
         self.calls = max(2, self.effort.draws // max(1, self.n))  # of the run's own estimator
         data = task.batches(run.config.recipe.global_batch_size)
         self.total_steps = run.config.recipe.total_steps(data.order.steps)
-        self.start = start_step(getattr(settings, "start_fraction", 0.0), self.total_steps)
+        self.start = start_step(settings.start_fraction, self.total_steps)
         order = generator_for(self.seed, 0, "diagnose/batches")
         self.batches: list[Any] = list(islice(data.epoch(order), self.effort.batches))
         if len(self.batches) < self.effort.batches:

@@ -92,12 +92,12 @@ def needs_of(config: RunConfig, network: Network) -> Needs:
         optimizer = 2 * gradients + NUMBER * len(trainable)
     else:
         optimizer = gradients if recipe.momentum else 0
-    n, d = probe_pairs(config.estimator), network.perturbed
+    n, d = config.estimator.n, network.perturbed
     k = min(n, max(1, BLOCK_NUMBERS // max(1, d)))
     several = n > k
     rotated = any(w.rotate is not QuantizedWeight.rotate for w in network.weights)
     blocks = (1 + several + rotated) * k
-    if probe_gradients(config.estimator):
+    if config.estimator.probe_gradients:
         blocks += 1  # the STE's gradient at the weights, beside the sum of those at the points
     stored = sum(t.nbytes for t in model.state_dict().values())
     return Needs(
@@ -139,7 +139,7 @@ class Plan:
         """
         found, model, estimator = {}, self.network.model, self.config.estimator
         by_kernel = getattr(model, "head_by_kernel", None)
-        if by_kernel is not None and probe_pairs(estimator) and not probe_gradients(estimator):
+        if by_kernel is not None and estimator.n and not estimator.probe_gradients:
             found["head"] = "kernel" if by_kernel(self.machine.autocast) else "chunks"
         quantizers = [getattr(m, "input_quantizer", None) for m in model.modules()]
         if any(q is not None for q in quantizers):
@@ -178,9 +178,9 @@ def make_plan(config: RunConfig) -> Plan:
             f"quantizer={config.quantizer.name} has weights and inputs of at most {MOST_BITS} bits "
             f"and widths that are multiples of {MULTIPLE}; leave it out"
         )
-    if probe_pairs(config.estimator):
+    if config.estimator.n:
         network.check_laws(f"estimator={config.estimator.name}")
-    if probe_gradients(config.estimator) and machine.autocast == torch.float16:
+    if config.estimator.probe_gradients and machine.autocast == torch.float16:
         raise UserError(
             f"estimator={config.estimator.name} takes gradients at its probes, which no scaler "
             "keeps from underflow in fp16; give hardware.precision=bf16 or fp32"
@@ -240,12 +240,12 @@ def build_step(
         build_estimator(config, machine.device),
         network.weights,
         seed=config.seed,
-        pairs=probe_pairs(config.estimator),
+        pairs=config.estimator.n,
         batched_probes=batched_probes,
-        start_fraction=getattr(config.estimator, "start_fraction", 0.0),
-        probe_fraction=getattr(config.estimator, "probe_fraction", 1.0),
-        random_sign=getattr(config.estimator, "random_sign", False),
-        probe_gradients=probe_gradients(config.estimator),
+        start_fraction=config.estimator.start_fraction,
+        probe_fraction=config.estimator.probe_fraction,
+        random_sign=config.estimator.random_sign,
+        probe_gradients=config.estimator.probe_gradients,
         autocast=machine.autocast,
         clip_norm=config.recipe.clip_norm,
         ranks=ranks,
@@ -286,11 +286,11 @@ def choose_batched_probes(
     config: RunConfig, machine: Machine, task: Task, network: Network
 ) -> Callable[[Any], Probes] | None:
     """Resolve estimator.evaluator: batched where it can be and there is more than one direction."""
-    estimator: Any = config.estimator
-    wanted = getattr(estimator, "evaluator", "auto")
-    if wanted == "sequential" or (wanted == "auto" and probe_pairs(estimator) <= 1):
+    estimator = config.estimator
+    wanted = estimator.evaluator
+    if wanted == "sequential" or (wanted == "auto" and estimator.n <= 1):
         return None
-    if probe_gradients(estimator):  # the batched evaluator has losses alone
+    if estimator.probe_gradients:  # the batched evaluator has losses alone
         return None
     found = None
     if machine.autocast is None:  # the batched evaluator computes in float32
@@ -303,24 +303,14 @@ def choose_batched_probes(
     return found
 
 
-def probe_pairs(estimator: Any) -> int:
-    """Return how many probe pairs an estimator measures at each of its steps: its key `n`."""
-    return getattr(estimator, "n", 0)
-
-
-def probe_gradients(estimator: Any) -> bool:
-    """Return whether each of an estimator's probes gives the STE's gradient there too."""
-    return getattr(estimator, "probe_gradients", False)
-
-
 def evaluations_per_step(estimator: Any) -> dict[str, int]:
     """Return network evaluations per probed step, under both countings of PAPER 2.
 
     `probes` counts the perturbed forward passes; `total` adds the STE pass as 3 forwards, as which
     a probe with its gradient counts too.
     """
-    probes = 2 * probe_pairs(estimator)
-    return {"probes": probes, "total": (3 if probe_gradients(estimator) else 1) * probes + 3}
+    probes = 2 * estimator.n
+    return {"probes": probes, "total": (3 if estimator.probe_gradients else 1) * probes + 3}
 
 
 def describe(plan: Plan) -> str:
@@ -328,7 +318,7 @@ def describe(plan: Plan) -> str:
     config = plan.config  # with rho resolved
     network, estimator = plan.network, config.estimator
     d = network.perturbed
-    evaluations, seen = evaluations_per_step(estimator), getattr(estimator, "probe_fraction", 1.0)
+    evaluations, seen = evaluations_per_step(estimator), estimator.probe_fraction
     total: float = evaluations["total"]
     part = ""
     if seen < 1:

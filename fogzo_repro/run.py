@@ -253,7 +253,7 @@ def _shape(plan: Plan) -> dict[str, Any]:
     return {
         "model": asdict(config.model),
         "quantizer": asdict(config.quantizer),
-        "estimator": [estimator.family, *(getattr(estimator, k, None) for k in SHAPING)],
+        "estimator": [estimator.family, *(vars(estimator).get(k) for k in SHAPING)],
         "micro_batch_size": recipe.accumulate and recipe.micro_batch_size,
         "machine": [str(machine.device), machine.channels_last],
         "resolved": {k: v for k, v in plan.result["resolved"].items() if k not in OF_THE_DATA},

@@ -99,7 +99,7 @@ def test_the_estimator_holds_what_is_foretold(
         estimator(weights, loss, n=n, generator=torch.Generator().manual_seed(0), **more)
     config: Any = SimpleNamespace(
         recipe=SimpleNamespace(optimizer="sgd", momentum=0.0),
-        estimator=SimpleNamespace(n=n), snapshots=0,
+        estimator=SimpleNamespace(n=n, probe_gradients=False), snapshots=0,
     )  # fmt: skip
     found = memory.peak - before
     foretold = plan.needs_of(config, network).estimator

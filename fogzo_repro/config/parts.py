@@ -67,29 +67,43 @@ class ModelPart(Part):
     first_last: list[str]
 
 
+WITHOUT_KEY: dict[str, Any] = {
+    "n": 0, "start_fraction": 0.0, "probe_fraction": 1.0, "evaluator": "auto",
+    "random_sign": False, "probe_gradients": False,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class EstimatorPart(Part):
     """What an estimator may have; keys of these names mean the same for all of them.
 
-    `n` is the number of probe pairs that it measures at each of its steps, none without the key;
-    the run sees to `start_fraction`, `probe_fraction`, `evaluator` and `random_sign`. With
-    `probe_gradients` each probe adds the STE's gradient at its point to the weights' `.grad`.
+    `n` is the number of probe pairs that it measures at each of its steps; the run sees to
+    `start_fraction`, `probe_fraction`, `evaluator` and `random_sign`. With `probe_gradients` each
+    probe adds the STE's gradient at its point to the weights' `.grad`.
     """
 
+    def __getattr__(self, key: str) -> Any:
+        """Return what a key means that the YAML file of the part does not have."""
+        if key not in WITHOUT_KEY:
+            raise AttributeError(key)
+        return WITHOUT_KEY[key]
+
     def __post_init__(self) -> None:
-        n = getattr(self, "n", 0)
+        n = self.n
         require(type(n) is int and n >= 0, f"estimator.n={n} is not a number of probe pairs")
         finite("estimator.n", n, 0)
         for key in ("start_fraction", "probe_fraction"):
-            value = getattr(self, key, 1.0)
+            value = getattr(self, key)
             require(0 <= value <= 1, f"estimator.{key}={value} is outside [0, 1]")
             require(value > 0 or key != "probe_fraction", f"estimator.{key}=0.0 must be above 0")
-        evaluator = getattr(self, "evaluator", "auto")
-        choice("estimator.evaluator", evaluator, ("auto", "sequential", "batched"))
-        if getattr(self, "probe_gradients", False):
-            what = f"estimator={self.name} takes the STE's gradient at its probes"
-            require(evaluator != "batched", f"{what}, which estimator.evaluator=batched has not")
-            swapped = getattr(self, "random_sign", False)
+        choice("estimator.evaluator", self.evaluator, ("auto", "sequential", "batched"))
+        if self.probe_gradients:
+            what, batched = (
+                f"estimator={self.name} takes the STE's gradient at its probes",
+                "batched",
+            )
+            require(self.evaluator != batched, f"{what}, which estimator.evaluator=batched has not")
+            swapped = self.random_sign
             require(not swapped, f"{what} and no difference of losses: leave out random_sign")
 
 

@@ -91,8 +91,8 @@ class Lanes:
         self.batch = self.recipe.global_batch_size
         self.steps_per_epoch = len(images.train.labels) // self.batch
         self.total_steps = self.recipe.total_steps(self.steps_per_epoch)
-        self.n = getattr(configs[0].estimator, "n", 0)
-        start = getattr(configs[0].estimator, "start_fraction", 1.0)
+        self.n = configs[0].estimator.n
+        start = configs[0].estimator.start_fraction if self.n else 1.0
         self.first_probed = start_step(start, self.total_steps)
 
         exact = torch.bfloat16 if self.device.type == "cuda" else dtype  # for levels and pixels
@@ -154,7 +154,7 @@ class Lanes:
         self.lr = table(lambda t: [rate(c, t) for c in configs])  # (T, C)
         self.sqrt_beta = table(lambda t: [math.sqrt(1 - _noise(c, t, total)) for c in configs])
         self.sqrt_noise = table(lambda t: [math.sqrt(_noise(c, t, total)) for c in configs])
-        signed = [getattr(c.estimator, "random_sign", False) for c in configs]
+        signed = [c.estimator.random_sign for c in configs]
         self.random_sign = torch.tensor(signed, device=self.device).view(-1, 1)  # (C, 1)
 
     def run(self, tick: Callable[[int], None] = lambda done: None) -> None:

@@ -82,7 +82,7 @@ def pass_sizes(config: RunConfig, images: int, setting: str) -> list[tuple[int, 
         return count % most or most if most else count
 
     found = [(last(images), setting)]
-    fraction = getattr(config.estimator, "probe_fraction", 1.0)
+    fraction = config.estimator.probe_fraction
     if fraction < 1:
         seen = max(1, round(fraction * images))
         found.append((last(seen), f"estimator.probe_fraction={fraction}"))

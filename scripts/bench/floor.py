@@ -36,7 +36,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from fogzo_repro.plan import probe_pairs
 from scripts.bench.clock import times
 
 BYTES = 2  # of a number in bf16
@@ -141,7 +140,7 @@ def floors(
         "forward": rates.of(forward),
         "ste": rates.of(ste),
     }
-    n = probe_pairs(config.estimator)
+    n = config.estimator.n
     if n:
         found["two_forwards"] = rates.of(2 * probe)
         found["fogzo"] = rates.of([*ste, *(2 * n * probe)])

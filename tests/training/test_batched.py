@@ -180,7 +180,7 @@ def test_supported_models_are_the_mlp_with_round_or_sign() -> None:
 def test_unsupported_model_is_refused_with_the_list(model: nn.Module) -> None:
     task = InMemoryImages(DATASET)
     config: Any = SimpleNamespace(
-        estimator=SimpleNamespace(evaluator="batched", n=7),
+        estimator=SimpleNamespace(evaluator="batched", n=7, probe_gradients=False),
         hardware=SimpleNamespace(probe_memory_mb=1),
     )
     network: Any = SimpleNamespace(model=model)
@@ -194,7 +194,7 @@ def test_unsupported_model_is_refused_with_the_list(model: nn.Module) -> None:
 def test_autocast_is_left_to_the_sequential_evaluator() -> None:
     problem = Problem("round2")
     config: Any = SimpleNamespace(
-        estimator=SimpleNamespace(evaluator="auto", n=7),
+        estimator=SimpleNamespace(evaluator="auto", n=7, probe_gradients=False),
         hardware=SimpleNamespace(probe_memory_mb=1),
     )
     task, network = InMemoryImages(DATASET), SimpleNamespace(model=problem.model)

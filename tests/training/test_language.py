@@ -20,7 +20,6 @@ from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import UserError, build_part
 from fogzo_repro.data.c4 import TokenBatch, _check, build, open_split
 from fogzo_repro.models.head_loss import linear_cross_entropy
-from fogzo_repro.plan import probe_pairs
 from fogzo_repro.stored import open_run
 from fogzo_repro.training.compilation import compile_network
 from fogzo_repro.training.language import Language, c4_language
@@ -77,7 +76,7 @@ def build_step(data_dir, *overrides, dtype=torch.float32, micro_batch=None):
         build_part("estimator", settings.estimator, None, device=torch.device("cpu")),
         network.weights,
         seed=0,
-        pairs=probe_pairs(settings.estimator),
+        pairs=settings.estimator.n,
         clip_norm=1.0,
         micro_batch=micro_batch,
     )
