@@ -10,6 +10,9 @@ The probes take the loss that `loss` has recorded: the same batch, the same drop
 autocast, BatchNorm's statistics untouched. How a recorded loss took part in backward (divided by
 the number of micro-batches, multiplied by a GradScaler) is told by the gradient that it was handed,
 so that the estimate stands in `.grad` in the very units in which the STE's gradient stood there.
+
+Beside this file: `replay.py` takes a loss again, `losses.py` finds out which losses the gradients
+are of, `checks.py` and `first_step.py` refuse or tell of what would go wrong without a word.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fogzo_repro.estimators.checks import (
-    check_factors,
     check_kinds,
     check_places,
     check_replicas,
@@ -33,13 +35,14 @@ from fogzo_repro.estimators.checks import (
     check_whole,
     chosen_noise,
     places_of,
-    taken_again,
 )
+from fogzo_repro.estimators.first_step import check_factors, taken_again
 from fogzo_repro.estimators.fogzo import Fogzo
 from fogzo_repro.estimators.fused import total_norm
+from fogzo_repro.estimators.losses import StepLosses
 from fogzo_repro.estimators.probes import AveragedProbes, SequentialProbes
 from fogzo_repro.estimators.protocol import Estimate, Probes, QuantizedWeight
-from fogzo_repro.estimators.replay import FrozenBuffers, RandomState, RecordedLoss, StepLosses
+from fogzo_repro.estimators.replay import FrozenBuffers, RandomState, RecordedLoss
 from fogzo_repro.randomness import derive_seed
 
 REPLICAS_EVERY = 100  # steps between checks that all processes hold the same weights
