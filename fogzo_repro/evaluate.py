@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fogzo_repro.config import UserError, check_given_once, did_you_mean, own_files_named
-from fogzo_repro.config.datasets import ImageNetConfig
+from fogzo_repro.config.models import ImageNetConfig
 from fogzo_repro.stored import open_run, tell_skipped
 from fogzo_repro.terminal import command_parser, one_line_errors, typed_path
 

@@ -10,8 +10,15 @@ import pytest
 
 from fogzo_repro import __main__ as cli
 from fogzo_repro.config.explained import MEANINGS, SAID_BY_THE_GROUP
-from fogzo_repro.config.hardware import CellConfig, HardwareConfig
-from fogzo_repro.config.run import FAMILIES, RECIPE_KINDS, SECTIONS, TRACKERS, RunConfig
+from fogzo_repro.config.run import (
+    FAMILIES,
+    RECIPE_KINDS,
+    SECTIONS,
+    TRACKERS,
+    CellConfig,
+    HardwareConfig,
+    RunConfig,
+)
 from tests.conftest import ROOT
 from tests.scripts.test_scripts_start import commands
 

@@ -9,7 +9,6 @@ This module imports neither torch nor hydra, so that a configuration error is pr
 
 from fogzo_repro.config.earlier import load_stored, parse_stored
 from fogzo_repro.config.estimators import FogzoConfig
-from fogzo_repro.config.hardware import HardwareConfig
 from fogzo_repro.config.identity import PLACES, cell_id, published, result_fields, run_id
 from fogzo_repro.config.own_errors import own_files_named
 from fogzo_repro.config.parse import parse_config, quoted, setting_names, to_yaml
@@ -23,7 +22,7 @@ from fogzo_repro.config.parts import (
 from fogzo_repro.config.quantizers import RoundConfig, quantizer_label
 from fogzo_repro.config.recipes import RecipeConfig, VisionRecipe
 from fogzo_repro.config.rules import ConfigError, check_given_once, did_you_mean
-from fogzo_repro.config.run import RunConfig
+from fogzo_repro.config.run import HardwareConfig, RunConfig
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS
 from fogzo_repro.terminal import UserError

@@ -15,10 +15,17 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fogzo_repro.config.hardware import CellConfig, HardwareConfig
 from fogzo_repro.config.parts import labels, own_parts, schema
 from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, require, spelled
-from fogzo_repro.config.run import FAMILIES, RECIPE_KINDS, SECTIONS, TRACKERS, RunConfig
+from fogzo_repro.config.run import (
+    FAMILIES,
+    RECIPE_KINDS,
+    SECTIONS,
+    TRACKERS,
+    CellConfig,
+    HardwareConfig,
+    RunConfig,
+)
 from fogzo_repro.config.yaml_files import read_yaml
 from fogzo_repro.project import CONFIGS
 from fogzo_repro.terminal import typed_path

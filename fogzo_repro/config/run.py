@@ -1,14 +1,19 @@
-"""A whole run, and which schema each section has."""
+"""A whole run, which schema each section has, and the sections `hardware`, `tracker` and `cell`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from fogzo_repro.config.datasets import C4Config, ImageNetConfig
 from fogzo_repro.config.estimators import AveragedConfig, FogzoConfig, SpsaConfig
-from fogzo_repro.config.hardware import CellConfig, HardwareConfig, NoTracker, WandbConfig
-from fogzo_repro.config.models import DeiTConfig, LlamaConfig, MlpConfig, ResNetConfig
+from fogzo_repro.config.models import (
+    C4Config,
+    DeiTConfig,
+    ImageNetConfig,
+    LlamaConfig,
+    MlpConfig,
+    ResNetConfig,
+)
 from fogzo_repro.config.parts import names, own_folder_hint
 from fogzo_repro.config.quantizers import (
     LsqConfig,
@@ -20,6 +25,56 @@ from fogzo_repro.config.quantizers import (
 )
 from fogzo_repro.config.recipes import RecipeConfig, VisionRecipe
 from fogzo_repro.config.rules import MOST, choice, finite, require
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """Where and how to compute; never what."""
+
+    name: str
+    device: str
+    precision: str
+    compile: bool | None
+    channels_last: bool | None
+    sync_batchnorm: bool
+    workers: int
+    augmentation: str
+    cuda_graph: bool | None
+    exact_products: bool | None
+    probe_memory_mb: int
+
+    def __post_init__(self) -> None:
+        kind = self.device.split(":")[0]
+        choice("hardware.device", kind, ("auto", "cpu", "cuda"))
+        choice("hardware.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        choice("hardware.augmentation", self.augmentation, ("auto", "cpu", "device"))
+        finite("hardware.probe_memory_mb", self.probe_memory_mb, 256)  # directions take up to 192
+        finite("hardware.workers", self.workers, 0, most=MOST)
+
+
+@dataclass(frozen=True)
+class NoTracker:
+    """metrics.jsonl alone."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """An optional mirror of metrics.jsonl."""
+
+    name: str
+    project: str
+    group: str | None
+
+
+@dataclass(frozen=True)
+class CellConfig:
+    """Labels: where the run stands in a table. They change nothing in the run."""
+
+    table: str
+    row: str
+    column: str
 
 
 @dataclass(frozen=True)

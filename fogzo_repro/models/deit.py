@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fogzo_repro.models.drop_path import share_drop_path
-from fogzo_repro.models.prefix import EndOfPrefix
+from fogzo_repro.models.steered import EndOfPrefix, share_drop_path
 
 AT_ONCE = 3  # blocks in a compiled region: at its borders a sum and the next norm are two kernels
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fogzo_repro.models.prefix import EndOfPrefix
+from fogzo_repro.models.steered import EndOfPrefix
 
 FULL_WIDTH = 64
 

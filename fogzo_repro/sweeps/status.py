@@ -12,7 +12,7 @@ import yaml
 
 from fogzo_repro import METHOD_VERSION, files
 from fogzo_repro.config import RunConfig
-from fogzo_repro.config.hardware import CellConfig
+from fogzo_repro.config.run import CellConfig
 from fogzo_repro.sweeps.jobs import FAILURE, Cell
 from fogzo_repro.sweeps.tables import Planned
 from fogzo_repro.terminal import path_of, stderr

@@ -24,7 +24,7 @@ def can_capture(model: nn.Module) -> bool:
     """Return whether the passes of a captured step see the same function.
 
     Dropout draws from the default generator, which cannot be wound back inside a graph; the masks
-    of `models.drop_path` lie in memory.
+    of `models.steered` lie in memory.
     """
     return not any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules())
 

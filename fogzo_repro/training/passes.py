@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from fogzo_repro.estimators import Point, QuantizedWeight
 from fogzo_repro.estimators.protocol import LossFunction, Probes
 from fogzo_repro.estimators.replay import FrozenBuffers
-from fogzo_repro.models.drop_path import DropPath
-from fogzo_repro.models.prefix import EndOfPrefix
+from fogzo_repro.models.steered import DropPath, EndOfPrefix
 from fogzo_repro.quantization.lsq import LsqInput
 
 

@@ -11,7 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from fogzo_repro.models import deit, resnet
-from fogzo_repro.models.drop_path import DropPath, share_drop_path
+from fogzo_repro.models.steered import DropPath, share_drop_path
 
 PHOTO = (3, 224, 224)
 Build = Callable[[tuple[int, int, int], int], torch.nn.Module]

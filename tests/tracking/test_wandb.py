@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import wandb
 
-from fogzo_repro.config.hardware import WandbConfig
+from fogzo_repro.config.run import WandbConfig
 from fogzo_repro.tracking import wandb as mirror_module
 from fogzo_repro.tracking.wandb import WandbMirror
 from tests.forked import finish, start

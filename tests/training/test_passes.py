@@ -11,8 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from fogzo_repro import run
 from fogzo_repro.__main__ import compose_run
-from fogzo_repro.models.drop_path import DropPath
-from fogzo_repro.models.prefix import EndOfPrefix
+from fogzo_repro.models.steered import DropPath, EndOfPrefix
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.training.passes import DropPathMasks, Passes
 from fogzo_repro.training.step import TrainStep

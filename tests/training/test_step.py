@@ -14,7 +14,7 @@ from fogzo_repro.estimators.fogzo import Fogzo
 from fogzo_repro.estimators.schedule import start_step
 from fogzo_repro.estimators.spsa import Nspsa
 from fogzo_repro.estimators.ste import Ste
-from fogzo_repro.models.drop_path import DropPath
+from fogzo_repro.models.steered import DropPath
 from fogzo_repro.training.ranks import ALONE, Ranks
 
 QUANTIZED = {"first.weight", "last.weight"}

@@ -1,9 +1,15 @@
-"""Stochastic depth (Huang et al., 2016) with masks that somebody else draws: `training.passes`.
+"""Layers that `training.passes` steers, so that all passes of a step see the same function.
 
-The STE pass and the probes must see the same function, so they share one draw of a step.
+Stochastic depth (Huang et al., 2016) takes masks that are drawn once a step. And up to the first
+weight that is perturbed, ResNet's stem or DeiT's patch embedding, probes of the whole batch compute
+what the STE pass did: `EndOfPrefix` keeps its output there and gives it again in the probes. What
+stands in front of it is then dead code, which torch.compile leaves out; an eager pass computes it
+in vain.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -44,3 +50,29 @@ def share_drop_path(model: nn.Module) -> None:
     if any(rate for _, _, rate in found):
         for parent, name, rate in found:
             setattr(parent, name, DropPath(rate))
+
+
+class EndOfPrefix(nn.Module):
+    """The last layer of a prefix.
+
+    Args:
+        last: the layer itself.
+        before: the layers in front of it that hold parameters.
+    """
+
+    def __init__(self, last: nn.Module, before: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.last = last
+        self.before = tuple(before)  # a tuple: they keep their own names in the network
+        self.mode = "compute"  # or `keep`, or `reuse`
+        self.output: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer, or give what it gave when its output was kept."""
+        if self.mode == "reuse":
+            assert self.output is not None
+            return self.output
+        y = self.last(x)
+        if self.mode == "keep":
+            self.output = y.detach()
+        return y
