@@ -121,21 +121,20 @@ def list_checked(folder: Path) -> dict[str, list[str]]:
     """Return the files of a split by class.
 
     Raises:
-        UserError: for a flat folder or an empty class.
+        UserError: for a flat folder, a class folder by another name, or an empty one.
     """
-    if folder.is_dir():
-        flat = [e.name for e in os.scandir(folder) if is_image_name(e.name)]
-        if flat:
-            raise UserError(
-                f"{folder} is flat: {len(flat)} images lie beside the class folders, such as "
-                f"{min(flat)}; sort them into {folder}/<wnid>/, for val/ with --val-labels FILE"
-            )
-        folders = [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
-        strange = [name for name in folders if not WNID.fullmatch(name)]
-        if strange:
-            raise UserError(
-                f"{folder / min(strange)} is not a class folder such as n01440764; move it away"
-            )
+    flat = [e.name for e in os.scandir(folder) if is_image_name(e.name)]
+    if flat:
+        raise UserError(
+            f"{folder} is flat: {len(flat)} images lie beside the class folders, such as "
+            f"{min(flat)}; sort them into {folder}/<wnid>/, for val/ with --val-labels FILE"
+        )
+    folders = [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
+    strange = [name for name in folders if not WNID.fullmatch(name)]
+    if strange:
+        raise UserError(
+            f"{folder / min(strange)} is not a class folder such as n01440764; move it away"
+        )
     listing = list_split(folder)
     empty = sorted(wnid for wnid, names in listing.items() if not names)
     if empty:

@@ -93,7 +93,7 @@ def main() -> int:
         settings = {
             row: [as_recorded(c.config) for c in cells if c.config.cell.row == row] for row in rows
         }
-        runs = tuning_runs(entries)
+        runs = tuning_runs(entries, rows)
         for row, why in foreseen(arguments.results, rules, seeds, runs, settings).items():
             print(f"{row} will not be ranked: {why}", file=stderr())
         check_data(cells, data_beside(arguments.results, rules), rules)
@@ -133,9 +133,8 @@ def evaluated(seeds: Sequence[int]) -> list[int]:
     return [seed for seed in seeds if seed not in TUNING_SEEDS]
 
 
-def tuning_runs(entries: Sequence[Entry]) -> dict[str, int]:
+def tuning_runs(entries: Sequence[Entry], rows: Mapping[str, list[str]]) -> dict[str, int]:
     """Return how many runs choose among the cells of each row."""
-    rows = labels(entries)
     choosing = {e.settings["cell.row"]: len({*e.seeds} & {*TUNING_SEEDS}) for e in entries}
     return {row: len(cells) * choosing[row] * (len(cells) > 1) for row, cells in rows.items()}
 
