@@ -58,10 +58,11 @@ from fogzo_repro.sweeps.lanes import group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.status import (
-    known_runs,
     over_without_start,
     recorded_otherwise,
+    recorded_runs,
     run_elsewhere,
+    runs_in_folders,
     runs_of,
 )
 from fogzo_repro.sweeps.tables import evaluation_seeds
@@ -182,7 +183,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     """Run the missing runs, collect the records, say what happened; return the exit status."""
     gpus, first = visible_gpus(arguments.gpus), cells[0].config
     scale, kind = first.scale, device_here(first.hardware.device)
-    recorded = known_runs(arguments.records, [], kind)
+    recorded = recorded_runs(arguments.records, kind)
     asked, over = cells, over_without_start(cells, recorded)
     cells = [cell for cell in cells if cell not in over]
     side_by_side = [cell for cell in cells if group_key(cell.config) is not None]
@@ -240,7 +241,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     if scale != "smoke":
         for line in collect(jobs, arguments.records):
             overview.say(f"not filed: {line}")
-    known = known_runs(arguments.records, [Path(first.output_root)], kind)
+    known = runs_in_folders([Path(first.output_root)], kind) | recorded
     before = {run for c in asked for run in runs_of(c.config.cell, scale, c.seeds)} - {*to_run}
     status = conclude(outcome, wanted, overview)
     if diverged := sum(known.get(run) == "diverged" for run in before):

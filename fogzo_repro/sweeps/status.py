@@ -34,6 +34,11 @@ def known_runs(
 
     What is committed comes before what is in run folders. Runs on another device are other runs.
     """
+    return runs_in_folders(output_roots, device) | recorded_runs(records, device)
+
+
+def runs_in_folders(output_roots: Iterable[Path], device: str | None = None) -> dict[Run, str]:
+    """Return the state of every run that has left a folder, see `known_runs`."""
     found: dict[Run, str] = {}
     for root in output_roots:
         for path in sorted(root.glob("*/resolved.json")):
@@ -43,6 +48,12 @@ def known_runs(
             over = (path.parent / "record.json").exists()
             with contextlib.suppress(*DAMAGED):
                 found |= {} if over else {_run(_read(path)): "failed"}
+    return found
+
+
+def recorded_runs(records: Path, device: str | None = None) -> dict[Run, str]:
+    """Return the state of every run that has a committed record, see `known_runs`."""
+    found: dict[Run, str] = {}
     for path in sorted(records.glob("*/*.json")):
         try:
             record = _read(path)
@@ -94,7 +105,7 @@ def run_elsewhere(runs: Iterable[Run], records: Path, hardware: str, device: str
 
     `hardware` is the profile that was asked for, `device` the kind that it takes here.
     """
-    elsewhere = known_runs(records, [], "cuda" if device == "cpu" else "cpu")
+    elsewhere = recorded_runs(records, "cuda" if device == "cpu" else "cpu")
     count = sum(elsewhere.get(run) in OVER for run in runs)
     other, here = ("a GPU", "the CPU") if device == "cpu" else ("a CPU", "a GPU")
     remedy = "h200 or another card" if device == "cpu" else "cpu"
