@@ -358,8 +358,6 @@ def _clip(parameters: Sequence[Tensor], bound: float) -> None:
     all gradients would be set to zero, without a word.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return
     values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
     norm = nn.utils.get_total_norm(values)
     norm = torch.where(norm.isfinite(), norm, total_norm([v.to(norm.device) for v in values]))

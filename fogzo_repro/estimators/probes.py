@@ -45,17 +45,12 @@ class SequentialProbes:
             for j in range(len(directions[0])):
                 vectors = [v[j] for v in directions]
                 displace_(parameters, saved, steps, vectors)
-                plus.append(self._measure())
+                plus.append(one_number(self.loss()))
                 flips.append(cross_(parameters, saved, steps, vectors, levels))
-                minus.append(self._measure())
+                minus.append(one_number(self.loss()))
         finally:
             torch._foreach_copy_(parameters, saved)
         return ProbeLosses(torch.stack(plus), torch.stack(minus), torch.stack(flips).sum())
-
-    def _measure(self) -> Tensor:
-        """Return the loss in float32 at least: a difference of bf16 losses is rounding."""
-        loss = one_number(self.loss()).detach()
-        return loss.to(torch.promote_types(loss.dtype, torch.float32))
 
 
 class CountedProbes:

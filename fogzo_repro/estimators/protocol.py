@@ -11,20 +11,22 @@ import torch
 from torch import Tensor
 
 from fogzo_repro.estimators.fused import alphas, rotated, total_norm, unrotated
-from fogzo_repro.estimators.smoothing import SmoothingLaw
+from fogzo_repro.estimators.smoothing import SmoothingLaw, widest
 
 # Returns the loss, a 0-dim tensor, at the current parameters: same batch, same masks, every time.
 LossFunction = Callable[[], Tensor]
 
 
 def one_number(loss: Any) -> Tensor:
-    """Return what a loss function has returned as a 0-dim tensor.
+    """Return what a loss function has returned as a 0-dim tensor without a graph.
+
+    In float32 at least: a difference of bf16 losses is rounding.
 
     Raises:
         TypeError: where it is something else than a tensor with one element.
     """
     if isinstance(loss, Tensor) and loss.numel() == 1:
-        return loss.reshape(())
+        return loss.detach().reshape(()).to(widest(loss.dtype))
     shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
     raise TypeError(
         f"the loss function returned a {type(loss).__name__}{shape}; return the loss, a tensor "

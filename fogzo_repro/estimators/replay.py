@@ -196,7 +196,7 @@ class RecordedLoss:
             self.device.type, self.dtype, enabled=self.autocast, cache_enabled=False
         ):
             try:
-                loss = one_number(self.loss_fn(*_rebuilt(self.batch))).detach()
+                loss = one_number(self.loss_fn(*_rebuilt(self.batch)))
             except RuntimeError as error:
                 if "does not require grad" not in str(error):
                     raise
@@ -205,7 +205,7 @@ class RecordedLoss:
                     "that part of it inside `with torch.enable_grad():`"
                 ) from error
         self.versions = _versions(self.batch)  # what the function does itself, it does each time
-        return loss.to(torch.promote_types(loss.dtype, torch.float32))
+        return loss
 
 
 def _rebuilt(batch: Any) -> Any:
