@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +30,8 @@ from typing import Any
 import torch
 
 from fogzo_repro import files
-from fogzo_repro.config import UserError
-from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
+from fogzo_repro.config import RunConfig, UserError
+from fogzo_repro.terminal import at_least_one, command_parser, first_line, one_line_errors
 from scripts.bench.clock import LR, Clock, spread, times
 from scripts.bench.networks import build, configure
 from scripts.bench.record import begin, card_name, head, tell_moved, write
@@ -42,6 +44,9 @@ QUEST = {  # its quantizer of weights and of inputs, with arguments, by the suit
     "quest-w2a2": ("HadamardTrustQuantizer", {"bits": 2}),
 }
 WARM_UP = 5
+# Eight times as wide as a block of QuEST's rotation, since a toy's widths are an eighth, with the
+# hidden width that its code takes: 8/3 of it, rounded up to a multiple of 256.
+TOY = ("model.width=1024", "model.heads=4", "model.hidden=4096")
 
 
 @one_line_errors
@@ -59,9 +64,15 @@ def main() -> int:
     asked = arguments.cases.split(",")
     if unknown := sorted({*asked} - {*QUEST}):
         parser.error(f"no case {', '.join(unknown)}; there are {', '.join(QUEST)}")
-    if arguments.side:
-        take_turns(arguments)
-        return 0
+    if arguments.side == "suite":
+        return take_turns(arguments)
+    if arguments.side == "quest":
+        try:
+            return take_turns(arguments)
+        except Exception as error:  # whatever their code may raise
+            install = "; install what it imports" if isinstance(error, ImportError) else ""
+            said = f"{type(error).__name__}: {first_line(error)}{install}"
+            raise UserError(f"{asked[0]}: QuEST's code failed, {said}") from None
     committed = begin(arguments.out, on_gpu=not arguments.toy)
     if not (arguments.quest / "src" / "models" / "llama.py").is_file():
         raise UserError(
@@ -102,8 +113,12 @@ def measure(case: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
     try:
         for side, process in sides.items():
             found |= {f"{side}_{key}": value for key, value in _said(process).items()}
-        if case == "none" and len({found[f"{side}_parameters"] for side in sides}) > 1:
-            raise UserError(f"the networks are not of one size: {found}")
+        own, theirs = (found[f"{side}_parameters"] for side in sides)
+        if abs(own - theirs) > (0 if case == "none" else own / 1000):
+            raise UserError(
+                f"{case}: the networks are not of one size, {own:,} parameters here and "
+                f"{theirs:,} of QuEST's; give a clone whose llama.py is the published one"
+            )
         while len(taken["quest"]) < arguments.steps:
             for side, process in sides.items():
                 assert process.stdin is not None
@@ -132,31 +147,41 @@ def _said(process: subprocess.Popen[str]) -> dict[str, Any]:
     raise EOFError
 
 
-def take_turns(arguments: argparse.Namespace) -> None:
+def configured(case: str, arguments: argparse.Namespace) -> RunConfig:
+    """Compose the run whose step is the suite's side of a case."""
+    return configure("language", f"{NETWORK} {case}", arguments, TOY if arguments.toy else ())
+
+
+def take_turns(arguments: argparse.Namespace) -> int:
     """Be one of the two sides: compile, say so, and time a turn whenever told to."""
     torch.manual_seed(0)
-    config = configure("language", f"{NETWORK} {arguments.cases}", arguments)
+    config = configured(arguments.cases, arguments)
     suite, batches, machine = build(config, "language", arguments.toy)
     on_gpu = machine.device.type == "cuda"
     if arguments.side == "suite":
         clock = Clock(suite, batches, machine, argparse.Namespace(steps=1, warm_up=0), on_gpu)
         parameters = sum(p.numel() for p in suite.model.parameters())
-        step: Callable[[], Any] = lambda: clock.train(probing=False)  # noqa: E731
+        step: Callable[[], Any] = partial(clock.train, probing=False)
+        last_loss = clock.last_loss
     else:
         windows = [batch.windows for batch in batches]
         del suite
-        step, parameters = quest_step(config.model, windows, arguments)
+        step, last_loss, parameters = quest_step(config.model, windows, arguments)
     for _ in range(WARM_UP):
         step()
     print(json.dumps({"parameters": parameters}), flush=True)
     while sys.stdin.readline() == "go\n":
-        print(json.dumps({"ms": times(step, on_gpu, arguments.turn)}), flush=True)
+        ms = times(step, on_gpu, arguments.turn)
+        if not math.isfinite(last_loss()):
+            raise ValueError("a loss was not finite: this was no training")
+        print(json.dumps({"ms": ms}), flush=True)
+    return 0
 
 
 def quest_step(
     model: Any, windows: list[Any], arguments: argparse.Namespace
-) -> tuple[Callable[[], Any], int]:
-    """Return QuEST's training step on a network of the same dimensions, and its parameters."""
+) -> tuple[Callable[[], Any], Callable[[], float], int]:
+    """Return QuEST's training step on a network of the same dimensions, its loss, its size."""
     sys.path.insert(0, str(arguments.quest / "src"))
     from models.llama import Llama
 
@@ -179,20 +204,21 @@ def quest_step(
     )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     trained: Any = network.train() if arguments.toy else torch.compile(network.train())
-    taken = 0
+    taken, loss = 0, torch.tensor(0.0)
 
     def step() -> None:
-        nonlocal taken
+        nonlocal taken, loss
         batch = windows[taken % len(windows)]
         taken += 1
         with torch.amp.autocast(device_type=device.type, dtype=torch.bfloat16):
             outputs = trained(batch[:, :-1], targets=batch[:, 1:].contiguous())
-        outputs["loss"].backward()
+        loss = outputs["loss"]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step, sum(p.numel() for p in named.values())
+    return step, lambda: loss.item(), sum(p.numel() for p in named.values())
 
 
 def digests(quest: Path) -> dict[str, str]:

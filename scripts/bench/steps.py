@@ -77,7 +77,13 @@ def main() -> int:
     if arguments.one:
         files.write(Path(arguments.out), json.dumps(measure(arguments.groups[0], arguments)))
         return 0
+    if arguments.profile and arguments.toy:
+        parser.error("--profile notes the kernels of a GPU; leave out --profile or --toy")
     paths = {group: Path(arguments.out.replace("{group}", group)) for group in arguments.groups}
+    if len({*paths.values()}) < len(paths):
+        parser.error(
+            f"--out {arguments.out} is the same file for every group; put {{group}} into it"
+        )
     committed = begin(*paths.values(), on_gpu=not arguments.toy)
     waiting = [(group, case) for group in arguments.groups for case in cases(group)]
     if arguments.cases:

@@ -21,7 +21,7 @@ from fogzo_repro.training.network import build_network
 from scripts.bench import loader, loop, mnist, peers, prepare, products, start, steps
 from scripts.bench.clock import Clock
 from scripts.bench.floor import Products, Rates, floors, products_of
-from scripts.bench.networks import build, configure, measure
+from scripts.bench.networks import build, measure
 from scripts.bench.record import begin, compare, head, tell_moved
 from scripts.bench.steps import fractions, line
 
@@ -249,43 +249,72 @@ class Llama(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
         self.extra = nn.Parameter(torch.zeros(EXTRA - self.embed.weight.numel()))
+        self.quantizer = config.w_quant
+        if self.quantizer == "HadamardTrustQuantizer":
+            raise RuntimeError("shapes do not fit\\nin this version")
 
     def get_parameter_group_specs(self):
         return [{"params": ["extra"]}, {"params": ["embed.weight"], "weight_decay": 0.0}]
 
     def forward(self, idx, targets):
         x = self.embed(idx) + self.extra.sum()
-        return {"loss": nn.functional.cross_entropy((x @ self.embed.weight.T).mT, targets)}
+        loss = nn.functional.cross_entropy((x @ self.embed.weight.T).mT, targets)
+        return {"loss": loss * float("nan" if self.quantizer == "LSQQuantizer" else 1)}
 """
 
 
+@pytest.fixture
+def beside_quest(tmp_path, monkeypatch):
+    """Return what measures some cases beside a stand-in with the suite's parameters, and more."""
+
+    def run(cases, more=0):
+        config = peers.configured("none", Namespace(toy=True))
+        model = build_network(config, {}, torch.device("cpu")).model
+        size = sum(p.numel() for p in model.parameters())
+        models = tmp_path / "quest" / "src" / "models"
+        models.mkdir(parents=True)
+        (models / "llama.py").write_text(QUEST_STAND_IN.replace("EXTRA", str(size + more)))
+        words = ["--toy", "--steps=3", "--turn=2", f"--cases={cases}", f"--out={tmp_path / 'out'}"]
+        monkeypatch.setattr("sys.argv", ["peers", *words, f"--quest={tmp_path / 'quest'}"])
+        return peers.main(), size
+
+    return run
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [0, 1])
-def test_quests_code_and_the_suites_take_turns_on_networks_of_one_size(
-    tmp_path, monkeypatch, capsys, more
+def test_quests_code_and_the_suites_take_turns_and_a_case_that_fails_ends_no_other(
+    tmp_path, beside_quest, capfd
 ):
-    config = configure("language", "llama_30m none", Namespace(toy=True))
-    parameters = sum(
-        p.numel() for p in build_network(config, {}, torch.device("cpu")).model.parameters()
-    )
-    models = tmp_path / "quest" / "src" / "models"
-    out = tmp_path / "peers.json"
-    given = ["peers", "--toy", "--steps=3", "--turn=2", "--cases=none", f"--out={out}"]
-    monkeypatch.setattr("sys.argv", [*given, f"--quest={tmp_path / 'quest'}"])
-    assert peers.main() == 2
-    assert "quest has no src/models/llama.py; give a clone of" in capsys.readouterr().err
-    models.mkdir(parents=True)
-    (models / "llama.py").write_text(QUEST_STAND_IN.replace("EXTRA", str(parameters + more)))
-    assert peers.main() == 2 * more
-    if more:
-        assert "the networks are not of one size" in capsys.readouterr().err
-        return
-    record = json.loads(out.read_text())
+    status, size = beside_quest("quest-w2a2,lsq-w2a2,none")
+    assert status == 1
+    record = json.loads((tmp_path / "out").read_text())
+    assert [*record["files"]] == ["src/models/llama.py"]
+    assert [*record["peers"]["llama_30m"]] == ["none"]
     found = record["peers"]["llama_30m"]["none"]
-    assert found["suite_parameters"] == found["quest_parameters"] == parameters
+    assert found["suite_parameters"] == found["quest_parameters"] == size
     assert found["suite_ms"]["n"] == found["quest_ms"]["n"] == 3
     assert found["quest_over_suite"] == found["quest_ms"]["median"] / found["suite_ms"]["median"]
-    assert [*record["files"]] == ["src/models/llama.py"]
+    assert capfd.readouterr().err.splitlines() == [
+        "error: quest-w2a2: QuEST's code failed, RuntimeError: shapes do not fit",
+        "error: lsq-w2a2: QuEST's code failed, ValueError: a loss was not finite: this was no "
+        "training",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "more"), [("none", 1), ("lsq-w2a2", 1000)])
+def test_a_network_of_another_size_is_not_measured(beside_quest, capfd, case, more):
+    status, size = beside_quest(case, more)
+    assert status == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert f"{case}: the networks are not of one size" in said and f"{size + more:,}" in said
+
+
+def test_a_folder_that_is_no_clone_of_quest_is_told(tmp_path, monkeypatch, capsys):
+    words = ["--toy", f"--quest={tmp_path}", f"--out={tmp_path / 'out'}"]
+    monkeypatch.setattr("sys.argv", ["peers", *words])
+    assert peers.main() == 2
+    assert f"{tmp_path} has no src/models/llama.py; give a clone of" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -339,6 +368,21 @@ def test_a_case_that_fails_beside_others_is_tried_again_alone(tmp_path, monkeypa
     said = capsys.readouterr().out
     assert "resnet18 round-w2: failed, tried again at the end" in said
     assert said.rstrip().endswith("resnet18 round-w2: failed")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["vision", "language", "--out", "one.json"], "put {group} into it"),
+        (["vision", "--profile", "3", "--out", "one.json"], "leave out --profile or --toy"),
+    ],
+)
+def test_what_a_bench_of_steps_would_lose_is_refused(monkeypatch, capsys, words, said):
+    """Each group's file would take the place of the one before; a CPU has no kernels."""
+    monkeypatch.setattr(sys, "argv", ["steps", "--toy", *words])
+    with pytest.raises(SystemExit):
+        steps.main()
+    assert capsys.readouterr().err.endswith(f"{said}\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
