@@ -21,7 +21,7 @@ With --claims the tuning seeds are run first; they choose, and of a sweep only t
 then run on the evaluation seeds. A sweep that has none of its own gets those of --seeds.
 
 Exit status: 0 all runs finished; 1 some failed or hung; 2 an error that the user can mend, in one
-line; 3 some diverged, now or before; 75 interrupted, out of --minutes or some are another
+line; 3 some of those that it trained diverged; 75 interrupted, out of --minutes or some are another
 process's, run the same command again.
 """
 
@@ -246,7 +246,6 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     status = conclude(outcome, wanted, overview)
     if diverged := sum(known.get(run) == "diverged" for run in before):
         overview.say(f"of the runs that were over before, {diverged} diverged")
-        status = status or 3
     if outcome.interrupted:
         overview.say(f"interrupted; {how_to_go_on(first.force)}")
         hurry()
