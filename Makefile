@@ -120,7 +120,7 @@ bench-language: install  ## measure the training step of the LLaMAs on one GPU, 
 	@$(BIN)/python -m scripts.bench.steps language --out 'results/records/bench/{group}-$(HARDWARE).json'
 
 bench-peers: install  ## measure the STE step beside QuEST's own code on one GPU: QUEST=its clone, about 4 minutes
-	@$(BIN)/python -m scripts.bench.peers --quest "$(QUEST)" --out results/records/bench/peers-$(HARDWARE).json
+	@$(BIN)/python -m scripts.bench.peers --quest "$(or $(QUEST),QuEST)" --out results/records/bench/peers-$(HARDWARE).json
 
 bench-loop: install  ## measure FogzoStep beside the suite's own FOGZO step on one GPU, about 3 minutes
 	@$(BIN)/python -m scripts.bench.loop --out results/records/bench/loop-$(HARDWARE).json

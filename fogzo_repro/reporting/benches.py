@@ -6,6 +6,8 @@ bench: 12 at most, what a reader needs to plan; all else stays in the records, w
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,10 @@ SHOWN = (  # network and quantizer, in this order
     ("llama_300m", "round-w2"),
 )
 PARTS = "0.25", "0.125"  # of the batch, for the probes
+# The keys of what was measured: milliseconds, seconds, MiB, rates of work, and ratios of times.
+FIGURE = re.compile(
+    r"(_ms|_mb|_over_[a-z_]+|^median|^ratio|^seconds(_[a-z]+)?|(images|tokens)_per_s)$"
+)
 Records = dict[Path, dict[str, Any]]
 
 
@@ -93,6 +99,8 @@ def read_benches(folder: Path) -> Records:
                 raise ValueError("hardware is not a text")
             if not all(figure > 0 for figure in _estimated_by(found[path])):
                 raise ValueError("a figure is not above 0")
+            if not _figures(found[path]):
+                raise ValueError("it has no figure")
             alone = {path: found[path]}
             speed(alone)  # reads every figure that a page shows
             speed_sentence(alone)
@@ -101,6 +109,24 @@ def read_benches(folder: Path) -> Records:
                 f"{path} is not the record of a bench ({error!r}); put back the committed file"
             ) from None
     return found
+
+
+def _figures(part: Any, key: str = "") -> int:
+    """Return how many figures a part of a record has.
+
+    Raises:
+        ValueError: for a figure that is no number above 0, and any number that is none or below 0.
+    """
+    if isinstance(part, dict):
+        return sum(_figures(value, name) for name, value in part.items())
+    is_number = isinstance(part, int | float) and not isinstance(part, bool)
+    if FIGURE.search(key):
+        if not is_number or not 0 < part < math.inf:
+            raise ValueError(f"{key} is {part!r}, no number above 0")
+        return 1
+    if is_number and not 0 <= part < math.inf:
+        raise ValueError(f"{key} is {part}")
+    return sum(map(_figures, part)) if isinstance(part, list) else 0
 
 
 def _estimated_by(record: dict[str, Any]) -> Iterator[float]:

@@ -81,8 +81,9 @@ def main() -> None:
     for model, found in trained(arguments) if arguments.train else ():
         record["trained"] = record.get("trained", {}) | {model: found}
         write(arguments.out, record)
-    for model in RECIPES:
-        tell_moved(record, committed, ("recipes", model), arguments.out.name)
+    for part in ("recipes", "trained"):
+        for model in record.get(part, {}):
+            tell_moved(record, committed, (part, model), arguments.out.name)
 
 
 def measure(model: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def main() -> int:
     if not (arguments.quest / "src" / "models" / "llama.py").is_file():
         raise UserError(
             f"--quest {arguments.quest} has no src/models/llama.py; give a clone of "
-            "https://github.com/IST-DASLab/QuEST"
+            "https://github.com/IST-DASLab/QuEST (make bench-peers QUEST=DIR)"
         )
     failed = False
     record = head("peers", CONTENDER, card_name(arguments.toy))

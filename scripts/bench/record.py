@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,13 @@ import torch
 from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.project import TOP
-from fogzo_repro.reporting.benches import read_benches
+from fogzo_repro.reporting.benches import FIGURE, read_benches
 from fogzo_repro.tracking.environment import command_line, git_state, versions
 from fogzo_repro.training.machine import processor_name
 
 COMMITTED = TOP / "results" / "records" / "bench"
 MOVED = 0.03  # a share
 SAME = ("bench", "hardware", "processes", "batch", "decoded")  # where two compared records say it
-# What is compared: milliseconds, seconds, MiB, rates of work, and ratios of times.
-FIGURE = re.compile(r"(_ms|_mb|_over_[a-z_]+|^ratio|^seconds|^(images|tokens)_per_s)$")
 LEFT_OUT = {"floor", "estimator_memory", "compile_seconds"}  # no speed, or of the compiler's mood
 
 

@@ -1,6 +1,7 @@
 """What the pages say of speed: few rows, from records alone."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,14 @@ def test_what_is_no_record_of_a_bench_is_one_line(tmp_path, text):
         ("vision-h200", ("networks", "resnet18", "round-w2", "fogzo_over_ste"), None),
         ("cards-h100", ("cards", "resnet18", "together"), []),
         ("loader-h200", ("recipes", "resnet18", "images_per_s"), "fast"),
+        ("peers-h200", ("peers",), 3),
+        ("peers-h200", ("peers", "llama_30m", "none", "quest_over_suite"), math.nan),
+        ("peers-h200", ("peers", "llama_30m", "none", "suite_ms", "median"), "fast"),
+        ("peers-h200", ("peers", "llama_30m", "none", "suite_ms", "max"), math.inf),
+        ("start-quest-h200", ("starts", "llama_30m quest-w2a2", "seconds_kept"), 0),
+        ("start-quest-h200", ("starts",), []),
+        ("language-head-h200", ("networks", "llama_30m", "none", "ste_kernels", 0, "ms"), -1.0),
+        ("language-head-h200", ("networks", "llama_200m", "none", "peak_memory_mb"), [1.0]),
     ],
 )
 def test_a_damaged_figure_is_one_line_that_names_the_record(tmp_path, bench, where, damage):

@@ -103,6 +103,7 @@ THEN = {
     "ste_ms": {"median": 10.0, "min": 1.0, "max": 90.0, "n": 50},
     "fogzo_over_ste": 1.5,
     "memory_mb": {"ste": {"allocated": 100.0}},
+    "seconds_cold": 60.0,
     "compile_seconds": 10.0,
     "loss": 7.0,
 }
@@ -117,12 +118,14 @@ def test_what_moved_by_more_than_three_percent_is_told_in_either_direction():
         ste_ms={"median": 10.4, "min": 3.0, "max": 3.0, "n": 50},
         fogzo_over_ste=1.52,
         memory_mb={"ste": {"allocated": 96.0}, "fogzo": {"allocated": 1.0}},
+        seconds_cold=66.0,
         compile_seconds=99.0,
         loss=1.0,
     )
     assert list(compare(THEN, now)) == [
         "ste_ms 10 -> 10.4 (+4.0%)",
         "memory_mb ste allocated 100 -> 96 (-4.0%)",
+        "seconds_cold 60 -> 66 (+10.0%)",
     ]
     assert list(compare(THEN, changed())) == []
 
