@@ -276,7 +276,7 @@ def batched_probes(
     """Return what measures many probe pairs of a batch at once; None where that cannot be."""
     if not (isinstance(task, InMemoryImages) and supports_batched(model)):
         return None
-    if task.mixing is not None or task.dataset.shape[0] > 1:
+    if task.mix is not None or task.dataset.shape[0] > 1:
         return None
     budget = hardware.probe_memory_mb * 2**20 - BLOCKS_ALIVE * 4 * BLOCK_NUMBERS
     return lambda batch: BatchedProbes(model, task.images, batch, budget)

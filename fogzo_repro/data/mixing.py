@@ -15,57 +15,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fogzo_repro.config import VisionRecipe
 from fogzo_repro.data.augmentation import drawn_from
 from fogzo_repro.data.images import Batch
 from fogzo_repro.data.order import EpochOrder, across_epochs
 from fogzo_repro.randomness import derive_seed
 
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-@dataclass(frozen=True)
-class Mixing:
-    """The recipe's mixing.
 
-    Attributes:
-        mixup: both parameters of the Beta law of lambda for mixup; 0 turns it off.
-        cutmix: the same for CutMix.
-        probability: of mixing a batch at all.
-        cutmix_share: probability of CutMix where both are on.
-        smoothing: label smoothing, folded into the mixed target.
+def mixer(recipe: VisionRecipe, classes: int) -> Mix | None:
+    """Return (inputs (B, C, H, W), labels (B,)) -> (mixed inputs, soft targets (B, classes)).
+
+    It draws from numpy's global generator and mixes the inputs in place. None for a recipe that
+    mixes nothing and smooths no labels.
     """
+    smoothing = recipe.label_smoothing
+    if not recipe.mixes and smoothing == 0:
+        return None
+    from timm.data.mixup import Mixup, mixup_target
 
-    mixup: float
-    cutmix: float
-    probability: float
-    cutmix_share: float
-    smoothing: float
-
-    @property
-    def mixes(self) -> bool:
-        """Whether it changes images."""
-        return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
-
-    @property
-    def changes(self) -> bool:
-        """Whether it changes images or targets at all."""
-        return self.mixes or self.smoothing > 0
-
-    def of(self, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Return (inputs (B, C, H, W), labels (B,)) -> (mixed inputs, soft targets (B, classes)).
-
-        What it returns draws from numpy's global generator and mixes the inputs in place.
-        """
-        from timm.data.mixup import Mixup, mixup_target
-
-        if not self.mixes:
-            return lambda x, y: (x, mixup_target(y, classes, smoothing=self.smoothing))
-        return Mixup(
-            self.mixup,
-            self.cutmix,
-            prob=self.probability,
-            switch_prob=self.cutmix_share,
-            label_smoothing=self.smoothing,
-            num_classes=classes,
-        )
+    if not recipe.mixes:
+        return lambda x, y: (x, mixup_target(y, classes, smoothing=smoothing))
+    return Mixup(
+        recipe.mixup, recipe.cutmix,
+        prob=recipe.mix_probability, switch_prob=recipe.cutmix_share,
+        label_smoothing=smoothing, num_classes=classes,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,9 +49,8 @@ class MixedBatches:
     """Batches of `data` with their images mixed: normalised float inputs and soft targets."""
 
     data: Any
-    mixing: Mixing
+    mix: Mix
     normalize: Callable[[Tensor], Tensor]
-    classes: int
 
     @property
     def order(self) -> EpochOrder:
@@ -98,10 +73,9 @@ class MixedBatches:
         order: Callable[[int], torch.Generator],
         steps: Iterable[int],
     ) -> Iterator[Batch]:
-        mix = self.mixing.of(self.classes)
         for batch, step in zip(batches, steps, strict=False):
             epoch, index = divmod(step, self.order.steps)
             inputs = self.normalize(batch.pixels)
             with drawn_from(derive_seed(order(epoch).initial_seed(), index, "mixing")):
-                mixed = mix(inputs, batch.labels)
+                mixed = self.mix(inputs, batch.labels)
             yield Batch(*mixed)

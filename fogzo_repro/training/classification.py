@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe
-from fogzo_repro.data import Batch, ImageBatches, ImageDataset, Images, MixedBatches, Mixing
+from fogzo_repro.data import Batch, ImageBatches, ImageDataset, Images, Mix, MixedBatches, mixer
 from fogzo_repro.data.images import hold_out
 from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.training.preemption import evaluated
@@ -36,7 +35,7 @@ class InMemoryImages:
     ranks: Ranks = ALONE
     held_out: int = 0
     crop_padding: int | None = None  # see `ImageBatches`
-    mixing: Mixing | None = None
+    mix: Mix | None = None
     drop_last: bool = True
 
     def __post_init__(self) -> None:
@@ -68,11 +67,9 @@ class InMemoryImages:
         order = EpochOrder(self.examples, global_batch_size, self.drop_last, self.ranks.world_size)
         train = self._images.train if self._images else None
         plain = ImageBatches(order, self.ranks.rank, train, self.crop_padding)
-        if self.mixing is None:
+        if self.mix is None:
             return plain
-        return MixedBatches(
-            plain, self.mixing, lambda p: self.images.normalize(p), self.dataset.classes
-        )
+        return MixedBatches(plain, self.mix, lambda p: self.images.normalize(p))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy in float32, against labels or soft targets."""
@@ -106,9 +103,10 @@ def in_memory_images(config: RunConfig, dataset: ImageDataset) -> InMemoryImages
             f"dataset.held_out={held_out} is not one of 0 .. {dataset.examples - 1}: "
             f"dataset={config.dataset.name} has {dataset.examples:,} training images"
         )
-    crop_padding = None
+    crop_padding = mix = None
     if isinstance(recipe, VisionRecipe):
         _check_no_photographs(config, recipe)
+        mix = mixer(recipe, dataset.classes)
         if recipe.augmentation == "crop_flip":
             crop_padding = recipe.crop_padding
     return InMemoryImages(
@@ -116,7 +114,7 @@ def in_memory_images(config: RunConfig, dataset: ImageDataset) -> InMemoryImages
         current_ranks(),
         held_out=held_out,
         crop_padding=crop_padding,
-        mixing=recipe_mixing(recipe),
+        mix=mix,
         drop_last=getattr(recipe, "drop_last", True),
     )
 
@@ -136,20 +134,6 @@ def _check_no_photographs(config: RunConfig, recipe: VisionRecipe) -> None:
             "memory; use recipe=cifar_resnet or recipe=cifar_deit, whose recipe.augmentation is "
             "crop_flip"
         )
-
-
-def recipe_mixing(recipe: Any) -> Mixing | None:
-    """Return the mixing of a vision recipe; None where nothing is mixed or smoothed."""
-    if not isinstance(recipe, VisionRecipe):
-        return None
-    mixing = Mixing(
-        recipe.mixup,
-        recipe.cutmix,
-        recipe.mix_probability,
-        recipe.cutmix_share,
-        recipe.label_smoothing,
-    )
-    return mixing if mixing.changes else None
 
 
 @torch.no_grad()

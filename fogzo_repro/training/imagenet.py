@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe
-from fogzo_repro.data import MixedBatches
+from fogzo_repro.data import MixedBatches, mixer
 from fogzo_repro.data.augmentation import (
     TrainingView,
     evaluation_view,
@@ -28,7 +28,6 @@ from fogzo_repro.data.photographs import (
     all_batches,
 )
 from fogzo_repro.terminal import stderr
-from fogzo_repro.training.classification import recipe_mixing
 from fogzo_repro.training.preemption import evaluated
 from fogzo_repro.training.ranks import Ranks, current_ranks
 
@@ -65,7 +64,8 @@ class ImageNet:
         self.examples = len(index.train.names)
         size = config.dataset.image_size
         self.model_arguments = {"image_shape": (3, size, size), "classes": len(index.classes)}
-        self.mixing = recipe_mixing(config.recipe)
+        assert isinstance(config.recipe, VisionRecipe)
+        self.mix = mixer(config.recipe, len(index.classes))
         self.device = torch.device("cpu")
         self.loaders: dict[str, PhotographLoader] = {}
 
@@ -93,9 +93,7 @@ class ImageNet:
         )  # fmt: skip
         loader: Any = self.loaders.get("train")
         plain = PhotographBatches(loader, order, ranks.rank)
-        if self.mixing is None:
-            return plain
-        return MixedBatches(plain, self.mixing, normalize, len(self.index.classes))
+        return plain if self.mix is None else MixedBatches(plain, self.mix, normalize)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, last: bool) -> dict[str, dict[str, float]]:

@@ -11,11 +11,14 @@ import torch
 
 from fogzo_repro.data.augmentation import drawn_from
 from fogzo_repro.data.images import Batch, ImageBatches
-from fogzo_repro.data.mixing import MixedBatches, Mixing
+from fogzo_repro.data.mixing import MixedBatches
 from fogzo_repro.data.order import EpochOrder, rank_share
 from fogzo_repro.randomness import derive_seed
+from tests.mixed import mixer_of
 
-DEIT = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, smoothing=0.1)
+DEIT = (0.8, 1.0, 1.0, 0.5, 0.1)  # mixup, cutmix, probability, cutmix_share, smoothing
+
+Mixing = tuple[float, float, float, float, float]
 
 
 class Once:
@@ -35,13 +38,13 @@ def mixed_once(mixing: Mixing, seed: int, size: int, classes: int, images: int =
     pixels = torch.zeros(images, 1, size, size)
     pixels[images // 2 :] = 1
     batch = Batch(pixels, torch.arange(images))
-    data = MixedBatches(Once(batch), mixing, lambda p: p.clone(), classes)
+    data = MixedBatches(Once(batch), mixer_of(classes, *mixing), lambda p: p.clone())
     return next(data.epoch(torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.parametrize(
     ("mixing", "cut"),
-    [(Mixing(0.8, 0.0, 1.0, 0.5, 0.0), False), (Mixing(0.0, 1.0, 1.0, 0.5, 0.0), True)],
+    [((0.8, 0.0, 1.0, 0.5, 0.0), False), ((0.0, 1.0, 1.0, 0.5, 0.0), True)],
     ids=["mixup", "cutmix"],
 )
 def test_a_target_says_how_much_of_each_image_is_in_the_mixture(mixing: Mixing, cut: bool) -> None:
@@ -63,7 +66,7 @@ def test_shares_and_the_choice_between_both_follow_their_laws() -> None:
 
 def test_cutmix_pastes_a_box_of_the_drawn_size_and_no_larger() -> None:
     """An uncut box has sides floor(size sqrt(1 - lambda)), as in DeiT's code."""
-    mixing = Mixing(0.0, 1.0, 1.0, 0.5, 0.0)
+    mixing = (0.0, 1.0, 1.0, 0.5, 0.0)
     whole = 0
     for seed in range(200):
         pasted = mixed_once(mixing, seed, 40, 2).pixels[0, 0]
@@ -80,7 +83,7 @@ def test_cutmix_pastes_a_box_of_the_drawn_size_and_no_larger() -> None:
 
 
 def test_targets_smooth_as_deit_also_where_nothing_is_mixed() -> None:
-    smoothing = Mixing(0.0, 0.0, 0.0, 0.0, 0.1)
+    smoothing = (0.0, 0.0, 0.0, 0.0, 0.1)
     for images in (2, 3):  # an odd batch has no partner for each, and needs none
         targets = mixed_once(smoothing, 0, 4, 1000, images).labels
         assert targets.sum(1).tolist() == pytest.approx([1.0] * images)
@@ -102,7 +105,7 @@ def test_ranks_together_mix_the_global_batch(world_size: int) -> None:
 
     def batches(rank: int, world: int) -> list[Batch]:
         plain = ImageBatches(EpochOrder(40, 16, world_size=world), rank, data)
-        mixed = MixedBatches(plain, DEIT, lambda p: p.float(), 5)
+        mixed = MixedBatches(plain, mixer_of(5, *DEIT), lambda p: p.float())
         return list(mixed.epoch(torch.Generator().manual_seed(1)))
 
     whole = batches(0, 1)
@@ -116,7 +119,7 @@ def test_ranks_together_mix_the_global_batch(world_size: int) -> None:
 def test_a_later_start_draws_what_the_whole_epoch_would() -> None:
     data = Batch(torch.randint(0, 256, (40, 1, 6, 6), dtype=torch.uint8), torch.arange(40) % 5)
     plain = ImageBatches(EpochOrder(40, 8), 0, data)
-    mixed = MixedBatches(plain, DEIT, lambda p: p.float(), 5)
+    mixed = MixedBatches(plain, mixer_of(5, *DEIT), lambda p: p.float())
     whole = list(mixed.epoch(torch.Generator().manual_seed(4)))
     rest = list(mixed.epoch(torch.Generator().manual_seed(4), start=3))
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(whole[3:], rest, strict=True))
@@ -126,8 +129,8 @@ def test_each_batch_of_a_run_is_mixed_by_a_draw_of_its_own() -> None:
     """A function of the epoch's seed and of its place in the epoch."""
     pixels = torch.zeros(40, 1, 2, 2)
     plain = ImageBatches(EpochOrder(40, 20), 0, Batch(pixels, torch.arange(40)))
-    mixup = Mixing(0.8, 0.0, 1.0, 0.5, 0.0)
-    mixed = MixedBatches(plain, mixup, lambda p: p.float(), 40)
+    mixup = (0.8, 0.0, 1.0, 0.5, 0.0)
+    mixed = MixedBatches(plain, mixer_of(40, *mixup), lambda p: p.float())
 
     def order(epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(100 + epoch)

@@ -27,7 +27,7 @@ from fogzo_repro.data.augmentation import (
     training_view,
 )
 from fogzo_repro.data.imagenet import CLASS_LISTS, Files, build, read_class_list
-from fogzo_repro.data.mixing import MixedBatches, Mixing
+from fogzo_repro.data.mixing import Mix, MixedBatches
 from fogzo_repro.data.order import EpochOrder, across_epochs
 from fogzo_repro.data.photographs import (
     PhotographBatches,
@@ -37,6 +37,7 @@ from fogzo_repro.data.photographs import (
     all_batches,
     samples_of,
 )
+from tests.mixed import mixer_of
 from tests.random_directions import stream
 
 IMAGENET = 1_281_167
@@ -47,7 +48,7 @@ DEIT: Any = SimpleNamespace(
 
 RESNET: Any = SimpleNamespace(augmentation="torchvision", interpolation="bilinear", test_resize=256)
 
-MIXING = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, smoothing=0.1)
+MIX = mixer_of(3, mixup=0.8, cutmix=1.0, probability=1.0, share=0.5, smoothing=0.1)
 
 
 def order(**more: Any) -> EpochOrder:
@@ -256,10 +257,10 @@ def test_a_loader_ends_with_the_stream_that_was_asked_of_it(tmp_path: Path) -> N
         gc.enable()
 
 
-@pytest.mark.parametrize("mixing", [None, MIXING], ids=["plain", "mixed"])
+@pytest.mark.parametrize("mix", [None, MIX], ids=["plain", "mixed"])
 @pytest.mark.parametrize("workers", [0, 2], ids=["here", "workers"])
 def test_batches_across_epochs_are_those_of_each_from_any_step_to_any(
-    tmp_path: Path, workers: int, mixing: Mixing | None
+    tmp_path: Path, workers: int, mix: Mix | None
 ) -> None:
     """Epochs of 3 batches, the last of 2 images."""
     index = build(tree(tmp_path), None, True)
@@ -268,8 +269,8 @@ def test_batches_across_epochs_are_those_of_each_from_any_step_to_any(
     )
     given = {"images": 10, "batch_size": 4, "repeats": 1, "drop_last": False}
     data: Any = PhotographBatches(loader, order(**given), 0)
-    if mixing is not None:
-        data = MixedBatches(data, mixing, lambda p: p.float(), 3)
+    if mix is not None:
+        data = MixedBatches(data, mix, lambda p: p.float())
     each = [batch for seed in range(3) for batch in data.epoch(stream(seed))]
     for steps in (range(9), range(2, 3), range(2, 7), range(3, 4), range(4, 9), range(5, 5)):
         found = list(across_epochs(data, stream, steps))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fogzo_repro.data import Batch, ImageBatches, MixedBatches, Mixing
+from fogzo_repro.data import Batch, ImageBatches, MixedBatches, mixer
 from fogzo_repro.data.c4 import TokenStream, WindowBatches
 from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.estimators.averaged import averaged_gradient
@@ -63,7 +64,9 @@ ESTIMATORS: dict[str, Any] = {
     "fogzo": lambda device: Fogzo(1, 0.01, "constant", device),
     "averaged": lambda device: Fogzo(1, 0.01, "constant", device, averaged_gradient),
 }
-MIXING = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, cutmix_share=0.5, smoothing=0.1)
+MIXING: Any = SimpleNamespace(
+    mixes=True, mixup=0.8, cutmix=1.0, mix_probability=1.0, cutmix_share=0.5, label_smoothing=0.1
+)
 
 
 def images(device: torch.device) -> Batch:
@@ -123,7 +126,7 @@ def train(
     )  # fmt: skip
     order = EpochOrder(64, BATCH, world_size=ranks.world_size)
     plain = ImageBatches(order, ranks.rank, images(device), crop_padding=2)
-    batches: Any = MixedBatches(plain, MIXING, lambda pixels: pixels.double() / 255, CLASSES)
+    batches: Any = MixedBatches(plain, mixer(MIXING, CLASSES), lambda pixels: pixels.double() / 255)
     if model_name == "llama":
         batches = windows(ranks, device)
     rows = []

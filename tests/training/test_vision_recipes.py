@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from timm.data.mixup import Mixup
 
 from fogzo_repro.__main__ import compose_run
 from fogzo_repro.config import ConfigError, RunConfig, build_part
 from fogzo_repro.data.images import Batch, ImageDataset, Images
-from fogzo_repro.training.classification import InMemoryImages, recipe_mixing
+from fogzo_repro.data.mixing import mixer
+from fogzo_repro.training.classification import InMemoryImages
 from fogzo_repro.training.optimizers import build_optimizer
 
 
@@ -88,18 +90,18 @@ def test_deit_decays_all_matrices_but_positions_and_class_token() -> None:
 
 
 def test_the_imagenet_recipe_of_deit_mixes_and_the_resnets_does_not() -> None:
-    mixing = recipe_mixing(compose_run("model=deit_tiny").recipe)
-    assert mixing is not None and (mixing.mixup, mixing.cutmix, mixing.smoothing) == (0.8, 1, 0.1)
-    assert recipe_mixing(compose_run("model=resnet18").recipe) is None
-    assert recipe_mixing(compose_run().recipe) is None
+    mix = mixer(compose_run("model=deit_tiny").recipe, 10)
+    assert isinstance(mix, Mixup)
+    assert (mix.mixup_alpha, mix.cutmix_alpha, mix.label_smoothing) == (0.8, 1, 0.1)
+    assert mixer(compose_run("model=resnet18").recipe, 10) is None
 
 
 def test_images_in_memory_are_mixed_by_the_recipe() -> None:
     data = Batch(torch.zeros(8, 1, 6, 6, dtype=torch.uint8), torch.arange(8))
     images = Images(data, data, 0.1, 0.3, 10)
     dataset = ImageDataset("x", 8, (1, 6, 6), 10, lambda: images)
-    mixing = recipe_mixing(compose_run("model=deit_tiny").recipe)
-    task = InMemoryImages(dataset, mixing=mixing, crop_padding=1)
+    mix = mixer(compose_run("model=deit_tiny").recipe, 10)
+    task = InMemoryImages(dataset, mix=mix, crop_padding=1)
     task.load(torch.device("cpu"))
     batch = next(iter(task.batches(4).epoch(torch.Generator().manual_seed(0))))
     assert batch.pixels.dtype == torch.float32 and batch.labels.shape == (4, 10)
