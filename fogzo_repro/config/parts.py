@@ -42,13 +42,17 @@ FOLDERS = {  # section: where in the package its Python files are
     "surrogate": "quantization/surrogates",
     "estimator": "estimators",
 }
+# What an estimator is without a key of its YAML file that the run reads.
+WITHOUT_KEY: dict[str, Any] = {
+    "n": 0, "start_fraction": 0.0, "probe_fraction": 1.0, "evaluator": "auto",
+    "random_sign": False, "probe_gradients": False,
+}  # fmt: skip
 # Keys that the run itself reads, so that a `build` need not name them.
 READ_BY_THE_RUN = {
     "name", "family",
     "first_last", "inputs", "context", "vocabulary", "quest_lr", "tokens", "held_out",
     "weight_bits", "activation_bits", "operator", "learned_scales",
-    "n", "noise", "start_fraction", "probe_fraction", "evaluator", "random_sign",
-    "probe_gradients",
+    "noise", *WITHOUT_KEY,
 }  # fmt: skip
 
 
@@ -65,12 +69,6 @@ class ModelPart(Part):
     """What every model has: the layers that `quantizer.first_last` is about."""
 
     first_last: list[str]
-
-
-WITHOUT_KEY: dict[str, Any] = {
-    "n": 0, "start_fraction": 0.0, "probe_fraction": 1.0, "evaluator": "auto",
-    "random_sign": False, "probe_gradients": False,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def check_factors(losses: Sequence[RecordedLoss], inverse: Tensor | None) -> lis
     Raises:
         ValueError: of a loss that a GradScaler had scaled while none is known.
     """
-    factors = [float(loss.factor) for loss in losses]
+    factors = [float(loss.weight) for loss in losses]
     total = sum(factors)
     if inverse is None:
         if max(factors) > LARGE_FACTOR:
@@ -59,7 +59,7 @@ def taken_again(
     for index, loss in enumerate(losses):
         others = _states()
         one, two = again(loss), again(loss)
-        null = null.to(one.device) + (one - two) * loss.factor
+        null = null.to(one.device) + (one - two) * loss.weight
         drawn = [what for what, state in _states().items() if state != others[what]]
         of = f" of micro-batch {index + 1} of {len(losses)}" if len(losses) > 1 else ""
         said += _differing(f"the loss{of}", loss, one, two, drawn)

@@ -290,7 +290,7 @@ class FogzoStep:
         """Return what was differentiated: the losses, each as it took part in backward."""
         total = torch.zeros((), device=self.device)
         for loss in losses:
-            total = total + self._again(loss) * loss.factor
+            total = total + self._again(loss) * loss.weight
         return total if unscaled_by is None else total * unscaled_by
 
     def _scale(self) -> tuple[bool, Tensor | None]:

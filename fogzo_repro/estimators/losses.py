@@ -54,7 +54,7 @@ class StepLosses:
         if not losses:
             raise ValueError("no loss was recorded for this step; take it by loss(loss_fn, *batch)")
         for loss in losses:
-            _ = loss.factor
+            _ = loss.weight
         if others:
             raise ValueError(
                 "the gradients hold those of a loss that FogzoStep.loss did not take, and that the "

@@ -145,7 +145,7 @@ class RecordedLoss:
 
     def forget_passes(self) -> None:
         """Be as before backward."""
-        self._factor: Tensor | None = None
+        self._weight: Tensor | None = None
         self.is_added = False
 
     def count_pass(self, handed: Tensor, has_added: bool) -> None:
@@ -155,12 +155,12 @@ class RecordedLoss:
         """
         if self.is_added and not has_added:
             return
-        if self._factor is not None and self.is_added == has_added:
-            handed = self._factor + handed
-        self._factor, self.is_added = handed, has_added
+        if self._weight is not None and self.is_added == has_added:
+            handed = self._weight + handed
+        self._weight, self.is_added = handed, has_added
 
     @property
-    def factor(self) -> Tensor:
+    def weight(self) -> Tensor:
         """The factor with which the loss took part in backward, 0-dim.
 
         1/k where it was divided by k micro-batches, the scale of a GradScaler.
@@ -168,12 +168,12 @@ class RecordedLoss:
         Raises:
             ValueError: where backward was not called.
         """
-        if self._factor is None:
+        if self._weight is None:
             raise ValueError(
                 "backward was not called on a loss of this step; call loss.backward(), or "
                 "FogzoStep.losses.clear() where the batch is skipped"
             )
-        return self._factor
+        return self._weight
 
     def forget(self) -> None:
         """Let go of the batch: a caller may keep the loss, whose hooks refer to this object."""
