@@ -277,7 +277,8 @@ def _limits(found: TableResults, cell: CellResult | None) -> str:
 def _tuned(found: TableResults, row: str, side: str) -> str:
     """Return whether a side that reports nothing has runs on the tuning seeds."""
     sweeps = (cell for cell in found.cells.values() if cell.row.startswith(f"{row}: {side}, "))
-    return "tuned, not run" if any(cell.tuning_losses() for cell in sweeps) else NOT_RUN
+    tried = {bool(cell.reporting(tuning=True)) for cell in sweeps}
+    return f"{'partly ' * (False in tried)}tuned, not run" if True in tried else NOT_RUN
 
 
 COLUMNS: Columns = (

@@ -47,13 +47,18 @@ def test_tuning_runs_are_named_without_a_number_and_give_no_verdict(
     results: Path, save: Save
 ) -> None:
     row, table = "sign, hardtanh", "mini-deit-tiny"
-    for rate, loss in ((1e-3, 2.2), (5e-4, 2.1)):
+    for rate, loss in ((1e-3, 2.2), (5e-4, 2.1)):  # of more that are planned
         losses = {"val": {"loss": loss, "top1": 50.0}, "train": {"loss": 2.0}}
         more = {"table": table, "scale": "mini", "metrics": {"last": losses}}
         save(f"{row}: STE, rate", f"lr={rate}", 100, 0.0, **more)
     cells = line(answer(results), "| DeiT-Tiny on CIFAR-100 | sign, hardtanh")
-    assert cells[3:] == ["tuned, not run", *["not run"] * 4]
+    assert cells[3:] == ["partly tuned, not run", *["not run"] * 4]
     assert "not run (2 tuning runs and 0 evaluation runs)" in answer(results)
+    for rate in (2.5e-4, 2e-3, 4e-3):
+        more |= {"status": "diverged", "metrics": {}}
+        save(f"{row}: STE, rate", f"lr={rate}", 100, 0.0, **more)
+    cells = line(answer(results), "| DeiT-Tiny on CIFAR-100 | sign, hardtanh")
+    assert cells[3] == "tuned, not run"
 
 
 def test_it_counts_who_is_ahead_and_the_table_says_by_how_much(results: Path, save: Save) -> None:
