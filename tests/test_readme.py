@@ -346,9 +346,11 @@ def test_the_means_of_deep_networks_are_those_of_the_readme():
 
 
 def test_the_loss_differences_at_the_end_are_those_of_the_records():
-    ends = {}
+    ends, longest = {}, []
     for path in (ROOT / "results" / "records").glob("mini-*/*.json"):
         (record,) = read_runs(path)
+        if record["column"] == "FOGZO, 3 times the steps":
+            longest.append(record["history"]["c_over_g"][-1])
         if record["column"] == "FOGZO" and record["seed"] < 5:
             small = "mini-resnet18", "mini-finetune"
             group = record["table"] if record["table"] in small else record["row"] == "round"
@@ -358,10 +360,62 @@ def test_the_loss_differences_at_the_end_are_those_of_the_records():
     scratch, trained = "mini-resnet18", "mini-finetune"
     assert low[trained] == high[trained] and float(high[True]) < 1
     assert (
-        f"ends at {low[False]} to {high[False]} where the STE holds its gradient back and below 1 "
-        f"with round, but on ResNet-18 at {low[scratch]} to {high[scratch]}, with round too, "
+        f"ends at {low[False]} to {high[False]} where the STE holds its gradient back "
+        f"({max(longest):.1f} in three times the steps) and below 1 with round, "
+        f"but on ResNet-18 at {low[scratch]} to {high[scratch]}, with round too, "
         f"and at {low[trained]} on the trained one."
     ) in text
+
+
+def bench(name):
+    path = ROOT / "results" / "records" / "bench" / f"{name}.json"
+    return json.loads(path.read_text())
+
+
+def test_speeds_in_the_prose_are_those_of_the_records():
+    text = " ".join(PAGES["docs/hardware.md"].split())
+    slower = {
+        k: v["quest_over_suite"] for k, v in bench("peers-h200")["peers"]["llama_30m"].items()
+    }
+    assert (
+        f"took {slower['none']:.2f} of the suite's without a quantizer, {slower['lsq-w2a2']:.2f} "
+        f"with LSQ and {slower['quest-w2a2']:.2f} with QuEST, both at 2 bits"
+    ) in text
+    (start,) = bench("start-quest-h200")["starts"].values()
+    assert f"{start['seconds_cold']:.0f} and {start['seconds_kept']:.0f} s ([start-quest" in text
+    now, before = (
+        bench(name)["networks"]["llama_30m"]["round-w2"]["floor"]["two_forwards"]["measured_over"]
+        for name in ("language-head-h200", "language-regions-h200")
+    )
+    assert f"two probes take {now:.2f} times their floor" in text
+    assert f"where they took {before:.2f} ([language-regions-h200]" in text
+
+
+def test_what_the_profiles_show_is_said_of_them():
+    text = " ".join(PAGES["docs/hardware.md"].split())
+    measured = bench("language-profile-h200")["networks"]["llama_30m"]
+    head = 2 * 32768 * 50304 * 640  # FLOP of the head's product, forward
+    step, floor = measured["none"]["ste_kernels"], measured["none"]["floor"]
+    assert f"{floor['ste']['measured_over']:.2f} times on llama_30m without" in text
+    first, second, third = (head / k["ms"] * 1000 / floor["flop_per_s"] for k in step[:3])
+    assert f"run at {first:.2f}, {second:.2f} and {third:.2f} of the card's rate" in text
+    products = sum(k["ms"] for k in step if re.search("nvjet|sdpa", k["kernel"]))
+    assert f"record take {products:.1f} ms of {measured['none']['ste_ms']['median']:.1f}" in text
+    assert f"the floor of all is {floor['ste']['ms']:.1f}" in text
+    probes = measured["round-w2"]["two_forwards_kernels"]
+    rates = 2 * head / probes[0]["ms"] / 1e9, measured["round-w2"]["floor"]["flop_per_s"] / 1e12
+    blocks = sum(k["ms"] for k in probes if "nvjet" in k["kernel"])
+    assert (
+        f"{measured['round-w2']['two_forwards_ms']['median']:.1f} ms it has {probes[0]['ms']:.1f}, "
+        f"at {rates[0]:.0f} TFLOP/s, where the card's rate is {rates[1]:.0f}, and the products "
+        f"of the blocks have {blocks:.1f}"
+    ) in text
+    measured = bench("vision-profile-resnet50-h200")["networks"]["resnet50"]
+    quest, none = (measured[name]["ste_ms"]["median"] for name in ("quest-w2a2", "none"))
+    forward, backward = measured["quest-w2a2"]["ste_kernels"][:2]
+    assert f"{quest / none:.2f} on the H200. There a step takes {quest - none:.1f} ms more" in text
+    assert f"{forward['ms']:.1f} in the forward and {backward['ms']:.1f} in the backward" in text
+    assert f"QuEST's inputs ({measured['quest-w2a2']['fogzo_over_ste']:.2f} on ResNet-50)" in text
 
 
 def test_the_factor_between_estimators_is_that_of_their_passes():
