@@ -164,9 +164,7 @@ def _check_stored_config(plan: Plan) -> None:
         stored = files.parse_json(path.read_bytes())
     except (OSError, ValueError):
         stored = None
-    if isinstance(
-        stored, dict
-    ):  # else it is not there, or a disk lost it: the run id says the same
+    if isinstance(stored, dict):  # else it is not there, or lost: the run id says the same
         differing = sorted(k for k in {*stored, *ours} if stored.get(k) != ours.get(k))
         if differing:
             raise UserError(

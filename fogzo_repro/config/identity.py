@@ -42,10 +42,8 @@ def published(config: RunConfig) -> dict[str, Any]:
     """Return a run's settings without where things lie: for its record and its export."""
     kept = {key: value for key, value in asdict(config).items() if key not in PLACES}
     start = kept["recipe"].pop(START)
-    if start is not None:
-        kept["recipe"][START] = (
-            Path(start).expanduser().resolve().name
-        )  # the run's, of a link to it
+    if start is not None:  # the run's own name, of a link to it
+        kept["recipe"][START] = Path(start).expanduser().resolve().name
     return kept
 
 

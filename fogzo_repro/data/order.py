@@ -127,9 +127,10 @@ def one_after_another(
     steps: range,
     steps_per_epoch: int,
 ) -> Iterator[T]:
-    """Yield what `epoch` gives for each step, by a generator and the step of it to begin with.
+    """Yield what `epoch` gives for each step.
 
-    It is called when its first step is asked for; the rest is as for `across_epochs`.
+    It is called with a generator and the step to begin with, when its first step is asked for; the
+    rest is as for `across_epochs`.
     """
     step = steps.start
     while step < steps.stop:

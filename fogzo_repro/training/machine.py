@@ -51,9 +51,10 @@ def resolve_machine(config: RunConfig) -> Machine:
         UserError: where the device is not there or cannot do what is asked.
     """
     hardware = config.hardware
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     available = torch.cuda.is_available()
     name = ("cuda" if available else "cpu") if hardware.device == "auto" else hardware.device
-    if name == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if name == "cuda" and several:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # torchrun: one card a process
     device = torch.device(name)
     on_gpu = device.type == "cuda"
@@ -73,7 +74,6 @@ def resolve_machine(config: RunConfig) -> Machine:
     autocast = DTYPES[precision] if config.recipe.autocast else None
     graph = hardware.cuda_graph
     if graph is None:  # GradScaler and shared batch statistics stay outside of captured graphs
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         graph = on_gpu and autocast != torch.float16 and not (several and hardware.sync_batchnorm)
     # The MLP is too small for fused kernels to matter, and is the one network in float32.
     shallow = config.model.name == "mlp"

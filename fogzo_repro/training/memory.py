@@ -94,9 +94,9 @@ def pass_size(recipe: Any, world_size: int) -> int:
 def measure_need(
     one_pass: Callable[[int], float], later: float, batches: tuple[int, int] = SMALL_BATCHES
 ) -> Need:
-    """Measure what a batch takes, by the peak bytes of a pass forward and backward on two of them.
+    """Measure what a batch takes, by a pass forward and backward over two small ones.
 
-    `later` are the bytes that come with the first step.
+    `one_pass` gives its peak bytes; `later` are those that come with the first step.
     """
     few, more = batches
     one_pass(few)  # the first pass also sets up libraries
