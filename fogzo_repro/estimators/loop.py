@@ -120,7 +120,7 @@ class FogzoStep:
         self.clip_norm = clip_norm
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.steps = 0
-        self.of_step = StepLosses([w.parameter for w in self.weights])
+        self.recorded = StepLosses([w.parameter for w in self.weights])
         self.buffers: FrozenBuffers | None = None  # of the model as it is at the first step
         self.null_level: Tensor | None = None
         self.was_training = self.layer.training  # when the last loss was taken
@@ -133,7 +133,7 @@ class FogzoStep:
     @property
     def losses(self) -> list[RecordedLoss]:
         """The losses that were taken since the last estimate."""
-        return self.of_step.taken
+        return self.recorded.taken
 
     def loss(self, loss_fn: Callable[..., Tensor], *batch: Any) -> Tensor:
         """Return the loss of a batch, or of a micro-batch, and remember how to take it again.
@@ -147,7 +147,7 @@ class FogzoStep:
             The loss with its graph: divide or scale it as you are used to, and call backward.
         """
         self._refuse_copy()
-        loss = self.of_step.take(RecordedLoss(loss_fn, batch, self.device))
+        loss = self.recorded.take(RecordedLoss(loss_fn, batch, self.device))
         self.was_training = self.layer.training
         return loss
 
@@ -167,7 +167,7 @@ class FogzoStep:
             RuntimeError: where the processes of a distributed training hold different weights.
         """
         self._refuse_copy()
-        losses = self.of_step.of_the_step()
+        losses = self.recorded.end_step()
         self._check_mode()
         check_places(self.places)
         weights = self._taking_part()
@@ -181,7 +181,7 @@ class FogzoStep:
                 _warn(*check_factors(losses, inverse))
                 self.null_level, said = taken_again(losses, self._again, self.model)
                 _warn(*said)
-                self.of_step.expects_rest = True
+                self.recorded.expects_rest = True
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 probes = AveragedProbes(probes)
                 if self.steps % REPLICAS_EVERY == 0:

@@ -26,7 +26,7 @@ class StepLosses:
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = parameters
         self.taken: list[RecordedLoss] = []
-        self.passing: list[tuple[RecordedLoss, Tensor]] = []  # in the present backward pass
+        self.passing: dict[RecordedLoss, Tensor] = {}  # what the present pass has handed to each
         self.expects_rest = False
         self.additions = Additions()
         for number, parameter in enumerate(parameters):
@@ -41,7 +41,7 @@ class StepLosses:
         loss.register_hook(lambda gradient: self._begin_pass(recorded, gradient))
         return loss
 
-    def of_the_step(self) -> list[RecordedLoss]:
+    def end_step(self) -> list[RecordedLoss]:
         """Return the losses that the gradients are of, and begin another step.
 
         Raises:
@@ -69,8 +69,8 @@ class StepLosses:
         if torch.compiler.is_compiling():  # such a pass does not tell when it is over
             recorded.count_pass(handed, has_added=True)
             return
-        self.passing.append((recorded, handed))
-        if len(self.passing) > 1:  # of losses that go backward together
+        self.passing[recorded] = handed
+        if self.additions.are_recorded:  # by another loss that goes backward with it
             return
         self.additions.are_recorded = True
         # Torch has no public way to learn that a pass is over.
@@ -78,9 +78,9 @@ class StepLosses:
         self._look_at_gradients(recorded)
 
     def _end_pass(self) -> None:
-        for recorded, handed in self.passing:
+        for recorded, handed in self.passing.items():
             recorded.count_pass(handed, self.additions.are_new)
-        self.passing = []
+        self.passing = {}
         self.additions.are_recorded = self.additions.are_new = False
 
     def _look_at_gradients(self, recorded: RecordedLoss) -> None:
