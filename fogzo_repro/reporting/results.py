@@ -284,7 +284,7 @@ def _refusal(record: dict[str, Any], table: str) -> str | None:
         return f"of the table {record['table']}"
     if record["method_version"] != METHOD_VERSION:
         return f"stale, method_version {record['method_version']} and not {METHOD_VERSION}"
-    if record["dirty"] is not False:
+    if record["dirty"] is not False or not record["commit"]:
         return "not from a clean commit; commit its files and give its command again"
     if record["scale"] != scale_of(table):
         return f"scale {record['scale']}"

@@ -199,6 +199,9 @@ def _check(record: dict[str, Any], path: Path) -> None:
     of_probes = OF_PROBES if record["config"]["estimator"]["name"] in WITH_PROBES else {}
     for field, kind in {**WHERE_THERE, **of_probes}.items():
         _check_field(path, record, field, kind)
+    for status in record["status"] if several else [record["status"]]:
+        if status not in ("finished", "diverged"):
+            raise _no_record(path, f"status is {status!r}, neither finished nor diverged")
     if several:
         _check_columns(path, record)
     else:
@@ -218,6 +221,8 @@ def _check_field(path: Path, record: dict[str, Any], field: str, kind: type) -> 
         if value is None and kind is not object:
             return False
     _check_type(path, field, value, kind)
+    if kind is float:
+        _check_finite(path, field, value)
     return True
 
 

@@ -116,11 +116,12 @@ def test_796_is_shown_under_both_countings(results: Path, save: Save) -> None:
     [
         ({"dirty": True}, "not from a clean commit; commit its files and give its command again"),
         ({"dirty": None}, "not from a clean commit; commit its files and give its command again"),
+        ({"commit": None}, "not from a clean commit; commit its files and give its command again"),
         ({"scale": "smoke"}, "scale smoke"),
         ({"scale": "mini"}, "scale mini"),
         ({"method_version": METHOD_VERSION - 1}, "stale"),
     ],
-    ids=["dirty tree", "unknown tree", "smoke", "mini", "older method"],
+    ids=["dirty tree", "unknown tree", "no commit", "smoke", "mini", "older method"],
 )
 def test_a_record_that_may_not_stand_there_is_refused_by_name(
     results: Path, save: Save, change: dict[str, Any], reason: str
