@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.transforms import Bbox
 
 from fogzo_repro.reporting.figures.curves import write_curves
+from fogzo_repro.reporting.figures.drawing import canvas
+from fogzo_repro.reporting.figures.minis import Gain, name_points
 from fogzo_repro.reporting.figures.panels import looks, panels
 from fogzo_repro.reporting.figures.sweeps import write_sweeps
 from fogzo_repro.reporting.figures.time import write_time
@@ -137,3 +140,23 @@ def test_a_diverged_run_is_in_no_panel(results: Path, save_run: Save) -> None:
 def test_no_two_methods_of_a_figure_look_alike(names: list[str]) -> None:
     styles = [(look["color"], look["marker"]) for look in looks(names).values()]
     assert len(set(styles)) == len(names)
+
+
+def test_names_stand_in_the_order_of_their_points_and_cover_no_interval(tmp_path: Path) -> None:
+    rows = (("mini-deit-tiny", 0.0, -0.007, 0.015), ("mini-resnet18", 0.0, 0.003, 0.015),
+            ("mini-llama", 0.0, 0.02, 0.016), ("mini-resnet18", 0.065, 0.046, 0.016),
+            ("mini-llama", 0.92, 0.14, 0.011))  # fmt: skip
+    points = [Gain(table, "round", x, 5, y, y - half, y + half) for table, x, y, half in rows]
+    with canvas(tmp_path / "gain", points, (3.3, 2.6)) as (_, axes):
+        panel = axes[0][0]
+        for p in points:
+            panel.plot([p.held_back] * 3, [p.low, p.mean, p.high])
+        name_points(panel, points)
+        names = {text.xy[1]: text.get_window_extent() for text in panel.texts}
+        assert [*names] == sorted(p.mean for p in points)
+        heights = [box.y0 for box in names.values()]
+        assert heights == sorted(heights)
+        ends = [((p.held_back, p.low), (p.held_back, p.high)) for p in points]
+        for low, high in map(panel.transData.transform, ends):
+            interval = Bbox.from_extents(*low, high[0] + 1, high[1])
+            assert not interval.count_overlaps([*names.values()])

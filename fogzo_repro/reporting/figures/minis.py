@@ -136,15 +136,23 @@ def write_gain(stem: Path, tables: Sequence[TableResults]) -> bool:
 
 
 def name_points(panel: Any, points: Sequence[Gain]) -> None:
-    """Write its quantizer beside each point, where it covers no point, name or edge if it can."""
+    """Write its quantizer beside each point, where it covers nothing else if it can.
+
+    That is no point, interval, other name or edge. Names come in the order of the points' heights.
+    """
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
-    at = panel.transData.transform([(p.held_back, p.mean) for p in points])
-    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in at]
+    taken = []
     for p in points:
+        (x, y), (_, low), (_, high) = panel.transData.transform(
+            [(p.held_back, end) for end in (p.mean, p.low, p.high)]
+        )
+        taken.append(Bbox.from_bounds(x - 4, y - 4, 8, 8))
+        taken.append(Bbox.from_extents(x - 2, low, x + 2, high))
+    for p in sorted(points, key=lambda p: p.mean):
         places: list[tuple[int, int, Any, Bbox]] = []
-        for right, below in itertools.product((False, True), repeat=2):
+        for right, below in itertools.product((False, True), (True, False)):
             text = panel.annotate(
                 p.quantizer, (p.held_back, p.mean), (-3 if right else 3, -3 if below else 3),
                 textcoords="offset points", ha="right" if right else "left",
