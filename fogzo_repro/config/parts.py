@@ -96,13 +96,11 @@ class EstimatorPart(Part):
             require(value > 0 or key != "probe_fraction", f"estimator.{key}=0.0 must be above 0")
         choice("estimator.evaluator", self.evaluator, ("auto", "sequential", "batched"))
         if self.probe_gradients:
-            what, batched = (
-                f"estimator={self.name} takes the STE's gradient at its probes",
-                "batched",
-            )
-            require(self.evaluator != batched, f"{what}, which estimator.evaluator=batched has not")
-            swapped = self.random_sign
-            require(not swapped, f"{what} and no difference of losses: leave out random_sign")
+            what = f"estimator={self.name} takes the STE's gradient at its probes"
+            said = f"{what}, which estimator.evaluator=batched has not"
+            require(self.evaluator != "batched", said)
+            said = f"{what} and no difference of losses: leave out random_sign"
+            require(not self.random_sign, said)
 
 
 @dataclass(frozen=True)
