@@ -10,6 +10,7 @@ itself: it would take less.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +59,8 @@ def recorded_seconds(records: Path) -> dict[str, Seconds]:
             took = Took(3600 * hours / record["steps"], shared, 2**20 * record["peak_memory_mb"])
         except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             continue  # a bench, a diagnosis, or damaged: tables say so
-        if hours:
+        over_early = record.get("status") == "diverged"  # its start is much of its time
+        if 0 < took.seconds < math.inf and took.memory < math.inf and not over_early:
             found.setdefault(record["hardware"], {}).setdefault(kind, []).append(took)
     return {
         card: {kind: _typical(runs) for kind, runs in kinds.items()}

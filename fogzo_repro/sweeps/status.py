@@ -143,7 +143,7 @@ def _run(labels: dict[str, Any]) -> Run:
 def _of_record(record: dict[str, Any]) -> str:
     if record["method_version"] != METHOD_VERSION:
         return "stale"
-    return "done" if record["status"] == "finished" else record["status"]
+    return {"finished": "done", "diverged": "diverged"}[record["status"]]
 
 
 def _of_folder(folder: Path) -> dict[Run, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from dataclasses import asdict, replace
@@ -405,6 +406,9 @@ def test_runs_at_scale_mini_take_what_recorded_ones_took(tmp_path: Path) -> None
     for k, hours in enumerate((1.0, 2.0, 9.0)):
         record_of(tmp_path, f"{k}", lsq, hours)
     (tmp_path / "t" / "half.json").write_text("{")
+    for k, damage in enumerate(({"gpu_hours": math.nan}, {"steps": math.nan}, {"gpu_hours": -1.0})):
+        record_of(tmp_path, f"damaged{k}", lsq, 0.5, **damage)
+    record_of(tmp_path, "diverged", lsq, 0.5, steps=3, status="diverged")
     seconds = recorded_seconds(tmp_path)["a card"]
     found = [hours_by_records(c, 100, seconds) for c in (lsq, other)]
     assert [(h.hours, h.scaled) for h in found if h] == [(2.0, False), (2.0, True)]

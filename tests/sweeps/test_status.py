@@ -61,6 +61,17 @@ DAMAGED = {
 }
 
 
+def test_a_record_whose_status_is_none_is_told(
+    make_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "table").mkdir()
+    for seed, status in ((1, "finished"), (2, "diverged"), (3, "Finished")):
+        made = record(make_config(), seed=seed, status=status, resolved={"device": "cpu"})
+        (tmp_path / "table" / f"{seed}.json").write_text(made)
+    assert [*known_runs(tmp_path, []).values()] == ["done", "diverged"]
+    assert "left out: " in (said := capsys.readouterr().err) and "3.json is not a record" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 @pytest.mark.parametrize(
