@@ -107,6 +107,7 @@ def measure(case: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
         sides[side] = subprocess.Popen(
             [sys.executable, "-m", "scripts.bench.peers", *words, "--side", side],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,  # an INT is for this process, which ends both
         )  # fmt: skip
     found: dict[str, Any] = {}
     taken: dict[str, list[float]] = {side: [] for side in sides}

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -311,6 +312,26 @@ def test_a_network_of_another_size_is_not_measured(beside_quest, capfd, case, mo
     assert status == 2
     (said,) = capfd.readouterr().err.splitlines()
     assert f"{case}: the networks are not of one size" in said and f"{size + more:,}" in said
+
+
+def test_an_interrupted_bench_beside_quest_says_so_in_one_line(tmp_path, monkeypatch, capsys):
+    """Sides in the terminal's own group, still importing torch, ended in tracebacks."""
+    started = {}
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, command, **options):
+            if "scripts.bench.peers" in command:
+                started.update(options)
+                raise KeyboardInterrupt
+            super().__init__(command, **options)
+
+    (models := tmp_path / "src" / "models").mkdir(parents=True)
+    (models / "llama.py").touch()
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    words = ["--toy", f"--quest={tmp_path}", f"--out={tmp_path / 'out'}"]
+    monkeypatch.setattr("sys.argv", ["peers", *words])
+    assert peers.main() == 130 and started["start_new_session"]
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_folder_that_is_no_clone_of_quest_is_told(tmp_path, monkeypatch, capsys):
