@@ -10,8 +10,8 @@ backward pass, clipping at norm 1, fused AdamW, gradients set to None.
 
 Each side has a process of its own, with its own settings of the compiler. Both compile; then they
 take turns of --turn steps, one at a time, until each has --steps of them. `..._parameters` are
-those of each network; without a quantizer they must be as many. `files` are digests of QuEST's
-source files as they were imported.
+those of each network; without a quantizer they must be as many, with one to a thousandth. `files`
+are digests of QuEST's source files as they were imported.
 """
 
 from __future__ import annotations
