@@ -378,8 +378,8 @@ def test_speeds_in_the_prose_are_those_of_the_records():
         k: v["quest_over_suite"] for k, v in bench("peers-h200")["peers"]["llama_30m"].items()
     }
     assert (
-        f"took {slower['none']:.2f} times the suite's without a quantizer, {slower['lsq-w2a2']:.2f} "
-        f"with LSQ and {slower['quest-w2a2']:.2f} with QuEST, both at 2 bits"
+        f"took {slower['none']:.2f} times the suite's without a quantizer, "
+        f"{slower['lsq-w2a2']:.2f} with LSQ and {slower['quest-w2a2']:.2f} with QuEST, both at 2 bits"
     ) in text
     (start,) = bench("start-quest-h200")["starts"].values()
     assert f"{start['seconds_cold']:.0f} and {start['seconds_kept']:.0f} s ([start-quest" in text
