@@ -379,7 +379,7 @@ def test_speeds_in_the_prose_are_those_of_the_records():
     }
     assert (
         f"took {slower['none']:.2f} times the suite's without a quantizer, "
-        f"{slower['lsq-w2a2']:.2f} with LSQ and {slower['quest-w2a2']:.2f} with QuEST, both at 2 bits"
+        f"{slower['lsq-w2a2']:.2f} with LSQ and {slower['quest-w2a2']:.2f} with QuEST, both at 2"
     ) in text
     (start,) = bench("start-quest-h200")["starts"].values()
     assert f"{start['seconds_cold']:.0f} and {start['seconds_kept']:.0f} s ([start-quest" in text
