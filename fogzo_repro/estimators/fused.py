@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fogzo_repro.estimators.smoothing import SmoothingLaw
+from fogzo_repro.estimators.smoothing import SmoothingLaw, widest
 
 Scale = Tensor | Callable[[Tensor], Tensor]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -135,7 +135,7 @@ def total_norm(tensors: list[Tensor]) -> Tensor:
     tensor(5.0000e+30)
     """
     norms = torch._foreach_norm(tensors, 2, dtype=torch.float64)
-    return torch.stack(norms).norm().to(tensors[0].dtype)
+    return torch.stack(norms).norm().to(widest(tensors[0].dtype))
 
 
 @_compilable

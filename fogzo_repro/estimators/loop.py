@@ -360,6 +360,7 @@ def _clip(parameters: Sequence[Tensor], bound: float) -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
     values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
     norm = nn.utils.get_total_norm(values)
-    norm = torch.where(norm.isfinite(), norm, total_norm([v.to(norm.device) for v in values]))
+    wide = total_norm([v.to(norm.device) for v in values]).to(norm.dtype)
+    norm = torch.where(norm.isfinite(), norm, wide)
     foreach = False if any(g.is_sparse for g in gradients) else None
     nn.utils.clip_grads_with_norm_(parameters, bound, norm, foreach)

@@ -432,6 +432,16 @@ def test_sparse_gradients_are_clipped_like_dense_ones() -> None:
     torch.testing.assert_close(moved[1], moved[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("half_first", [True, False], ids=["half_first", "half_last"])
+def test_clipping_bounds_gradients_whose_norm_float16_cannot_hold(half_first: bool) -> None:
+    parameters = [nn.Parameter(torch.zeros(100).half()), nn.Parameter(torch.zeros(100))]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 3e4)
+    _clip(parameters if half_first else parameters[::-1], 1.0)
+    found = torch.cat([p.grad for p in parameters])
+    torch.testing.assert_close(found, torch.full((200,), 200**-0.5), rtol=2e-2, atol=0)
+
+
 def test_epsilon_follows_a_learned_scale() -> None:
     model = network(learned=True)
     _, step = train(model, batches(3))
