@@ -70,8 +70,8 @@ def main() -> int:
         try:
             return take_turns(arguments)
         except Exception as error:  # whatever their code may raise
-            install = "; install what it imports" if isinstance(error, ImportError) else ""
-            said = f"{type(error).__name__}: {first_line(error)}{install}"
+            missing = isinstance(error, ModuleNotFoundError)
+            said = f"{type(error).__name__}: {first_line(error)}{'; install it' * missing}"
             raise UserError(f"{asked[0]}: QuEST's code failed, {said}") from None
     committed = begin(arguments.out, on_gpu=not arguments.toy)
     if not (arguments.quest / "src" / "models" / "llama.py").is_file():

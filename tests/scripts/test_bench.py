@@ -255,7 +255,7 @@ class Llama(nn.Module):
         self.extra = nn.Parameter(torch.zeros(EXTRA - self.embed.weight.numel()))
         self.quantizer = config.w_quant
         if self.quantizer == "HadamardTrustQuantizer":
-            raise RuntimeError("shapes do not fit\\nin this version")
+            import nothing_of_this_name
 
     def get_parameter_group_specs(self):
         return [{"params": ["extra"]}, {"params": ["embed.weight"], "weight_decay": 0.0}]
@@ -299,7 +299,8 @@ def test_quests_code_and_the_suites_take_turns_and_a_case_that_fails_ends_no_oth
     assert found["suite_ms"]["n"] == found["quest_ms"]["n"] == 3
     assert found["quest_over_suite"] == found["quest_ms"]["median"] / found["suite_ms"]["median"]
     assert capfd.readouterr().err.splitlines() == [
-        "error: quest-w2a2: QuEST's code failed, RuntimeError: shapes do not fit",
+        "error: quest-w2a2: QuEST's code failed, ModuleNotFoundError: No module named "
+        "'nothing_of_this_name'; install it",
         "error: lsq-w2a2: QuEST's code failed, ValueError: a loss was not finite: this was no "
         "training",
     ]
