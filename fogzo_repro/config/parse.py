@@ -15,7 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fogzo_repro.config.parts import labels, own_parts, schema
+from fogzo_repro.config.parts import based_on, labels, own_parts, schema
 from fogzo_repro.config.rules import ConfigError, choice, did_you_mean, require, spelled
 from fogzo_repro.config.run import (
     FAMILIES,
@@ -260,7 +260,7 @@ def _known_to_its_file(dataset: dict[str, Any], words: Mapping[str, str]) -> dic
     path = CONFIGS / "dataset" / f"{dataset.get('name')}.yaml"
     if not path.is_file():
         return dataset
-    known = read_yaml(path)
+    known = {key for content in based_on(path) for key in content}
     return {k: v for k, v in dataset.items() if k in known or f"dataset.{k}" in words}
 
 

@@ -232,7 +232,7 @@ def schema(
             f"part's name{own_folder_hint(parts_dir)}"
         )
     base = SHARED[section]
-    for content in _based_on(path):
+    for content in based_on(path):
         base = families.get(content.get("family", ""), base)
     return _dataclass(section, tuple(_types(path).items()), base)
 
@@ -241,7 +241,7 @@ def labels(section: str, option: str, parts_dir: str | None) -> dict[str, str]:
     """Return the name and the family that the YAML file of an option gives; nothing without one."""
     found: dict[str, Any] = {}
     path = _yaml_file(section, option, parts_dir)
-    for content in _based_on(path) if path else []:
+    for content in based_on(path) if path else []:
         found |= {key: content[key] for key in ("name", "family") if key in content}
     return {k: v for k, v in found.items() if isinstance(v, str) and "${" not in v}
 
@@ -257,13 +257,13 @@ def _yaml_file(section: str, option: str, parts_dir: str | None) -> Path | None:
 def _types(path: Path) -> dict[str, Any]:
     """Return the type of each key of a part's YAML file; those that it is based on come first."""
     found: dict[str, Any] = {}
-    for content in _based_on(path):
+    for content in based_on(path):
         found |= {key: _type(value) for key, value in content.items() if key != "defaults"}
     return found
 
 
 @cache
-def _based_on(path: Path) -> list[dict[str, Any]]:
+def based_on(path: Path) -> list[dict[str, Any]]:
     """Return the contents of the YAML files that a part's is based on, and then its own."""
     content = read_yaml(path)
     found: list[dict[str, Any]] = []
@@ -271,7 +271,7 @@ def _based_on(path: Path) -> list[dict[str, Any]]:
         if isinstance(other, str) and other != "_self_":
             file = f"{other.removeprefix(f'/{path.parent.name}/')}.yaml"
             places = [CONFIGS / path.parent.name / file, path.parent / file]
-            found += next((_based_on(place) for place in places if place.is_file()), [])
+            found += next((based_on(place) for place in places if place.is_file()), [])
     return [*found, content]
 
 

@@ -28,6 +28,12 @@ from fogzo_repro.training.optimizers import build_optimizer
         (["model=llama_20m", "scale=mini"], "c4", "c4_llama_mini", 64),
         (["model=deit_tiny", "scale=smoke"], "digits", "cifar_deit", 16),
         (["model=resnet18", "scale=smoke", "dataset=mnist"], "mnist", "cifar_resnet", 16),
+        (
+            ["model=resnet18", "scale=smoke", "dataset=imagenet100"],
+            "imagenet100",
+            "cifar_resnet",
+            16,
+        ),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else None,
 )
