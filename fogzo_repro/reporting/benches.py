@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,15 @@ def _estimated_by(record: dict[str, Any]) -> Iterator[float]:
 
 
 def _steps(records: Records, cases: Iterable[tuple[str, str]]) -> Iterator[Bench]:
-    """Yield the cases that were measured, a record with floors before an older one."""
+    """Yield the cases that were measured, a record with floors before an older one.
+
+    Of equal ones that of the card that most records are of, so that lines can be compared.
+    """
+    cards = Counter(record.get("hardware") for record in records.values())
+
+    def rank(bench: Bench) -> tuple[bool, int, str]:
+        return "floor" not in bench.figures, -cards[bench.record.get("hardware")], bench.path.name
+
     for name, quantizer in cases:
         found = [
             Bench(path, record, name, quantizer, record["networks"][name][quantizer])
@@ -155,7 +164,7 @@ def _steps(records: Records, cases: Iterable[tuple[str, str]]) -> Iterator[Bench
             if "fogzo_ms" in record.get("networks", {}).get(name, {}).get(quantizer, {})
         ]
         if found:
-            yield min(found, key=lambda bench: ("floor" not in bench.figures, bench.path.name))
+            yield min(found, key=rank)
 
 
 def ste_steps(records: Records, name: str, quantizer: str, fraction: float = 1.0) -> float | None:

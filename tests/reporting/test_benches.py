@@ -64,6 +64,15 @@ def test_a_record_with_a_floor_goes_before_an_older_one(tmp_path):
     assert "[b](" in row
 
 
+def test_of_equal_records_that_of_the_card_with_most_is_shown(tmp_path):
+    record = json.loads((COMMITTED / "vision-h200.json").read_text())
+    filed(tmp_path, "a", record | {"hardware": "another card"})
+    for name in ("b", "c"):
+        filed(tmp_path, name, record)
+    said = rows(speed(read_benches(tmp_path)))
+    assert said and all("[b](" in row and "NVIDIA H200" in row for row in said)
+
+
 def test_the_readme_says_the_range_of_all_cases(tmp_path):
     assert speed_sentence(read_benches(tmp_path)) == ""
     record = json.loads((COMMITTED / "vision-h200.json").read_text())
