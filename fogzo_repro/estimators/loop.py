@@ -38,7 +38,6 @@ from fogzo_repro.estimators.checks import (
 )
 from fogzo_repro.estimators.first_step import check_factors, taken_again
 from fogzo_repro.estimators.fogzo import Fogzo
-from fogzo_repro.estimators.fused import total_norm
 from fogzo_repro.estimators.losses import StepLosses
 from fogzo_repro.estimators.probes import AveragedProbes, SequentialProbes
 from fogzo_repro.estimators.protocol import Estimate, Probes, QuantizedWeight
@@ -354,13 +353,25 @@ def _warn(*lines: str) -> None:
 def _clip(parameters: Sequence[Tensor], bound: float) -> None:
     """Bound the norm of all gradients together, dense or sparse, in place.
 
-    As `torch.nn.utils.clip_grad_norm_`, to the bit, but where squares overflow: by an infinite norm
-    all gradients would be set to zero, without a word.
+    As `torch.nn.utils.clip_grad_norm_`, to the bit, but where the norm, or squares in float32,
+    over- or underflow: by an infinite norm all gradients would be zero, without a word.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
     values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
     norm = nn.utils.get_total_norm(values)
-    wide = total_norm([v.to(norm.device) for v in values]).to(norm.dtype)
-    norm = torch.where(norm.isfinite(), norm, wide)
-    foreach = False if any(g.is_sparse for g in gradients) else None
-    nn.utils.clip_grads_with_norm_(parameters, bound, norm, foreach)
+    norms = torch._foreach_norm(values, 2, dtype=torch.float64)
+    wide = torch.stack([n.to(norm.device) for n in norms]).norm()
+    usual = (bound / (norm + 1e-6)).clamp(max=1.0)
+    # The factor of a norm that the type cannot hold may itself be too small for it, its root not.
+    root = (bound / (wide + 1e-6)).clamp(max=1.0).sqrt().to(norm.dtype)
+    held = norm.isfinite() & (wide > 1e-18) & (wide < 1e18) | ~wide.isfinite()
+    factors = torch.where(held, usual, root), torch.where(held, torch.ones_like(root), root)
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for gradient in gradients:
+        scaled = gradient._values() if gradient.is_sparse else gradient
+        alike.setdefault((scaled.device, scaled.dtype), []).append(scaled)
+    for (device, _), group in alike.items():
+        for factor in factors:
+            torch._foreach_mul_(group, factor.to(device))

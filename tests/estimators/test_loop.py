@@ -432,6 +432,23 @@ def test_sparse_gradients_are_clipped_like_dense_ones() -> None:
     torch.testing.assert_close(moved[1], moved[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(3e4, torch.float16), (1e38, torch.float32), (3e38, torch.bfloat16)],
+    ids=["float16", "float32", "bfloat16"],
+)
+def test_clipping_bounds_a_norm_that_the_type_cannot_hold(value: float, dtype: torch.dtype) -> None:
+    parameters = [nn.Parameter(torch.zeros(size, dtype=dtype)) for size in (30, 70)]
+    for parameter, sign in zip(parameters, (1, -1), strict=True):
+        parameter.grad = torch.full_like(parameter, sign * value)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    assert nn.utils.get_total_norm(gradients).isinf()
+    _clip(parameters, 1.0)
+    found = torch.cat(gradients).double()
+    torch.testing.assert_close(found.norm().item(), 1.0, rtol=1e-2, atol=0)
+    assert (found[:30] == -found[-1]).all() and found[0] > 0
+
+
 @pytest.mark.parametrize("half_first", [True, False], ids=["half_first", "half_last"])
 def test_clipping_bounds_gradients_whose_norm_float16_cannot_hold(half_first: bool) -> None:
     parameters = [nn.Parameter(torch.zeros(100).half()), nn.Parameter(torch.zeros(100))]
@@ -619,6 +636,11 @@ def expanded(model: Any, w: QuantizedWeight) -> QuantizedWeight:
     return QuantizedWeight(model[0].weight, w.scale, LAW)
 
 
+def overlapping(model: Any, w: QuantizedWeight) -> QuantizedWeight:
+    model[0].weight = nn.Parameter(torch.ones(20).as_strided((8, 6), (1, 2)))
+    return QuantizedWeight(model[0].weight, w.scale, LAW)
+
+
 def on_meta(model: Any, w: QuantizedWeight) -> list[QuantizedWeight]:
     return quantized(model.to("meta"))
 
@@ -648,6 +670,7 @@ WRONG = {
     "bfloat16": (cast, "0.weight is kept in torch.bfloat16, in which a perturbation is lost"),
     "frozen": (frozen, "0.weight does not require a gradient"),
     "expanded": (expanded, r"several elements of 0.weight share one place .*\.contiguous\(\)"),
+    "overlapping": (overlapping, r"several elements of 0.weight share one place in memory"),
     "shared": (shared, r"\d.weight and \d.weight share memory"),
     "meta": (on_meta, "0.weight is on the meta device, without values"),
     "another model's": (
