@@ -16,7 +16,7 @@ from fogzo_repro.config.run import CellConfig
 from fogzo_repro.sweeps.jobs import FAILURE, Cell
 from fogzo_repro.sweeps.tables import Planned
 from fogzo_repro.terminal import path_of, stderr
-from fogzo_repro.tracking.records import split_seeds
+from fogzo_repro.tracking.records import REMEDY, split_seeds
 
 Run = tuple[str, str, str, str, int]  # table, row, column, scale, seed
 # What reading and taking apart a file raises that is not there, half written or damaged.
@@ -62,7 +62,8 @@ def recorded_runs(records: Path, device: str | None = None) -> dict[Run, str]:
                 runs = split_seeds(record) if "seeds" in record else [record]
                 found |= {_run(run): _of_record(run) for run in runs}
         except DAMAGED as error:
-            print(f"left out: {path} is not a record ({error!r})", file=stderr())
+            why = f"it lacks {error}" if isinstance(error, KeyError) else error
+            print(f"left out: {path} is not a record ({why}); {REMEDY}", file=stderr())
     return found
 
 
@@ -143,7 +144,9 @@ def _run(labels: dict[str, Any]) -> Run:
 def _of_record(record: dict[str, Any]) -> str:
     if record["method_version"] != METHOD_VERSION:
         return "stale"
-    return {"finished": "done", "diverged": "diverged"}[record["status"]]
+    if record["status"] not in ("finished", "diverged"):
+        raise ValueError(f"status is {record['status']!r}")
+    return "done" if record["status"] == "finished" else "diverged"
 
 
 def _of_folder(folder: Path) -> dict[Run, str]:

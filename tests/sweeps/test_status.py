@@ -65,11 +65,18 @@ def test_a_record_whose_status_is_none_is_told(
     make_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "table").mkdir()
-    for seed, status in ((1, "finished"), (2, "diverged"), (3, "Finished")):
-        made = record(make_config(), seed=seed, status=status, resolved={"device": "cpu"})
-        (tmp_path / "table" / f"{seed}.json").write_text(made)
+    for seed, status in ((1, "finished"), (2, "diverged"), (3, "Finished"), (4, None)):
+        made = json.loads(record(make_config(), seed=seed, resolved={"device": "cpu"}))
+        made |= {"status": status}
+        if status is None:
+            del made["status"]
+        (tmp_path / "table" / f"{seed}.json").write_text(json.dumps(made))
     assert [*known_runs(tmp_path, []).values()] == ["done", "diverged"]
-    assert "left out: " in (said := capsys.readouterr().err) and "3.json is not a record" in said
+    of_three, of_four = capsys.readouterr().err.splitlines()
+    assert of_three.startswith("left out: ") and of_four.startswith("left out: ")
+    remedy = "delete it and run the cell again"
+    assert of_three.endswith(f"3.json is not a record (status is 'Finished'); {remedy}")
+    assert of_four.endswith(f"4.json is not a record (it lacks 'status'); {remedy}")
 
 
 @pytest.mark.slow
