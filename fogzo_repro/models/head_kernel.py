@@ -1,11 +1,13 @@
-"""The cross-entropy behind a head as one Triton kernel: no logit leaves the chip.
+"""The cross-entropy behind a head in Triton, without gradients and with them.
 
-Each program multiplies a tile of tokens with a tile of words and keeps, of each token, the largest
-of its logits there and the sum of their exponentials, in float32. `token_losses` joins the tiles.
+`token_losses` needs no logits: none leaves the chip. Each program multiplies a tile of tokens with
+a tile of words and keeps, of each token, the largest of its logits there and the sum of their
+exponentials, in float32; the tiles are joined after. The logits of the targets are taken beside the
+kernel, out of a compiler's sight: it may leave out that hidden and weight are rounded to bf16, and
+the two parts of the loss would then be of different weights.
 
-The logits of the targets are taken beside the kernel, out of a compiler's sight: it may leave out
-that hidden and weight are rounded to bf16, and the two parts of the loss would then be of different
-weights.
+`softmax_gradients` goes through the logits of a token twice, the second time while the card's cache
+holds them still, where the compiler's own kernel goes through them three times.
 
 Shapes: N tokens, D width, V vocabulary, S tiles of words.
 """
@@ -19,6 +21,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 TOKENS, WORDS, DEPTH, WARPS, STAGES = 128, 256, 64, 8, 3  # of a tile; fastest of five
+ROW, ROW_WARPS = 8192, 16  # words at a time of a token's
 TOGETHER = 16  # tiles of tokens that go through the words side by side, for the cache
 
 
@@ -88,3 +91,56 @@ def _empty(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tiles, tokens = -(-len(weight) // WORDS), len(hidden)
     high, total = (hidden.new_empty(tiles, tokens, dtype=torch.float32) for _ in range(2))
     return high, total, hidden.new_empty(tokens, dtype=torch.float32)
+
+
+@triton.jit
+def _row_kernel(
+    logits, targets, losses, gradients, V, BV: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    row = logits + token * V
+    target = tl.load(targets + token)
+    high = tl.full((BV,), float("-inf"), tl.float32)
+    total = tl.zeros((BV,), tl.float32)
+    for v in range(0, V, BV):
+        word = v + tl.arange(0, BV)
+        x = tl.load(row + word, word < V, float("-inf")).to(tl.float32)
+        higher = tl.maximum(high, x)
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # a place that saw no word yet
+        total = total * tl.exp(high - base) + tl.exp(x - base)
+        high = higher
+    highest = tl.max(high, 0)
+    normalizer = highest + tl.log(tl.sum(total * tl.exp(high - highest), 0))
+    tl.store(losses + token, normalizer - tl.load(row + target).to(tl.float32))
+    for v in range(0, V, BV):
+        word = v + tl.arange(0, BV)
+        x = tl.load(row + word, word < V, float("-inf")).to(tl.float32)
+        gradient = tl.exp(x - normalizer) - (word == target).to(tl.float32)
+        kind = gradients.dtype.element_ty
+        tl.store(gradients + token * V + word, gradient.to(kind), word < V)
+
+
+@torch.library.custom_op("fogzo_repro::softmax_gradients", mutates_args=())
+def softmax_gradients(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the losses, float32 (N,), and their gradients by the logits, softmax - 1_hot, (N, V).
+
+    Args:
+        logits: (N, V), of any floating type, which the gradients have too.
+        targets: (N,) int64 below V.
+    """
+    logits = logits.contiguous()
+    losses, gradients = _like(logits)
+    if len(logits):
+        _row_kernel[(len(logits),)](
+            logits, targets, losses, gradients, logits.shape[1], BV=ROW, num_warps=ROW_WARPS
+        )
+    return losses, gradients
+
+
+@softmax_gradients.register_fake
+def _(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return _like(logits)
+
+
+def _like(logits: Tensor) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(len(logits), dtype=torch.float32), torch.empty_like(logits)

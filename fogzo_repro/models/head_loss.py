@@ -12,6 +12,7 @@ Shapes: N tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -42,8 +43,8 @@ def takes_kernel(width: int, dtype: torch.dtype, device: torch.device) -> bool:
 
 @torch.no_grad()
 def kernel_agrees(device: torch.device) -> bool:
-    """Return whether the kernel works and gives what float64 does, where no tile is full."""
-    from fogzo_repro.models.head_kernel import token_losses
+    """Return whether the kernels work and give what float64 does, where no tile is full."""
+    from fogzo_repro.models.head_kernel import softmax_gradients, token_losses
 
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (
@@ -56,9 +57,12 @@ def kernel_agrees(device: torch.device) -> bool:
         exact = F.cross_entropy(logits, targets, reduction="none")
         try:
             found = token_losses(hidden, weight, targets)
+            rows, gradients = softmax_gradients(logits.float(), targets)
         except Exception:  # Triton's errors have no class in common; the chunks need no kernel
             return False
-        return torch.allclose(found.double(), exact, rtol=1e-5, atol=1e-5)
+        wanted = logits.softmax(-1) - F.one_hot(targets, len(weight))
+        pairs = (found, exact), (rows, exact), (gradients, wanted)
+        return all(torch.allclose(a.double(), b, rtol=1e-5, atol=1e-5) for a, b in pairs)
 
 
 def linear_cross_entropy(
@@ -82,10 +86,10 @@ def linear_cross_entropy(
         from fogzo_repro.models.head_kernel import token_losses  # triton takes a while to import
 
         return token_losses(_for_products(hidden), weight, targets).mean()
-    sums = [
-        _sum_of_losses(logits, logits.logsumexp(-1, keepdim=True), part_targets)
-        for _, logits, part_targets in _chunks(hidden, weight, targets, size)
-    ]
+    sums = []
+    for _, logits, part_targets in _chunks(hidden, weight, targets, size):
+        wide = _wide(logits)
+        sums.append(_sum_of_losses(wide, wide.logsumexp(-1, keepdim=True), part_targets))
     return torch.stack(sums).sum() / len(hidden)
 
 
@@ -102,17 +106,41 @@ def _for_products(x: Tensor) -> Tensor:
 
 
 def _chunks(hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Any:
-    """Yield (hidden, logits in at least float32, targets) of each chunk."""
+    """Yield (hidden, logits, targets) of each chunk."""
     for part, part_targets in zip(hidden.split(size), targets.split(size), strict=True):
         part = _for_products(part)
-        logits = F.linear(part, weight)
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        yield part, logits.to(wide), part_targets
+        yield part, F.linear(part, weight), part_targets
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _sum_of_losses(logits: Tensor, normalizer: Tensor, targets: Tensor) -> Tensor:
     """Return the sum of -log softmax(logits)[targets], given the log of its denominator (N, 1)."""
     return (normalizer - logits.gather(-1, targets.unsqueeze(-1))).sum()
+
+
+def _gradients(weight: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return what computes a chunk's sum of losses, and its gradient in the type of the logits."""
+    if takes_kernel(weight.shape[1], weight.dtype, weight.device):
+        from fogzo_repro.models.head_kernel import softmax_gradients
+
+        def by_kernel(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            losses, gradient = softmax_gradients(logits, targets)
+            return losses.sum(), gradient
+
+        return by_kernel
+    return _by_parts
+
+
+def _by_parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    wide = _wide(logits)
+    normalizer = wide.logsumexp(-1, keepdim=True)
+    gradient = (wide - normalizer).exp_()
+    words = torch.arange(logits.shape[1], device=logits.device)
+    gradient -= (words == targets.unsqueeze(-1)).to(gradient.dtype)  # softmax - 1_hot
+    return _sum_of_losses(wide, normalizer, targets), gradient.to(logits.dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -125,15 +153,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, size: int) -> Tensor:
         product_weight = _for_products(weight)
-        words = torch.arange(len(weight), device=weight.device)
         sums, hidden_gradients = [], []
         weight_gradient = torch.zeros_like(weight)
+        gradients = _gradients(product_weight)
         for part, logits, part_targets in _chunks(hidden, product_weight, targets, size):
-            normalizer = logits.logsumexp(-1, keepdim=True)
-            sums.append(_sum_of_losses(logits, normalizer, part_targets))
-            gradient = (logits - normalizer).exp_()
-            gradient -= (words == part_targets.unsqueeze(-1)).to(gradient.dtype)  # softmax - 1_hot
-            gradient = gradient.to(part.dtype)
+            loss, gradient = gradients(logits, part_targets)
+            sums.append(loss)
             hidden_gradients.append(gradient @ product_weight)
             weight_gradient += gradient.T @ part
         ctx.save_for_backward(torch.cat(hidden_gradients).to(hidden.dtype), weight_gradient)

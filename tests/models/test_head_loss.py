@@ -71,21 +71,30 @@ def losses(hidden, weight, targets):
     return F.cross_entropy(hidden.float() @ weight.float().T, targets, reduction="none")
 
 
+def gradients(logits, targets):
+    one_hot = F.one_hot(targets, logits.shape[1])
+    return F.cross_entropy(logits, targets, reduction="none"), logits.softmax(-1) - one_hot
+
+
 def broken(hidden, weight, targets):
     raise RuntimeError("this Triton does not compile it")
 
 
 @pytest.mark.parametrize(
-    ("kernel", "is_taken"),
+    ("kernel", "of_rows", "is_taken"),
     [
-        (losses, True),
-        (lambda h, w, t: losses(h, w[:-1], t.clamp(max=998)), False),
-        (lambda h, w, t: losses(h, w, t.roll(1)), False),
-        (broken, False),
+        (losses, gradients, True),
+        (lambda h, w, t: losses(h, w[:-1], t.clamp(max=998)), gradients, False),
+        (lambda h, w, t: losses(h, w, t.roll(1)), gradients, False),
+        (broken, gradients, False),
+        (losses, lambda logits, t: gradients(logits, t.roll(1)), False),
     ],
-    ids=["right", "a-word-is-lost", "other-targets", "broken"],
+    ids=["right", "a-word-is-lost", "other-targets", "broken", "other-rows"],
 )
-def test_the_kernel_is_taken_only_where_it_gives_what_float64_does(monkeypatch, kernel, is_taken):
+def test_the_kernels_are_taken_only_where_they_give_what_float64_does(
+    monkeypatch, kernel, of_rows, is_taken
+):
     pytest.importorskip("triton")
     monkeypatch.setattr("fogzo_repro.models.head_kernel.token_losses", kernel)
+    monkeypatch.setattr("fogzo_repro.models.head_kernel.softmax_gradients", of_rows)
     assert kernel_agrees(torch.device("cpu")) == is_taken
