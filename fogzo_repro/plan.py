@@ -135,12 +135,15 @@ class Plan:
         """Return what was taken of ways whose numbers agree to rounding: for the record alone.
 
         `head`: the loss behind a LLaMA's head in the probes, in one `kernel` or in `chunks`.
+        `head_gradients`: that loss with gradients, in chunks whose softmax is one `kernel` or not.
         `inputs`: quantized ones that several layers take, `shared` or by each layer by itself.
         """
         found, model, estimator = {}, self.network.model, self.config.estimator
         by_kernel = getattr(model, "head_by_kernel", None)
-        if by_kernel is not None and estimator.n and not estimator.probe_gradients:
-            found["head"] = "kernel" if by_kernel(self.machine.autocast) else "chunks"
+        if by_kernel is not None:
+            found["head_gradients"] = "kernel" if by_kernel(self.machine.autocast) else "chunks"
+            if estimator.n and not estimator.probe_gradients:
+                found["head"] = found["head_gradients"]
         quantizers = [getattr(m, "input_quantizer", None) for m in model.modules()]
         if any(q is not None for q in quantizers):
             shared = any(isinstance(q, SharedInput) for q in quantizers)

@@ -173,7 +173,9 @@ def test_a_record_says_how_it_was_computed_and_keeps_its_id(tmp_path: Path) -> N
     planned = plan.make_plan(config)
     record = run.execute(config, quiet=True)
     own = {key: record["resolved"][key] for key in HOW_COMPUTED}
-    assert own == planned.how_computed() == {"head": "chunks", "inputs": "shared"}
+    assert own == planned.how_computed() == {
+        "head": "chunks", "head_gradients": "chunks", "inputs": "shared",
+    }  # fmt: skip
     assert record["resolved"] == {**planned.result["resolved"], **own}
     assert record["run_id"] == planned.run_id  # the hash of a result without them
     assert own.keys().isdisjoint(planned.result["resolved"])
@@ -199,5 +201,8 @@ def test_the_heads_kernel_is_named_where_probes_take_it(
     monkeypatch.setattr(head_loss, "has_kernel", lambda device: True)
     planned = plan.make_plan(smoke(tmp_path, "llama_9m", "hardware=cpu", *words))
     in_bf16 = replace(planned.machine, autocast=torch.bfloat16)
-    assert replace(planned, machine=in_bf16).how_computed() == said
-    assert planned.how_computed().get("head") in (None, "chunks")  # in float32
+    in_training = {"head_gradients": "kernel"}
+    assert replace(planned, machine=in_bf16).how_computed() == said | in_training
+    in_float32 = planned.how_computed()
+    assert in_float32.get("head") in (None, "chunks")
+    assert in_float32["head_gradients"] == "chunks"

@@ -25,7 +25,7 @@ FREE = {
 }  # fmt: skip
 
 # Of `resolved` in a record what is no part of the identity: how it was computed, to rounding.
-HOW_COMPUTED = ("head", "inputs")
+HOW_COMPUTED = ("head", "head_gradients", "inputs")
 
 # Settings that came when runs had been recorded already, with the value that the code had before:
 # with that value they are not part of the identity, so that a run keeps its name.

@@ -12,7 +12,6 @@ Shapes: N tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -44,7 +43,7 @@ def takes_kernel(width: int, dtype: torch.dtype, device: torch.device) -> bool:
 @torch.no_grad()
 def kernel_agrees(device: torch.device) -> bool:
     """Return whether the kernels work and give what float64 does, where no tile is full."""
-    from fogzo_repro.models.head_kernel import softmax_gradients, token_losses
+    from fogzo_repro.models.head_kernel import add_product, softmax_gradients, token_losses
 
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (
@@ -55,13 +54,19 @@ def kernel_agrees(device: torch.device) -> bool:
     with torch.autocast(device.type, enabled=False):
         logits = hidden.double() @ weight.double().T
         exact = F.cross_entropy(logits, targets, reduction="none")
+        aims = F.one_hot(targets, len(weight))
         try:
             found = token_losses(hidden, weight, targets)
-            rows, gradients = softmax_gradients(logits.float(), targets)
+            gradients = logits.float()
+            rows = softmax_gradients(gradients, targets)
+            total = weight.float()
+            add_product(total, aims.bfloat16(), hidden)
         except Exception:  # Triton's errors have no class in common; the chunks need no kernel
             return False
-        wanted = logits.softmax(-1) - F.one_hot(targets, len(weight))
-        pairs = (found, exact), (rows, exact), (gradients, wanted)
+        sums = weight.double() + aims.T.double() @ hidden.double()
+        pairs = (
+            (found, exact), (rows, exact), (gradients, logits.softmax(-1) - aims), (total, sums),
+        )  # fmt: skip
         return all(torch.allclose(a.double(), b, rtol=1e-5, atol=1e-5) for a, b in pairs)
 
 
@@ -121,26 +126,31 @@ def _sum_of_losses(logits: Tensor, normalizer: Tensor, targets: Tensor) -> Tenso
     return (normalizer - logits.gather(-1, targets.unsqueeze(-1))).sum()
 
 
-def _gradients(weight: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return what computes a chunk's sum of losses, and its gradient in the type of the logits."""
-    if takes_kernel(weight.shape[1], weight.dtype, weight.device):
-        from fogzo_repro.models.head_kernel import softmax_gradients
+def _by_kernel(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    from fogzo_repro.models.head_kernel import softmax_gradients
 
-        def by_kernel(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            losses, gradient = softmax_gradients(logits, targets)
-            return losses.sum(), gradient
-
-        return by_kernel
-    return _by_parts
+    losses = softmax_gradients(logits, targets)
+    return losses.sum(), logits
 
 
 def _by_parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a chunk's sum of losses, and its gradient in the type of the logits."""
     wide = _wide(logits)
     normalizer = wide.logsumexp(-1, keepdim=True)
     gradient = (wide - normalizer).exp_()
     words = torch.arange(logits.shape[1], device=logits.device)
     gradient -= (words == targets.unsqueeze(-1)).to(gradient.dtype)  # softmax - 1_hot
     return _sum_of_losses(wide, normalizer, targets), gradient.to(logits.dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, kernel: bool) -> None:
+    """Add left^T right to total."""
+    if kernel and total.dtype == torch.float32:
+        from fogzo_repro.models.head_kernel import add_product
+
+        add_product(total, left, right)
+    else:
+        total += left.T @ right
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -155,12 +165,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         product_weight = _for_products(weight)
         sums, hidden_gradients = [], []
         weight_gradient = torch.zeros_like(weight)
-        gradients = _gradients(product_weight)
+        kernel = takes_kernel(weight.shape[1], product_weight.dtype, weight.device)
+        losses_and_gradients = _by_kernel if kernel else _by_parts
         for part, logits, part_targets in _chunks(hidden, product_weight, targets, size):
-            loss, gradient = gradients(logits, part_targets)
+            loss, gradient = losses_and_gradients(logits, part_targets)
             sums.append(loss)
             hidden_gradients.append(gradient @ product_weight)
-            weight_gradient += gradient.T @ part
+            _add_product(weight_gradient, gradient, part, kernel)
         ctx.save_for_backward(torch.cat(hidden_gradients).to(hidden.dtype), weight_gradient)
         return torch.stack(sums).sum() / len(hidden)
 

@@ -31,13 +31,16 @@ for tokens, words, width in ((200, 300, 64), (128, 512, 128), (37, 1000, 40), (1
     found = token_losses(hidden, weight, targets)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
     print(tokens, words, width)
-for words, kind in ((1000, torch.float32), (9000, torch.float32), (8192, torch.float16)):
+for words, kind in ((5, None), (1000, None), (9000, None), (8192, torch.float16)):
+    kind = kind or torch.float32
     logits = (5 * torch.randn(7, words, generator=generator)).to(kind).to(device)
     logits[0, :-1], logits[1, 3] = float("-inf"), 200.0
     targets = torch.randint(words, (7,), generator=generator).to(device)
     targets[:2] = words - 1
     exact = logits.double()
-    losses, gradients = softmax_gradients(logits, targets)
+    if words == 1000:
+        logits = logits.T.contiguous().T
+    losses, gradients = softmax_gradients(logits, targets), logits
     wanted = exact.softmax(-1) - torch.nn.functional.one_hot(targets, words)
     rounding = 1e-6 if kind == torch.float32 else 1e-3
     torch.testing.assert_close(gradients.double(), wanted, rtol=0, atol=rounding)
@@ -49,7 +52,7 @@ for words, kind in ((1000, torch.float32), (9000, torch.float32), (8192, torch.f
 
 @pytest.mark.slow
 def test_losses_equal_float64_also_where_tiles_are_ragged():
-    assert len(by_triton(SCRIPT, GPU).splitlines()) == 7
+    assert len(by_triton(SCRIPT, GPU).splitlines()) == 8
 
 
 @pytest.mark.skipif(not GPU, reason="needs a Hopper card")

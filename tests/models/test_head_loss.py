@@ -71,30 +71,44 @@ def losses(hidden, weight, targets):
     return F.cross_entropy(hidden.float() @ weight.float().T, targets, reduction="none")
 
 
-def gradients(logits, targets):
-    one_hot = F.one_hot(targets, logits.shape[1])
-    return F.cross_entropy(logits, targets, reduction="none"), logits.softmax(-1) - one_hot
+def gradients_in_place(logits, targets):
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    logits.copy_(logits.softmax(-1) - F.one_hot(targets, logits.shape[1]))
+    return losses
 
 
-def broken(hidden, weight, targets):
+def product(total, left, right):
+    total += left.float().T @ right.float()
+
+
+def broken(*_):
     raise RuntimeError("this Triton does not compile it")
 
 
 @pytest.mark.parametrize(
-    ("kernel", "of_rows", "is_taken"),
+    ("broken_part", "is_taken"),
     [
-        (losses, gradients, True),
-        (lambda h, w, t: losses(h, w[:-1], t.clamp(max=998)), gradients, False),
-        (lambda h, w, t: losses(h, w, t.roll(1)), gradients, False),
-        (broken, gradients, False),
-        (losses, lambda logits, t: gradients(logits, t.roll(1)), False),
+        ({}, True),
+        ({"token_losses": lambda h, w, t: losses(h, w[:-1], t.clamp(max=998))}, False),
+        ({"token_losses": lambda h, w, t: losses(h, w, t.roll(1))}, False),
+        ({"token_losses": broken}, False),
+        ({"softmax_gradients": lambda x, t: gradients_in_place(x, t.roll(1))}, False),
+        ({"softmax_gradients": lambda x, t: F.cross_entropy(x, t, reduction="none")}, False),
+        ({"add_product": lambda total, left, right: None}, False),
+        ({"add_product": lambda total, left, right: total.copy_(left.T @ right)}, False),
     ],
-    ids=["right", "a-word-is-lost", "other-targets", "broken", "other-rows"],
-)
+    ids=[
+        "right", "a-word-is-lost", "other-targets", "broken", "other-rows", "logits-are-kept",
+        "no-product", "no-sum",
+    ],
+)  # fmt: skip
 def test_the_kernels_are_taken_only_where_they_give_what_float64_does(
-    monkeypatch, kernel, of_rows, is_taken
+    monkeypatch, broken_part, is_taken
 ):
     pytest.importorskip("triton")
-    monkeypatch.setattr("fogzo_repro.models.head_kernel.token_losses", kernel)
-    monkeypatch.setattr("fogzo_repro.models.head_kernel.softmax_gradients", of_rows)
+    parts = {
+        "token_losses": losses, "softmax_gradients": gradients_in_place, "add_product": product,
+    }  # fmt: skip
+    for name, part in (parts | broken_part).items():
+        monkeypatch.setattr(f"fogzo_repro.models.head_kernel.{name}", part)
     assert kernel_agrees(torch.device("cpu")) == is_taken
