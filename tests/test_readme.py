@@ -402,6 +402,14 @@ def test_what_the_profiles_show_is_said_of_them():
     products = sum(k["ms"] for k in step if re.search("nvjet|sdpa", k["kernel"]))
     assert f"record take {products:.1f} ms of {measured['none']['ste_ms']['median']:.1f}" in text
     assert f"the floor of all is {floor['ste']['ms']:.1f}" in text
+    before = bench("language-rows-before-h200")["networks"]["llama_30m"]
+    now, then = (
+        (m["none"]["ste_ms"]["median"], m["none"]["peak_memory_mb"]) for m in (measured, before)
+    )
+    assert f"took {now[0]:.1f} ms and {now[1]:,.0f} MiB" in text
+    assert f"had taken {then[0]:.1f} ms and {then[1]:,.0f} MiB" in text
+    ratios = (m["round-w2"]["fogzo_over_ste"] for m in (measured, before))
+    assert "takes {:.2f} STE steps and not {:.2f}.".format(*ratios) in text
     probes = measured["round-w2"]["two_forwards_kernels"]
     rates = 2 * head / probes[0]["ms"] / 1e9, measured["round-w2"]["floor"]["flop_per_s"] / 1e12
     blocks = sum(k["ms"] for k in probes if "nvjet" in k["kernel"])
