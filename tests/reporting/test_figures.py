@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.transforms import Bbox
 
 from fogzo_repro.reporting.figures.curves import write_curves
-from fogzo_repro.reporting.figures.drawing import canvas
-from fogzo_repro.reporting.figures.minis import Gain, name_points
+from fogzo_repro.reporting.figures.minis import Gain, gain_looks
 from fogzo_repro.reporting.figures.panels import looks, panels
 from fogzo_repro.reporting.figures.sweeps import write_sweeps
 from fogzo_repro.reporting.figures.time import write_time
+from fogzo_repro.reporting.minis import TITLES
 from fogzo_repro.reporting.results import TableResults, read_results
 from tests.reporting.conftest import Save, read_csv
 
 Draw = Callable[[Path, TableResults], bool]
 STE, FOGZO = "LSQ-STE, 3.522B tokens", "70% STE + 30% FOGZO, 3.0B tokens"
+ROOT = Path(__file__).resolve().parents[2]
 SWEEP = "30M: 70% STE + 30% FOGZO"
 
 
@@ -142,21 +142,11 @@ def test_no_two_methods_of_a_figure_look_alike(names: list[str]) -> None:
     assert len(set(styles)) == len(names)
 
 
-def test_names_stand_in_the_order_of_their_points_and_cover_no_interval(tmp_path: Path) -> None:
-    rows = (("mini-deit-tiny", 0.0, -0.007, 0.015), ("mini-resnet18", 0.0, 0.003, 0.015),
-            ("mini-llama", 0.0, 0.02, 0.016), ("mini-resnet18", 0.065, 0.046, 0.016),
-            ("mini-llama", 0.92, 0.14, 0.011))  # fmt: skip
-    points = [Gain(table, "round", x, 5, y, y - half, y + half) for table, x, y, half in rows]
-    with canvas(tmp_path / "gain", points, (3.3, 2.6)) as (_, axes):
-        panel = axes[0][0]
-        for p in points:
-            panel.plot([p.held_back] * 3, [p.low, p.mean, p.high])
-        name_points(panel, points)
-        names = {text.xy[1]: text.get_window_extent() for text in panel.texts}
-        assert [*names] == sorted(p.mean for p in points)
-        heights = [box.y0 for box in names.values()]
-        assert heights == sorted(heights)
-        ends = [((p.held_back, p.low), (p.held_back, p.high)) for p in points]
-        for low, high in map(panel.transData.transform, ends):
-            interval = Bbox.from_extents(*low, high[0] + 1, high[1])
-            assert not interval.count_overlaps([*names.values()])
+def test_no_two_quantizers_of_the_gains_look_alike() -> None:
+    """Whichever are run: of eight, as many as the mini tables have."""
+    tables = [read_results(ROOT / "results", table) for table in TITLES]
+    rows = dict.fromkeys(c.row for t in tables for c in t.cells.values() if c.column == "FOGZO")
+    points = [Gain("mini-llama", row, 0.5, 5, 0.0, -0.1, 0.1) for row in rows]
+    looks = gain_looks(points)
+    assert [*looks] == [*rows]
+    assert len(set(looks.values())) == len(rows)

@@ -8,12 +8,10 @@ STE's mean 1 - h' (PAPER 6, H1), with its 95% t interval.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fogzo_repro.reporting.figures.drawing import (
     BLACK,
@@ -36,9 +34,10 @@ from fogzo_repro.reporting.minis import SWEEP, TITLES, choices, held_out, networ
 from fogzo_repro.reporting.results import CellResult, TableResults
 from fogzo_repro.reporting.statistics import summarize
 
-PANEL_HEIGHT, GAIN_HEIGHT = 2.1, 2.6  # inches
+PANEL_HEIGHT, GAIN_HEIGHT = 2.1, 3.0  # inches
 RECIPE, CHOSEN = "the recipe's rate", "its chosen rate"
-LOOKS = dict(zip(TITLES, ((BLUE, "o"), (ORANGE, "s"), (VERMILION, "D")), strict=True))
+COLORS = dict(zip(TITLES, (BLUE, ORANGE, VERMILION), strict=True))
+MARKERS = "osD^v<>P"
 
 
 @dataclass(frozen=True)
@@ -122,51 +121,26 @@ def write_gain(stem: Path, tables: Sequence[TableResults]) -> bool:
     with canvas(stem, points, (COLUMN, GAIN_HEIGHT)) as (figure, axes):
         panel = axes[0][0]
         panel.axhline(0, color=GREY, linewidth=0.8, zorder=0)
-        for table in dict.fromkeys(p.table for p in points):
-            color, marker = LOOKS[table]
-            look: dict[str, Any] = {"color": color, "marker": marker, "linestyle": "none"}
-            same = [p for p in points if p.table == table]
-            draw_points(panel, same, lambda p: p.held_back, label=network(table), **look)
-        name_points(panel, points)
+        looks = gain_looks(points)
+        for p in points:
+            look = {"color": COLORS[p.table], "marker": looks[p.quantizer], "linestyle": "none"}
+            draw_points(panel, [p], lambda p: p.held_back, **look)
         panel.set_xlabel("mean 1 − h' of the STE")
         panel.set_ylabel("gain in held-out loss (nats)")
-        handles, labels = panel.get_legend_handles_labels()
-        legend_below(figure, dict(zip(labels, handles, strict=True)))
+        drawn = dict.fromkeys(p.table for p in points)
+        named = [(network(name), {"color": COLORS[name], "linewidth": 3}) for name in drawn]
+        named += [
+            (name, {"color": BLACK, "marker": marker, "linestyle": "none"})
+            for name, marker in looks.items()
+        ]
+        legend_below(figure, {name: panel.plot([], [], **look)[0] for name, look in named})
     return True
 
 
-def name_points(panel: Any, points: Sequence[Gain]) -> None:
-    """Write its quantizer beside each point, where it covers nothing else if it can.
-
-    That is no point, interval, other name or edge. Names come in the order of the points' heights.
-    """
-    from matplotlib.patheffects import withStroke
-    from matplotlib.transforms import Bbox
-
-    taken = []
-    for p in points:
-        (x, y), (_, low), (_, high) = panel.transData.transform(
-            [(p.held_back, end) for end in (p.mean, p.low, p.high)]
-        )
-        taken.append(Bbox.from_bounds(x - 4, y - 4, 8, 8))
-        taken.append(Bbox.from_extents(x - 2, low, x + 2, high))
-    for p in sorted(points, key=lambda p: p.mean):
-        places: list[tuple[int, int, Any, Bbox]] = []
-        for right, below in itertools.product((False, True), (True, False)):
-            text = panel.annotate(
-                p.quantizer, (p.held_back, p.mean), (-3 if right else 3, -3 if below else 3),
-                textcoords="offset points", ha="right" if right else "left",
-                va="top" if below else "bottom", fontsize=5, color=LOOKS[p.table][0],
-                path_effects=[withStroke(linewidth=1.5, foreground="white")],
-            )  # fmt: skip
-            box = text.get_window_extent()
-            inside = panel.bbox.x0 <= box.x0 and box.x1 <= panel.bbox.x1
-            places.append((box.count_overlaps(taken) + 9 * (not inside), len(places), text, box))
-        _, best, _, box = min(places, key=lambda place: place[:2])
-        taken.append(box)
-        for _, number, text, _ in places:
-            if number != best:
-                text.remove()
+def gain_looks(points: Sequence[Gain]) -> dict[str, str]:
+    """Return a marker for each quantizer."""
+    quantizers = dict.fromkeys(p.quantizer for p in points)
+    return dict(zip(quantizers, MARKERS, strict=False))
 
 
 def _gains(found: TableResults) -> list[Gain]:
