@@ -35,6 +35,7 @@ from fogzo_repro.estimators.checks import (
     check_whole,
     chosen_noise,
     places_of,
+    plain_name,
 )
 from fogzo_repro.estimators.first_step import check_factors, taken_again
 from fogzo_repro.estimators.fogzo import Fogzo
@@ -103,6 +104,8 @@ class FogzoStep:
         check_weights(self.weights, model, self._parameters())
         self.places = places_of(self.weights, model)
         self.layer = next(m for m in model.modules() if m._parameters is self.places[0].own)
+        named = model.named_parameters()
+        self.parameters = {plain_name(name): p for name, p in named if not p.is_inference()}
         self.d = sum(w.parameter.numel() for w in self.weights)
         noise = chosen_noise(rho, noise, beta, self.d)
         if not (clip_norm is None or (isinstance(clip_norm, Real) and clip_norm > 0)):
@@ -123,6 +126,7 @@ class FogzoStep:
         self.buffers: FrozenBuffers | None = None  # of the model as it is at the first step
         self.null_level: Tensor | None = None
         self.was_training = self.layer.training  # when the last loss was taken
+        self.versions: list[int] = []  # of all parameters, likewise
         self.told_of_idle = False
         self.is_copy = False
         self.directions, self.signs = (torch.Generator(self.device) for _ in range(2))
@@ -148,6 +152,7 @@ class FogzoStep:
         self._refuse_copy()
         loss = self.recorded.take(RecordedLoss(loss_fn, batch, self.device))
         self.was_training = self.layer.training
+        self.versions = self._versions()
         return loss
 
     @torch.no_grad()
@@ -161,14 +166,15 @@ class FogzoStep:
 
         Raises:
             ValueError: where there is no loss, backward was not called, or was on a loss that was
-                not recorded, the model's mode is another one, or a weight or scale is not what it
-                was (see `check_places`).
+                not recorded, the model's mode is another one, a parameter was changed since the
+                loss was taken, or a weight or scale is not what it was (see `check_places`).
             RuntimeError: where the processes of a distributed training hold different weights.
         """
         self._refuse_copy()
         losses = self.recorded.end_step()
         self._check_mode()
         check_places(self.places)
+        self._check_unchanged()
         weights = self._taking_part()
         is_unscaled, inverse = self._scale()
         unscaled_by = inverse if is_unscaled else None
@@ -254,6 +260,19 @@ class FogzoStep:
                 f"the loss was taken in {modes[self.was_training]} mode and the model is in "
                 f"{modes[self.layer.training]} mode now, where probes would see another network; "
                 f"call model.{modes[self.was_training]}() before the estimate"
+            )
+
+    def _versions(self) -> list[int]:
+        return [p._version for p in self.parameters.values()]
+
+    def _check_unchanged(self) -> None:
+        now = zip(self.parameters, self.versions, self._versions(), strict=True)
+        changed = next((name for name, before, after in now if before != after), None)
+        if changed is not None:
+            raise ValueError(
+                f"{changed} was changed in place since the loss was taken, as by the step of "
+                "another optimizer, so that probes would see another network; call estimate() "
+                "before what changes it"
             )
 
     def _taking_part(self) -> list[QuantizedWeight]:

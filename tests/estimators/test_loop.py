@@ -816,6 +816,30 @@ def test_a_mode_that_is_another_one_at_the_step_is_refused(training: bool) -> No
         step.step()
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_parameter_that_is_changed_before_the_estimate_is_noticed_at_any_step(
+    first: bool,
+) -> None:
+    """As by a second optimizer: the losses would be of its weights behind its step.
+
+    In a warm-up that begins at 0 the first step, which takes the loss again, could not tell.
+    """
+    model = network(nn.LayerNorm(8))
+    other = torch.optim.SGD(model[1].parameters(), lr=0.0 if first else 0.1)
+    rest = [p for name, p in model.named_parameters() if not name.startswith("1.")]
+    step = FogzoStep(model, torch.optim.SGD(rest, lr=0.1), quantized(model))
+    for index, (x, y) in enumerate(batches(3)):
+        step.loss(loss_of(model), x, y).backward()
+        if first or index == 2:
+            break
+        step.step()
+        other.step()
+        other.zero_grad()
+    other.step()
+    with pytest.raises(ValueError, match=r"^1\.weight was changed in place since the loss was taken"):
+        step.step()
+
+
 def test_gradients_that_another_hook_takes_are_told_of() -> None:
     """As where each weight has an optimizer that steps during the backward pass."""
     for first in (True, False):
