@@ -42,7 +42,7 @@ FOLDERS = {  # section: where in the package its Python files are
     "surrogate": "quantization/surrogates",
     "estimator": "estimators",
 }
-# What an estimator is without a key of its YAML file that the run reads.
+# Keys of an estimator that the run reads, with their values where its YAML file leaves them out.
 WITHOUT_KEY: dict[str, Any] = {
     "n": 0, "start_fraction": 0.0, "probe_fraction": 1.0, "evaluator": "auto",
     "random_sign": False, "probe_gradients": False,

@@ -110,11 +110,10 @@ def _step_hours(config: RunConfig, steps: int, benches: list[dict[str, Any]]) ->
         step = _mlp(config, record["jobs"]) if "jobs" in record else _network(config, record)
         if step is None:
             continue
-        estimator: Any = config.estimator
-        directions = (1 - getattr(estimator, "start_fraction", 0.0)) * getattr(estimator, "n", 0)
-        direction = step.direction
-        if getattr(estimator, "probe_gradients", False):
-            direction = 2 * step.ste  # passes forward and backward
+        estimator = config.estimator
+        directions = (1 - estimator.start_fraction) * estimator.n
+        # A probe with its gradient is a pass forward and backward, as an STE step is.
+        direction = 2 * step.ste if estimator.probe_gradients else step.direction
         if directions and direction is None:
             continue
         seconds = steps * (step.ste + directions * (direction or 0.0))
@@ -226,9 +225,8 @@ def _step(figures: dict[str, Any], estimator: Any, far: tuple[bool, float], fact
     ste = factor * figures["ste_ms"]["median"] / 1000
     if "fogzo_ms" not in figures:
         return _Step(ste, None, far)
-    share = getattr(estimator, "probe_fraction", 1.0)
-    if share < 1:
-        part = figures.get("probe_fraction", {}).get(f"{share:g}")
+    if estimator.probe_fraction < 1:
+        part = figures.get("probe_fraction", {}).get(f"{estimator.probe_fraction:g}")
         figures, far = part or figures, (far[0] or part is None, far[1])
     return _Step(ste, factor * figures["fogzo_ms"]["median"] / 1000 - ste, far)
 
@@ -237,7 +235,7 @@ def _mlp(config: RunConfig, jobs: dict[str, Any]) -> _Step | None:
     if config.model.name != "mlp" or config.dataset.name != "mnist":
         return None
     ste = jobs["mnist_ste"]["seconds"] / MNIST_STEPS
-    n = getattr(config.estimator, "n", 0)
+    n = config.estimator.n
     job = MNIST_JOBS.get(n)
     if job not in jobs:  # many directions go at once: nothing to scale by
         return None

@@ -40,7 +40,6 @@ class LaneCell:
 def group_key(config: RunConfig) -> str | None:
     """Return what the runs of one group have in common; None for a run that is trained alone."""
     estimator, recipe = config.estimator, config.recipe
-    pairs = getattr(estimator, "n", 0)
     if not (
         config.scale != "smoke"  # two steps on a CPU, which are there to try the ordinary way
         and config.model.name == "mlp"
@@ -48,16 +47,16 @@ def group_key(config: RunConfig) -> str | None:
         and config.dataset.name in ("digits", "mnist")
         and config.quantizer.name in ("none", "round", "sign")
         and estimator.name in ("ste", "nspsa", "fogzo")
-        and pairs <= MOST_PAIRS
-        and getattr(estimator, "probe_fraction", 1.0) == 1
-        and getattr(estimator, "evaluator", "auto") == "auto"
+        and estimator.n <= MOST_PAIRS
+        and estimator.probe_fraction == 1
+        and estimator.evaluator == "auto"
         and (recipe.kind, recipe.optimizer, recipe.decay) == ("plain", "adamw", "weights")
         and not (recipe.no_decay or recipe.clip_norm or recipe.accumulate or recipe.autocast)
         and recipe.start_from is None
     ):
         return None
     shared = result_fields(config, {})
-    shared["estimator"] = {"n": pairs, "start": getattr(estimator, "start_fraction", 0.0)}
+    shared["estimator"] = {"n": estimator.n, "start": estimator.start_fraction}
     for name in DIFFERING:
         *section, key = name.split(".")
         (shared[section[0]] if section else shared).pop(key, None)

@@ -81,7 +81,7 @@ def hours_by_records(config: RunConfig, steps: int, seconds: Mapping[Kind, Took]
     if wanted in seconds:
         took = seconds[wanted]
         return Hours(steps * took.seconds / 3600, False, shared=took.shared)
-    if getattr(config.estimator, "probe_gradients", False):  # passes of the STE, 1 + 2n a step
+    if config.estimator.probe_gradients:  # passes of the STE, 1 + 2n a step
         steps *= 1 + 2 * wanted.pairs
         wanted = wanted._replace(estimator="ste", pairs=0, share=1.0)
     elif all(kind.estimator != wanted.estimator for kind in seconds):

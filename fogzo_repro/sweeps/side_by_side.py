@@ -205,7 +205,7 @@ def memory_of(
     On a GPU some memory comes on top, the same whatever the lanes; what takes it is not known.
     `inputs` are the pixels of an image.
     """
-    n = getattr(config.estimator, "n", 0)
+    n = config.estimator.n
     batch, hidden = config.recipe.global_batch_size, config.model.hidden
     exact = 2 if on_gpu else 4  # bytes of a level and a pixel; all else has 4
     perturbed = hidden * (inputs + classes)
