@@ -35,13 +35,13 @@ def not_needed(results: Path, table: str, runs: list[Run], known: dict[Run, str]
         needed = needed_cells(results, table)
     except UserError:  # a record that cannot be read: what is needed is not known
         return set()
-    absent = [run for run in runs if run not in known and run[-1] not in TUNING_SEEDS]
-    return {run for run in absent if (run[1], run[2]) not in needed}
+    absent = [run for run in runs if run not in known and run.seed not in TUNING_SEEDS]
+    return {run for run in absent if (run.row, run.column) not in needed}
 
 
 def over_on_others(runs: list[Run], known: dict[Run, str]) -> int:
     """Return how many runs of the same cells are over on other seeds."""
-    cells = {run[:-1] for run in runs}
+    cells = {run[:-1] for run in runs}  # all but the seed
     over = {run for run, state in known.items() if state in OVER}
     return sum(run[:-1] in cells for run in over - {*runs})
 

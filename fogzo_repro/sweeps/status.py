@@ -6,7 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -18,13 +18,22 @@ from fogzo_repro.sweeps.tables import Planned
 from fogzo_repro.terminal import path_of, stderr
 from fogzo_repro.tracking.records import REMEDY, split_seeds
 
-Run = tuple[str, str, str, str, int]  # table, row, column, scale, seed
 # What reading and taking apart a file raises that is not there, half written or damaged.
 DAMAGED = (
     OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError,
 )  # fmt: skip
 OVER = ("done", "diverged")
 STATES = (*OVER, "running", "interrupted", "failed", "stale", "missing")
+
+
+class Run(NamedTuple):
+    """A run by the labels of its cell and its seed."""
+
+    table: str
+    row: str
+    column: str
+    scale: str
+    seed: int
 
 
 def known_runs(
@@ -69,7 +78,7 @@ def recorded_runs(records: Path, device: str | None = None) -> dict[Run, str]:
 
 def runs_of(label: CellConfig | Planned, scale: str, seeds: Iterable[int]) -> list[Run]:
     """Return the runs of a cell, as `known_runs` names them."""
-    return [(label.table, label.row, label.column, scale, seed) for seed in seeds]
+    return [Run(label.table, label.row, label.column, scale, seed) for seed in seeds]
 
 
 def absent_start(config: RunConfig) -> str | None:
@@ -137,8 +146,7 @@ def _device(resolved: Path) -> str | None:
 
 
 def _run(labels: dict[str, Any]) -> Run:
-    table, row, column, scale = (labels[key] for key in ("table", "row", "column", "scale"))
-    return table, row, column, scale, labels["seed"]
+    return Run(*(labels[key] for key in Run._fields))
 
 
 def _of_record(record: dict[str, Any]) -> str:
