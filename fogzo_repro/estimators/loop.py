@@ -104,8 +104,11 @@ class FogzoStep:
         check_weights(self.weights, model, self._parameters())
         self.places = places_of(self.weights, model)
         self.layer = next(m for m in model.modules() if m._parameters is self.places[0].own)
-        named = model.named_parameters()
-        self.parameters = {plain_name(name): p for name, p in named if not p.is_inference()}
+        self.parameters = {
+            plain_name(name): p
+            for name, p in model.named_parameters()
+            if isinstance(p, nn.UninitializedParameter) or not p.is_inference()
+        }
         self.d = sum(w.parameter.numel() for w in self.weights)
         noise = chosen_noise(rho, noise, beta, self.d)
         if not (clip_norm is None or (isinstance(clip_norm, Real) and clip_norm > 0)):

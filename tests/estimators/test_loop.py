@@ -840,6 +840,15 @@ def test_a_parameter_that_is_changed_before_the_estimate_is_noticed_at_any_step(
         step.step()
 
 
+def test_a_layer_that_finds_its_shape_in_the_first_pass_is_no_fault() -> None:
+    model = network(nn.LazyLinear(8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = FogzoStep(model, optimizer, quantized(model))
+    for x, y in batches(2):
+        step.loss(loss_of(model), x, y).backward()
+        step.step()
+
+
 def test_gradients_that_another_hook_takes_are_told_of() -> None:
     """As where each weight has an optimizer that steps during the backward pass."""
     for first in (True, False):
