@@ -55,6 +55,7 @@ from fogzo_repro.sweeps.queue import run_queue
 from fogzo_repro.terminal import aligned, command_parser, one_line_errors
 from fogzo_repro.tracking.metrics import read_metrics
 from fogzo_repro.tracking.records import read_record
+from fogzo_repro.training.preemption import REQUEUE_STATUS
 
 FOLDER = working_folder() / "demo"
 COMMON = [
@@ -219,7 +220,7 @@ def main() -> int:
     records = run_cells(seeds)
     if records is None:
         print("stopped; `make demo` goes on where it was", file=sys.stderr)
-        return 75
+        return REQUEUE_STATUS
     path = FOLDER / "loss.png"
     draw(records, path)
     print(f"\n{table(records)}\n\nmean ± standard deviation (seeds), losses in nats, last step")

@@ -47,8 +47,9 @@ from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.tables import Entry, find_entries, table_files
 from fogzo_repro.terminal import command_parser, one_line_errors, stderr
 from fogzo_repro.tracking.records import read_runs
+from fogzo_repro.training.preemption import REQUEUE_STATUS
 
-from .run_cells import INTERRUPTED_STATUS, parse, run_tuned
+from .run_cells import parse, run_tuned
 from .table_cells import table_cells
 
 
@@ -110,7 +111,7 @@ def main() -> int:
         return 0
     if arguments.run:
         status = run_tuned(arguments, tuning, lambda: reporting_cells(cells, chosen()))
-        if status in (1, INTERRUPTED_STATUS):
+        if status in (1, REQUEUE_STATUS):
             return status
     text = page(rank(arguments.results, name, rules, rows, seeds, changed))
     print(text)

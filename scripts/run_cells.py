@@ -69,11 +69,9 @@ from fogzo_repro.sweeps.tables import evaluation_seeds
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from fogzo_repro.tracking.environment import git_state, why_refused
 from fogzo_repro.tracking.records import make_good
-from fogzo_repro.training.preemption import how_to_go_on, hurry
+from fogzo_repro.training.preemption import REQUEUE_STATUS, how_to_go_on, hurry
 
 from .table_cells import table_cells
-
-INTERRUPTED_STATUS = 75
 
 
 @one_line_errors
@@ -173,7 +171,7 @@ def run_tuned(
 ) -> int:
     """Run the tuning sweeps, then what they have chosen; return the exit status."""
     status = run_table(arguments, tuning) if tuning else 0
-    if status in (1, INTERRUPTED_STATUS):
+    if status in (1, REQUEUE_STATUS):
         return status
     chosen = find_chosen()
     return (run_table(arguments, chosen) if chosen else 0) or status
@@ -249,7 +247,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     if outcome.interrupted:
         overview.say(f"interrupted; {how_to_go_on(first.force)}")
         hurry()
-        return INTERRUPTED_STATUS
+        return REQUEUE_STATUS
     return status
 
 
@@ -294,7 +292,7 @@ def conclude(outcome: Outcome, wanted: int, overview: Overview) -> int:
     )
     if outcome.failed:
         return 1
-    return INTERRUPTED_STATUS if outcome.elsewhere else 3 if outcome.diverged else 0
+    return REQUEUE_STATUS if outcome.elsewhere else 3 if outcome.diverged else 0
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from fogzo_repro.sweeps.jobs import Cell
 from fogzo_repro.sweeps.smoke import try_cell, write_invented_corpus
 from fogzo_repro.sweeps.tables import table_files
 from fogzo_repro.terminal import command_parser, one_line_errors
-from fogzo_repro.training.preemption import Preempted
+from fogzo_repro.training.preemption import REQUEUE_STATUS, Preempted
 
 from .table_cells import table_cells
 
@@ -50,7 +50,7 @@ def main() -> int:
                 done, bad = smoke_table(name, Path(folder))
                 count, failed = count + done, failed + bad
     except Preempted:
-        return 75
+        return REQUEUE_STATUS
     seconds = time.monotonic() - started
     print(f"{count} cells, {len(failed)} failed, {seconds:.0f} s")
     for line in failed:

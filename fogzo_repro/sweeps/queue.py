@@ -43,7 +43,7 @@ from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.terminal import outlive_terminal
 from fogzo_repro.tracking.metrics import read_metrics
-from fogzo_repro.training.preemption import StopRequest, hurry
+from fogzo_repro.training.preemption import Preempted, StopRequest, hurry, why_elsewhere
 
 POLL_SECONDS = 1.0
 MOST_SECONDS = 10.0  # between two looks at the clock, of a process that runs
@@ -62,7 +62,6 @@ Ending = tuple[str, str]
 def run_job(config: RunConfig, beside: int = 0) -> Ending:
     """Run one job to its end, or to its checkpoint after a signal; `beside` as for `execute`."""
     from fogzo_repro.run import execute
-    from fogzo_repro.training.preemption import Preempted, how_to_go_on
 
     try:
         record = execute(config, quiet=True, beside=beside)
@@ -70,8 +69,7 @@ def run_job(config: RunConfig, beside: int = 0) -> Ending:
     except Preempted:
         return "stopped", ""
     except InUse:
-        then = how_to_go_on(config.force)
-        return "elsewhere", f"another process has it; once that has ended, {then}"
+        return "elsewhere", why_elsewhere(config.force)
     except UserError as error:
         return "failed", " ".join(str(error).split())
     finally:

@@ -33,7 +33,7 @@ from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.tracking.records import SCHEMA_VERSION, file_record
 from fogzo_repro.training.lanes import Lanes
 from fogzo_repro.training.machine import Machine, resolve_machine
-from fogzo_repro.training.preemption import Preempted, StopRequest, how_to_go_on
+from fogzo_repro.training.preemption import Preempted, StopRequest, why_elsewhere
 from fogzo_repro.training.tasks import build_task
 
 MOST_IMAGES = 10_000  # of a pass of the evaluation
@@ -74,7 +74,7 @@ def train_lanes(
                 again = True  # the other process may be done by now, or gone
                 waiting, held = held, []
     for cell in itertools.chain(*held):
-        why = f"another process has it; once that has ended, {how_to_go_on(cell.config.force)}"
+        why = why_elsewhere(cell.config.force)
         outcome.elsewhere += [(job, why) for job in _jobs(cell)]
     return outcome
 

@@ -86,6 +86,11 @@ def how_to_go_on(force: bool) -> str:
     return f"run the same command again{without} to go on"
 
 
+def why_elsewhere(force: bool) -> str:
+    """Return why a run is left to another process, and what a user is to do."""
+    return f"another process has it; once that has ended, {how_to_go_on(force)}"
+
+
 def hurry() -> None:
     """Let this process end without looking through all its objects, which takes torch seconds.
 

@@ -22,7 +22,7 @@ from fogzo_repro.sweeps.overview import Overview, progress_of
 from fogzo_repro.sweeps.queue import Ending, Outcome, run_job, run_queue
 from fogzo_repro.sweeps.status import known_runs
 from fogzo_repro.tracking.records import read_record
-from fogzo_repro.training.preemption import StopRequest
+from fogzo_repro.training.preemption import REQUEUE_STATUS, StopRequest
 from tests.forked import finish, fork
 
 Make = Callable[..., RunConfig]
@@ -255,7 +255,7 @@ def test_a_run_saves_and_leaves_where_its_queue_was_killed(
 def test_a_run_that_another_process_has_is_left_to_it_and_not_noted_as_failed(
     make_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from scripts.run_cells import INTERRUPTED_STATUS, conclude
+    from scripts.run_cells import conclude
 
     jobs = plan_jobs([Cell(make_config("estimator=ste"), (0, 1))])
     jobs[0].folder.mkdir(parents=True)
@@ -263,7 +263,7 @@ def test_a_run_that_another_process_has_is_left_to_it_and_not_noted_as_failed(
         outcome = start(jobs, tmp_path, workers=1)
     assert (seeds(outcome.finished), outcome.failed) == ([1], [])
     assert [path.name for path in jobs[0].folder.iterdir()] == ["lock"]
-    assert conclude(outcome, 2, Overview("test", 2, 0)) == INTERRUPTED_STATUS
+    assert conclude(outcome, 2, Overview("test", 2, 0)) == REQUEUE_STATUS
     said = capsys.readouterr().err
     assert f"elsewhere: STE | -, seed 0 ({jobs[0].run_id}): another process has it; once" in said
     assert "1 finished, 0 diverged, 0 failed, 0 not run, 1 elsewhere" in said
