@@ -219,7 +219,7 @@ def check_replicas(weights: Sequence[QuantizedWeight], seed: int, step: int) -> 
     Raises:
         RuntimeError: with the step.
     """
-    sums = [w.parameter.detach().view(torch.int32).sum() for w in weights]
+    sums = [w.parameter.detach().reshape(-1).view(torch.int32).sum() for w in weights]
     held = torch.stack([*sums, *torch.tensor([seed % 2**63, step], device=sums[0].device)])
     both = torch.stack([held, -held])
     dist.all_reduce(both, dist.ReduceOp.MAX)

@@ -1526,6 +1526,21 @@ def test_replicas_that_have_drifted_are_noticed(tmp_path: Path) -> None:
     ranks(work, tmp_path)
 
 
+def test_replicas_of_float64_weights_may_have_any_layout(tmp_path: Path) -> None:
+    """As a transposed weight, a convolution's in channels_last, or one of a single number."""
+
+    def work(rank: int) -> None:
+        del rank
+        for weight in (torch.ones(3, 6).T, torch.ones(())):
+            layer = nn.ParameterDict({"weight": weight.double()})
+            weights = [QuantizedWeight(layer["weight"], torch.ones(()), LAW)]
+            step = FogzoStep(layer, sgd(layer), weights)
+            step.loss(lambda layer=layer: layer["weight"].square().sum()).backward()
+            step.step()
+
+    ranks(work, tmp_path)
+
+
 def test_replicas_whose_directions_would_differ_are_noticed(tmp_path: Path) -> None:
     def work(rank: int) -> None:
         with pytest.raises(RuntimeError, match=r"step 0: the processes hold different .* seeds"):
