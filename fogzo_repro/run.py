@@ -240,7 +240,7 @@ def _train(plan: Plan, name: str, kept: KeptCode, said: list[str], beside: int) 
         record = {**_record(plan, training, status, notes, started, code), "beside": beside}
         write_record(folder / "record.json", record)
         journal.finish(record)
-    ranks.meet()
+    ranks.barrier()
     return read_record(folder / "record.json")
 
 

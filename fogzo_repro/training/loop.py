@@ -137,9 +137,9 @@ class Training:
             self.evaluation_due = state.get("evaluation_due", False)
             self.saved = self.done
             said.append(f"resumed after step {self.done} of {self.timetable.total_steps}")
-        self.ranks.meet()  # all have read before the first rank writes
+        self.ranks.barrier()  # all have read before the first rank writes
         journal.rewind(self.done, state)
-        self.ranks.meet()  # the files are as the checkpoint is
+        self.ranks.barrier()  # the files are as the checkpoint is
         for line in journal.lines():
             self._count_dead(line)
         return said
@@ -206,7 +206,7 @@ class Training:
         self.flush(progress)
         if self.done and (self.saved != self.done or self.evaluation_due):
             self.save()
-        self.ranks.meet()  # the first rank's checkpoint is whole
+        self.ranks.barrier()  # the first rank's checkpoint is whole
         signal = stop.received or "another rank was asked to stop"
         saved = f"saved after step {self.done}" if self.done else "nothing to save before step 1"
         raise Preempted(f"{signal}: {saved}")

@@ -114,7 +114,7 @@ class Ranks:
         sums = [t.detach().view(INTEGERS[t.element_size()]).sum() for t in tensors]
         return len(self.union({str(torch.stack(sums).tolist())})) == 1
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait for all ranks."""
         self.any(False)
 
@@ -125,7 +125,7 @@ class Ranks:
                 dist.broadcast(buffer, src=0)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sum over the ranks; `values` itself for one process."""
+        """Sum over the ranks, in place; return the values."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values

@@ -68,7 +68,7 @@ def main() -> None:
     if ranks.first:
         for name in content["cards"]:
             tell_moved(content, committed, ("cards", name), arguments.out.name)
-    ranks.meet()
+    ranks.barrier()
     leave()
 
 
