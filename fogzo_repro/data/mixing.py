@@ -62,20 +62,21 @@ class MixedBatches:
         return self._mixed(self.data.epoch(generator, start), lambda _: generator, count(start))
 
     def across_epochs(
-        self, order: Callable[[int], torch.Generator], steps: range
+        self, generator_of: Callable[[int], torch.Generator], steps: range
     ) -> Iterator[Batch]:
         """Yield the mixed batches of a run's steps, see `order.across_epochs`."""
-        return self._mixed(across_epochs(self.data, order, steps), order, steps)
+        batches = across_epochs(self.data, generator_of, steps)
+        return self._mixed(batches, generator_of, steps)
 
     def _mixed(
         self,
         batches: Iterable[Batch],
-        order: Callable[[int], torch.Generator],
+        generator_of: Callable[[int], torch.Generator],
         steps: Iterable[int],
     ) -> Iterator[Batch]:
         for batch, step in zip(batches, steps, strict=False):
             epoch, index = divmod(step, self.order.steps)
             inputs = self.normalize(batch.pixels)
-            with drawn_from(derive_seed(order(epoch).initial_seed(), index, "mixing")):
+            with drawn_from(derive_seed(generator_of(epoch).initial_seed(), index, "mixing")):
                 mixed = self.mix(inputs, batch.labels)
             yield Batch(*mixed)

@@ -103,7 +103,7 @@ class EpochOrder:
 
 
 def across_epochs(
-    data: Any, order: Callable[[int], torch.Generator], steps: range
+    data: Any, generator_of: Callable[[int], torch.Generator], steps: range
 ) -> Iterator[Any]:
     """Yield the batches of a run's steps, epoch after epoch.
 
@@ -112,18 +112,18 @@ def across_epochs(
 
     Args:
         data: the batches of one epoch.
-        order: from the number of an epoch, from 0 on, to its generator, new at each call.
+        generator_of: from the number of an epoch, from 0 on, to its generator, new at each call.
         steps: which ones, counted from the run's first.
     """
     ahead = getattr(data, "across_epochs", None)
     if ahead is not None:
-        return ahead(order, steps)
-    return one_after_another(data.epoch, order, steps, data.order.steps)
+        return ahead(generator_of, steps)
+    return one_after_another(data.epoch, generator_of, steps, data.order.steps)
 
 
 def one_after_another(
     epoch: Callable[[torch.Generator, int], Iterable[T]],
-    order: Callable[[int], torch.Generator],
+    generator_of: Callable[[int], torch.Generator],
     steps: range,
     steps_per_epoch: int,
 ) -> Iterator[T]:
@@ -135,7 +135,7 @@ def one_after_another(
     step = steps.start
     while step < steps.stop:
         number, start = divmod(step, steps_per_epoch)
-        for each in islice(epoch(order(number), start), steps.stop - step):
+        for each in islice(epoch(generator_of(number), start), steps.stop - step):
             yield each
             step += 1
 

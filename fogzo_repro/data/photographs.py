@@ -239,7 +239,7 @@ class PhotographBatches:
         return self.loader.load(samples_of(self.order, self.rank, generator, start))
 
     def across_epochs(
-        self, order: Callable[[int], torch.Generator], steps: range
+        self, generator_of: Callable[[int], torch.Generator], steps: range
     ) -> Iterator[Batch]:
         """Yield this rank's share of a run's batches, see `order.across_epochs`.
 
@@ -247,7 +247,7 @@ class PhotographBatches:
         """
         # What the loader holds does not hold the loader: its workers end with it.
         own = partial(samples_of, self.order, self.rank)
-        return self.loader.load(one_after_another(own, order, steps, self.order.steps))
+        return self.loader.load(one_after_another(own, generator_of, steps, self.order.steps))
 
 
 def samples_of(
