@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 import torch.distributed as dist
@@ -133,8 +134,8 @@ class FogzoStep:
         self.told_of_idle = False
         self.is_copy = False
         self.directions, self.signs = (torch.Generator(self.device) for _ in range(2))
-        self.optimizer.register_step_pre_hook(self._before_update)
-        self.optimizer.register_step_post_hook(self._refuse_without_estimate)
+        self.optimizer.register_step_pre_hook(_while_used(self._before_update))
+        self.optimizer.register_step_post_hook(_while_used(self._refuse_without_estimate))
 
     @property
     def losses(self) -> list[RecordedLoss]:
@@ -364,6 +365,21 @@ class FogzoStep:
                 "optimizer.step() came before the estimate, and would use the STE's gradient; call "
                 "FogzoStep.step() in its place, or FogzoStep.estimate() before clipping"
             )
+
+
+def _while_used(method: Callable[..., None]) -> Callable[..., None]:
+    """Return a hook that does nothing once its object is gone.
+
+    A cell of a notebook that was interrupted and is run again makes another one for the optimizer.
+    """
+    reference = WeakMethod(method)
+
+    def hook(*arguments: Any) -> None:
+        present = reference()
+        if present is not None:
+            present(*arguments)
+
+    return hook
 
 
 def _warn(*lines: str) -> None:

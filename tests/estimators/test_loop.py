@@ -222,6 +222,18 @@ def test_random_numbers_go_on_as_if_there_had_been_no_probes() -> None:
     assert torch.equal(drawn[0], expected) and not torch.equal(drawn[1], expected)
 
 
+def test_an_object_that_is_made_anew_for_an_optimizer_takes_the_place_of_the_first() -> None:
+    """As by a cell of a notebook that was interrupted between a loss and its step."""
+    model = network()
+    optimizer = sgd(model)
+    step = FogzoStep(model, optimizer, quantized(model))
+    step.loss(loss_of(model), *batches(1)[0]).backward()
+    step = FogzoStep(model, optimizer, quantized(model))
+    for x, y in batches(2):
+        step.loss(loss_of(model), x, y).backward()
+        step.step()
+
+
 def test_what_is_drawn_between_loss_and_step_is_not_drawn_again() -> None:
     model = network(nn.Dropout(0.5))
     step = FogzoStep(model, sgd(model), quantized(model))
