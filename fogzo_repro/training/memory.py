@@ -24,6 +24,7 @@ from fogzo_repro.config import RunConfig, UserError, VisionRecipe
 from fogzo_repro.data import Batch
 from fogzo_repro.data.c4 import TokenBatch
 from fogzo_repro.training.compilation import compile_network
+from fogzo_repro.training.machine import Machine
 from fogzo_repro.training.passes import Passes
 
 SHARE = 0.92  # of the memory that is free; the rest is for fragmentation and kernels' work space
@@ -34,19 +35,19 @@ SMALL_TOKEN_BATCHES = (16, 32)
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a batch takes: fixed + per_image * images."""
+    """Bytes that a pass over images or sequences takes: fixed + per_example * count."""
 
     fixed: float
-    per_image: float
+    per_example: float
 
-    def at(self, images: int) -> float:
-        """Return the bytes that this many images take."""
-        return self.fixed + self.per_image * images
+    def at(self, count: int) -> float:
+        """Return the bytes that so many examples take."""
+        return self.fixed + self.per_example * count
 
     def largest(self, available: float) -> int:
-        """Return how many images fit, a power of two; 0 for none."""
-        images = int((available - self.fixed) / self.per_image)
-        return 1 << (images.bit_length() - 1) if images > 0 else 0
+        """Return how many examples fit, a power of two; 0 for none."""
+        count = int((available - self.fixed) / self.per_example)
+        return 1 << (count.bit_length() - 1) if count > 0 else 0
 
 
 def refuse_large_batch(
@@ -62,20 +63,20 @@ def refuse_large_batch(
     wanted = need.at(at_once)
     if wanted <= available:
         return
-    images = need.largest(available) * world_size
-    if images and recipe.accumulate:
+    largest = need.largest(available) * world_size
+    if largest and recipe.accumulate:
         raise UserError(
             f"recipe.micro_batch_size={recipe.micro_batch_size} needs {wanted / 2**30:.1f} GiB and "
             f"{available / 2**30:.1f} GiB are free; the largest that fits: "
-            f"recipe.micro_batch_size={images // world_size}"
+            f"recipe.micro_batch_size={largest // world_size}"
         )
-    if images == 0:
+    if largest == 0:
         raise UserError(
             f"model={config.model.name} needs {wanted / 2**30:.1f} GiB at recipe.global_batch_size="
             f"{recipe.global_batch_size} and does not fit {available / 2**30:.1f} GiB at any"
         )
-    ratio = recipe.global_batch_size / images
-    overrides = [f"recipe.global_batch_size={images}", f"recipe.lr={recipe.lr / ratio:g}"]
+    ratio = recipe.global_batch_size / largest
+    overrides = [f"recipe.global_batch_size={largest}", f"recipe.lr={recipe.lr / ratio:g}"]
     if recipe.max_steps is not None:
         overrides.append(f"recipe.max_steps={round(total_steps * ratio)}")
     raise UserError(
@@ -101,8 +102,8 @@ def measure_need(
     few, more = batches
     one_pass(few)  # the first pass also sets up libraries
     low, high = one_pass(few), one_pass(more)
-    per_image = max(1.0, (high - low) / (more - few))
-    return Need(low - few * per_image + later, per_image)
+    per_example = max(1.0, (high - low) / (more - few))
+    return Need(low - few * per_example + later, per_example)
 
 
 def compiled_need(
@@ -118,7 +119,7 @@ def compiled_need(
         measured = one_pass(at_once)
     except torch.OutOfMemoryError:
         return eager
-    return Need(measured + later - at_once * eager.per_image, eager.per_image)
+    return Need(measured + later - at_once * eager.per_example, eager.per_example)
 
 
 def artificial_batch(task: Any, count: int, device: torch.device) -> Batch | TokenBatch:
@@ -140,8 +141,8 @@ def cuda_pass(
     """Return what `measure_need` calls on a GPU: an artificial batch through loss and backward."""
     passes = Passes(model, task.loss, autocast=autocast)
 
-    def peak(images: int) -> float:
-        batch = artificial_batch(task, images, device)
+    def peak(count: int) -> float:
+        batch = artificial_batch(task, count, device)
         torch.cuda.reset_peak_memory_stats(device)
         with passes.buffers.held():
             passes.straight_through(batch, torch.Tensor.backward)
@@ -173,7 +174,7 @@ def check_batch_fits(
     config: RunConfig,
     task: Any,
     model: torch.nn.Module,
-    machine: Any,
+    machine: Machine,
     world_size: int,
     total_steps: int,
     later: float,

@@ -80,7 +80,7 @@ def test_a_network_that_never_fits_says_so() -> None:
 
 def test_the_need_extrapolates_two_small_passes() -> None:
     need = measure_need(lambda n: 5000.0 + 70 * n, later=800.0)
-    assert need.per_image == 70
+    assert need.per_example == 70
     assert need.fixed == 5000 + 800
 
 
