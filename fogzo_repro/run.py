@@ -264,7 +264,7 @@ def _timetable(plan: Plan, steps_per_epoch: int) -> Timetable:
     return Timetable(
         seed=config.seed,
         total_steps=total,
-        lr=lambda t, steps: learning_rate(config.recipe, t, steps, steps_per_epoch),
+        lr=lambda t: learning_rate(config.recipe, t, total, steps_per_epoch),
         eval_every_epochs=config.recipe.eval_every_epochs,
         eval_every_steps=config.eval_every_steps,
         checkpoint_seconds=60 * config.checkpoint_minutes,

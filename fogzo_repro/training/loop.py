@@ -88,7 +88,7 @@ class Timetable:
 
     seed: int  # decides the order of every epoch
     total_steps: int
-    lr: Callable[[int, int], float]  # at (step, total_steps)
+    lr: Callable[[int], float]  # of a step, from 0
     eval_every_epochs: int  # the last step is always evaluated
     eval_every_steps: int | None  # inside an epoch
     checkpoint_seconds: float  # wall time between checkpoints
@@ -112,7 +112,7 @@ class Training:
         self.model: nn.Module = step.model
         self.ranks = step.ranks
         self.done = 0
-        probed = (t for t in range(total) if step.pairs and step.is_the_estimators(t, total))
+        probed = (t for t in range(total) if step.pairs and step.begin_estimator(t, total))
         self.first_probed = next(probed, None)
         self.buffer = torch.zeros(FLUSH_STEPS, len(ROW), device=step.device)
         self.pending: list[dict[str, Any]] = []
@@ -221,7 +221,7 @@ class Training:
 
     def _one_step(self, batch: Any) -> None:
         timetable, t = self.timetable, self.done
-        lr = timetable.lr(t, timetable.total_steps)
+        lr = timetable.lr(t)
         probing = self.step.begin(t, timetable.total_steps, lr)
         noise = getattr(self.step.estimator, "noise", None) if probing else None
         asks = self.step.asks_null_level = t == self.first_probed

@@ -99,8 +99,8 @@ class TrainStep:
         self.asks_null_level = False  # at the next step that is the estimator's
         self.null_level = torch.zeros((), device=self.device)
 
-    def is_the_estimators(self, step: int, total_steps: int) -> bool:
-        """Return whether the estimator is called at a step, which begins for it."""
+    def begin_estimator(self, step: int, total_steps: int) -> bool:
+        """Begin a step for the estimator; return whether it is called at that step."""
         start = start_step(self.start_fraction, total_steps)
         return step >= start and self.estimator.begin_step(step - start, total_steps - start)
 
@@ -115,7 +115,7 @@ class TrainStep:
         rank = f"/{self.ranks.rank}" if self.ranks.rank else ""
         self.passes.seed(derive_seed(self.seed, step, f"masks{rank}"))
         set_lr(self.optimizer, lr)
-        return self.is_the_estimators(step, total_steps)
+        return self.begin_estimator(step, total_steps)
 
     def __call__(self, batch: Any, probing: bool) -> Tensor:
         """Take one step, the estimator's where it is probed; return its row, see `training.row`."""
