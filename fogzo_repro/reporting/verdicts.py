@@ -12,14 +12,14 @@ HOW_JUDGED = (
     "Stated before the runs in `results/paper/claims.csv`. Gain: how much better the claimed side "
     "is, in the metric's units. Two-sided t test of the gain against the margin: paired where both "
     "sides have the same seeds, else Welch's. No difference: two one-sided tests show the gain "
-    "between minus and plus the bound that was stated. Holm over all claims of this table, those "
-    "not run yet counted as if their p were the largest, level 5%; both p are those of the test "
-    "that decides. Inconclusive: with the difference that so many seeds of "
-    "such spread would have shown with a probability of 80%. Fewer than 5 seeds or a diverged run "
-    "give at most inconclusive. Evaluations: how many times as many the other side takes in a run, "
-    "perturbed forward passes alone / with the back-propagation of a step counted as 3. Sources: "
-    "the tags are [README's](../../README.md), `PAPER n` are [notes of ours]"
-    "(../../docs/choices.md)."
+    "between minus and plus the bound that was stated. Holm, for each of these two tests, over all "
+    "claims of this table, those not run yet counted as if their p were the largest, level 5%; "
+    "both p are those of the test that decides. Inconclusive: with the difference that so many "
+    "seeds of such spread would have shown with a probability of 80% if it were the only claim; "
+    "Holm's correction asks for more. Fewer than 5 seeds or a diverged run give at most "
+    "inconclusive. Evaluations: how many times as many the other side takes in a run, perturbed "
+    "forward passes alone / with the back-propagation of a step counted as 3. Sources: the tags "
+    "are [README's](../../README.md), `PAPER n` are [notes of ours](../../docs/choices.md)."
 )
 
 TWO_LOOKS = (
