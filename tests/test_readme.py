@@ -343,6 +343,14 @@ def test_the_means_of_deep_networks_are_those_of_the_readme():
     rows = [line for line in table.split("\n\n")[0].splitlines() if re.search(r"\d\.\d\d, ", line)]
     found = [re.findall(r"\d\d\.\d\d", " ".join(row.split("|")[3:])) for row in rows]
     assert sorted(found) == sorted(told)
+    held = {
+        f"{float(line['mean']):.2f}": float(f"{float(line['held_back']):.2f}")
+        for path in (ROOT / "results" / "tables").glob("mini-*.csv")
+        for line in csv.DictReader(path.read_text().splitlines())
+        if line["column"] == "STE" and line["mean"]
+    }
+    shares = [float(row.split("|")[2]) for row in rows]
+    assert shares == [held[ste] for ste, *_ in found]
 
 
 def test_the_loss_differences_at_the_end_are_those_of_the_records():
@@ -389,6 +397,14 @@ def test_speeds_in_the_prose_are_those_of_the_records():
     )
     assert f"two probes take {now:.2f} times their floor" in text
     assert f"where they took {before:.2f} ([language-regions-h200]" in text
+    forwards = [
+        case["two_forwards_ms"]["median"] / case["ste_ms"]["median"]
+        for path in (ROOT / "results" / "records" / "bench").glob("language-*.json")
+        for network in json.loads(path.read_text())["networks"].values()
+        for name, case in network.items()
+        if name.endswith("-w2")  # inputs in full precision
+    ]
+    assert f"passes alone are {min(forwards):.2f} to {max(forwards):.2f} of its STE step" in text
 
 
 def test_what_the_profiles_show_is_said_of_them():
