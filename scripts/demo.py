@@ -186,13 +186,15 @@ def outcome(records: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
 
 def draw(records: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
     """Draw the train loss, mean over each epoch, with the range over the seeds."""
+    from fogzo_repro.data.digits import IMAGES, TEST_IMAGES
+
     points = []
     for (row, estimator), runs in records.items():
         curves = []
         for record in runs:
             lines = read_metrics(FOLDER / "runs" / record["run_id"] / "metrics.jsonl")
             losses = [line["loss"] for line in lines if "split" not in line]
-            epoch = 1437 // record["config"]["recipe"]["global_batch_size"]
+            epoch = (IMAGES - TEST_IMAGES) // record["config"]["recipe"]["global_batch_size"]
             parts = [losses[i : i + epoch] for i in range(0, len(losses), epoch)]
             curves.append([mean(part) for part in parts])
         for panel in QUANTIZERS if row == "no derivative" else [row]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fogzo_repro import run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RunConfig
 from fogzo_repro.sweeps.smoke import CONTEXT, VOCABULARY
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fogzo_repro import plan, run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RunConfig
 from fogzo_repro.config.identity import HOW_COMPUTED
 from fogzo_repro.estimators import QuantizedWeight, directions, fogzo, nspsa, smoothing_law

@@ -23,8 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from safetensors.torch import load_file
 
 from fogzo_repro import load_run, summary
-from fogzo_repro.__main__ import compose_run
-from fogzo_repro.composition import named_cells, words_for
+from fogzo_repro.composition import compose_run, named_cells, words_for
 from fogzo_repro.estimators import check_weights
 from fogzo_repro.reporting import readme
 from fogzo_repro.tracking.records import read_runs

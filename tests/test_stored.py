@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fogzo_repro import compare, diagnose, evaluate, load_run, run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import UserError, load_stored, to_yaml
 from fogzo_repro.export import export_run, load_export
 from fogzo_repro.stored import open_run

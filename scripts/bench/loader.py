@@ -35,7 +35,7 @@ from unittest import mock
 
 import torch
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import UserError, build_part
 from fogzo_repro.data import augmentation
 from fogzo_repro.data.augmentation import normalize, training_view

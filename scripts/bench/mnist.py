@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
-from fogzo_repro import run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RunConfig
+from fogzo_repro.plan import make_plan
+from fogzo_repro.run import execute
 from fogzo_repro.terminal import command_parser, one_line_errors
 from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.step import TrainStep
@@ -38,7 +39,7 @@ def whole_run(*overrides: str, repetitions: int) -> dict[str, Any]:
     for repetition in range(repetitions + 1):
         with tempfile.TemporaryDirectory() as folder:
             config = compose_run(f"output_root={folder}", f"seed={repetition}", *overrides)
-            record = run.execute(config)
+            record = execute(config)
         if repetition:
             seconds.append(record["wall_seconds"] - record["capture_seconds"])
             losses.append(record["metrics"]["last"]["train"]["loss"])
@@ -52,7 +53,7 @@ def whole_run(*overrides: str, repetitions: int) -> dict[str, Any]:
 
 def build_step(config: RunConfig) -> tuple[TrainStep, Any]:
     """Return a step and one of its batches."""
-    plan = run.make_plan(config)
+    plan = make_plan(config)
     plan.task.load(plan.machine.device)
     step = plan.build_step()
     step.model.train()

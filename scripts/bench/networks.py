@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RunConfig
 from fogzo_repro.data import Batch
 from fogzo_repro.data.c4 import TokenBatch

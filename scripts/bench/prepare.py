@@ -19,11 +19,10 @@ from typing import Any
 
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4 import MANIFEST
+from fogzo_repro.project import TOP
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from fogzo_repro.training.machine import processor_name
 from scripts.bench.record import begin, head, tell_moved, write
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @one_line_errors
@@ -65,7 +64,7 @@ def measure(workers: int, source: Path, tokenizer: Path, folder: Path) -> dict[s
     """Prepare all of the source once."""
     out = folder / f"out-{workers}"
     command = [
-        sys.executable, str(ROOT / "scripts" / "prepare_c4.py"), "--source", str(source),
+        sys.executable, str(TOP / "scripts" / "prepare_c4.py"), "--source", str(source),
         "--name", "bench",
         "--tokenizer", str(tokenizer), "--out", str(out), "--tokens", "1e12", "--held-out", "0.01",
         "--workers", str(workers),

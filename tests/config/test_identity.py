@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import cell_id, parse_stored, result_fields, run_id
 from fogzo_repro.config.identity import FREE, HOW_COMPUTED, NEUTRAL
 from fogzo_repro.config.rules import spelled

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import CONFIGS, ConfigError, did_you_mean, parse_config, quoted
 from fogzo_repro.config.run import SECTIONS
 

@@ -11,7 +11,7 @@ import torch
 
 from fogzo_repro import __main__ as cli
 from fogzo_repro import diagnose, evaluate, load_run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import CONFIGS, ConfigError, UserError, added_files, build_part, to_yaml
 from fogzo_repro.config.own_errors import PartError
 from fogzo_repro.config.parts import SHARED, python_file
@@ -558,7 +558,7 @@ def test_a_misspelt_option_is_refused_before_torch_is_imported(mine):
     mine(estimator__shrink__py="raise ImportError\n", estimator__shrink__yaml=YAML)
     code = """
 import sys
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import ConfigError
 try:
     compose_run("estimator=shrink", "+estimator.buy=1")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import UserError
 from fogzo_repro.data import mnist
 

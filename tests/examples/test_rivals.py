@@ -9,7 +9,7 @@ import torch
 from torch import tensor
 
 from fogzo_repro import load_run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.estimators import QuantizedWeight, smoothing_law
 from fogzo_repro.quantization.quest import Quest
 from fogzo_repro.quantization.sign import Sign

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import build_part
 
 COUNTS = {  # PAPER 3 and RECIPES C.1, C.9: non-embedding, total

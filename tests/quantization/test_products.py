@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fogzo_repro import plan
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4 import TokenBatch
 from fogzo_repro.plan import build_step

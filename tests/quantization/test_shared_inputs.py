@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.quantization.lsq import LsqInput, LsqWeight
 from fogzo_repro.quantization.quest import Quest
 from fogzo_repro.quantization.replace import SharedInput, quantize_layers

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RoundConfig, UserError
 from fogzo_repro.reporting.claims import read_claims
 from fogzo_repro.reporting.figures.readings import write_figure

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import UserError
 from fogzo_repro.data.images import Batch
 from fogzo_repro.sweeps.benched import flop_per_token

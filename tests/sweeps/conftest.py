@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RunConfig
 
 MINIATURE = [

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fogzo_repro import __main__ as cli
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RunConfig, UserError, to_yaml
 from fogzo_repro.data.decoded import command
 from fogzo_repro.reporting.benches import read_benches

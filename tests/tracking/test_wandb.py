@@ -150,7 +150,7 @@ def test_the_mode_is_the_users(tmp_path, monkeypatch, service, key, given, mode)
 
 @pytest.mark.slow
 def test_the_project_group_and_folder_of_the_environment_are_taken(tmp_path, monkeypatch, service):
-    from fogzo_repro.__main__ import compose_run
+    from fogzo_repro.composition import compose_run
 
     for name in ("PROJECT", "RUN_GROUP", "DIR"):
         monkeypatch.setenv(f"WANDB_{name}", f"my-{name}")

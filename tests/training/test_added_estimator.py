@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fogzo_repro import diagnose
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import ConfigError, UserError
 from fogzo_repro.diagnose import Effort
 from fogzo_repro.run import execute

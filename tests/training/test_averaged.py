@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogzo_repro import diagnose, run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import ConfigError, UserError
 from fogzo_repro.data import Batch
 from fogzo_repro.diagnose import Effort

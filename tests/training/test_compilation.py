@@ -17,7 +17,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import tests.traced
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from scripts.bench.networks import build
 
 COMMON = ["scale=smoke", "hardware=cpu", "recipe.global_batch_size=4"]
@@ -85,7 +85,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.training.graph import CapturedStep
 from scripts.bench.networks import build
 

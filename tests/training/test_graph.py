@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fogzo_repro import run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.tracking.metrics import read_metrics
 from tests.conftest import ROOT
 

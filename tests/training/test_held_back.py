@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.run import execute
 from fogzo_repro.training.loop import LOOK_STEPS, held_back
 from fogzo_repro.training.network import build_network

@@ -21,7 +21,7 @@ from ranks_worker import join
 
 from fogzo_repro import evaluate, run
 from fogzo_repro import plan as plan_module
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.data import photographs
 from fogzo_repro.data.decoded import folder_of

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fogzo_repro import training
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RunConfig
 from fogzo_repro.data import Batch, ImageBatches, Images, mnist
 from fogzo_repro.data import digits as digits_dataset

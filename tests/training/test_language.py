@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fogzo_repro import diagnose, run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import UserError, build_part
 from fogzo_repro.data.c4 import TokenBatch, _check, build, open_split
 from fogzo_repro.models.head_loss import linear_cross_entropy

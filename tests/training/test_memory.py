@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import UserError, build_part
 from fogzo_repro.plan import needs_of
 from fogzo_repro.quantization import quantize_layers

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RoundConfig, UserError
 from fogzo_repro.estimators import nspsa
 from fogzo_repro.training import network

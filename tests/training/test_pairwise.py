@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fogzo_repro import run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RunConfig
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.training.row import ROW

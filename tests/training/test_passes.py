@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
 from fogzo_repro import run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.models.steered import DropPath, EndOfPrefix
 from fogzo_repro.randomness import generator_for
 from fogzo_repro.training.passes import DropPathMasks, Passes

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from scipy.linalg import hadamard
 from torch import nn
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RunConfig, UserError, build_part, result_fields
 from fogzo_repro.estimators import SequentialProbes
 from fogzo_repro.quantization import quantize_layers

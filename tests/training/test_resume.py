@@ -16,7 +16,7 @@ import pytest
 from short_runs import train
 
 from fogzo_repro import files
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import UserError
 from fogzo_repro.plan import make_plan
 from fogzo_repro.run import _check_stored_config, _empty

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import ConfigError, build_part, result_fields
 from fogzo_repro.training.optimizers import build_optimizer
 from fogzo_repro.training.schedules import learning_rate

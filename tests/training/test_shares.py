@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fogzo_repro import plan as plan_module
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import UserError
 from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.sweeps.forecast import forecast

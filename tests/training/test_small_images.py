@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fogzo_repro import run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.plan import describe, make_plan
 from fogzo_repro.training.loop import Training

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from fogzo_repro import load_run
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import UserError, parse_stored, published, result_fields, run_id
 from fogzo_repro.plan import make_plan
 from fogzo_repro.sweeps.lanes import group_key

@@ -8,7 +8,7 @@ import pytest
 import torch
 from timm.data.mixup import Mixup
 
-from fogzo_repro.__main__ import compose_run
+from fogzo_repro.composition import compose_run
 from fogzo_repro.config import ConfigError, RunConfig, build_part
 from fogzo_repro.data.images import Batch, ImageDataset, Images
 from fogzo_repro.data.mixing import mixer
