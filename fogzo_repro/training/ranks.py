@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fogzo_repro.config import UserError
+from fogzo_repro.terminal import first_line
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
@@ -145,7 +146,13 @@ def current_ranks() -> Ranks:
         on_gpu = torch.cuda.is_available() and torch.cuda.device_count() > local_rank
         if on_gpu:
             torch.cuda.set_device(local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"cannot join the {world_size} processes that WORLD_SIZE and RANK tell of "
+                f"({first_line(error)}); start them with torchrun, or unset these for a run of one"
+            ) from error
     control = dist.new_group(backend="gloo")
     return Ranks(int(os.environ["RANK"]), world_size, control)
 

@@ -11,7 +11,8 @@ import ranks_worker
 import torch
 from safetensors.torch import load_file
 
-from fogzo_repro.training.ranks import Ranks
+from fogzo_repro.config import UserError
+from fogzo_repro.training.ranks import Ranks, current_ranks
 from tests.forked import free_port
 
 
@@ -81,3 +82,14 @@ def test_ranks_notice_the_least_difference_of_their_weights(tmp_path: Path) -> N
     fork_two(ranks_worker.drift, tmp_path)
     for rank in range(2):
         assert (tmp_path / f"agree{rank}").read_text() == str([True, False] * 3)
+
+
+def test_processes_that_cannot_be_joined_are_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where a cluster's job or a shell has left WORLD_SIZE behind, and nothing else."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match=r"cannot join the 2 processes .* or unset these"):
+        current_ranks()
