@@ -91,5 +91,6 @@ def test_processes_that_cannot_be_joined_are_told_in_one_line(
     for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
+    current_ranks.cache_clear()
     with pytest.raises(UserError, match=r"cannot join the 2 processes .* or unset these"):
         current_ranks()
