@@ -56,6 +56,10 @@ READ_BY_THE_RUN = {
 }  # fmt: skip
 
 
+BITS = ("weight_bits", "activation_bits")  # keys of a quantizer
+FULL_PRECISION = 16  # of either: not quantized
+
+
 @dataclass(frozen=True)
 class Part:
     """The settings that every part has."""
@@ -105,17 +109,17 @@ class EstimatorPart(Part):
 
 @dataclass(frozen=True)
 class QuantizerPart(Part):
-    """What every quantizer of a user's has; 16 bits are full precision."""
+    """What every quantizer of a user's has; `FULL_PRECISION` bits are not quantized."""
 
     weight_bits: int
     activation_bits: int
     first_last: str
 
     def __post_init__(self) -> None:
-        for key in ("weight_bits", "activation_bits"):
+        for key in BITS:
             bits = getattr(self, key)
             said = f"quantizer.{key}={bits} is outside 1..8 (16 is full precision)"
-            require(1 <= bits <= 8 or bits == 16, said)
+            require(1 <= bits <= 8 or bits == FULL_PRECISION, said)
         choice("quantizer.first_last", self.first_last, FIRST_LAST)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fogzo_repro.config.parts import FIRST_LAST, Part, QuantizerPart
+from fogzo_repro.config.parts import FIRST_LAST, FULL_PRECISION, Part, QuantizerPart
 from fogzo_repro.config.rules import choice, finite, require
 
 
@@ -17,7 +17,7 @@ class NoQuantizer(Part):
 
 def _no_activations(name: str, bits: int) -> None:
     require(
-        bits == 16,
+        bits == FULL_PRECISION,
         f"quantizer.activation_bits={bits}: quantizer={name} takes its fixed scale from the "
         "initial weights and has none for activations; use quantizer=lsq or quantizer=quest",
     )
@@ -76,12 +76,12 @@ class LsqConfig(QuantizerPart):
         super().__post_init__()
         choice("quantizer.grid", self.grid, ("integer", "half_integer"))
         require(
-            not (self.per_channel and self.weight_bits == 16),
+            not (self.per_channel and self.weight_bits == FULL_PRECISION),
             "quantizer.per_channel=true is a step for each output channel of a weight, and "
             "quantizer.weight_bits=16 leaves the weights alone; an activation has one step",
         )
         require(
-            not (self.unsigned_inputs and self.activation_bits == 16),
+            not (self.unsigned_inputs and self.activation_bits == FULL_PRECISION),
             f"quantizer.unsigned_inputs={self.unsigned_inputs} needs quantized activations, and "
             "quantizer.activation_bits=16 leaves them alone",
         )
@@ -99,8 +99,9 @@ class QuestConfig(QuantizerPart):
         super().__post_init__()
         choice("quantizer.hadamard", self.hadamard, ("full", "half", "none"))
         finite("quantizer.trust_width", self.trust_width, 0, strict=True)
+        several = {self.weight_bits, self.activation_bits} - {1, FULL_PRECISION}
         require(
-            self.trust_width is None or {self.weight_bits, self.activation_bits} - {1, 16} != set(),
+            self.trust_width is None or bool(several),
             f"quantizer.trust_width={self.trust_width} is the mask of 2 bits and more, and "
             f"quantizer.weight_bits={self.weight_bits} with quantizer.activation_bits="
             f"{self.activation_bits} has none; the mask of 1 bit is quantizer.clip_scale",
@@ -123,6 +124,6 @@ def quantizer_label(settings: Mapping[str, Any]) -> str:
     """
     if settings["name"] == "none":
         return "none"
-    inputs = settings.get("activation_bits", 16)
+    inputs = settings.get("activation_bits", FULL_PRECISION)
     label = f"{settings['name']}-w{settings.get('weight_bits', 1)}"
-    return label if inputs == 16 else f"{label}a{inputs}"
+    return label if inputs == FULL_PRECISION else f"{label}a{inputs}"

@@ -14,7 +14,7 @@ from fogzo_repro.config.models import (
     MlpConfig,
     ResNetConfig,
 )
-from fogzo_repro.config.parts import names, own_folder_hint
+from fogzo_repro.config.parts import FULL_PRECISION, names, own_folder_hint
 from fogzo_repro.config.quantizers import (
     LsqConfig,
     NoQuantizer,
@@ -114,7 +114,7 @@ class RunConfig:
             "has none; use quantizer=lsq",
         )
         none = self.quantizer.name == "none"
-        if none or getattr(self.quantizer, "weight_bits", 1) == 16:
+        if none or getattr(self.quantizer, "weight_bits", 1) == FULL_PRECISION:
             require(
                 self.estimator.name == "ste",
                 f"estimator={self.estimator.name} perturbs quantized weights and "

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fogzo_repro.config import UserError, quantizer_label
+from fogzo_repro.config.parts import FULL_PRECISION
 from fogzo_repro.reporting.benches import Records, read_benches, ste_steps
 from fogzo_repro.reporting.columns import Column, Columns, markdown
 from fogzo_repro.reporting.hypotheses import FOGZO, HYPOTHESES, STE, read_tested, share_of_gain
@@ -111,7 +112,8 @@ def time_of(cell: CellResult, ste: CellResult, benches: Records) -> float | None
     if estimator["name"] == "ste":
         return float(steps)
     # With inputs in full precision one takes as long as another.
-    case = quantizer_label(quantizer) if quantizer.get("activation_bits", 16) < 16 else "round-w2"
+    plain = quantizer.get("activation_bits", FULL_PRECISION) == FULL_PRECISION
+    case = "round-w2" if plain else quantizer_label(quantizer)
     one = ste_steps(benches, BENCHED, case, estimator.get("probe_fraction", 1.0))
     probed = 1 - estimator.get("start_fraction", 0.0)
     return None if one is None else float(steps * (1 + probed * (one - 1)))

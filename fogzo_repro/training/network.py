@@ -23,6 +23,7 @@ from fogzo_repro.config import (
     did_you_mean,
     is_own,
 )
+from fogzo_repro.config.parts import BITS, FULL_PRECISION
 from fogzo_repro.estimators import QuantizedWeight, SmoothingLaw, smoothing_law
 from fogzo_repro.quantization import (
     Surrogate,
@@ -122,10 +123,9 @@ def build_network(
     return Network(model, [_perturbed_weight(layer) for layer in distinct.values()], exact)
 
 
-OFF = 16  # bits: full precision
 EIGHT_BIT = RoundConfig(  # for the first and last layers beside quantizer=sign
-    name="round", family="uniform", weight_bits=8, activation_bits=OFF, first_last="8bit",
-    surrogate="identity", grid="integer", clip_gradient=False, scale_factor=1.0,
+    name="round", family="uniform", weight_bits=8, activation_bits=FULL_PRECISION,
+    first_last="8bit", surrogate="identity", grid="integer", clip_gradient=False, scale_factor=1.0,
 )  # fmt: skip
 ROTATIONS = ("rotate", "rotate_back")  # of a quantizer that rounds in rotated coordinates
 
@@ -133,7 +133,7 @@ ROTATIONS = ("rotate", "rotate_back")  # of a quantizer that rounds in rotated c
 def _weight_quantizer(config: RunConfig, name: str, weight: Tensor) -> nn.Module | None:
     """Return the quantizer of one weight, or None for full precision."""
     section = _section(config, name)
-    if section is None or getattr(section, "weight_bits", 1) == OFF:
+    if section is None or getattr(section, "weight_bits", 1) == FULL_PRECISION:
         return None
     try:
         given: dict[str, Any] = {"weight": weight, **_surrogate(section, config.parts_dir)}
@@ -193,7 +193,7 @@ def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
 def _input_quantizer(config: RunConfig, name: str, layer: nn.Module) -> nn.Module | None:
     """Return the quantizer of one layer's inputs, or None for full precision."""
     section = _section(config, name)
-    if section is None or section.activation_bits == OFF:
+    if section is None or section.activation_bits == FULL_PRECISION:
         return None
     try:
         given: dict[str, Any] = {"layer": layer, "layer_name": name}
@@ -282,7 +282,7 @@ def _section(config: RunConfig, name: str) -> Any | None:
         if section.first_last == "8bit":
             if section.name == "sign":
                 return EIGHT_BIT
-            on = [k for k in ("weight_bits", "activation_bits") if getattr(section, k) != OFF]
+            on = [key for key in BITS if getattr(section, key) != FULL_PRECISION]
             return replace(section, **dict.fromkeys(on, 8))
     return section
 

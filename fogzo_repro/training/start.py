@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fogzo_repro.config import RunConfig, UserError, load_stored
+from fogzo_repro.config.parts import BITS, FULL_PRECISION
 from fogzo_repro.terminal import path_of
 from fogzo_repro.tracking.records import read_record
 from fogzo_repro.training.checkpoint import (
@@ -132,7 +133,7 @@ def _unrotated(config: RunConfig) -> frozenset[str] | None:
     rotates it too, the weights that are trained, and stored, lie in the rotated basis.
     """
     quantizer: Any = config.quantizer
-    on = {getattr(quantizer, key, 16) != 16 for key in ("weight_bits", "activation_bits")}
+    on = {getattr(quantizer, key, FULL_PRECISION) != FULL_PRECISION for key in BITS}
     if getattr(quantizer, "hadamard", "none") != "half" or on != {True, False}:
         return None
     spared = config.model.first_last if quantizer.first_last == "float" else ()
