@@ -13,7 +13,7 @@ import torch
 from fogzo_repro.config import RunConfig, UserError
 from fogzo_repro.quantization.products import has_products
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"auto": None, "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -45,33 +45,16 @@ def processor_name() -> str:
 
 
 def resolve_machine(config: RunConfig) -> Machine:
-    """Find the device and decide the precision.
+    """Find the device and decide how it computes.
 
     Raises:
         UserError: where the device is not there or cannot do what is asked.
     """
     hardware = config.hardware
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    available = torch.cuda.is_available()
-    name = ("cuda" if available else "cpu") if hardware.device == "auto" else hardware.device
-    if name == "cuda" and several:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # torchrun: one card a process
-    device = torch.device(name)
+    device = _find_device(hardware.device, several)
     on_gpu = device.type == "cuda"
-    if on_gpu:
-        if not available:
-            raise UserError(f"hardware.device={name}: no CUDA device is here; use hardware=cpu")
-        if (device.index or 0) >= torch.cuda.device_count():
-            count = torch.cuda.device_count()
-            raise UserError(
-                f"hardware.device={name}: there are {count} CUDA devices, from cuda:0 on"
-            )
-    precision = hardware.precision
-    if precision == "auto":
-        precision = "fp32"
-        if on_gpu:
-            precision = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-    autocast = DTYPES[precision] if config.recipe.autocast else None
+    autocast = _autocast(hardware.precision, device) if config.recipe.autocast else None
     graph = hardware.cuda_graph
     if graph is None:  # GradScaler and shared batch statistics stay outside of captured graphs
         graph = on_gpu and autocast != torch.float16 and not (several and hardware.sync_batchnorm)
@@ -86,8 +69,27 @@ def resolve_machine(config: RunConfig) -> Machine:
         )
     if graph and not on_gpu:
         raise UserError("hardware.cuda_graph=true needs a CUDA device; leave it out")
+    card = f"{processor_name()}, {torch.get_num_threads()} threads"
     if on_gpu:
         card = torch.cuda.get_device_name(device)
-    else:
-        card = f"{processor_name()}, {torch.get_num_threads()} threads"
     return Machine(device, card, autocast, graph, compiles, channels_last)
+
+
+def _find_device(wanted: str, several: bool) -> torch.device:
+    available, count = torch.cuda.is_available(), torch.cuda.device_count()
+    name = ("cuda" if available else "cpu") if wanted == "auto" else wanted
+    if name == "cuda" and several:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # torchrun: one card a process
+    device = torch.device(name)
+    if device.type == "cuda" and not available:
+        raise UserError(f"hardware.device={name}: no CUDA device is here; use hardware=cpu")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"hardware.device={name}: there are {count} CUDA devices, from cuda:0 on")
+    return device
+
+
+def _autocast(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the type of a precision; `auto` goes by the card, and is float32 on a CPU."""
+    if precision == "auto" and device.type == "cuda":
+        precision = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    return DTYPES[precision]
