@@ -30,13 +30,23 @@ def begin(*paths: Path, on_gpu: bool) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: without a card to measure, or naming --out.
     """
-    if on_gpu and not torch.cuda.is_available():
-        raise UserError("no CUDA device is here; --toy checks on the CPU that it runs")
+    if on_gpu:
+        check_gpu()
     for path in paths:
         files.make_folder(path.parent, f"--out {path}")
         if path.is_dir():
             raise UserError(f"--out {path} is a folder; give the name of a JSON file in it")
     return {path.name: record for path, record in read_benches(COMMITTED).items()}
+
+
+def check_gpu() -> None:
+    """Refuse to measure a card where there is none; make asks before it starts several processes.
+
+    Raises:
+        UserError: without a CUDA device.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("no CUDA device is here; --toy checks on the CPU that it runs")
 
 
 def card_name(toy: bool) -> str:
