@@ -1,4 +1,7 @@
-"""What would go wrong without a word in somebody's loop, said in one line that names the layer."""
+"""Checks of what a user's training loop gives, for mistakes that would show nowhere else.
+
+Each error is one line that names the argument or the layer.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +128,7 @@ def places_of(weights: Sequence[QuantizedWeight], model: nn.Module) -> list[Plac
 def check_places(places: Iterable[Place]) -> None:
     """Refuse weights and scales that are no longer what `check_weights` has seen.
 
-    A step affords it: no value is looked at.
+    Cheap enough for every step: no value is read, so that nothing waits for the device.
 
     Raises:
         ValueError: in one line with the layer and the remedy.
@@ -256,7 +259,7 @@ def _check_scale(name: str, weight: QuantizedWeight) -> None:
 
 
 def plain_name(name: str) -> str:
-    """Return a name in a model without those of what wraps it."""
+    """Return a name in a model without the prefixes of `WRAPPERS`."""
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")
     return name

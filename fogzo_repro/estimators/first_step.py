@@ -1,6 +1,6 @@
-"""What the first step of somebody's loop finds of losses that do not come out as they did.
+"""Checks of the first step of `FogzoStep`: is a loss the same when it is taken again?
 
-Each finding is a line, to be told as a warning; what cannot be gone on with is raised.
+Each finding is one line for a warning; an error where the estimate would be wrong for sure.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from fogzo_repro.estimators.checks import plain_name
 from fogzo_repro.estimators.replay import RecordedLoss
 
-LARGE_FACTOR = 100  # no loss of its own has it, and a GradScaler begins with more
+LARGE_FACTOR = 100  # more than a loss is multiplied by, less than a GradScaler begins with
 
 
 def check_factors(losses: Sequence[RecordedLoss], inverse: Tensor | None) -> list[str]:
-    """Return what there is to warn of in how the losses of a step took part in backward.
+    """Return warnings about the factors by which losses were multiplied before backward.
 
-    `inverse` is that of the scale of the GradScaler, where one is known.
+    `inverse` is 1 over the GradScaler's scale, where one was given.
 
     Raises:
-        ValueError: of a loss that a GradScaler had scaled while none is known.
+        ValueError: for a loss that a GradScaler has scaled while none was given.
     """
     factors = [float(loss.weight) for loss in losses]
     total = sum(factors)

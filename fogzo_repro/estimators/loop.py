@@ -190,7 +190,7 @@ class FogzoStep:
                 _warn(*check_factors(losses, inverse))
                 self.null_level, said = taken_again(losses, self._again, self.model)
                 _warn(*said)
-                self.recorded.expects_rest = True
+                self.recorded.expects_no_gradients = True
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 probes = AveragedProbes(probes)
                 if self.steps % REPLICAS_EVERY == 0:

@@ -1,4 +1,4 @@
-"""Which losses the gradients of a step are of, found out from the backward passes themselves."""
+"""Which losses have contributed to the gradients of a step, by hooks on the backward passes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class StepLosses:
 
     Attributes:
         taken: the losses since the last estimate.
-        expects_rest: whether the next backward pass must find no gradients: it is the one behind
-            the first estimate. Looking makes the device wait, and so is done once.
+        expects_no_gradients: whether the next backward pass must find none, as the first one after
+            an estimate. Looking waits for the device, and so is done after the first estimate only.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = parameters
         self.taken: list[RecordedLoss] = []
         self.passing: dict[RecordedLoss, Tensor] = {}  # what the present pass has handed to each
-        self.expects_rest = False
+        self.expects_no_gradients = False
         self.additions = Additions()
         for number, parameter in enumerate(parameters):
             hook = partial(self.additions.note, number)
@@ -89,9 +89,9 @@ class StepLosses:
         The device is asked only where that may be: not where the gradients are as the last pass has
         left them.
         """
-        expects_rest, self.expects_rest = self.expects_rest, False
+        must_be_none, self.expects_no_gradients = self.expects_no_gradients, False
         others = self.additions.others
-        if expects_rest and not others and self._hold_gradients():
+        if must_be_none and not others and self._hold_gradients():
             raise ValueError(
                 "the gradients hold the last step's estimate still, to which this pass would add; "
                 "call estimate() once all micro-batches of a step are in them, and set them to "
@@ -116,7 +116,7 @@ class StepLosses:
 
 
 class Additions:
-    """What backward passes have added to the gradients of the weights, as hooks of these see it.
+    """What backward passes have added to the weights' gradients, as the weights' hooks see it.
 
     It refers to no tensor: Python cannot collect a model whose weight has a hook that refers to it.
 
@@ -132,7 +132,7 @@ class Additions:
         self.versions: dict[int, int] = {}
 
     def note(self, number: int, weight: Tensor) -> None:
-        """Note one; the hook of a weight."""
+        """Note an addition; the hook of a weight, called with its number."""
         if torch.compiler.is_compiling():  # a compiled pass does not tell when it is over
             return
         if weight.grad is None:  # another hook has taken it, and the estimate says so

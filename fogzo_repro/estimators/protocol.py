@@ -107,11 +107,10 @@ class QuantizedWeight:
 
 
 class Point:
-    """The weights theta at which a step stands, and what its formulas need to know of them there.
+    """The weights theta of a step, with the epsilons and guides that its formulas need there.
 
-    Each of the properties is computed when it is first asked for, and then kept: a step makes one
-    point and hands it to everything that it calls. It is valid until the weights or their gradients
-    change.
+    Each property is computed on first use and then kept, so that a step computes it once. A point
+    is valid until the weights or their gradients change.
 
     Args:
         weights: the quantized weights, each parameter listed once.

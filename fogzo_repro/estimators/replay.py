@@ -144,7 +144,7 @@ class RecordedLoss:
         return loss
 
     def forget_passes(self) -> None:
-        """Be as before backward."""
+        """Forget the backward passes that were counted."""
         self._weight: Tensor | None = None
         self.is_added = False
 

@@ -89,7 +89,12 @@ class Total:
             self.last = c, v
 
     def count(self, c: Tensor, flips: Tensor) -> None:
-        """Take in what there is to log of a block, and not its share of the sum."""
+        """Count a block for the log only, without adding its share of the sum.
+
+        Args:
+            c: (k,), as in `add`.
+            flips: see `ProbeLosses`.
+        """
         self.squares = self.squares + c.square().sum()
         self.flips = self.flips + flips
         self.flat = self.flat + (c == 0).sum()
