@@ -77,8 +77,6 @@ def spelled(value: object) -> str:
 
 
 LARGEST = 2**31 - 1  # of a whole number: sizes of a network, probe pairs
-
-
 MOST = 1000  # of what is made one by one before a run begins: layers, copies, processes
 
 

@@ -192,7 +192,7 @@ def read_rows(folder: Path, manifest: dict[str, Any], remedy: str) -> np.ndarray
 
 
 def places(names: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return where the wanted names are among names, or would be."""
+    """Return for each wanted name (W,) its place among the names (N,), or any place without one."""
     order = np.argsort(names, kind="stable")
     return order[np.searchsorted(names, wanted, sorter=order).clip(max=len(names) - 1)]
 

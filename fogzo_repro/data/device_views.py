@@ -128,7 +128,7 @@ def finish(view: TrainingView, parts: Parts) -> Tensor:
 
 
 def why_not(view: TrainingView, device: torch.device) -> str:
-    """Say why the device is not to do the second half of a view: nothing where it can.
+    """Return why the device cannot do the second half of a view; empty where it can.
 
     It is tried on a few images of noise; it has to give Pillow's pixels, to the last bit.
     """

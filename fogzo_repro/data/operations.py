@@ -126,7 +126,7 @@ def _note(
 
 
 class _Moved:
-    """Notes how an image is moved, in place of one."""
+    """Stands in for an image, and notes the matrix by which timm moves it."""
 
     def __init__(self, size: int) -> None:
         from PIL import Image
@@ -137,7 +137,7 @@ class _Moved:
         self.rotate = partial(Image.Image.rotate, self)  # type: ignore[arg-type]
 
     def copy(self) -> None:
-        """Is asked for where nothing moves."""
+        """Timm asks for a copy where nothing moves."""
 
     def transform(
         self, size: Any, method: Any, matrix: Sequence[float], *_: Any, **__: Any

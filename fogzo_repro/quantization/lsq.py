@@ -209,8 +209,8 @@ class LsqInput(Lsq):
 
     The start is averaged over ranks, so that it is the same on all, and is part of every
     checkpoint, so that a resumed run has no second one. Of an accumulated batch it is that of the
-    first micro-batch. Until then a pass without gradients
-    (a probe, an evaluation) takes the start that its own inputs would give and keeps nothing.
+    first micro-batch. Until then a pass without gradients (a probe, an evaluation) takes the start
+    that its own inputs would give and keeps nothing.
 
     Args:
         bits: b, 1 to 8.

@@ -88,18 +88,18 @@ def sections(results: Path, found: TableResults) -> list[str]:
 
 @dataclass(frozen=True)
 class Kept:
-    """FOGZO made cheaper: what share of its gain is left, and its time in the STE's, if known."""
+    """A cell with cheaper probes: the share of FOGZO's gain that it keeps, its time in STE runs."""
 
     cell: CellResult
     share: float
     low: float
     high: float
     n: int
-    time: float | None
+    time: float | None  # None where it is not known
 
 
 def time_of(cell: CellResult, ste: CellResult, benches: Records) -> float | None:
-    """Return the time of a run in that of the STE's run: its steps, each as long as was benched.
+    """Return a run's time in STE runs: its steps over the STE's, each as long as was benched.
 
     The runs shared their cards, so that their own times tell nothing. None where a step of its
     kind was not benched, or nothing was run.

@@ -44,14 +44,14 @@ ABOUT_MEMORY = (
 
 
 @dataclass(frozen=True)
-class Needed:
-    """A cell, what a run takes, how many are missing, hours a run by card, its memory there."""
+class CellNeeds:
+    """What the missing runs of a cell take."""
 
     cell: Cell
-    forecast: Forecast
-    missing: int
-    hours: dict[str, Hours | None]
-    peak: Peak | None
+    forecast: Forecast  # of one run
+    missing: int  # runs
+    hours: dict[str, Hours | None]  # of one run, by card
+    peak: Peak | None  # memory of one run on a card
 
     @property
     def config(self) -> RunConfig:
@@ -111,9 +111,9 @@ def dry_run(table: str, cells: Sequence[Cell], records: Path) -> list[str]:
         left = [run for run in runs if known.get(run) not in OVER]
         to_run += left
         hours = measured.hours(config, needed.steps)
-        found.append(Needed(cell, needed, len(left), hours, measured.peak(config)))
+        found.append(CellNeeds(cell, needed, len(left), hours, measured.peak(config)))
     disk = sum(each.forecast.disk * each.missing for each in found)
-    largest: dict[str, Needed] = {}  # by dataset: of the most data
+    largest: dict[str, CellNeeds] = {}  # by dataset: of the most data
     for each in sorted(found, key=lambda one: -one.forecast.data):
         if each.missing:
             largest.setdefault(each.config.dataset.name, each)
@@ -181,13 +181,13 @@ def describe_on_cards(config: RunConfig, steps: int) -> list[str]:
     return [*aligned([*facts.items()]), *legends]
 
 
-def _table(found: Sequence[Needed], cards: Sequence[str]) -> list[str]:
+def _table(found: Sequence[CellNeeds], cards: Sequence[str]) -> list[str]:
     """Return a line for each cell below one for its row, and the sum of each row."""
     titles = ["", "missing", "steps", "seen", "GiB", "GB"]
     short = [re.sub(r"^NVIDIA | \d+GB.*", "", card) for card in cards]
     titles += [f"h a run, {card}" for card in short] + [f"h missing, {card}" for card in short]
     lines: list[list[str] | str] = [titles]
-    rows: dict[str, list[Needed]] = {}
+    rows: dict[str, list[CellNeeds]] = {}
     for each in found:
         rows.setdefault(each.config.cell.row, []).append(each)
     for row, cells in rows.items():
@@ -231,7 +231,7 @@ def _gigabytes(peak: Peak) -> str:
     return f"{'~' * peak.scaled}{plain(peak.memory / 2**30)}"
 
 
-def _networks(cells: Sequence[Needed]) -> str:
+def _networks(cells: Sequence[CellNeeds]) -> str:
     """Return which networks a row trains, and how large they are."""
     quantized = [each for each in cells if each.forecast.perturbed]
     one = quantized[-1] if quantized else cells[0]
@@ -251,7 +251,7 @@ def _to_measure(cells: Sequence[Cell]) -> str:
     return f" until {commands} HARDWARE=NAME measured them" if kinds else ""
 
 
-def _total(cells: Sequence[Needed], card: str) -> str:
+def _total(cells: Sequence[CellNeeds], card: str) -> str:
     """Return the hours of all missing runs on a card."""
     known = [(n.hours[card], n.missing) for n in cells if n.missing]
     unknown = sum(missing for one, missing in known if one is None)
@@ -278,7 +278,7 @@ def _said(hours: Hours | None) -> str:
     return f"{marks}{plain(hours.hours)}{' L' if hours.loader else ''}"
 
 
-def _trial(table: str, found: Sequence[Needed]) -> list[str]:
+def _trial(table: str, found: Sequence[CellNeeds]) -> list[str]:
     """Return how a cell is tried on next to no data."""
     if found[0].config.scale == "smoke":
         return []

@@ -1,9 +1,9 @@
 """The queue: works off jobs with several worker processes, and notices those that hang.
 
 A job that fails, diverges, hangs or takes its process down does not stop the rest. One that another
-process has is left to it, and asked for once more when no other is left. A signal (INT,
-TERM, HUP), the deadline or the end of the queue itself, by whatever, stops the workers at their
-checkpoints; what was running goes on when the queue is started again.
+process has is left to it, and tried once more when no other is left. A signal (INT, TERM, HUP), the
+deadline or the end of the queue itself, however that comes, stops the workers at their checkpoints;
+what was running goes on when the queue is started again.
 
 A worker runs many jobs, one after another: imports cost several seconds, a run of the shallow
 network about one. It does not import torch before its environment is set.

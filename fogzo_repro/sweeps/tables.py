@@ -12,10 +12,9 @@ their names on the command line:
 
 The cell `deit-lsq-fogzo` has the table's settings, then its row's, its column's and its own; of two
 values for one setting, or for settings that say the same, the later one stands, and `use` comes
-before the settings beside it. A column
-with `rows: [deit]` stands in these rows alone. A table may have rows alone, or columns alone, which
-then name the cells; the other label is the setting `cell.column` or `cell.row`. The table's name is
-the file's, no setting.
+before the settings beside it. A column with `rows: [deit]` stands in these rows alone. A table may
+have rows alone, or columns alone, which then name the cells; the other label is the setting
+`cell.column` or `cell.row`. The table's name is the file's, no setting.
 
 `over: {estimator.noise: [1e-6, 1e-7]}` makes one cell of each value, or of each combination; the
 labels refer to it, as in "1-beta=${estimator.noise}". `sweeps:` has such cells on the tuning seeds,

@@ -304,8 +304,8 @@ def adamw_(
 ) -> None:
     """Make torch's AdamW step with a rate for each lane; a rate of 0 leaves p as it is.
 
-    m and v are the moments of the gradient g, lr is broadcastable to p, steps count from 1, and the
-    recipe has betas and eps.
+    m and v, shaped as p, are the moments of the gradient g; lr is (S, C, 1, 1), steps count from 1,
+    and the recipe has betas and eps.
     """
     beta1, beta2 = recipe.betas
     m.lerp_(g, 1 - beta1)

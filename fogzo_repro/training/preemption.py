@@ -92,9 +92,10 @@ def why_elsewhere(force: bool) -> str:
 
 
 def hurry() -> None:
-    """Let this process end without looking through all its objects, which takes torch seconds.
+    """Let this process end without its last garbage collection, which takes seconds with torch.
 
-    Libraries that miss them would print so at the end, where nothing else is left to be told.
+    Libraries complain at exit of objects that are still alive: standard error leads nowhere by
+    then, when all that there was to say has been said.
     """
     gc.freeze()
     atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))

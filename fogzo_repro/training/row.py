@@ -1,7 +1,7 @@
-"""What a step says: a row of numbers on the device, which becomes a line of metrics.jsonl.
+"""The figures of a step: a row of numbers on the device, which becomes a line of metrics.jsonl.
 
-Their names stand here, and for those of the estimate in `Estimate`. Whatever asks a row or a line
-for a number by its name is in this file.
+`ROW` names them, those of the estimate by the fields of `Estimate`. All that looks up a figure of a
+row or a line by its name is in this file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def make_row(estimate: Estimate | None, finite: Tensor, **others: Tensor) -> Ten
     Args:
         estimate: None where the step was not probed; its numbers are then 0.
         finite: whether loss and gradient are; else the guide is not, and there is no estimate.
-        others: the numbers of `ROW` that are not the estimate's.
+        others: the numbers of `ROW` that are not the estimate's, 0-dim.
     """
     zero = torch.zeros((), device=finite.device)
     for name in ESTIMATE:
