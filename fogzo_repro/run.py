@@ -23,7 +23,7 @@ import torch
 from fogzo_repro import METHOD_VERSION, files
 from fogzo_repro.config import RunConfig, UserError, published, to_yaml
 from fogzo_repro.plan import Plan, evaluations_per_step, make_plan, needs_of
-from fogzo_repro.tracking.environment import command_line, git_state, versions, why_refused
+from fogzo_repro.tracking.environment import git_state, provenance, why_refused
 from fogzo_repro.tracking.metrics import Journal, binned_history
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.tracking.records import SCHEMA_VERSION, make_good, read_record, write_record
@@ -317,10 +317,7 @@ def _record(
         "status": status,
         "config": published(config),
         "resolved": {**plan.result["resolved"], **plan.how_computed()},
-        "command": command_line(),
-        **code,
-        "versions": versions(),
-        "hardware": machine.card,
+        **provenance(code, machine.card),
         "seed": config.seed,
         "metrics": {"last": last, "best": {split: best} if best else {}},
         "history": binned_history(journal.lines(), training.done, course),

@@ -28,7 +28,7 @@ from fogzo_repro.plan import evaluations_per_step
 from fogzo_repro.sweeps.jobs import Job
 from fogzo_repro.sweeps.lanes import LaneCell, groups
 from fogzo_repro.sweeps.queue import Outcome
-from fogzo_repro.tracking.environment import command_line, git_state, versions
+from fogzo_repro.tracking.environment import git_state, provenance
 from fogzo_repro.tracking.progress import RunProgress
 from fogzo_repro.tracking.records import SCHEMA_VERSION, file_record
 from fogzo_repro.training.lanes import Lanes
@@ -176,10 +176,7 @@ def train_group(
         progress.close()
     seconds = time.monotonic() - begun
     shared = {
-        "command": command_line(),
-        **code,
-        "versions": versions(),
-        "hardware": machine.card,
+        **provenance(code, machine.card),
         "lanes": len(group) * len(seeds),
         "perturbed_weights": group[0].perturbed,
         "evaluations_per_step": evaluations_per_step(config.estimator),

@@ -25,6 +25,11 @@ ELSEWHERE = {  # variables by which git takes another place for the repository
 COUNTED = (".", ":!results")  # no run reads results/, and new records must not make runs dirty
 
 
+def provenance(code: dict[str, Any], hardware: str) -> dict[str, Any]:
+    """Return what a record says of its command, its code (`git_state`), its packages and card."""
+    return {"command": command_line(), **code, "versions": versions(), "hardware": hardware}
+
+
 def command_line() -> str:
     """Return the command as a user would type it from the project's folder.
 

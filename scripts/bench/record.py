@@ -13,7 +13,7 @@ from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.project import TOP
 from fogzo_repro.reporting.benches import FIGURE, read_benches
-from fogzo_repro.tracking.environment import command_line, git_state, versions
+from fogzo_repro.tracking.environment import git_state, provenance
 from fogzo_repro.training.machine import processor_name
 
 COMMITTED = TOP / "results" / "records" / "bench"
@@ -56,10 +56,7 @@ def card_name(toy: bool) -> str:
 
 def head(bench: str, contender: str, card: str) -> dict[str, Any]:
     """Return the first lines of a bench's record: its card or processor, its contender in words."""
-    return {
-        "bench": bench, "contender": contender, "command": command_line(), **git_state(),
-        "versions": versions(), "hardware": card,
-    }  # fmt: skip
+    return {"bench": bench, "contender": contender, **provenance(git_state(), card)}
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
