@@ -175,19 +175,7 @@ def make_plan(config: RunConfig) -> Plan:
     if isinstance(config.estimator, FogzoConfig) and config.estimator.rho is not None:
         noise = noise_from_rho(config.estimator.rho, network.perturbed)
         config = replace(config, estimator=replace(config.estimator, noise=noise, rho=None))
-    if config.hardware.exact_products and not network.exact_products:
-        raise UserError(
-            f"hardware.exact_products=true: no linear layer of model={config.model.name} with "
-            f"quantizer={config.quantizer.name} has weights and inputs of at most {MOST_BITS} bits "
-            f"and widths that are multiples of {MULTIPLE}; leave it out"
-        )
-    if config.estimator.n:
-        network.check_laws(f"estimator={config.estimator.name}")
-    if config.estimator.probe_gradients and machine.autocast == torch.float16:
-        raise UserError(
-            f"estimator={config.estimator.name} takes gradients at its probes, which no scaler "
-            "keeps from underflow in fp16; give hardware.precision=bf16 or fp32"
-        )
+    _check_network(config, machine, network)
     if machine.cuda_graph and not can_capture(network.model):
         machine = replace(machine, cuda_graph=False)
     if "image_shape" in task.model_arguments:
@@ -219,6 +207,24 @@ def make_plan(config: RunConfig) -> Plan:
     total = config.recipe.total_steps(batches.order.steps)
     result = json.loads(json.dumps(result_fields(config, resolved)))
     return Plan(config, machine, task, network, total, many, result)
+
+
+def _check_network(config: RunConfig, machine: Machine, network: Network) -> None:
+    """Refuse settings that the network, or the precision of the machine, cannot follow."""
+    estimator = config.estimator
+    if config.hardware.exact_products and not network.exact_products:
+        raise UserError(
+            f"hardware.exact_products=true: no linear layer of model={config.model.name} with "
+            f"quantizer={config.quantizer.name} has weights and inputs of at most {MOST_BITS} bits "
+            f"and widths that are multiples of {MULTIPLE}; leave it out"
+        )
+    if estimator.n:
+        network.check_laws(f"estimator={estimator.name}")
+    if estimator.probe_gradients and machine.autocast == torch.float16:
+        raise UserError(
+            f"estimator={estimator.name} takes gradients at its probes, which no scaler keeps from "
+            "underflow in fp16; give hardware.precision=bf16 or fp32"
+        )
 
 
 def build_step(
