@@ -17,18 +17,17 @@ import argparse
 import gc
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from fogzo_repro.config import UserError
-from fogzo_repro.terminal import at_least_one, command_parser
+from fogzo_repro.terminal import at_least_one
 from fogzo_repro.training.ranks import ALONE, Ranks, current_ranks, leave
 from scripts.bench.clock import Clock
 from scripts.bench.networks import build, configure
-from scripts.bench.record import begin, head, tell_moved, write
+from scripts.bench.record import asked_for, begin, bench_parser, head, tell_moved, write
 
 NETWORKS = {
     "resnet18": "vision", "deit_tiny": "vision", "llama_30m": "language", "resnet50": "vision",
@@ -39,18 +38,14 @@ WAYS = ("together", "eager", "one_card")  # the last one's weights go their own 
 
 def main() -> None:
     """Measure one network after another; the first rank writes the JSON file."""
-    parser = command_parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
+    parser = bench_parser(__doc__, toy="tiny networks")
     parser.add_argument(
         "--networks", default=",".join(NETWORKS), help="which ones, comma-separated"
     )
     parser.add_argument("--steps", type=at_least_one, default=50, help="timed; 1 or more")
     parser.add_argument("--warm-up", type=int, default=5, help="steps before the clock starts")
-    parser.add_argument("--toy", action="store_true", help="tiny networks, a check on the CPU")
     arguments = parser.parse_args()
-    names = arguments.networks.split(",")
-    if unknown := sorted({*names} - {*NETWORKS}):
-        parser.error(f"no network {', '.join(unknown)}; there are {', '.join(NETWORKS)}")
+    names = asked_for(parser, arguments.networks, NETWORKS)
     ranks = current_ranks()
     if ranks.world_size == 1:
         raise UserError("start it with torchrun --nproc-per-node=N, N above 1")

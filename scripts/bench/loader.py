@@ -42,10 +42,10 @@ from fogzo_repro.data.augmentation import normalize, training_view
 from fogzo_repro.data.decoded import open_decoded
 from fogzo_repro.data.device_views import to_device
 from fogzo_repro.data.photographs import PhotographLoader, Photographs, Sample
-from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
+from fogzo_repro.terminal import at_least_one, one_line_errors
 from fogzo_repro.training.imagenet import on_device
 from fogzo_repro.training.machine import processor_name
-from scripts.bench.record import begin, head, tell_moved, write
+from scripts.bench.record import begin, bench_parser, head, tell_moved, write
 
 RECIPES = ("resnet18", "deit_tiny")
 LEAST_ROUNDS = 5  # of one batch of each worker
@@ -55,7 +55,7 @@ EPOCHS = 5  # of a run by the command
 @one_line_errors
 def main() -> None:
     """Measure both recipes, write one JSON file."""
-    parser = command_parser(__doc__)
+    parser = bench_parser(__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="holds imagenet/")
     parser.add_argument("--workers", type=at_least_one, default=16, help="processes; 1 or more")
     parser.add_argument(
@@ -64,7 +64,6 @@ def main() -> None:
     parser.add_argument("--batch", type=at_least_one, default=256, help="images; 1 or more")
     parser.add_argument("--decoded", type=int, metavar="SIDE", help="of a decoded tree in DIR")
     parser.add_argument("--train", action="store_true", help="train by the command too, on a GPU")
-    parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     arguments = parser.parse_args()
     committed = begin(arguments.out, on_gpu=False)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

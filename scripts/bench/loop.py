@@ -17,18 +17,18 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fogzo_repro.estimators.loop import FogzoStep
-from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
+from fogzo_repro.terminal import at_least_one, one_line_errors
 from fogzo_repro.training.optimizers import set_lr
 from scripts.bench.clock import LR, Clock, spread
 from scripts.bench.networks import build, configure
-from scripts.bench.record import begin, head, tell_moved, write
+from scripts.bench.record import begin, bench_parser, head, tell_moved, write
 
 NETWORK, QUANTIZER = "llama_30m", "round-w2"
 CONTENDER = "the suite's own FOGZO step (training.step.TrainStep), launched and captured"
@@ -39,13 +39,11 @@ TURN = 5  # timed steps in a row
 @one_line_errors
 def main() -> int:
     """Measure, write one JSON file; status 1 where `FogzoStep` waits for the device."""
-    parser = command_parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
+    parser = bench_parser(__doc__, toy="a tiny network")
     parser.add_argument(
         "--steps", type=at_least_one, default=50, help="timed of each way; 1 or more"
     )
     parser.add_argument("--warm-up", type=int, default=10, help="of each way; 5 or more on a GPU")
-    parser.add_argument("--toy", action="store_true", help="a tiny network, a check on the CPU")
     arguments = parser.parse_args()
     committed = begin(arguments.out, on_gpu=not arguments.toy)
     found, card = measure(arguments)
@@ -64,7 +62,8 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     ways: dict[str, Callable[[], Any]] = {}
     for name, captured in (("train_step", False), ("captured", True)):
         if machine.cuda_graph or not captured:
-            ways[name] = _taken(Clock(step, [batch], machine, arguments, captured))
+            clock = Clock(step, [batch], machine, arguments, captured)
+            ways[name] = partial(clock.train, probing=True)
     fogzo = FogzoStep(
         step.model, step.optimizer, step.weights, noise=NOISE, clip_norm=step.clip_norm
     )
@@ -107,10 +106,6 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     on_gpu = machine.device.type == "cuda"
     found["waits_for_the_device"] = waiting(fogzo_step) if on_gpu else None
     return found, machine.card
-
-
-def _taken(clock: Clock) -> Callable[[], None]:
-    return lambda: clock.train(probing=True)
 
 
 def turn(take: Callable[[], Any], count: int, on_gpu: bool) -> list[float]:

@@ -17,7 +17,6 @@ import platform
 import statistics
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +25,11 @@ from fogzo_repro.composition import compose_run
 from fogzo_repro.config import RunConfig
 from fogzo_repro.plan import make_plan
 from fogzo_repro.run import execute
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import one_line_errors
 from fogzo_repro.training.machine import resolve_machine
 from fogzo_repro.training.step import TrainStep
 from scripts.bench.clock import times
-from scripts.bench.record import begin, head, tell_moved, write
+from scripts.bench.record import begin, bench_parser, head, tell_moved, write
 
 
 def whole_run(*overrides: str, repetitions: int) -> dict[str, Any]:
@@ -115,9 +114,8 @@ def probe_memory(hardware: str) -> list[dict[str, Any]]:
 @one_line_errors
 def main() -> None:
     """Measure, print, write."""
-    parser = command_parser(__doc__)
+    parser = bench_parser(__doc__)
     parser.add_argument("hardware", help="hardware=PROFILE, as hardware=cpu")
-    parser.add_argument("--out", required=True, type=Path, help="the record to write; a JSON file")
     parser.add_argument("--quick", action="store_true", help="one repetition of everything")
     arguments = parser.parse_args()
     committed = begin(arguments.out, on_gpu=False)

@@ -31,10 +31,10 @@ import torch
 
 from fogzo_repro import files
 from fogzo_repro.config import RunConfig, UserError
-from fogzo_repro.terminal import at_least_one, command_parser, first_line, one_line_errors
+from fogzo_repro.terminal import at_least_one, first_line, one_line_errors
 from scripts.bench.clock import LR, Clock, spread, times
 from scripts.bench.networks import build, configure
-from scripts.bench.record import begin, card_name, head, tell_moved, write
+from scripts.bench.record import asked_for, begin, bench_parser, card_name, head, tell_moved, write
 
 NETWORK = "llama_30m"
 CONTENDER = "QuEST's own training step (IST-DASLab/QuEST, src/models, torch.compile, fused AdamW)"
@@ -52,18 +52,14 @@ TOY = ("model.width=1024", "model.heads=4", "model.hidden=4096")
 @one_line_errors
 def main() -> int:
     """Compile both sides of each case, let them take turns, write a JSON file."""
-    parser = command_parser(__doc__)
+    parser = bench_parser(__doc__, toy="a tiny network")
     parser.add_argument("--quest", type=Path, required=True, help="a clone of QuEST")
-    parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     parser.add_argument("--cases", default=",".join(QUEST), help="of " + ", ".join(QUEST))
     parser.add_argument("--steps", type=at_least_one, default=50, help="timed of each side")
     parser.add_argument("--turn", type=at_least_one, default=10, help="timed in a row")
-    parser.add_argument("--toy", action="store_true", help="a tiny network, a check on the CPU")
     parser.add_argument("--side", choices=("suite", "quest"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    asked = arguments.cases.split(",")
-    if unknown := sorted({*asked} - {*QUEST}):
-        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(QUEST)}")
+    asked = asked_for(parser, arguments.cases, QUEST)
     if arguments.side == "suite":
         return take_turns(arguments)
     if arguments.side == "quest":

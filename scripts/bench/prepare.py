@@ -20,15 +20,15 @@ from typing import Any
 from fogzo_repro.config import UserError
 from fogzo_repro.data.c4 import MANIFEST
 from fogzo_repro.project import TOP
-from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
+from fogzo_repro.terminal import at_least_one, one_line_errors
 from fogzo_repro.training.machine import processor_name
-from scripts.bench.record import begin, head, tell_moved, write
+from scripts.bench.record import begin, bench_parser, head, tell_moved, write
 
 
 @one_line_errors
 def main() -> None:
     """Measure, write one JSON file."""
-    parser = command_parser(__doc__)
+    parser = bench_parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="folder of *.json.gz")
     parser.add_argument("--tokenizer", type=Path, required=True, help="holds tokenizer.model")
     parser.add_argument(
@@ -37,7 +37,6 @@ def main() -> None:
     parser.add_argument(
         "--repeat", type=at_least_one, default=20, help="times that the files are read"
     )
-    parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
     arguments = parser.parse_args()
     committed = begin(arguments.out, on_gpu=False)
     with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +24,9 @@ import torch.nn.functional as F
 
 from fogzo_repro.models.head_loss import linear_cross_entropy
 from fogzo_repro.quantization import products
-from fogzo_repro.terminal import command_parser, one_line_errors
+from fogzo_repro.terminal import one_line_errors
 from scripts.bench.clock import times
-from scripts.bench.record import begin, card_name, head, tell_moved, write
+from scripts.bench.record import begin, bench_parser, card_name, head, tell_moved, write
 
 LAYERS = {  # tokens, and (K, N) of each kind of layer
     "llama_30m": (32768, [(640, 640), (640, 1792), (1792, 640)]),
@@ -45,9 +44,7 @@ CALLS = 8  # in a graph
 @one_line_errors
 def main() -> int:
     """Measure, write one JSON file."""
-    parser = command_parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
-    parser.add_argument("--toy", action="store_true", help="tiny products, a check on the CPU")
+    parser = bench_parser(__doc__, toy="tiny products")
     arguments = parser.parse_args()
     committed = begin(arguments.out, on_gpu=not arguments.toy)
     device = torch.device("cpu" if arguments.toy else "cuda")

@@ -1,9 +1,10 @@
-"""A bench's record: what it was measured with, and what has moved since the committed one."""
+"""What all benches have: options, and a record of what was measured and has moved since."""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fogzo_repro import files
 from fogzo_repro.config import UserError
 from fogzo_repro.project import TOP
 from fogzo_repro.reporting.benches import FIGURE, read_benches
+from fogzo_repro.terminal import command_parser
 from fogzo_repro.tracking.environment import git_state, provenance
 from fogzo_repro.training.machine import processor_name
 
@@ -20,6 +22,23 @@ COMMITTED = TOP / "results" / "records" / "bench"
 MOVED = 0.03  # a share
 SAME = ("bench", "hardware", "processes", "batch", "decoded")  # where two compared records say it
 LEFT_OUT = {"floor", "estimator_memory", "compile_seconds"}  # no speed, or of the compiler's mood
+
+
+def bench_parser(documentation: str | None, toy: str = "") -> argparse.ArgumentParser:
+    """Return a parser with --out, and with --toy where it is said what that measures."""
+    parser = command_parser(documentation)
+    parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
+    if toy:
+        parser.add_argument("--toy", action="store_true", help=f"{toy}, a check on the CPU")
+    return parser
+
+
+def asked_for(parser: argparse.ArgumentParser, said: str, known: Collection[str]) -> list[str]:
+    """Return the names in a comma list; end the command where one is not known."""
+    names = said.split(",")
+    if unknown := sorted({*names} - {*known}):
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(known)}")
+    return names
 
 
 def begin(*paths: Path, on_gpu: bool) -> dict[str, dict[str, Any]]:

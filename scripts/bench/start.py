@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro.config import UserError
-from fogzo_repro.terminal import command_parser, one_line_errors
-from scripts.bench.record import begin, card_name, head, tell_moved, write
+from fogzo_repro.terminal import one_line_errors
+from scripts.bench.record import asked_for, begin, bench_parser, card_name, head, tell_moved, write
 
 STEPS = 20
 LLAMA = ("model=llama_30m", f"eval_every_steps={STEPS}")  # else it is evaluated every second step
@@ -42,17 +42,13 @@ POLL_S = 0.05
 @one_line_errors
 def main() -> int:
     """Time each command twice; write a JSON file."""
-    parser = command_parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the record to write; a JSON file")
+    parser = bench_parser(__doc__, toy="the MLP")
     parser.add_argument("--data-dir", type=Path, help="folder with c4/ and CIFAR-100")
     parser.add_argument("--cases", help="comma-separated, as 'llama_30m round-w2'")
-    parser.add_argument("--toy", action="store_true", help="the MLP, a check on the CPU")
     arguments = parser.parse_args()
     committed = begin(arguments.out, on_gpu=not arguments.toy)
     commands = TOY if arguments.toy else COMMANDS
-    asked = arguments.cases.split(",") if arguments.cases else [*commands]
-    if unknown := sorted({*asked} - {*commands}):
-        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(commands)}")
+    asked = asked_for(parser, arguments.cases or ",".join(commands), commands)
     if arguments.data_dir is None and not arguments.toy:
         parser.error("--data-dir is missing")
     content = head("start", CONTENDER, card_name(arguments.toy)) | {"steps": STEPS, "starts": {}}

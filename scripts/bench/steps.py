@@ -45,7 +45,7 @@ from fogzo_repro import files
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from fogzo_repro.training.machine import resolve_machine
 from scripts.bench.networks import NETWORKS, cases, configure, measure
-from scripts.bench.record import begin, head, tell_moved, write
+from scripts.bench.record import asked_for, begin, head, tell_moved, write
 
 CONTENDER = "an STE step of the same network and quantizer; a step without a quantizer"
 PAPER_RATIO = 1.58  # a FOGZO step in STE steps, PAPER 2, "Table 4"
@@ -87,10 +87,7 @@ def main() -> int:
     committed = begin(*paths.values(), on_gpu=not arguments.toy)
     waiting = [(group, case) for group in arguments.groups for case in cases(group)]
     if arguments.cases:
-        asked = arguments.cases.split(",")
-        if unknown := sorted({*asked} - {case for _, case in waiting}):
-            known = ", ".join(case for _, case in waiting)
-            parser.error(f"no case {', '.join(unknown)}; there are {known}")
+        asked = asked_for(parser, arguments.cases, [case for _, case in waiting])
         waiting = [(g, case) for g, case in waiting if case in asked]
     waiting.sort(key=lambda one: not one[1].startswith("resnet50"))  # compiles longest
     contents = {group: head_of(group, arguments) for group in arguments.groups}
