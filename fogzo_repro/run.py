@@ -177,16 +177,8 @@ def _check_stored_config(plan: Plan) -> None:
 
 def _train(plan: Plan, name: str, kept: KeptCode, said: list[str], beside: int) -> dict[str, Any]:
     config, machine, folder = plan.config, plan.machine, plan.folder
-    task = plan.task
-    step = plan.build_step()
-    batch = config.recipe.global_batch_size
-    ranks = current_ranks()
-    take = CapturedStep(step, batch // ranks.world_size) if machine.cuda_graph else step
-    batches = task.batches(batch)
-    timetable = _timetable(plan, batches.order.steps)
-    journal = Journal(folder, writes=ranks.first)
-    evaluate = partial(task.evaluate, plan.network.model)
-    training = Training(timetable, step, take, batches, evaluate, journal)
+    ranks, training = current_ranks(), _training(plan)
+    journal = training.journal
     said += training.resume()
     said += [no_times] if (no_times := journal.lost_times()) else []
     resumed_at = training.done
@@ -199,28 +191,28 @@ def _train(plan: Plan, name: str, kept: KeptCode, said: list[str], beside: int) 
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = datetime.now(UTC)
-    progress = RunProgress(name, timetable.total_steps, training.done, quiet=not ranks.first)
+    progress = RunProgress(name, plan.total_steps, training.done, quiet=not ranks.first)
     log = _Log(folder / "log.txt" if ranks.first else Path(os.devnull), progress)
-    log.say(f"{name}: {timetable.total_steps} steps on {machine.card}")
+    log.say(f"{name}: {plan.total_steps} steps on {machine.card}")
     log.say(f"{name}: {plan.network.described_parameters} parameters")
     code = git_state() if ranks.first else {}
     if ranks.first and config.cell.table != "none" and (why := why_refused(code)):
         said.append(f"warning: {why}")
     for line in said:
         log.say(f"{name}: {line}")
-    status, notes = "finished", ""
+    status, notes = "finished", list[str]()
     try:
         with StopRequest() as stop:
             try:
                 training.run(progress, stop)
             except Diverged as error:
-                status, notes = "diverged", str(error)
-            skipped = task.skipped()
+                status, notes = "diverged", [str(error)]
+            skipped = plan.task.skipped()
     except BaseException as error:
         journal.finish(None)
         if isinstance(error, Preempted):
             log.say(f"{name}: {error}; {how_to_go_on(config.force)}")
-        if plan.machine.compile and (failure := compile_failure(error)):
+        if machine.compile and (failure := compile_failure(error)):
             log.keep(traceback.format_exc())
             raise failure from None
         raise
@@ -230,18 +222,33 @@ def _train(plan: Plan, name: str, kept: KeptCode, said: list[str], beside: int) 
         progress.close()
     if skipped:
         since = f" since step {resumed_at}" if resumed_at else ""
-        notes = f"{notes} {len(skipped)} unreadable images were replaced{since}".lstrip()
+        notes.append(f"{len(skipped)} unreadable images were replaced{since}")
         for line in skipped:
             log.say(f"{name}: replaced {line}")
     if no_times := journal.lost_times():
-        notes = f"{notes} {no_times}".lstrip()
-    log.say(f"{name}: {status} {notes}".rstrip())
+        notes.append(no_times)
+    log.say(" ".join([f"{name}: {status}", *notes]))
     if ranks.first:
-        record = {**_record(plan, training, status, notes, started, code), "beside": beside}
+        record = _record(plan, training, status, " ".join(notes), started, code)
+        record["beside"] = beside
         write_record(folder / "record.json", record)
         journal.finish(record)
     ranks.barrier()
     return read_record(folder / "record.json")
+
+
+def _training(plan: Plan) -> Training:
+    """Build what is trained and how: the step, as a graph where it is captured, data and files."""
+    ranks, batch = current_ranks(), plan.config.recipe.global_batch_size
+    step, batches = plan.build_step(), plan.task.batches(batch)
+    return Training(
+        _timetable(plan, batches.order.steps),
+        step,
+        CapturedStep(step, batch // ranks.world_size) if plan.machine.cuda_graph else step,
+        batches,
+        partial(plan.task.evaluate, plan.network.model),
+        Journal(plan.folder, writes=ranks.first),
+    )
 
 
 def _shape(plan: Plan) -> dict[str, Any]:
