@@ -23,6 +23,6 @@ def __getattr__(name: str):
 if sys.argv[:1] == ["-m"] and f"{sys.orig_argv[sys.orig_argv.index('-m') + 1]}.".startswith(
     "fogzo_repro."
 ):
-    from fogzo_repro.project import check_installed
+    from fogzo_repro.project import begin_command
 
-    check_installed()
+    begin_command()

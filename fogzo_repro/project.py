@@ -9,9 +9,12 @@ directory where the suite is installed.
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+
+from fogzo_repro.terminal import interrupt
 
 PACKAGE = Path(__file__).resolve().parent
 INSTALLED = (PACKAGE / "configs").is_dir()
@@ -38,6 +41,13 @@ def script(name: str, *words: object) -> str:
     """
     start = ["-m", f"fogzo_repro.scripts.{name}"] if INSTALLED else [f"scripts/{name}.py"]
     return shlex.join(["python", *start, *map(str, words)])
+
+
+def begin_command() -> None:
+    """Do what comes before the imports of a command, which take seconds."""
+    check_installed()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def check_installed() -> None:

@@ -15,7 +15,9 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from io import TextIOWrapper
+from multiprocessing import parent_process
 from pathlib import Path
+from types import FrameType
 from typing import Any, ParamSpec, TextIO, cast
 
 P = ParamSpec("P")
@@ -85,6 +87,23 @@ def say_interrupted() -> int:
     """
     print("interrupted: run the same command again to go on", file=stderr())
     return 130
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle INT: end the process at once while it imports something.
+
+    Raised there, it could end in a page of torch's lines, be dropped in a callback of Python's, or
+    leave half a module behind, which is then an error of its own.
+
+    Raises:
+        KeyboardInterrupt: at any other time.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            status = 130 if parent_process() else say_interrupted()
+            os._exit(status)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -9,6 +9,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fogzo_repro.project import check_installed
+from fogzo_repro.project import begin_command
 
-check_installed()
+begin_command()

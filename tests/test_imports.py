@@ -17,7 +17,7 @@ SIX = {"quantization", "estimators", "models", "data", "tracking", "reporting"}
 PACKAGES = 3
 LAYERS = {  # everything else is on top
     "terminal": 0,
-    "project": 0,
+    "project": 1,
     "files": 1,
     "randomness": 1,
     "config": 2,

@@ -122,6 +122,25 @@ def test_int_ends_a_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err == "interrupted: run the same command again to go on\n"
 
 
+@pytest.mark.parametrize(
+    "words", [["-m", "fogzo_repro"], ["-m", "fogzo_repro.evaluate"], ["scripts/status.py"]], ids=str
+)
+def test_int_ends_a_command_in_one_line_while_it_imports(words: list[str], tmp_path: Path) -> None:
+    """A module may drop what is raised in it, as Python does in a callback."""
+    for name in ("hydra", "torch", "omegaconf"):
+        (tmp_path / f"{name}.py").write_text(
+            "import os, signal\n"
+            "try:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+            "except BaseException:\n    pass\n"
+        )
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    said = "interrupted: run the same command again to go on\n"
+    assert (done.returncode, done.stderr) == (130, said)
+
+
 def test_a_path_is_typed_with_a_tilde_and_never_empty(monkeypatch, capsys):
     monkeypatch.setenv("HOME", "/home/me")
     parser = command_parser("What it does.")
