@@ -42,7 +42,11 @@ from fogzo_repro.terminal import of_a_file
 
 
 def compose_config(overrides: Sequence[str]) -> Any:
-    """Compose as the command line does, for scripts and tests; Hydra's own section is left in."""
+    """Compose as the command line does, for scripts and tests; Hydra's own section is left in.
+
+    Raises:
+        UserError: in one line, also for what Hydra refuses.
+    """
     check_own_parts()
     words = list(overrides)
     if cells := named_cells(words):
@@ -61,7 +65,11 @@ def _compose(words: Sequence[str]) -> Any:
 
 
 def compose_run(*overrides: str) -> RunConfig:
-    """Compose and check one run."""
+    """Compose and check one run.
+
+    Raises:
+        UserError: as `compose_config`, and for a setting against a rule.
+    """
     composed = compose_config(overrides)
     try:
         return parse_composed(composed, composed.hydra, overrides)

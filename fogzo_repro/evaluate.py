@@ -44,7 +44,11 @@ def parse_settings(given: list[str], **more: Callable[[str], Any]) -> dict[str, 
 
 
 def read_device(name: str) -> torch.device:
-    """Return the device of a name; `auto` is a GPU where there is one."""
+    """Return the device of a name; `auto` is a GPU where there is one.
+
+    Raises:
+        ValueError: for another name, or a GPU where there is none.
+    """
     available = torch.cuda.is_available()
     if name == "auto":
         name = "cuda" if available else "cpu"

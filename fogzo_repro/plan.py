@@ -294,7 +294,11 @@ def batched_probes(
 def choose_batched_probes(
     config: RunConfig, machine: Machine, task: Task, network: Network
 ) -> Callable[[Any], Probes] | None:
-    """Resolve estimator.evaluator: batched where it can be and there is more than one direction."""
+    """Resolve estimator.evaluator: batched where it can be and there is more than one direction.
+
+    Raises:
+        UserError: where it is asked for and cannot be.
+    """
     estimator = config.estimator
     wanted = estimator.evaluator
     if wanted == "sequential" or (wanted == "auto" and estimator.n <= 1):

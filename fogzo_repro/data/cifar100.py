@@ -102,7 +102,11 @@ def _fetch(folder: Path) -> None:
 
 
 def read_official(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return pixels and labels of torchvision's folder, which torchvision verifies."""
+    """Return pixels (N, H, W, C) and labels (N,) of the folder of torchvision, which verifies it.
+
+    Raises:
+        UserError: where it cannot be read.
+    """
     from torchvision.datasets import CIFAR100
 
     try:
@@ -119,7 +123,10 @@ def _parquet_files(folder: Path, split: str) -> list[Path]:
 def read_parquet(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return pixels and labels of the hub's files: columns `img` with `bytes`, and `fine_label`.
 
-    The images are PNG, or WebP without loss.
+    The images are PNG, or WebP without loss; pixels are (N, H, W, C) uint8, labels (N,) int64.
+
+    Raises:
+        UserError: naming the file, and the row of an image or label that is not CIFAR-100's.
     """
     import pyarrow.parquet
 

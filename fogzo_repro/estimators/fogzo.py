@@ -90,6 +90,9 @@ def algorithm_1(
 def square_roots(beta: float) -> tuple[float, float]:
     """Return sqrt(beta) and sqrt(1 - beta) as Python floats: 1 - 1e-9 is 1.0 in float32.
 
+    Raises:
+        ValueError: where beta is outside [0, 1].
+
     >>> square_roots(1 - 1e-9)[1] > 3.1e-5
     True
     """

@@ -35,7 +35,7 @@ def one_number(loss: Any) -> Tensor:
 
 
 def check_shape(of: str, scale: Tensor, parameter: Tensor) -> None:
-    """Refuse a scale that does not say which axes of its weight are meant.
+    """Refuse a scale that does not broadcast to its weight, or has fewer axes and several numbers.
 
     Raises:
         ValueError: in one line.

@@ -27,7 +27,11 @@ class DropPath(nn.Module):
         self.factors: Tensor | None = None  # (B,): 0 or 1/(1 - drop_prob); set from outside
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, ...) to the same shape; the identity outside training."""
+        """Map (B, ...) to the same shape; the identity outside training.
+
+        Raises:
+            RuntimeError: where no masks were drawn.
+        """
         if not self.training:  # the rate is not asked: blocks that differ in it share their code
             return x
         if self.factors is None:

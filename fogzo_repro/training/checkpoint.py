@@ -59,6 +59,9 @@ def load_checkpoint(
     Returns:
         Step, tensors, state, and a line for each damaged checkpoint that was passed over;
         None where there is none.
+
+    Raises:
+        UserError: where there are some, of which none is whole or can be read.
     """
     damaged, unreadable = [], None
     for path in sorted(folder.glob("checkpoint-*.json"), reverse=True):

@@ -234,7 +234,12 @@ class Training:
         self.pending.append(line)
 
     def flush(self, progress: RunProgress) -> None:
-        """Fetch the rows of the steps since the last time, check and write them."""
+        """Fetch the rows of the steps since the last time, check and write them.
+
+        Raises:
+            Diverged: at a step that was stopped; the steps before it are written.
+            UserError: where no quantized weight has a gradient at the first step.
+        """
         if not self.pending:
             return
         rows = self.buffer[: len(self.pending)].tolist()

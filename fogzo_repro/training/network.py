@@ -84,6 +84,9 @@ def build_network(
     """Initialise the model, quantize it, move it to the device.
 
     It begins with the weights of `start`, by default with those from (seed, "initialisation").
+
+    Raises:
+        UserError: where a part cannot be built, or a setting names no layer of the model.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, 0, "initialisation"))
