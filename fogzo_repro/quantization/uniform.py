@@ -46,17 +46,18 @@ class Round(FixedScale):
         self.h, self.smoothing = surrogate
         low, high = (level + 0.5 * half_integer for level in round_range(bits))
         beyond = BEYOND.get(clip_gradient)
-        self.kept = None if beyond is None else (low - beyond, high + beyond)
+        self.gradient_range = None if beyond is None else (low - beyond, high + beyond)
 
     def levels(self, units: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return round(units) on the grid."""
         return round_levels(units, self.bits, self.half_integer, dtype)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the quantized weight; its derivative is h' within what is kept, 0 outside."""
+        """Return the quantized weight; its derivative is h', and 0 outside the gradient's range."""
         units = self.units(weight)
-        inside = units.clamp(*self.kept) if self.kept else units
-        plain = self.h is identity and self.kept is None  # 1 exactly, not alpha (1 / alpha)
+        bounds = self.gradient_range
+        inside = units.clamp(*bounds) if bounds else units
+        plain = self.h is identity and bounds is None  # 1 exactly, not alpha (1 / alpha)
         smooth = weight if plain else self.h(inside) * self.scale
         return with_surrogate_gradient(self.levels(units) * self.scale, smooth)
 

@@ -18,7 +18,7 @@ from fogzo_repro import files
 from fogzo_repro.reporting.columns import Column, filled, markdown
 from fogzo_repro.terminal import UserError
 
-PEAK = "790 TFLOP/s"  # the bf16 matrix rate measured on an H200, scripts/bench/steps.py
+PEAK_TFLOPS = 790  # a second: the bf16 matrix rate measured on an H200, scripts/bench/steps.py
 SHOWN = (  # network and quantizer, in this order
     ("resnet18", "round-w2"),
     ("resnet50", "round-w2"),
@@ -204,7 +204,7 @@ def _ste(bench: Bench) -> str:
     figures = bench.figures
     rate = f"{figures['ste_per_s']:,.0f} {figures['unit']}/s"
     share = figures.get("share_of_peak")
-    return rate if share is None else f"{rate}, {100 * share:.0f}% of {PEAK}"
+    return rate if share is None else f"{rate}, {100 * share:.0f}% of {PEAK_TFLOPS} TFLOP/s"
 
 
 def _over_unquantized(bench: Bench) -> float | None:

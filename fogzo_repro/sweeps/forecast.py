@@ -16,7 +16,7 @@ import torch
 
 from fogzo_repro.config import RunConfig, UserError, VisionRecipe
 from fogzo_repro.data import c4
-from fogzo_repro.data.imagenet import check_command
+from fogzo_repro.data.imagenet import CLASSES, IMAGES, check_command
 from fogzo_repro.data.order import EpochOrder
 from fogzo_repro.plan import build_estimator, needs_of
 from fogzo_repro.project import script
@@ -26,7 +26,7 @@ from fogzo_repro.training.tasks import build_task
 
 PHOTOGRAPHS = {  # training images, shape, classes
     "imagenet100": (128_117, (3, 224, 224), 100),  # a tenth of ImageNet-1K; the tree decides
-    "imagenet1k": (1_281_167, (3, 224, 224), 1000),
+    "imagenet1k": (IMAGES["train"], (3, 224, 224), CLASSES),
 }
 ROUGH = ("imagenet100",)  # images are an estimate
 DATA_GB = {"imagenet100": 15.0, "imagenet1k": 150.0}  # about

@@ -18,6 +18,7 @@ from fogzo_repro.data import Batch
 from fogzo_repro.data.c4 import TokenBatch
 from fogzo_repro.estimators import SequentialProbes
 from fogzo_repro.plan import build_step
+from fogzo_repro.reporting.benches import PEAK_TFLOPS
 from fogzo_repro.sweeps.benched import flop_per_token
 from fogzo_repro.training.imagenet import photograph_loss
 from fogzo_repro.training.language import token_loss
@@ -62,7 +63,6 @@ MEASURED = {  # beside none and round-w2
         "llama_300m": ("lsq-w2a2", "quest-w2a2", *EXACT),
     },
 }
-PEAK = 790e12  # FLOP/s
 CLASSES = 1000
 BATCHES = 4  # different ones, taken in turn
 TOY = {
@@ -235,7 +235,8 @@ def rates(found: dict[str, Any]) -> dict[str, float]:
     ste, units = found["ste_ms"]["median"], found["units_per_step"]
     figures = {"ste_per_s": 1000 * units / ste}
     if "flop_per_token" in found:
-        figures["share_of_peak"] = figures["ste_per_s"] * found["flop_per_token"] / PEAK
+        flop_per_s = figures["ste_per_s"] * found["flop_per_token"]
+        figures["share_of_peak"] = flop_per_s / (1e12 * PEAK_TFLOPS)
     if "fogzo_ms" in found:
         fogzo, forwards = found["fogzo_ms"]["median"], found["two_forwards_ms"]["median"]
         figures["fogzo_per_s"] = 1000 * units / fogzo

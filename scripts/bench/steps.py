@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from fogzo_repro import files
+from fogzo_repro.reporting.benches import PEAK_TFLOPS
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from fogzo_repro.training.machine import resolve_machine
 from scripts.bench.networks import NETWORKS, cases, configure, measure
@@ -200,7 +201,7 @@ def line(network: str, quantizer: str, measured: dict[str, Any]) -> str:
     found = measured[quantizer]
     said = f"{network} {quantizer}: STE {found['ste_per_s']:,.0f} {found['unit']}/s"
     if "share_of_peak" in found:
-        said += f" ({100 * found['share_of_peak']:.1f}% of 790 TFLOP/s)"
+        said += f" ({100 * found['share_of_peak']:.1f}% of {PEAK_TFLOPS} TFLOP/s)"
     if "none" in measured and quantizer != "none":
         said += f", {found['ste_ms']['median'] / measured['none']['ste_ms']['median']:.3f} x none"
     if "fogzo_ms" in found:
