@@ -52,6 +52,7 @@ class SignConfig(Part):
     """Fixed scale, one bit (PAPER 1, "Smoothing law")."""
 
     operator: ClassVar[str] = "sign"
+    weight_bits: ClassVar[int] = 1
 
     activation_bits: int
     surrogate: str

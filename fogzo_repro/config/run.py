@@ -114,7 +114,7 @@ class RunConfig:
             "has none; use quantizer=lsq",
         )
         none = self.quantizer.name == "none"
-        if none or getattr(self.quantizer, "weight_bits", 1) == FULL_PRECISION:
+        if none or self.quantizer.weight_bits == FULL_PRECISION:
             require(
                 self.estimator.name == "ste",
                 f"estimator={self.estimator.name} perturbs quantized weights and "

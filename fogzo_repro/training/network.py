@@ -136,7 +136,7 @@ ROTATIONS = ("rotate", "rotate_back")  # of a quantizer that rounds in rotated c
 def _weight_quantizer(config: RunConfig, name: str, weight: Tensor) -> nn.Module | None:
     """Return the quantizer of one weight, or None for full precision."""
     section = _section(config, name)
-    if section is None or getattr(section, "weight_bits", 1) == FULL_PRECISION:
+    if section is None or section.weight_bits == FULL_PRECISION:
         return None
     try:
         given: dict[str, Any] = {"weight": weight, **_surrogate(section, config.parts_dir)}
