@@ -54,7 +54,7 @@ from fogzo_repro.sweeps.jobs import (
     plan_jobs,
     read_images,
 )
-from fogzo_repro.sweeps.lanes import group_key, plan_lanes
+from fogzo_repro.sweeps.lanes import LaneCell, group_key, plan_lanes
 from fogzo_repro.sweeps.overview import Overview
 from fogzo_repro.sweeps.queue import Outcome, run_queue
 from fogzo_repro.sweeps.status import (
@@ -221,13 +221,7 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
     read_images(missing)
     outcome = Outcome()
     if together:
-        from fogzo_repro.sweeps.side_by_side import train_lanes  # torch, once the card is chosen
-
-        if gpus:
-            import torch
-
-            torch.cuda.set_device(int(arguments.gpus.split(",")[0]))
-        outcome = train_lanes(lanes, arguments.records, overview.say, arguments.deadline)
+        outcome = run_side_by_side(arguments, lanes, overview)
         overview.over += together
     if missing and not outcome.interrupted:
         logs = Path(first.output_root) / "workers"
@@ -249,6 +243,19 @@ def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
         hurry()
         return REQUEUE_STATUS
     return status
+
+
+def run_side_by_side(
+    arguments: argparse.Namespace, lanes: list[LaneCell], overview: Overview
+) -> Outcome:
+    """Train cells as one batched network on the first of the cards; return how their runs ended."""
+    from fogzo_repro.sweeps.side_by_side import train_lanes  # torch, once the card is chosen
+
+    if arguments.gpus:
+        import torch
+
+        torch.cuda.set_device(int(arguments.gpus.split(",")[0]))
+    return train_lanes(lanes, arguments.records, overview.say, arguments.deadline)
 
 
 def default_workers(config: RunConfig, gpus: list[str]) -> int:
