@@ -127,21 +127,7 @@ def write_tree(
         elif tree is None or tree[0]["plan"] != plan:
             _refuse_others(folder, plan)
         shards = [rows[rows["shard"] == shard] for shard in range(int(rows["shard"].max()) + 1)]
-        there = sum(path.stat().st_size for path in folder.glob("*.pixels"))
-        need = sum(map(shard_bytes, shards))
-        more, free = need - there + SPARE_BYTES, shutil.disk_usage(folder).free
-        print(
-            f"decoded at a shorter side of at most {side}: {len(rows):,} images, "
-            f"{need / 1e9:.3g} GB in {len(shards):,} files under {folder}, "
-            f"{there / 1e9:.3g} GB of them are there",
-            flush=True,
-        )
-        if more > free:
-            raise UserError(
-                f"{folder} needs {more / 1e9:.3g} GB more and its disk has "
-                f"{free / 1e9:.3g} GB free; free some space, or give a smaller --decoded SIDE or a "
-                "list of --classes"
-            )
+        _check_room(folder, side, len(rows), shards)
         with worker_pool(workers) as pool:
             write = partial(write_shard, root, side, plan)
             done = pool.map(write, repeat(folder), range(len(shards)), shards)
@@ -156,10 +142,29 @@ def write_tree(
             "version": VERSION, "side": side, "kept": "the whole image", "filter": FILTER,
             "classes": classes,
             "decoder": versions, "source": source, "count": len(rows),
-            "shards": len(shards), "bytes": need, "plan": plan,
+            "shards": len(shards), "bytes": sum(map(shard_bytes, shards)), "plan": plan,
             "images": hashlib.sha256(content).hexdigest(),
         }  # fmt: skip
         files.write(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def _check_room(folder: Path, side: int, images: int, shards: Sequence[np.ndarray]) -> None:
+    """Say what a tree takes, and how much of it is there; refuse a disk that is too small."""
+    need = sum(map(shard_bytes, shards))
+    there = sum(path.stat().st_size for path in folder.glob("*.pixels"))
+    more, free = need - there + SPARE_BYTES, shutil.disk_usage(folder).free
+    print(
+        f"decoded at a shorter side of at most {side}: {images:,} images, "
+        f"{need / 1e9:.3g} GB in {len(shards):,} files under {folder}, "
+        f"{there / 1e9:.3g} GB of them are there",
+        flush=True,
+    )
+    if more > free:
+        raise UserError(
+            f"{folder} needs {more / 1e9:.3g} GB more and its disk has "
+            f"{free / 1e9:.3g} GB free; free some space, or give a smaller --decoded SIDE or a "
+            "list of --classes"
+        )
 
 
 def _plan(side: int, versions: dict[str, str], rows: np.ndarray) -> str:
