@@ -94,7 +94,12 @@ BAD = {
     "too many layers": (["model=llama_9m", "model.layers=2147483647"], "must be at most 1000"),
     "negative lr": (["recipe.lr=-1"], "recipe.lr=-1.0 must be above 0"),
     "lr not a number": (["recipe.lr=fast"], "recipe.lr=fast is not a number"),
-    "lr not finite": (["recipe.lr=nan"], "recipe.lr=nan must be above 0"),
+    "lr not finite": (["recipe.lr=nan"], "recipe.lr=nan must be a finite number"),
+    "a list of options": (
+        ["estimator=[ste,fogzo]"],
+        "estimator=[ste,fogzo] is a list, of which the last option would win; give one, or with "
+        "-m several, estimator=ste,fogzo",
+    ),
     "bits out of range": (["quantizer.weight_bits=9"], "quantizer.weight_bits=9 is outside 2..8"),
     "one bit of round": (["quantizer.weight_bits=1"], "use quantizer=sign"),
     "no quantized weight": (["quantizer=none"], "quantizer=round or estimator=ste"),

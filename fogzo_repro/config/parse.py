@@ -185,6 +185,14 @@ def parse_config(
     Raises:
         ConfigError: with one line that names the key, the rule and, where there is one, the remedy.
     """
+    words = dict(word.split("=", 1) for word in typed if "=" in word)
+    for section in SECTIONS:
+        option = words.get(section, "")
+        require(
+            not option.startswith("["),
+            f"{section}={option} is a list, of which the last option would win; give one, or with "
+            f"-m several, {section}={option.strip('[]')}",
+        )
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     for section in BROUGHT:
         if section not in config and "model" in chosen:
@@ -197,7 +205,6 @@ def parse_config(
             "select it, else give recipe.lr and recipe.max_steps"
         ) from None
     assert isinstance(settings, dict)
-    words = dict(word.split("=", 1) for word in typed if "=" in word)
     if settings.get("scale") == "smoke":
         settings["dataset"] = _known_to_its_file(settings["dataset"], words)
     for section in SECTIONS:

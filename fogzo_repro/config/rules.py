@@ -88,5 +88,6 @@ def finite(
         return
     if isinstance(value, int):
         require(value <= most, f"{key}={value} must be at most {most}")
-    good = math.isfinite(value) and (value > low if strict else value >= low)
+    require(math.isfinite(value), f"{key}={value} must be a finite number")
+    good = value > low if strict else value >= low
     require(good, f"{key}={value} must be {'above' if strict else 'at least'} {low:g}")

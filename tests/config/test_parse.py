@@ -146,7 +146,7 @@ def test_noise_is_given_in_one_of_three_ways_and_what_is_typed_stands(words, exp
         (["estimator.rho=8", "estimator.noise=0.1"], "estimator.noise and estimator.rho say the"),
         (["estimator.beta_min=0.9", "estimator.rho=8"], "estimator.beta_min and estimator.rho say"),
         (["estimator.rho=-1"], "estimator.rho=-1.0 must be at least 0"),
-        (["estimator.rho=nan"], "estimator.rho=nan must be at least 0"),
+        (["estimator.rho=nan"], "estimator.rho=nan must be a finite number"),
         (["estimator.beta_min=null"], "give one of estimator.beta_min, estimator.noise"),
     ],
     ids=str,
