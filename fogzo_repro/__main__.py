@@ -62,21 +62,58 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own: set to 1, it raises errors inste
 
 @dataclass
 class Sweep:
-    """What is known of the jobs of a command while they are composed and run.
+    """The jobs of a command, and what is known of them while they are composed and run.
 
     Attributes:
-        typed: the words of the command line.
+        command: the command line.
+        typed: its words but for flags.
+        words: what Hydra is given of these: other ones where a cell is named.
         cells: that these name.
         seeds: of the jobs that one of a dry run stands for, by its other words.
         composing: the words of the job that is being composed.
         launched: whether all are composed, so that an error is no longer the user's.
+        statuses: of the runs; the first says only that nothing has failed yet.
+        told: errors, each with the number of jobs that it ended.
     """
 
+    command: list[str]
     typed: Sequence[str]
+    words: Sequence[str]
     cells: Sequence[Entry] = ()
     seeds: dict[tuple[str, ...], list[int]] = field(default_factory=dict)
     composing: Sequence[str] = ()
     launched: bool = False
+    statuses: list[int] = field(default_factory=lambda: [0])
+    told: Counter[str] = field(default_factory=Counter)
+
+    def run(self, composed: Any, tracebacks: bool) -> None:
+        """Run one job that Hydra has composed, and note how it ended."""
+        sys.argv = self.command  # for the record
+        task = HydraConfig.get().overrides.task
+        try:
+            config = parse_composed(composed, HydraConfig.get(), self.typed)
+            self.launched = True
+            label = label_of(task, [*self.words, *self.typed])
+            self.statuses.append(run_one(config, label, self.seeds.get(_but_seed(task), [])))
+        except (UserError, OSError) as error:
+            if tracebacks:
+                raise
+            error = of_a_file(error) if isinstance(error, OSError) else error
+            said = with_place(error, task, self.typed)
+            if str(said) not in self.told:  # all seeds of a sweep lack the same data
+                tell(said)
+            self.told[str(said)] += 1
+            self.statuses.append(2)
+            if SUBMITIT in os.environ:  # another process waits for the status
+                raise
+
+    def status(self) -> int:
+        """Say what failed; return the exit status, that of the output where nothing was run."""
+        jobs = len(self.statuses) - 1
+        say_failed(self.told, jobs)
+        if not jobs:  # the configuration was shown, by Hydra
+            return output_status()
+        return 2 if 2 in self.statuses else max(self.statuses)
 
 
 def main() -> int:
@@ -95,36 +132,16 @@ def main() -> int:
     except ConfigError as error:
         tell(error)
         return 2
-    words = typed = arguments.overrides
+    typed = arguments.overrides
     flags = [word for word in given if word not in typed]
     changes = {FULL_ERROR: "1"}
     if arguments.config_dir:  # Hydra finds a user's options there, we find tables
         changes["FOGZO_PARTS"] = os.path.abspath(os.path.expanduser(arguments.config_dir))
-    statuses = [0]  # of the runs; the first says only that nothing has failed yet
-    sweep = Sweep(typed)
-    told: Counter[str] = Counter()  # errors, each with the number of jobs that it ended
+    sweep, tracebacks = Sweep(command, typed, typed), os.environ.get(FULL_ERROR) == "1"
 
-    def job(composed: Any) -> None:
-        sys.argv = command  # for the record
-        task = HydraConfig.get().overrides.task
-        try:
-            config = parse_composed(composed, HydraConfig.get(), typed)
-            sweep.launched = True
-            label = label_of(task, [*words, *typed])
-            statuses.append(run_one(config, label, sweep.seeds.get(_but_seed(task), [])))
-        except (UserError, OSError) as error:
-            if tracebacks:
-                raise
-            error = of_a_file(error) if isinstance(error, OSError) else error
-            said = with_place(error, task, typed)
-            if str(said) not in told:  # all seeds of a sweep lack the same data
-                tell(said)
-            told[str(said)] += 1
-            statuses.append(2)
-            if SUBMITIT in os.environ:  # another process waits for the status
-                raise
+    def job(composed: Any) -> None:  # a plain function, as Hydra's launchers pickle
+        sweep.run(composed, tracebacks)
 
-    tracebacks = os.environ.get(FULL_ERROR) == "1"
     with environment(**changes):
         try:
             check_own_parts()
@@ -136,11 +153,11 @@ def main() -> int:
             if cells:
                 if len(cells) > 1 and not (arguments.multirun and arguments.cfg is None):
                     raise several_cells(typed, cells)
-                words = words_for(cells[0], typed)
+                sweep.words = words_for(cells[0], typed)
             if arguments.help:
-                print(help_of(words))
+                print(help_of(sweep.words))
                 return output_status()
-            sys.argv = [command[0], *flags, *words]
+            sys.argv = [command[0], *flags, *sweep.words]
             with sweeps_checked(sweep):
                 hydra.main(version_base=None, config_path=str(CONFIGS), config_name="config")(job)()
         except KeyboardInterrupt:
@@ -148,18 +165,16 @@ def main() -> int:
         except Exception as error:
             if tracebacks:
                 raise
-            if told:
+            if sweep.told:
                 return 1
             if sweep.launched and not isinstance(error, UserError):
                 raise
-            tell(in_one_line(error, sweep.composing or words, typed))
+            tell(in_one_line(error, sweep.composing or sweep.words, typed))
             return 2
     ranks = sys.modules.get("fogzo_repro.training.ranks")  # only a run has brought it, and torch
-    if ranks and 2 not in statuses:
+    if ranks and 2 not in sweep.statuses:
         ranks.leave()
-    say_failed(told, len(statuses) - 1)
-    ran = len(statuses) > 1  # else the configuration was shown, by Hydra
-    return (2 if 2 in statuses else max(statuses)) if ran else output_status()
+    return sweep.status()
 
 
 def help_of(words: Sequence[str]) -> str:
