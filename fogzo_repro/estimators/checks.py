@@ -166,6 +166,11 @@ def _check_trainable(name: str, p: Tensor) -> None:
             f"{name} is kept in {p.dtype}, in which a perturbation is lost to rounding; keep "
             "the latent weight in float32 and use torch.autocast for the passes"
         )
+    if p.is_complex():
+        raise ValueError(
+            f"{name} is complex, and is perturbed along real numbers; make parameters of its real "
+            "and its imaginary part"
+        )
     if not p.requires_grad:
         raise ValueError(
             f"{name} does not require a gradient, and so has no STE gradient; leave it out of the "

@@ -398,6 +398,7 @@ def _clip(parameters: Sequence[Tensor], bound: float) -> None:
     if not gradients:
         return
     values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    values = [torch.view_as_real(v) if v.is_complex() else v for v in values]
     norm = nn.utils.get_total_norm(values)
     norms = torch._foreach_norm(values, 2, dtype=torch.float64)
     wide = torch.stack([n.to(norm.device) for n in norms]).norm()

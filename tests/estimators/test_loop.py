@@ -444,6 +444,16 @@ def test_sparse_gradients_are_clipped_like_dense_ones() -> None:
     torch.testing.assert_close(moved[1], moved[0], rtol=1e-4, atol=1e-6)
 
 
+def test_complex_gradients_are_clipped_with_the_others() -> None:
+    """As of a layer that works on a Fourier transform."""
+    parameters = [nn.Parameter(torch.zeros(9, dtype=d)) for d in (torch.complex64, torch.float32)]
+    parameters[0].grad = torch.full((9,), 3 - 4j)
+    parameters[1].grad = torch.full((9,), 12.0)
+    _clip(parameters, 1.0)  # their norm is 39
+    torch.testing.assert_close(parameters[0].grad, torch.full((9,), (3 - 4j) / 39))
+    torch.testing.assert_close(parameters[1].grad, torch.full((9,), 12 / 39))
+
+
 @pytest.mark.parametrize(
     ("value", "dtype"),
     [(3e4, torch.float16), (1e38, torch.float32), (3e38, torch.bfloat16)],
@@ -633,6 +643,11 @@ def cast(model: nn.Module, w: QuantizedWeight) -> QuantizedWeight:
     return QuantizedWeight(w.parameter, w.scale.bfloat16(), LAW)
 
 
+def complex_(model: Any, w: QuantizedWeight) -> QuantizedWeight:
+    model[0].weight = nn.Parameter(torch.ones(8, 6, dtype=torch.complex64))
+    return QuantizedWeight(model[0].weight, w.scale, LAW)
+
+
 def frozen(model: nn.Module, w: QuantizedWeight) -> QuantizedWeight:
     w.parameter.requires_grad_(False)
     return w
@@ -680,6 +695,7 @@ WRONG = {
         "the scale of 0.weight was computed from something that is trained",
     ),
     "bfloat16": (cast, "0.weight is kept in torch.bfloat16, in which a perturbation is lost"),
+    "complex": (complex_, "0.weight is complex, and is perturbed along real numbers"),
     "frozen": (frozen, "0.weight does not require a gradient"),
     "expanded": (expanded, r"several elements of 0.weight share one place .*\.contiguous\(\)"),
     "overlapping": (overlapping, r"several elements of 0.weight share one place in memory"),
