@@ -126,21 +126,23 @@ def _sum_of_losses(logits: Tensor, normalizer: Tensor, targets: Tensor) -> Tenso
     return (normalizer - logits.gather(-1, targets.unsqueeze(-1))).sum()
 
 
+def _by_parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a chunk's sum of losses and its gradient in the type of the logits; uses them up."""
+    wide = _wide(logits)
+    normalizer = wide.logsumexp(-1, keepdim=True)
+    loss = _sum_of_losses(wide, normalizer, targets)
+    gradient = wide.sub_(normalizer).exp_()
+    words = torch.arange(logits.shape[1], device=logits.device)
+    gradient -= (words == targets.unsqueeze(-1)).to(gradient.dtype)  # softmax - 1_hot
+    return loss, gradient.to(logits.dtype)
+
+
 def _by_kernel(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Do so in one kernel, in the place of the logits."""
     from fogzo_repro.models.head_kernel import softmax_gradients
 
     losses = softmax_gradients(logits, targets)
     return losses.sum(), logits
-
-
-def _by_parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a chunk's sum of losses, and its gradient in the type of the logits."""
-    wide = _wide(logits)
-    normalizer = wide.logsumexp(-1, keepdim=True)
-    gradient = (wide - normalizer).exp_()
-    words = torch.arange(logits.shape[1], device=logits.device)
-    gradient -= (words == targets.unsqueeze(-1)).to(gradient.dtype)  # softmax - 1_hot
-    return _sum_of_losses(wide, normalizer, targets), gradient.to(logits.dtype)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, kernel: bool) -> None:

@@ -6,7 +6,7 @@ what is not there before the first step, the optimizer's state and what the esti
 
 The passes run eagerly, since a compiled one takes a minute. That is an upper bound: eager autograd
 keeps each operation's inputs, where the compiler fuses and recomputes. For llama_30m at 64 x 512 it
-says 12.5 GB, and the compiled step of the bench peaks at 7.4 GB. So a network that will be compiled
+says 11.7 GB, and the compiled step of the bench peaks at 7.4 GB. So a network that will be compiled
 is refused only after a compiled pass at the run's own batch was measured too.
 """
 

@@ -153,5 +153,5 @@ def test_the_prediction_bounds_the_measured_peak_from_above() -> None:
     record = json.loads((ROOT / "results/records/bench/language-h200.json").read_text())
     measured = record["networks"]["llama_30m"]["round-w2"]["peak_memory_mb"] * 2**20
     found = predicted("llama_30m")
-    assert found == pytest.approx(12.5e9, rel=0.02)  # eager passes; the bench ran compiled
+    assert found == pytest.approx(11.7e9, rel=0.02)  # eager passes; the bench ran compiled
     assert measured < found < SHARE * 32e9  # the paper's card
