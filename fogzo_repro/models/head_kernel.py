@@ -55,7 +55,7 @@ def _kernel(
     for d in range(0, D, BD):
         logits = tl.dot(hidden.load([n, d]), weight.load([v, d]).T, logits)
     logits = tl.where((v + tl.arange(0, BV))[None, :] < V, logits, float("-inf"))
-    high = tl.max(logits, 1)
+    high = tl.maximum(tl.max(logits, 1), -3e38)  # not -inf, see below
     total = tl.sum(tl.exp(logits - high[:, None]), 1)
     token = n + tl.arange(0, BN)
     place = tile.to(tl.int64) * N + token
@@ -128,8 +128,9 @@ def softmax_gradients(logits: Tensor, targets: Tensor) -> Tensor:
     losses = logits.new_empty(len(logits), dtype=torch.float32)
     if len(logits):
         _row_kernel[(len(logits),)](
-            logits, targets, losses, logits.shape[1], *logits.stride(), BV=ROW, num_warps=ROW_WARPS
-        )
+            logits, targets.contiguous(), losses, logits.shape[1], *logits.stride(),
+            BV=ROW, num_warps=ROW_WARPS,
+        )  # fmt: skip
     return losses
 
 

@@ -31,11 +31,15 @@ for tokens, words, width in ((200, 300, 64), (128, 512, 128), (37, 1000, 40), (1
     found = token_losses(hidden, weight, targets)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
     print(tokens, words, width)
+hidden, weight = torch.eye(1, 8).half().to(device), torch.zeros(600, 8).half().to(device)
+weight[:, 0] = float("-inf")  # of whole tiles, but for one word
+weight[3, 0] = 1
+assert token_losses(hidden, weight, torch.tensor([3], device=device)).item() == 0
 for words, kind in ((5, None), (1000, None), (9000, None), (8192, torch.float16)):
     kind = kind or torch.float32
     logits = (5 * torch.randn(7, words, generator=generator)).to(kind).to(device)
     logits[0, :-1], logits[1, 3] = float("-inf"), 200.0
-    targets = torch.randint(words, (7,), generator=generator).to(device)
+    targets = torch.randint(words, (14,), generator=generator).to(device)[::2]
     targets[:2] = words - 1
     exact = logits.double()
     if words == 1000:
