@@ -23,7 +23,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -47,7 +46,7 @@ from fogzo_repro.data.imagenet import (
     odd_counts,
     read_class_list,
 )
-from fogzo_repro.data.workers import worker_pool
+from fogzo_repro.data.workers import in_order, worker_pool
 from fogzo_repro.terminal import at_least_one, command_parser, one_line_errors
 from fogzo_repro.tracking.progress import RunProgress
 
@@ -171,7 +170,7 @@ def check_files(root: Path, listing: Listing, full: bool, workers: int) -> set[s
     progress = RunProgress("checking images", len(names), 0)
     bad = set()
     with worker_pool(workers) as pool:
-        found: Iterable[bool] = pool.map(partial(is_whole, root, full), names, chunksize=256)
+        found = in_order(pool, partial(is_whole, root, full), names, 256)
         for done, (name, whole) in enumerate(zip(names, found, strict=True), 1):
             if not whole:
                 bad.add(name)

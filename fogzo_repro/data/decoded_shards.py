@@ -14,7 +14,6 @@ import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from fogzo_repro.data.decoded import (
     shard_bytes,
     shard_name,
 )
-from fogzo_repro.data.workers import LOCK_SECONDS, worker_pool
+from fogzo_repro.data.workers import LOCK_SECONDS, in_order, worker_pool
 
 SHARD_BYTES = 2**29  # of pixels in a shard, at most, but for an image that is larger
 SPARE_BYTES = 2**26  # left free on the disk
@@ -65,8 +64,8 @@ def plan_tree(root: Path, names: Sequence[str], side: int, workers: int) -> np.n
         UserError: naming a file that is no image.
     """
     with worker_pool(workers) as pool:
-        paths = (root / "train" / name for name in names)
-        found = np.array([*pool.map(_seen, paths, chunksize=256)], np.int64).reshape(-1, 4)
+        paths = [root / "train" / name for name in names]
+        found = np.array([*in_order(pool, _seen, paths, 256)], np.int64).reshape(-1, 4)
     encoded = np.array([os.fsencode(name) for name in names], np.bytes_)
     rows = np.zeros(len(names), [("name", encoded.dtype), *ROW, *FILE])
     rows["name"] = encoded
@@ -130,8 +129,7 @@ def write_tree(
         _check_room(folder, side, len(rows), shards)
         with worker_pool(workers) as pool:
             write = partial(write_shard, root, side, plan)
-            done = pool.map(write, repeat(folder), range(len(shards)), shards)
-            for count, _ in enumerate(done, 1):
+            for count, _ in enumerate(in_order(pool, write, shards), 1):
                 yield count, len(shards)
         file = io.BytesIO()
         np.lib.format.write_array(file, rows, allow_pickle=False)
@@ -202,11 +200,10 @@ def _refuse_others(folder: Path, plan: str) -> None:
         )
 
 
-def write_shard(
-    root: Path, side: int, plan: str, folder: Path, shard: int, own: np.ndarray
-) -> None:
+def write_shard(root: Path, side: int, plan: str, own: np.ndarray) -> None:
     """Write one shard whole or not at all, unless it is there and undamaged."""
-    path = folder / shard_name(shard)
+    folder = folder_of(root, side)
+    path = folder / shard_name(int(own["shard"][0]))
     if _is_whole(path, plan, own):
         return
     checksums = []

@@ -8,12 +8,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
 
 from fogzo_repro.config import UserError
 
+T = TypeVar("T")
+U = TypeVar("U")
 POLL_SECONDS = 0.5
 LOCK_SECONDS = 10.0  # to wait for a folder's lock: workers of a killed process hold it for a moment
 
@@ -62,6 +65,24 @@ def worker_pool(count: int, begin: Callable[[], object] = bool) -> Iterator[Proc
                     "command again, with fewer --workers"
                 ) from None
             raise
+
+
+def in_order(
+    pool: ProcessPoolExecutor, do: Callable[[T], U], items: Sequence[T], together: int = 1
+) -> Iterator[U]:
+    """Yield what `do` returns for each item; a worker takes so many of them together.
+
+    `pool.map` cancels what is left after an error or an interruption, and Python 3.11 tells in a
+    traceback that a pool with cancelled work has lost its workers.
+    """
+    parts = (items[first : first + together] for first in range(0, len(items), together))
+    waiting = [pool.submit(_do_each, do, part) for part in parts][::-1]
+    while waiting:
+        yield from waiting.pop().result()
+
+
+def _do_each(do: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    return [do(item) for item in items]
 
 
 def _begin(parent: int, begin: Callable[[], object]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from fogzo_repro.config import UserError
-from fogzo_repro.data.workers import worker_pool
+from fogzo_repro.data.workers import in_order, worker_pool
 from tests.forked import finish, fork
 
 LONG = 100.0
@@ -60,6 +61,27 @@ def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals) -
 def test_a_worker_that_is_ended_from_outside_is_one_line() -> None:
     with pytest.raises(UserError, match="a worker was ended from outside"), worker_pool(1) as pool:
         list(pool.map(os._exit, [9]))
+
+
+def fail(number: int) -> None:
+    if number:
+        raise UserError("the disk is full")
+
+
+def test_an_error_of_one_of_many_tasks_is_told_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 added a traceback from a thread of its own."""
+    said: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    with pytest.raises(UserError, match="the disk is full"), worker_pool(1) as pool:
+        list(in_order(pool, fail, range(100)))
+    assert not said
+
+
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_what_workers_return_comes_in_order(together: int) -> None:
+    with worker_pool(2) as pool:
+        assert [*in_order(pool, abs, range(-10, 0), together)] == [*range(10, 0, -1)]
+        assert not [*in_order(pool, abs, [], together)]
 
 
 def test_a_terminals_int_to_all_processes_is_the_parents_alone(tmp_path: Path) -> None:
