@@ -18,6 +18,7 @@ Exit status: 0 manifest written; 2 something is to be mended.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import os
@@ -82,6 +83,8 @@ def main() -> None:
         parser.error(f"--decoded {arguments.decoded} must be at least 16")
     if arguments.classes and arguments.decoded is None:
         parser.error("--classes says what --decoded SIDE decodes; give both")
+    classes = arguments.classes
+    wnids = None if classes is None else read_class_list(classes, "--classes ")
     check_root(root)
     if arguments.val_labels:
         sort_val(root, arguments.val_labels)
@@ -96,7 +99,7 @@ def main() -> None:
         )
     kept = write_manifest(root, listing, bad)
     if arguments.decoded is not None:
-        decode(root, arguments.decoded, kept["train"], arguments.classes, arguments.workers)
+        decode(arguments, kept["train"], wnids or sorted(kept["train"]))
 
 
 def check_root(root: Path) -> None:
@@ -261,25 +264,23 @@ def write_manifest(root: Path, listing: Listing, bad: set[str]) -> Listing:
     return kept
 
 
-def decode(
-    root: Path, side: int, train: dict[str, list[str]], classes: str | None, workers: int
-) -> None:
-    """Write the decoded tree, see `fogzo_repro.data.decoded`.
+def decode(arguments: argparse.Namespace, train: dict[str, list[str]], wnids: list[str]) -> None:
+    """Write the decoded tree of these classes, see `fogzo_repro.data.decoded`.
 
     Raises:
         UserError: for a class without images, a tree of other images, a disk that is too small, a
             file that is no image.
     """
-    wnids = sorted(train) if classes is None else read_class_list(classes)
+    root, side, workers = arguments.root, arguments.decoded, arguments.workers
     if missing := [wnid for wnid in wnids if not train.get(wnid)]:
         raise UserError(
-            f"--classes {classes}: {len(missing)} of {len(wnids)} classes have no images in "
-            f"{root / 'train'}, the first is {missing[0]}; complete the tree or give another list"
+            f"{len(missing)} of {len(wnids)} classes have no images in {root / 'train'}, the first "
+            f"is {missing[0]}; complete the tree or give a list of --classes without them"
         )
     names = [f"{wnid}/{name}" for wnid in wnids for name in sorted(train[wnid])]
     progress = None
     rows = plan_tree(root, names, side, workers)
-    for done, total in write_tree(root, side, rows, workers, classes):
+    for done, total in write_tree(root, side, rows, workers, arguments.classes):
         progress = progress or RunProgress("decoding", total, 0)
         progress.update(done, {})
     if progress is not None:

@@ -96,8 +96,10 @@ def build(data_dir: Path, classes: str | None, allow_partial: bool) -> ImageNetI
     return ImageNetIndex(splits["train"], splits["val"], wnids, fingerprint)
 
 
-def read_class_list(classes: str) -> list[str]:
+def read_class_list(classes: str, option: str = "dataset.classes=") -> list[str]:
     """Return the wnids of configs/classes/<classes>.txt or of a file given by its path.
+
+    `option` is what the user has named it by.
 
     Raises:
         UserError: where there is no such file, or a line that is not a wnid.
@@ -106,16 +108,16 @@ def read_class_list(classes: str) -> list[str]:
     path = known if known.is_file() else Path(classes)
     if not path.is_file():
         lists = ", ".join(sorted(p.stem for p in CLASS_LISTS.glob("*.txt")))
-        raise UserError(f"dataset.classes={classes} is neither a file nor one of: {lists}")
+        raise UserError(f"{option}{classes} is neither a file nor one of: {lists}")
     try:
         wnids = path.read_text("utf-8-sig").split()
     except UnicodeDecodeError as error:
-        raise UserError(f"dataset.classes={classes} is not a text in UTF-8 ({error})") from None
+        raise UserError(f"{option}{classes} is not a text in UTF-8 ({error})") from None
     for wnid in wnids:
         if not WNID.fullmatch(wnid):
-            raise UserError(f"dataset.classes={classes}: {wnid!r} is not a wnid such as n01440764")
+            raise UserError(f"{option}{classes}: {wnid!r} is not a wnid such as n01440764")
     if not wnids or len(set(wnids)) < len(wnids):
-        raise UserError(f"dataset.classes={classes} is empty or names a class twice")
+        raise UserError(f"{option}{classes} is empty or names a class twice")
     return sorted(wnids)
 
 

@@ -42,6 +42,24 @@ def test_a_whole_tree_gets_a_manifest_that_equals_a_listing(tmp_path: Path) -> N
     assert build(tmp_path, None, True).fingerprint == listed.fingerprint
 
 
+def test_a_list_of_classes_that_is_not_there_is_told_before_all_files_are_read(
+    tmp_path: Path,
+) -> None:
+    done = prepare(tree(tmp_path), "--decoded", "16", "--classes", "none")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == "error: --classes none is neither a file nor one of: imagenet100\n"
+
+
+def test_a_class_whose_files_are_all_bad_is_named_where_the_tree_is_decoded(tmp_path: Path) -> None:
+    root = tree(tmp_path)
+    for path in (root / "train/n00000001").iterdir():
+        path.write_bytes(b"")
+    done = prepare(root, "--decoded", "16", "--leave-out-bad")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 1 of 2 classes have no images in ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_names_beyond_ascii_and_hidden_files_do_no_harm(tmp_path: Path) -> None:
     root = tree(tmp_path)
     (root / "train/n00000000/train_00.JPEG").rename(root / "train/n00000000/größe_1.JPEG")
