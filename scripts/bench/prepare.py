@@ -39,10 +39,12 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     committed = begin(arguments.out, on_gpu=False)
+    sources = sorted(arguments.source.rglob("*.json.gz"))
+    if not sources:
+        raise UserError(f"--source {arguments.source} holds no *.json.gz; give a folder of C4's")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         source.mkdir()
-        sources = sorted(arguments.source.rglob("*.json.gz"))
         for index in range(arguments.repeat):
             for file in sources:
                 (source / f"{index:05d}-{file.name}").symlink_to(file.resolve())

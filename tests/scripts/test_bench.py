@@ -447,6 +447,10 @@ def test_a_text_that_cannot_be_prepared_is_no_traceback(tmp_path, monkeypatch, c
     words = ["--source", str(tmp_path), "--tokenizer", str(tmp_path), "--workers", "1"]
     monkeypatch.setattr(sys, "argv", ["prepare", *words, "--out", str(tmp_path / "out.json")])
     assert prepare.main() == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: --source {tmp_path} holds no *.json.gz")
+    (tmp_path / "c4-train.00000-of-00001.json.gz").touch()
+    assert prepare.main() == 2
     lines = capfd.readouterr().err.splitlines()
     assert [line.partition(" ")[0] for line in lines] == ["error:", "error:"]
     assert lines[1].endswith("scripts/prepare_c4.py failed, see above")
