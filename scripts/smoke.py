@@ -19,12 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
 if not __package__:  # started as a file
     import root  # noqa: F401
 
     __package__ = "scripts"
+
+import torch
 
 from fogzo_repro.reporting.results import TUNING_SEEDS
 from fogzo_repro.sweeps.jobs import Cell

@@ -33,11 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import sklearn.datasets  # noqa: F401  attempts inherit what is imported here
-import torch._dynamo
-
 if not __package__:  # started as a file
     import root  # noqa: F401
+
+import sklearn.datasets  # noqa: F401  attempts inherit what is imported here
+import torch._dynamo
 
 from fogzo_repro import __main__ as cli
 from fogzo_repro.sweeps.smoke import CONTEXT, VOCABULARY, write_invented_corpus

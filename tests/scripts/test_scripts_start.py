@@ -24,14 +24,12 @@ def test_script_tells_its_usage_from_any_folder(script, tmp_path):
     assert process.stdout.startswith("usage:")
 
 
+SCRIPTS = [f"scripts/{path.name}" for path in commands(".")]
+
+
 @pytest.mark.parametrize(
     "command",
-    [
-        "-m fogzo_repro",
-        "-m fogzo_repro.summary runs",
-        "scripts/rank.py own",
-        "-m scripts.bench.mnist",
-    ],
+    ["-m fogzo_repro", "-m fogzo_repro.summary runs", "-m scripts.bench.mnist", *SCRIPTS],
 )
 def test_without_the_packages_a_command_ends_in_one_line(command):
     words = [sys.executable, "-S", *command.split()]  # -S: no site-packages
