@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,7 @@ def test_int_ends_a_command_in_one_line_while_it_imports(words: list[str], tmp_p
     done = subprocess.run(
         [sys.executable, *words], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else & ignores it
     )  # fmt: skip
     said = "interrupted: run the same command again to go on\n"
     assert (done.returncode, done.stderr) == (130, said)
