@@ -152,8 +152,13 @@ class FogzoStep:
 
         Returns:
             The loss with its graph: divide or scale it as you are used to, and call backward.
+
+        Raises:
+            ValueError: where a parameter was changed since the loss of the last micro-batch.
         """
         self._refuse_copy()
+        if self.losses:  # of earlier micro-batches
+            self._check_unchanged()
         loss = self.recorded.take(RecordedLoss(loss_fn, batch, self.device))
         self.was_training = self.layer.training
         self.versions = self._versions()

@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 TOKENS, WORDS, DEPTH, WARPS, STAGES = 128, 256, 64, 8, 3  # of a tile; fastest of five
-ROW, ROW_WARPS = 4096, 8  # words of a token at a time; fastest of sixty
+ROW, ROW_WARPS = 4096, 8  # words of a token at a time; fastest of those tried
 TOGETHER = 16  # tiles of tokens that go through the words side by side, for the cache
 
 

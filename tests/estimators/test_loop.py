@@ -868,6 +868,18 @@ def test_a_parameter_that_is_changed_before_the_estimate_is_noticed_at_any_step(
         step.step()
 
 
+def test_a_parameter_that_is_changed_between_micro_batches_is_noticed() -> None:
+    model = network(nn.LayerNorm(8))
+    other = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    rest = [p for name, p in model.named_parameters() if not name.startswith("1.")]
+    step = FogzoStep(model, torch.optim.SGD(rest, lr=0.1), quantized(model))
+    one, two = batches(2)
+    step.loss(loss_of(model), *one).backward()
+    other.step()
+    with pytest.raises(ValueError, match=r"^1\.weight was changed in place since the loss"):
+        step.loss(loss_of(model), *two)
+
+
 def test_a_layer_that_finds_its_shape_in_the_first_pass_is_no_fault() -> None:
     model = network(nn.LazyLinear(8))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
