@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any
-from weakref import WeakMethod
 
 import torch
 import torch.distributed as dist
@@ -36,7 +35,6 @@ from fogzo_repro.estimators.checks import (
     check_whole,
     chosen_noise,
     places_of,
-    plain_name,
 )
 from fogzo_repro.estimators.first_step import check_factors, taken_again
 from fogzo_repro.estimators.fogzo import Fogzo
@@ -105,11 +103,6 @@ class FogzoStep:
         check_weights(self.weights, model, self._parameters())
         self.places = places_of(self.weights, model)
         self.layer = next(m for m in model.modules() if m._parameters is self.places[0].own)
-        self.parameters = {
-            plain_name(name): p
-            for name, p in model.named_parameters()
-            if isinstance(p, nn.UninitializedParameter) or not p.is_inference()
-        }
         self.d = sum(w.parameter.numel() for w in self.weights)
         noise = chosen_noise(rho, noise, beta, self.d)
         if not (clip_norm is None or (isinstance(clip_norm, Real) and clip_norm > 0)):
@@ -130,12 +123,11 @@ class FogzoStep:
         self.buffers: FrozenBuffers | None = None  # of the model as it is at the first step
         self.null_level: Tensor | None = None
         self.was_training = self.layer.training  # when the last loss was taken
-        self.versions: list[int] = []  # of all parameters, likewise
         self.told_of_idle = False
         self.is_copy = False
         self.directions, self.signs = (torch.Generator(self.device) for _ in range(2))
-        self.optimizer.register_step_pre_hook(_while_used(self._before_update))
-        self.optimizer.register_step_post_hook(_while_used(self._refuse_without_estimate))
+        self.optimizer.register_step_pre_hook(self._before_update)
+        self.optimizer.register_step_post_hook(self._refuse_without_estimate)
 
     @property
     def losses(self) -> list[RecordedLoss]:
@@ -152,16 +144,10 @@ class FogzoStep:
 
         Returns:
             The loss with its graph: divide or scale it as you are used to, and call backward.
-
-        Raises:
-            ValueError: where a parameter was changed since the loss of the last micro-batch.
         """
         self._refuse_copy()
-        if self.losses:  # of earlier micro-batches
-            self._check_unchanged()
         loss = self.recorded.take(RecordedLoss(loss_fn, batch, self.device))
         self.was_training = self.layer.training
-        self.versions = self._versions()
         return loss
 
     @torch.no_grad()
@@ -175,15 +161,14 @@ class FogzoStep:
 
         Raises:
             ValueError: where there is no loss, backward was not called, or was on a loss that was
-                not recorded, the model's mode is another one, a parameter was changed since the
-                loss was taken, or a weight or scale is not what it was (see `check_places`).
+                not recorded, the model's mode is another one, or a weight or scale is not what it
+                was (see `check_places`).
             RuntimeError: where the processes of a distributed training hold different weights.
         """
         self._refuse_copy()
         losses = self.recorded.end_step()
         self._check_mode()
         check_places(self.places)
-        self._check_unchanged()
         weights = self._taking_part()
         is_unscaled, inverse = self._scale()
         unscaled_by = inverse if is_unscaled else None
@@ -269,19 +254,6 @@ class FogzoStep:
                 f"the loss was taken in {modes[self.was_training]} mode and the model is in "
                 f"{modes[self.layer.training]} mode now, where probes would see another network; "
                 f"call model.{modes[self.was_training]}() before the estimate"
-            )
-
-    def _versions(self) -> list[int]:
-        return [p._version for p in self.parameters.values()]
-
-    def _check_unchanged(self) -> None:
-        now = zip(self.parameters, self.versions, self._versions(), strict=True)
-        changed = next((name for name, before, after in now if before != after), None)
-        if changed is not None:
-            raise ValueError(
-                f"{changed} was changed in place since the loss was taken, as by the step of "
-                "another optimizer, so that probes would see another network; call estimate() "
-                "before what changes it"
             )
 
     def _taking_part(self) -> list[QuantizedWeight]:
@@ -370,21 +342,6 @@ class FogzoStep:
                 "optimizer.step() came before the estimate, and would use the STE's gradient; call "
                 "FogzoStep.step() in its place, or FogzoStep.estimate() before clipping"
             )
-
-
-def _while_used(method: Callable[..., None]) -> Callable[..., None]:
-    """Return a hook that does nothing once its object is gone.
-
-    A cell of a notebook that was interrupted and is run again makes another one for the optimizer.
-    """
-    reference = WeakMethod(method)
-
-    def hook(*arguments: Any) -> None:
-        present = reference()
-        if present is not None:
-            present(*arguments)
-
-    return hook
 
 
 def _warn(*lines: str) -> None:
