@@ -195,8 +195,8 @@ def _refuse_others(folder: Path, plan: str) -> None:
         size = sum(path.stat().st_size for path in others)
         raise UserError(
             f"{folder} holds {len(others)} files ({size / 1e9:.3g} GB) of other images, classes or "
-            "image files, or by another decoder; delete the folder first, or give the --classes "
-            "that it was written with"
+            "image files (times of change too, which only cp -a keeps), or by another decoder; "
+            "delete the folder first, or give the --classes that it was written with"
         )
 
 

@@ -32,7 +32,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Args:
         hidden: (N, D), bf16 or fp16, D a multiple of 8.
         weight: (V, D), of the same type.
-        targets: (N,) int64 below V.
+        targets: (N,) int64 from 0 to V - 1; others are not noticed.
     """
     high, total, of_targets = _tiles(hidden, weight, targets)
     highest = high.amax(0)
@@ -123,7 +123,7 @@ def softmax_gradients(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: (N, V), of any floating type.
-        targets: (N,) int64 below V.
+        targets: (N,) int64 from 0 to V - 1; others are not noticed.
     """
     losses = logits.new_empty(len(logits), dtype=torch.float32)
     if len(logits):

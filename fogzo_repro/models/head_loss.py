@@ -80,7 +80,7 @@ def linear_cross_entropy(
     Args:
         hidden: (N, D).
         weight: (V, D).
-        targets: (N,) int64 below V.
+        targets: (N,) int64 from 0 to V - 1.
         chunk_logits: bound on the number of logits that are held at once; CHUNK_LOGITS by default.
     """
     size = _chunk_size(len(hidden), len(weight), chunk_logits or CHUNK_LOGITS)

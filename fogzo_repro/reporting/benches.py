@@ -82,7 +82,7 @@ def speed_sentence(records: Records) -> str:
         "A FOGZO step with one probe pair takes "
         f"{min(ratios):.2f} to {max(ratios):.2f} times as long as an STE step, by "
         f"network and quantizer, on one {' or '.join(cards)} ([table of "
-        "speeds](docs/hardware.md#measured-speed); of each, one record: earlier code took longer)."
+        "speeds and records](docs/hardware.md#measured-speed); of each, one record)."
     )
 
 
